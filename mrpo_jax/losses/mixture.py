@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several references become one: clip, weigh, mix.
+
+No gradient flows through a reference, anywhere.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mrpo_jax.losses.pair import dpo, widen
+from mrpo_jax.losses.weighting import (
+  adaptive_weights,
+  normalised_weight,
+  uniform_weights,
+)
+from mrpo_jax.shapes import check
+
+
+def power_mean(ref_logp_BCK, weight_BK, *, p):
+  """Log of the weighted power mean of K reference probabilities.
+
+      r(y) = ( sum_k  w_k * r_k(y)^p )^(1/p)
+
+  p = -1 is MRPO's virtual reference (harmonic): one trusted reference that
+  finds y unlikely is enough to make it unlikely.  p = 0 is the geometric mean,
+  the exact optimum for several reverse-KL penalties; p = 1 the mixture.
+  -inf and inf are the minimum and the maximum.  Not normalised over y.
+
+  Args:
+    ref_logp_BCK: log-probability of each response under each reference; nats,
+      summed over response tokens.
+    weight_BK: trust in each reference, [B, K] or [K]; non-negative,
+      normalised here to sum 1 over K.  A zero removes that reference.
+    p: static Python number, +-inf included.
+
+  Returns:
+    logp_BC: nats, float32 or better; no gradient.
+
+  Source: MRPO, arXiv:2405.16388, for p = -1; Aminian et al.,
+  arXiv:2502.01203, for p = 0.
+  Numerics: one log-sum-exp over K; finite at +-1e4 nats.  A reference of
+  weight 0 may hold any value, -inf included.
+
+  >>> import jax.numpy as jnp
+  >>> equal = jnp.full((1, 2, 3), -7.0)
+  >>> power_mean(equal, jnp.ones(3), p=-1).tolist()
+  [[-7.0, -7.0]]
+  """
+  check("B 2 K", ref_logp_BCK)
+  ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
+  weight_B1K = normalised_weight(weight_BK, ref_logp_BCK)[:, None, :]
+  kept_BCK = jnp.broadcast_to(weight_B1K > 0, ref_logp_BCK.shape)
+  safe_BCK = jnp.where(kept_BCK, ref_logp_BCK, 0.0)
+  if p == 0:
+    return jnp.sum(weight_B1K * safe_BCK, axis=-1)
+  if p == float("inf"):
+    return jnp.max(safe_BCK, axis=-1, where=kept_BCK, initial=-jnp.inf)
+  if p == float("-inf"):
+    return jnp.min(safe_BCK, axis=-1, where=kept_BCK, initial=jnp.inf)
+  log_weight_B1K = jnp.log(jnp.where(weight_B1K > 0, weight_B1K, 1.0))
+  term_BCK = jnp.where(kept_BCK, log_weight_B1K + p * safe_BCK, -jnp.inf)
+  return jax.nn.logsumexp(term_BCK, axis=-1) / p
+
+
+def trust_region(ref_logp_BCK, *, epsilon_max=0.1, adaptive=True):
+  """Clips the other references into a band around reference 0 (CTRO).
+
+      b(y)   = mean_k log r_k(y)
+      eps(y) = epsilon_max * |b(y)| / (|b(y_w)| + |b(y_l)|)
+      log r_k(y) in log r_0(y) +- eps(y) * |log r_0(y)|      for k >= 1
+
+  The band is a share of the log-probability, so it grows with the response's
+  length; the two eps of a pair sum to epsilon_max.
+
+  Args:
+    ref_logp_BCK: nats, summed over response tokens; reference 0 is the base.
+    epsilon_max: share of |log r_0|, >= 0.
+    adaptive: False uses epsilon_max for both responses.
+
+  Returns:
+    ref_logp_BCK: clipped, no gradient; reference 0 unchanged.  K = 1 returns
+    its input, and so does a pair whose b is 0 on both responses.
+
+  Source: released code of MRPO (arXiv:2405.16388) for K = 2.  For K > 2 the
+  mean over all K, unclipped, is this project's choice: unverified in the
+  paper.
+
+  >>> import jax.numpy as jnp
+  >>> far = jnp.array([[[-10.0, -50.0], [-10.0, -50.0]]])
+  >>> trust_region(far, epsilon_max=0.2)[0].tolist()
+  [[-10.0, -11.0], [-10.0, -11.0]]
+  """
+  check("B 2 K", ref_logp_BCK)
+  ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
+  if ref_logp_BCK.shape[-1] == 1:
+    return ref_logp_BCK
+  base_BC1 = ref_logp_BCK[..., :1]
+  reach_BC1 = jnp.abs(base_BC1) * epsilon_max
+  clip_B11 = True
+  if adaptive:
+    size_BC1 = jnp.abs(jnp.mean(ref_logp_BCK, axis=-1, keepdims=True))
+    total_B11 = jnp.sum(size_BC1, axis=1, keepdims=True)
+    clip_B11 = total_B11 > 0
+    reach_BC1 = reach_BC1 * size_BC1 / jnp.where(clip_B11, total_B11, 1.0)
+  low_BC1, high_BC1 = base_BC1 - reach_BC1, base_BC1 + reach_BC1
+  clipped_BCK = jnp.clip(ref_logp_BCK, low_BC1, high_BC1)
+  is_base_K = jnp.arange(ref_logp_BCK.shape[-1])[None, None, :] == 0
+  return jnp.where(
+    is_base_K | ~jnp.asarray(clip_B11), ref_logp_BCK, clipped_BCK
+  )
+
+
+def virtual_reference(
+  ref_logp_BCK,
+  *,
+  weight=None,
+  epsilon_max=0.1,
+  adaptive_epsilon=True,
+  p=-1,
+  official_weights=False,
+):
+  """K references become one: weigh what came in, then clip, then mix.
+
+  Args:
+    ref_logp_BCK: nats, summed over response tokens; reference 0 is the base.
+    weight: [K] or [B, K], non-negative; None means `adaptive_weights` of the
+      unclipped values, which read the label.
+    epsilon_max: see `trust_region`; None means no clipping.
+    adaptive_epsilon: see `trust_region`.
+    p: see `power_mean`; -1 is the published harmonic mean.
+    official_weights: swaps the two columns of the weight, however it came
+      about, as the released code does; K = 2 only.
+
+  Returns:
+    logp_BC: log-probability of the virtual reference; nats, no gradient.
+
+  Raises:
+    ValueError: official_weights with K != 2.
+
+  Source: MRPO, arXiv:2405.16388, order of operations as released.
+  """
+  check("B 2 K", ref_logp_BCK)
+  if weight is None:
+    weight = adaptive_weights(ref_logp_BCK)
+  if official_weights:
+    if ref_logp_BCK.shape[-1] != 2:
+      raise ValueError(
+        "official_weights is defined for K=2 references, got "
+        f"K={ref_logp_BCK.shape[-1]}"
+      )
+    weight = jnp.flip(jnp.asarray(weight), axis=-1)
+  if epsilon_max is not None:
+    ref_logp_BCK = trust_region(
+      ref_logp_BCK, epsilon_max=epsilon_max, adaptive=adaptive_epsilon
+    )
+  return power_mean(ref_logp_BCK, weight, p=p)
+
+
+def mrpo(policy_logp_BC, ref_logp_BCK, *, beta=0.1, pair_loss=dpo, **virtual):
+  """Multi-reference preference optimization.
+
+      log r~ = virtual reference of r_0 .. r_{K-1}
+      loss   = -log sigmoid( beta * (Delta_policy - Delta_r~) )
+
+  Without further arguments this is the published method: adaptive weights,
+  adaptive trust region, harmonic mean.  Adaptive weights read which response
+  is the chosen one: do not use them for evaluation without saying so.
+
+  Args:
+    policy_logp_BC: policy log-probability; nats, summed over response tokens;
+      index 0 chosen, 1 rejected.
+    ref_logp_BCK: the same under each frozen reference; index 0 of K is the
+      base.
+    beta: inverse temperature, per nat.
+    pair_loss: called as `pair_loss(logratio_BC, beta=beta)`.
+    **virtual: keywords of `virtual_reference`.
+
+  Returns:
+    loss_B: nats, float32 or better; gradient only through the policy.
+
+  Source: MRPO, arXiv:2405.16388.  The released code puts each weight on the
+  other reference; `official_weights=True` reproduces that.
+
+  >>> import jax.numpy as jnp
+  >>> logp = jnp.array([[-5.0, -9.0]])
+  >>> bool(jnp.isclose(mrpo(logp, logp[..., None])[0], jnp.log(2.0)))
+  True
+  """
+  check("B 2", policy_logp_BC, "B 2 K", ref_logp_BCK)
+  ref_logp_BC = virtual_reference(ref_logp_BCK, **virtual)
+  return pair_loss(widen(policy_logp_BC) - ref_logp_BC, beta=beta)
+
+
+def multi_dpo(
+  policy_logp_BC,
+  ref_logp_BCK,
+  *,
+  beta=0.1,
+  weight=None,
+  epsilon_max=None,
+  adaptive_epsilon=True,
+  pair_loss=dpo,
+):
+  """The weighted sum of one pair loss per reference.
+
+      loss = sum_k  w_k * pair_loss(policy - log r_k)
+
+  Args:
+    policy_logp_BC: nats, summed over response tokens.
+    ref_logp_BCK: the same under each frozen reference.
+    beta: inverse temperature, per nat.
+    weight: [K] or [B, K], non-negative, normalised to sum 1; None is uniform.
+    epsilon_max: see `trust_region`; None means no clipping.
+    adaptive_epsilon: see `trust_region`.
+    pair_loss: called as `pair_loss(logratio_BC, beta=beta)`.
+
+  Returns:
+    loss_B: nats, float32 or better; gradient only through the policy.
+
+  Source: the Multi-DPO baseline of MRPO, arXiv:2405.16388; whether the paper's
+  is uniform and unclipped is unverified.
+
+  >>> import jax.numpy as jnp
+  >>> logp = jnp.array([[-5.0, -9.0]])
+  >>> twice = jnp.stack([logp, logp], axis=-1)
+  >>> bool(jnp.isclose(multi_dpo(logp, twice)[0], jnp.log(2.0)))
+  True
+  """
+  check("B 2", policy_logp_BC, "B 2 K", ref_logp_BCK)
+  ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
+  if weight is None:
+    weight = uniform_weights(ref_logp_BCK)
+  weight_BK = normalised_weight(weight, ref_logp_BCK)
+  if epsilon_max is not None:
+    ref_logp_BCK = trust_region(
+      ref_logp_BCK, epsilon_max=epsilon_max, adaptive=adaptive_epsilon
+    )
+  # A dropped reference may hold anything; 0 * nan would not be dropped.
+  ref_logp_BCK = jnp.where(weight_BK[:, None, :] > 0, ref_logp_BCK, 0.0)
+  logratio_BCK = widen(policy_logp_BC)[..., None] - ref_logp_BCK
+  loss_BK = jax.vmap(
+    lambda logratio_BC: pair_loss(logratio_BC, beta=beta),
+    in_axes=-1,
+    out_axes=-1,
+  )(logratio_BCK)
+  return jnp.sum(weight_BK * loss_BK, axis=-1)
