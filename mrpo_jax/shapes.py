@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trace-time contracts: `check("B C", x, "B C K", y)` binds each name once."""
 
+import jax.numpy as jnp
+
 CHOSEN, REJECTED = 0, 1  # places on the axis C of a pair
+
+
+def widen(array):
+  """float32 or better; an explicit cast, so strict promotion stays happy."""
+  array = jnp.asarray(array)
+  return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
 
 
 def check(*pairs):

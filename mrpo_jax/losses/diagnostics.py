@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.losses.mixture import power_mean, trust_region
-from mrpo_jax.losses.pair import widen
 from mrpo_jax.losses.weighting import normalised_weight
-from mrpo_jax.shapes import CHOSEN, REJECTED, check
+from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 
 def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):

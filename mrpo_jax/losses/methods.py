@@ -9,10 +9,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from mrpo_jax.losses import mixture as mixtures
-from mrpo_jax.losses.pair import dpo, widen
+from mrpo_jax.losses.pair import dpo
 from mrpo_jax.losses.unreferenced import nll
 from mrpo_jax.losses.weighting import adaptive_weights, uniform_weights
-from mrpo_jax.shapes import CHOSEN, check
+from mrpo_jax.shapes import CHOSEN, check, widen
 
 PAIR_LOSSES = {"dpo": dpo}
 # A published method is a pair loss with that paper's mixture, clip and weights.

@@ -7,13 +7,13 @@ No gradient flows through a reference, anywhere.
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.losses.pair import dpo, widen
+from mrpo_jax.losses.pair import dpo
 from mrpo_jax.losses.weighting import (
   adaptive_weights,
   normalised_weight,
   uniform_weights,
 )
-from mrpo_jax.shapes import check
+from mrpo_jax.shapes import check, widen
 
 
 def power_mean(ref_logp_BCK, weight_BK, *, p):

@@ -6,15 +6,8 @@ response tokens) and returns one value per pair; the caller reduces.
 """
 
 import jax
-import jax.numpy as jnp
 
-from mrpo_jax.shapes import CHOSEN, REJECTED, check
-
-
-def widen(array):
-  """float32 or better; an explicit cast, so strict promotion stays happy."""
-  array = jnp.asarray(array)
-  return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
+from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 
 def margin(logratio_BC):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses that need no reference model."""
 
-from mrpo_jax.losses.pair import widen
-from mrpo_jax.shapes import check
+from mrpo_jax.shapes import check, widen
 
 
 def nll(mean_logp_B):

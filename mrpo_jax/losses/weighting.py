@@ -4,8 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.losses.pair import widen
-from mrpo_jax.shapes import CHOSEN, REJECTED, check
+from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 
 def normalised_weight(weight, ref_logp_BCK):

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from mrpo_jax.errors import InputError
+from mrpo_jax.models.families import (
+  UnsupportedModel,
+  config_from_hf,
+  config_to_hf,
+)
+from mrpo_jax.models.spec import ModelConfig
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+NEEDED = dict(
+  model_type="llama",
+  vocab_size=96,
+  hidden_size=32,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  intermediate_size=48,
+)
+# HuggingFaceTB/SmolLM2-135M as transformers 4 wrote it.
+SMOLLM2 = dict(
+  architectures=["LlamaForCausalLM"],
+  attention_bias=False,
+  attention_dropout=0.0,
+  bos_token_id=0,
+  eos_token_id=0,
+  hidden_act="silu",
+  hidden_size=576,
+  initializer_range=0.041666666666666664,
+  intermediate_size=1536,
+  is_llama_config=True,
+  max_position_embeddings=8192,
+  model_type="llama",
+  num_attention_heads=9,
+  num_hidden_layers=30,
+  num_key_value_heads=3,
+  pretraining_tp=1,
+  rms_norm_eps=1e-05,
+  rope_interleaved=False,
+  rope_scaling=None,
+  rope_theta=100000,
+  tie_word_embeddings=True,
+  torch_dtype="bfloat16",
+  transformers_version="4.40.1",
+  use_cache=True,
+  vocab_size=49152,
+)
+
+
+def test_a_config_of_transformers_4_is_read():
+  assert config_from_hf(SMOLLM2) == ModelConfig(
+    vocab_size=49152,
+    width=576,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    mlp_width=1536,
+    rope_theta=100000.0,
+    norm_epsilon=1e-5,
+    tied=True,
+    max_positions=8192,
+    bos_id=0,
+    eos_id=0,
+  )
+
+
+def test_a_config_of_transformers_5_is_read():
+  values = json.loads((GOLDEN / "llama_theta/config.json").read_text())
+  assert "rope_theta" not in values and "rope_parameters" in values
+  assert config_from_hf(values) == ModelConfig(
+    vocab_size=80,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=1,
+    head_dim=8,
+    mlp_width=40,
+    rope_theta=500000.0,
+    norm_epsilon=1e-6,
+    max_positions=128,
+    bos_id=1,
+    eos_id=2,
+  )
+
+
+def test_defaults_are_those_of_transformers():
+  transformers = pytest.importorskip("transformers")
+  ours = config_from_hf(NEEDED)
+  theirs = transformers.LlamaConfig(**NEEDED)
+  assert ours.kv_heads == theirs.num_key_value_heads
+  assert ours.head_dim == theirs.head_dim
+  assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+  assert ours.norm_epsilon == theirs.rms_norm_eps
+  assert ours.tied == theirs.tie_word_embeddings
+  assert ours.max_positions == theirs.max_position_embeddings
+  assert (ours.bos_id, ours.eos_id) == (
+    theirs.bos_token_id,
+    theirs.eos_token_id,
+  )
+
+
+@pytest.mark.parametrize("values", [NEEDED, SMOLLM2], ids=["small", "smollm2"])
+def test_what_is_written_is_read_again(values):
+  config = dataclasses.replace(
+    config_from_hf(values), bos_id=None, eos_id=7, rope_theta=3e5
+  )
+  written = json.loads(json.dumps(config_to_hf(config, "bfloat16")))
+  assert config_from_hf(written) == config
+  assert written["dtype"] == written["torch_dtype"] == "bfloat16"
+  assert written["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_transformers_reads_what_is_written():
+  transformers = pytest.importorskip("transformers")
+  config = dataclasses.replace(config_from_hf(SMOLLM2), head_dim=48)
+  written = config_to_hf(config, "float32")
+  theirs = transformers.AutoConfig.for_model(**written)
+  assert config_from_hf(theirs.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+  "extra, field, value",
+  [
+    (dict(hidden_act="swish"), "width", 32),
+    (dict(pretraining_tp=2, attention_dropout=0.1), "width", 32),
+    (dict(num_key_value_heads=None, head_dim=None), "kv_heads", 4),
+    (dict(head_dim=10), "head_dim", 10),
+    (dict(eos_token_id=[5, 6]), "eos_id", 5),
+    (dict(eos_token_id=None), "eos_id", None),
+    (dict(eos_token_id=[]), "eos_id", None),
+    (dict(rope_theta=5e5, rope_scaling=None), "rope_theta", 5e5),
+    (dict(rope_theta=5e5, rope_scaling={"type": "default"}), "rope_theta", 5e5),
+    # As in transformers: what stands inside rope_parameters wins.
+    (
+      dict(rope_theta=1.0, rope_parameters={"rope_theta": 2}),
+      "rope_theta",
+      2.0,
+    ),
+    (dict(partial_rotary_factor=1.0), "head_dim", 8),
+    (dict(quantization_config=None), "width", 32),
+    (dict(architectures=None), "width", 32),
+    (dict(architectures=["LlamaModel"]), "width", 32),
+  ],
+  ids=str,
+)
+def test_harmless_settings_are_accepted(extra, field, value):
+  assert getattr(config_from_hf({**NEEDED, **extra}), field) == value
+
+
+@pytest.mark.parametrize(
+  "extra, words",
+  [
+    (dict(model_type="bert"), "model_type 'bert'.*llama"),
+    (dict(architectures=["LlamaForSequenceClassification"]), "SequenceClass"),
+    (dict(architectures=5), "architecture 5"),
+    (dict(hidden_act="gelu"), "hidden_act='gelu'"),
+    (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "llama3"),
+    (dict(rope_scaling={"type": "linear", "factor": 2.0}), "linear"),
+    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "yarn"),
+    (
+      dict(rope_parameters={"full_attention": {"rope_type": "default"}}),
+      "type of layer",
+    ),
+    (dict(attention_bias=True), "attention_bias=True"),
+    (dict(mlp_bias=True), "mlp_bias=True"),
+    (dict(quantization_config={"quant_method": "fp8"}), "quantization_config"),
+    (dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
+    (
+      dict(rope_parameters={"partial_rotary_factor": 0.5}),
+      "partial_rotary_factor=0.5",
+    ),
+    (dict(sliding_window=4096), "sliding_window=4096"),
+    (dict(is_causal=False), "is_causal=False"),
+    (dict(is_encoder_decoder=True), "is_encoder_decoder=True"),
+  ],
+  ids=str,
+)
+def test_what_is_not_computed_is_refused_by_name(extra, words):
+  with pytest.raises(UnsupportedModel, match=words):
+    config_from_hf({**NEEDED, **extra})
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_a_missing_key_is_named(key):
+  with pytest.raises(InputError, match=key) as caught:
+    config_from_hf({k: v for k, v in NEEDED.items() if k != key})
+  assert not isinstance(caught.value, UnsupportedModel)
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("model_type", 5),
+    ("num_attention_heads", 0),
+    ("num_attention_heads", 5),  # 32 / 5
+    ("num_key_value_heads", 3),  # 4 / 3
+    ("num_key_value_heads", 0),
+    ("hidden_size", "32"),
+    ("hidden_size", True),
+    ("num_hidden_layers", -2),
+    ("num_hidden_layers", 2.0),
+    ("vocab_size", None),
+    ("head_dim", 7),
+    ("rms_norm_eps", 0),
+    ("rms_norm_eps", float("nan")),
+    ("rope_theta", -1.0),
+    ("rope_theta", 10**400),
+    ("rope_parameters", [1]),
+    ("tie_word_embeddings", "yes"),
+    ("bos_token_id", -1),
+    ("eos_token_id", ["a"]),
+  ],
+  ids=str,
+)
+def test_a_senseless_value_is_refused_with_its_key(key, value):
+  with pytest.raises(InputError, match=key) as caught:
+    config_from_hf({**NEEDED, key: value})
+  assert not isinstance(caught.value, UnsupportedModel)
+
+
+def test_a_list_is_no_config():
+  with pytest.raises(InputError, match="list"):
+    config_from_hf([NEEDED])

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chunked head equals the plain softmax, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from mrpo_jax.models import head
+
+R, M, D, V = 2, 13, 8, 37
+
+
+def inputs(rng, dtype=np.float32):
+  hidden_RMD = jnp.asarray(rng.normal(size=(R, M, D)).astype(dtype))
+  head_VD = jnp.asarray(rng.normal(size=(V, D)).astype(dtype))
+  targets_RM = jnp.asarray(rng.integers(0, V, (R, M)))
+  return hidden_RMD, head_VD, targets_RM
+
+
+def plain(hidden_RMD, head_VD, targets_RM):
+  logits_RMV = jnp.einsum("RMD,VD->RMV", hidden_RMD, head_VD)
+  logp_RMV = jax.nn.log_softmax(logits_RMV)
+  return jnp.take_along_axis(logp_RMV, targets_RM[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 13, 50, None])
+def test_chunks_change_nothing(rng, chunk):
+  given = inputs(rng)
+  got = head.token_logps(*given, chunk=chunk)
+  np.testing.assert_allclose(got, plain(*given), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 13])
+def test_gradients_equal_the_plain_ones(rng, chunk):
+  hidden_RMD, head_VD, targets_RM = inputs(rng)
+  weight_RM = jnp.asarray(rng.normal(size=(R, M)).astype(np.float32))
+
+  def total(function, hidden_RMD, head_VD):
+    return jnp.sum(weight_RM * function(hidden_RMD, head_VD, targets_RM))
+
+  chunked = lambda *given: head.token_logps(*given, chunk=chunk)  # noqa: E731
+  got = jax.grad(total, (1, 2))(chunked, hidden_RMD, head_VD)
+  want = jax.grad(total, (1, 2))(plain, hidden_RMD, head_VD)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_by_differences(rng):
+  with jax.enable_x64(True):
+    hidden_RMD, head_VD, targets_RM = inputs(rng, np.float64)
+    function = lambda h, w: head.token_logps(h, w, targets_RM, 11, chunk=4)  # noqa: E731
+    check_grads(function, (hidden_RMD, head_VD), 1, modes=["rev"])
+
+
+def test_places_past_the_used_ones_cost_and_give_nothing(rng):
+  hidden_RMD, head_VD, targets_RM = inputs(rng)
+  poisoned_RMD = hidden_RMD.at[:, 9:].set(jnp.nan)
+
+  def total(hidden_RMD, head_VD):
+    logp_RM = head.token_logps(hidden_RMD, head_VD, targets_RM, 9, chunk=3)
+    return jnp.sum(logp_RM), logp_RM
+
+  (_, logp_RM), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(
+    poisoned_RMD, head_VD
+  )
+  assert not logp_RM[:, 9:].any()
+  assert not grads[0][:, 9:].any() and np.isfinite(grads[1]).all()
+  want = plain(hidden_RMD, head_VD, targets_RM)[:, :9]
+  np.testing.assert_allclose(logp_RM[:, :9], want, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_sums_in_float32(rng):
+  hidden_RMD, head_VD, targets_RM = inputs(rng)
+  narrow = [x.astype(jnp.bfloat16) for x in (hidden_RMD, head_VD)]
+  got = head.token_logps(*narrow, targets_RM)
+  assert got.dtype == jnp.float32
+  want = plain(*(x.astype(jnp.float32) for x in narrow), targets_RM)
+  np.testing.assert_allclose(got, want, atol=2e-2)
+
+
+def test_a_chunk_is_at_most_a_quarter_of_a_row():
+  for rows in (1, 8, 64):
+    for places in (16, 512, 4096):
+      assert head.chunk_size(rows, places) <= max(1, places // 4)
+
+
+def test_wrong_axes_are_refused(rng):
+  hidden_RMD, head_VD, targets_RM = inputs(rng)
+  with pytest.raises(ValueError, match="D=8"):
+    head.token_logps(hidden_RMD, head_VD[:, 1:], targets_RM)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed, prompt-shared and chunked equals each sequence alone in float64."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrpo_jax import losses
+from mrpo_jax.data import pack
+from mrpo_jax.data.encode import Encoded
+from mrpo_jax.models import attention, rows, spec, transformer
+
+CONFIG = spec.ModelConfig(
+  vocab_size=257,
+  width=32,
+  layers=3,
+  heads=4,
+  kv_heads=2,
+  head_dim=8,
+  mlp_width=48,
+)
+METHOD = losses.build("mrpo", weights="uniform")
+REF = -jnp.array([[330.0, 340.0], [310.0, 320.0], [350.0, 345.0]])
+HH = pathlib.Path(__file__).parents[1] / "data" / "hh_sample.jsonl"
+
+
+def params_of(config=CONFIG):
+  """Norms away from 1 and a head away from uniform, or errors would hide."""
+  params = spec.init(config, jax.random.key(0))
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  leaves = [
+    leaf + 0.1 * jax.random.normal(key, leaf.shape)
+    for leaf, key in zip(leaves, keys, strict=True)
+  ]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def real_pairs(limit=60):
+  """Ragged human pairs as bytes: the longest start both share is the prompt."""
+  pairs = []
+  for line in HH.read_text(encoding="utf-8").split("\n"):
+    if not line:
+      continue
+    row = json.loads(line)
+    texts = [row["chosen"].encode(), row["rejected"].encode()]
+    same = next(
+      (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), None
+    )
+    if same:
+      chosen, rejected = (list(text[same : same + limit]) for text in texts)
+      prompt = list(texts[0][max(0, same - 2 * limit) : same])
+      pairs.append(Encoded(prompt, [*chosen, 256], [*rejected, 256], None))
+  return pairs
+
+
+def alone(params, pair, config=CONFIG):
+  """logp_C by a plain forward of each sequence, unpadded, full logits."""
+  logps = []
+  for response in (pair.chosen_ids, pair.rejected_ids):
+    tokens = jnp.asarray([pair.prompt_ids + response])
+    logits_BTV = transformer.apply(config, params, tokens)
+    logp_TV = jax.nn.log_softmax(logits_BTV[0].astype(jnp.float64), axis=-1)
+    start = len(pair.prompt_ids)
+    places = jnp.arange(start - 1, start - 1 + len(response))
+    logps.append(jnp.sum(logp_TV[places, jnp.asarray(response)]))
+  return jnp.stack(logps)
+
+
+def loss_alone(params, pairs, ref_logp_BCK, config):
+  logp_BC = jnp.stack([alone(params, pair, config) for pair in pairs])
+  return jnp.mean(METHOD(logp_BC, ref_logp_BCK)), logp_BC
+
+
+def loss_packed(params, packed, ref_logp_BCK, config, kernel):
+  B, total, logp_BC = ref_logp_BCK.shape[0], 0.0, 0.0
+  for a in range(packed.tokens_RT.shape[0]):
+    micro = rows.micro_batch(packed, a)
+    one_BC = rows.response_logps(
+      config, params, micro, B, kernel=kernel, chunk=16
+    )
+    here_B = rows.response_lengths(micro, B)[:, 0] > 0
+    total += jnp.sum(jnp.where(here_B, METHOD(one_BC, ref_logp_BCK), 0.0))
+    logp_BC += one_BC
+  return total / B, logp_BC
+
+
+@pytest.mark.parametrize("kernel", list(attention.KERNELS))
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_equals_every_sequence_alone_in_float64(kernel, tied):
+  config = dataclasses.replace(CONFIG, tied=tied)
+  pairs = real_pairs()[:3]  # six sequences, each of its own length
+  packed = pack.pack(pairs, length=300, rows=1)
+  assert rows.micro_batches(packed) == 2
+  params = params_of(config)
+  ref_logp_BCK = REF[:, :, None] + jnp.array([0.0, 9.0])[None, None]
+  got, got_grads = jax.jit(
+    jax.value_and_grad(loss_packed, has_aux=True), static_argnums=(3, 4)
+  )(params, packed, ref_logp_BCK, config, kernel)
+  with jax.enable_x64(True):
+    wide = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
+    plain = functools.partial(loss_alone, pairs=pairs, config=config)
+    want, want_grads = jax.jit(jax.value_and_grad(plain, has_aux=True))(
+      wide, ref_logp_BCK=jnp.asarray(ref_logp_BCK, jnp.float64)
+    )
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+  np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
+  for a, b in zip(
+    jax.tree.leaves(got_grads), jax.tree.leaves(want_grads), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_chosen_never_sees_rejected_nor_another_pair():
+  pairs = real_pairs()[:3]
+  packed = pack.pack(pairs, length=600)
+  micro = rows.micro_batch(packed, 0)
+  params = params_of()
+  mask = attention.visible(micro.segments_RT, micro.branches_RT)
+
+  def chosen_of_first(embedded_RTD):
+    # The embedding is the identity here, so tokens are continuous inputs.
+    tokens = jnp.arange(embedded_RTD.shape[1])[None]
+    hidden = transformer.hidden(
+      CONFIG,
+      {**params, "embed": embedded_RTD[0]},
+      tokens,
+      micro.positions_RT,
+      mask,
+    )
+    is_chosen = (micro.segments_RT == 1) & (micro.branches_RT == 1)
+    return jnp.sum(jnp.square(hidden) * is_chosen[..., None])
+
+  embedded_RTD = jnp.take(params["embed"], micro.tokens_RT, axis=0)
+  grad_RT = jnp.abs(jax.grad(chosen_of_first)(embedded_RTD)).sum(-1)
+  first = micro.segments_RT == 1
+  own = first & (micro.branches_RT <= 1)
+  assert (grad_RT[own] > 0).all()
+  assert not grad_RT[~own].any()  # exactly zero
+
+
+def test_row_layout_does_not_matter(rng):
+  pairs = real_pairs()
+  params = params_of()
+  want = None
+  for length, R in ((250, 1), (400, 3), (900, 2)):
+    packed = pack.pack(pairs, length=length, rows=R, batch=len(pairs) + 1)
+    got = rows.all_response_logps(CONFIG, params, packed, len(pairs) + 1)
+    assert not got[-1].any()  # the absent pair
+    want = got if want is None else want
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-4)
+
+
+def test_padding_holds_anything():
+  pairs = real_pairs()[:2]
+  packed = pack.pack(pairs, length=600)
+  params = params_of()
+  want = rows.all_response_logps(CONFIG, params, packed, 2)
+  junk = packed.replace(
+    tokens_RT=np.where(packed.segments_RT > 0, packed.tokens_RT, 77)
+  )
+  got = rows.all_response_logps(CONFIG, params, junk, 2)
+  np.testing.assert_array_equal(got, want)
+
+
+def test_lengths_count_scored_tokens():
+  pairs = real_pairs()
+  packed = pack.pack(pairs, length=600)
+  got = rows.response_lengths(packed, len(pairs))
+  want = [[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs]
+  assert got.tolist() == want
