@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where pairs come from: a file, a prepared TFDS directory, the HF hub."""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import re
+import sys
+import tempfile
+
+import numpy as np
+
+from mrpo_jax.data import formats
+from mrpo_jax.errors import InputError
+
+SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def load(name):
+  """All pairs of a file, "DIR[:split]" prepared by TFDS, or "org/name[:split]".
+
+  The split is "train" where none is given.
+  """
+  name = str(name)
+  if pathlib.Path(name).is_file() or name.lower().endswith(formats.SUFFIXES):
+    return list(formats.read(name))
+  place, split = name, "train"
+  if not pathlib.Path(name).exists() and (match := SPLIT.fullmatch(name)):
+    place, split = match.groups()
+  if place and pathlib.Path(place).is_dir():
+    return _pairs(_tfds_rows(place, split), f"{place} split {split}")
+  if HUB_NAME.fullmatch(place):
+    return _pairs(_hub_rows(place, split), f"{place} split {split}")
+  raise InputError(
+    f"{name!r}: found no such file, no such directory prepared by TFDS, and it "
+    "is no Hugging Face hub name (org/name or org/name:split); check the name"
+  )
+
+
+def prepare(path, to, *, name="preference_pairs", split="train"):
+  """Writes a file's pairs as a TFDS data set; returns its directory for `load`.
+
+  The directory `to`/`name`/1.0.0 appears complete or not at all.  Where it
+  stands already, it must hold the same pairs and split; then nothing is done.
+  """
+  if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    raise InputError(f"{name!r}: TFDS names are lower case, digits and _")
+  if not re.fullmatch(r"\w+", split):
+    raise InputError(f"{split!r}: a split is named by letters, digits and _")
+  pairs = list(formats.read(path))
+  metadata = {"fingerprint": fingerprint(pairs), "split": split}
+
+  from mrpo_jax.data import tfds_builder
+
+  builder_type = tfds_builder.PreferencePairs
+  directory = pathlib.Path(to) / name / str(builder_type.VERSION)
+  if not directory.exists():
+    content = dict(pairs=pairs, split=split, name=name, metadata=metadata)
+    _write(builder_type(**content, data_dir=str(to)), directory)
+  if _metadata(directory) != metadata:
+    raise InputError(
+      f"{directory}: holds other data than {path} (split {split}); "
+      "give another name or another directory"
+    )
+  return directory
+
+
+def pair_id(pair):
+  """SHA-256 of one pair's content."""
+  content = [pair.prompt, pair.chosen, pair.rejected]
+  text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(pairs):
+  """SHA-256 of the pairs' content in their order: what resuming compares."""
+  return hashlib.sha256("".join(map(pair_id, pairs)).encode()).hexdigest()
+
+
+def _write(builder, directory):
+  import tensorflow_datasets as tfds
+
+  offline = tfds.download.DownloadConfig(try_download_gcs=False)
+  # TFDS prints to stdout, and makes a download folder beside the data.
+  with (
+    contextlib.redirect_stdout(sys.stderr),
+    tempfile.TemporaryDirectory() as downloads,
+  ):
+    try:
+      builder.download_and_prepare(
+        download_dir=downloads, download_config=offline
+      )
+    except OSError as error:
+      if not directory.exists():  # Else another process was first.
+        raise InputError(
+          f"{directory}: cannot be written ({_one_line(error)}); "
+          "give a directory with room where you may write"
+        ) from error
+
+
+def _metadata(directory):
+  try:
+    return json.loads((directory / "metadata.json").read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _pairs(rows, where):
+  pairs = []
+  for i, row in enumerate(rows, 1):
+    row = _text_values(row)
+    if isinstance(row, dict):
+      row = {key: _unwrapped(value) for key, value in row.items()}
+    pairs += formats.pairs_of(row, f"{where} row {i}")
+  if not pairs:
+    raise InputError(f"{where}: holds no pairs; give another split")
+  return pairs
+
+
+def _text_values(value):
+  """NumPy and bytes, as TFDS gives them, to what JSON would have given."""
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, dict):
+    return {key: _text_values(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_text_values(item) for item in value]
+  if isinstance(value, bytes):
+    with contextlib.suppress(UnicodeDecodeError):  # An image, an extra key.
+      return value.decode()
+  return value
+
+
+def _unwrapped(value):
+  # How tfds_builder stores a plain text.
+  if isinstance(value, dict) and value.get("role") == [""]:
+    return value["content"][0]
+  return value
+
+
+def _tfds_rows(directory, split):
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder_from_directory(directory)
+    rows = builder.as_data_source(split=split)
+    for i in range(len(rows)):
+      yield rows[i]
+  except Exception as error:  # TFDS and ArrayRecord raise many kinds.
+    raise InputError(
+      f"{directory}: cannot be read as a data set prepared by TFDS in "
+      f"array_record format, split {split} ({_one_line(error)}); "
+      "check directory and split, or prepare it again"
+    ) from error
+
+
+def _hub_rows(name, split):
+  try:
+    import datasets
+  except ImportError:
+    raise InputError(
+      f"{name}: no such file or directory; to take it from the Hugging Face "
+      "hub, install the package datasets (pip install datasets)"
+    ) from None
+  try:
+    rows = datasets.load_dataset(name, split=split)
+  except Exception as error:  # It raises many kinds, and wraps the network's.
+    raise InputError(
+      f"{name}: cannot be had from the Hugging Face hub, split {split} "
+      f"({_one_line(error)}); check name, split and network"
+    ) from error
+  return rows
+
+
+def _one_line(error):
+  return " ".join(f"{type(error).__name__}: {error}".split())[:300]

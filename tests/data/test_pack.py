@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows by hand, and what every packing keeps."""
+
+import numpy as np
+import pytest
+
+from mrpo_jax.data import pack
+from mrpo_jax.data.encode import Encoded
+
+
+def pair(prompt, chosen, rejected):
+  return Encoded(list(prompt), list(chosen), list(rejected), None)
+
+
+def random_pairs(rng, N, longest=40):
+  draw = lambda: rng.integers(3, 100, rng.integers(1, longest)).tolist()  # noqa: E731
+  return [pair(draw(), draw(), draw()) for _ in range(N)]
+
+
+def test_the_prompt_of_a_pair_stands_once():
+  rows = pack.pack([pair([10, 11], [20, 21], [30])], length=8)
+  #                                  <prompt><chosen><rej>pad
+  assert rows.tokens_RT.tolist() == [[[10, 11, 20, 21, 30, 0, 0, 0]]]
+  assert rows.positions_RT[0, 0, :5].tolist() == [0, 1, 2, 3, 2]
+  assert rows.branches_RT[0, 0].tolist() == [0, 0, 1, 1, 2, 0, 0, 0]
+  assert rows.segments_RT[0, 0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+  # 20 and 30 are predicted by the prompt's last token, 21 by 20.
+  assert rows.places_RM[0, 0, :3].tolist() == [1, 2, 1]
+  assert rows.targets_RM[0, 0, :3].tolist() == [20, 21, 30]
+  assert rows.slots_RM[0, 0, :3].tolist() == [0, 0, 1]
+  assert (rows.slots_RM[0, 0, 3:] > 1).all()
+
+
+def test_two_pairs_share_a_row():
+  pairs = [pair([1], [2], [3]), pair([4, 5], [6], [7])]
+  rows = pack.pack(pairs, length=8)
+  assert rows.tokens_RT[0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+  assert rows.segments_RT[0, 0].tolist() == [1, 1, 1, 2, 2, 2, 2, 0]
+  assert rows.slots_RM[0, 0, :4].tolist() == [0, 1, 2, 3]
+  assert rows.places_RM[0, 0, :4].tolist() == [0, 0, 4, 4]
+
+
+def test_a_missing_rejected_response_takes_no_room():
+  rows = pack.pack([pair([1, 2], [3], [])], length=4)
+  assert rows.tokens_RT.tolist() == [[[1, 2, 3, 0]]]
+  assert (rows.slots_RM < 2).sum() == 1
+
+
+@pytest.mark.parametrize("rows,batch", [(1, None), (4, None), (4, 32)])
+def test_every_response_is_there_once_and_whole(rng, rows, batch):
+  pairs = random_pairs(rng, 30)
+  packed = pack.pack(pairs, length=128, rows=rows, batch=batch)
+  B = batch or 30
+  assert packed.tokens_RT.shape == (-(-B // rows), rows, 128)
+  found = {}
+  for index in np.ndindex(packed.slots_RM.shape):
+    slot = packed.slots_RM[index]
+    if slot < 2 * B:
+      found.setdefault(slot, []).append(packed.targets_RM[index])
+      # What predicts it stands just before it, or is its prompt's end.
+      where = (*index[:2], packed.places_RM[index])
+      assert packed.segments_RT[where] > 0
+  want = {}
+  for n, one in enumerate(pairs):
+    want[2 * n], want[2 * n + 1] = one.chosen_ids, one.rejected_ids
+  assert found == want
+
+
+def test_shapes_do_not_depend_on_the_pairs(rng):
+  shapes = {
+    pack.pack(random_pairs(rng, n), length=128, rows=2, batch=9).tokens_RT.shape
+    for n in (1, 5, 9)
+  }
+  assert shapes == {(5, 2, 128)}
+
+
+def test_counts_real_tokens_and_computed_slots():
+  pairs = [pair([1], [2], [3]), pair([4, 5], [6], [7])]
+  rows = pack.pack(pairs, length=4, rows=1, batch=8)
+  assert pack.token_counts(rows) == (7, 8)  # two rows of four in use
+
+
+def test_first_fit_takes_the_longest_first():
+  assert pack.first_fit([3, 7, 2, 5], 8).tolist() == [1, 0, 2, 1]
+
+
+def test_first_fit_fills_rows_well(rng):
+  sizes = rng.integers(20, 300, 64)
+  rows = pack.first_fit(sizes, 1024)
+  assert np.bincount(rows, weights=sizes).max() <= 1024
+  assert sizes.sum() / ((rows.max() + 1) * 1024) > 0.9
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
+    pack.pack([pair(range(7), [1], [2])], length=8)
+  with pytest.raises(ValueError, match="2 pairs, but a batch is 1"):
+    pack.pack([pair([1], [2], [3])] * 2, length=8, batch=1)
