@@ -42,7 +42,8 @@ class Encoded:
   chosen_ids: list[int]
   rejected_ids: list[int]
   dropped: str | None = None  # why the pair cannot be used; then no ids
-  truncated: bool = False
+  truncated: bool = False  # the prompt or a response was cut
+  response_cut: bool = False
 
 
 def encode(tokenizer, pair, *, max_prompt, max_response):
@@ -228,11 +229,12 @@ def _split(tokenizer, job, ids, max_prompt, max_response):
   cut = [response[:max_response] for response in responses]
   if cut[0] == cut[1]:
     return "equal responses"
-  truncated = len(prompt) > max_prompt or cut != responses
+  response_cut = cut != responses
+  truncated = response_cut or len(prompt) > max_prompt
   if len(prompt) > max_prompt:
     start = prompt[:1] if prompt[0] == bos else []
     prompt = start + prompt[len(prompt) - max_prompt + len(start) :]
-  return Encoded(prompt, *cut, truncated=truncated)
+  return Encoded(prompt, *cut, truncated=truncated, response_cut=response_cut)
 
 
 def _one_bos(ids, bos):

@@ -370,3 +370,12 @@ def _parquet_rows(path):
 def _damaged(path, kind, error):
   reason = " ".join(str(error).split())
   return InputError(f"{path}: damaged {kind} file ({reason}); copy it again")
+
+
+def texts(pair):
+  """The three texts of a pair, a conversation as its messages' contents."""
+  for side in (pair.prompt, pair.chosen, pair.rejected):
+    if isinstance(side, str):
+      yield side
+    else:
+      yield from (message["content"] for message in side)

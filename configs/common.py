@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What config files share: arguments after the colon, and the debug run."""
+
+import pathlib
+import types
+
+HH_HARMLESS = pathlib.Path(__file__).resolve().parent / "hh_harmless"
+TINY = dict(
+  layers=2,
+  width=32,
+  heads=2,
+  kv_heads=1,
+  mlp_width=64,
+  tokenizer="bpe",
+  vocab_size=512,
+)
+
+
+def parse_arg(arg, **defaults):
+  """ "debug,models=/m" with debug=False, models="" -> a namespace of both.
+
+  A bare name sets a boolean, or, where `run` is among the defaults, the run.
+  Values take the type of their default.
+  """
+  values = dict(defaults)
+  for item in filter(None, arg.split(",")):
+    name, equals, value = item.partition("=")
+    if not equals and isinstance(defaults.get(name), bool):
+      values[name] = True
+    elif not equals and "run" in defaults:
+      values["run"] = name
+    elif equals and name in defaults:
+      values[name] = type(defaults[name])(value)
+    else:
+      known = ", ".join(defaults)
+      raise ValueError(f"unknown config argument {item!r}; known: {known}")
+  return types.SimpleNamespace(**values)
+
+
+def shrink(c):
+  """The same experiment as a CPU run of a minute: tiny models made on the spot.
+
+  Reference 0 stays the policy's start; every further one gets another shape
+  and another tokenizer.  Nothing is downloaded.
+  """
+  c.steps = 8
+  c.batch = 8
+  c.log_every = 1
+  c.eval_every = 4
+  c.checkpoint_every = 4
+  c.data.train = str(HH_HARMLESS / "eval.jsonl.gz")
+  c.data.eval = str(HH_HARMLESS / "eval.jsonl.gz")
+  c.data.max_prompt = 64
+  c.data.max_response = 64
+  c.data.row_length = 256
+  c.policy.path = ""
+  c.policy.new = dict(TINY)
+  for k, name in enumerate(c.references.names):
+    reference = c.references[name]
+    reference.path = "policy" if k == 0 else ""
+    if k:
+      width = 16 * (k + 2)
+      reference.new = dict(TINY, width=width, tokenizer="unigram")
+  return c

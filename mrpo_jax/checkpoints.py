@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints by Orbax: asynchronous, atomic, the newest readable one wins."""
+
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import spec
+
+
+def manager(workdir, *, keep=2):
+  """The CheckpointManager of <workdir>/checkpoints/<step>/{state,meta}.
+
+  Leaving its context waits for what is still being written.
+  """
+  return ocp.CheckpointManager(
+    pathlib.Path(workdir).absolute() / "checkpoints",
+    item_names=("state", "meta"),
+    options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+  )
+
+
+def save(manager, step, state, meta):
+  """Starts writing; the arrays are copied before this returns."""
+  manager.save(
+    step,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+    ),
+  )
+
+
+def steps(workdir):
+  """Complete checkpoints on disk, newest first; makes nothing."""
+  folder = pathlib.Path(workdir) / "checkpoints"
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def restore(workdir, abstract_state, *, say=print):
+  """(step, state) of the newest readable checkpoint, or None if there is none.
+
+  An unreadable one is set aside as `broken-<step>` and said; when none can be
+  read, InputError names them and nothing is moved.
+
+  Args:
+    workdir: folder of the run.
+    abstract_state: TrainState of jax.ShapeDtypeStruct with shardings.
+    say: receives one line per checkpoint that is set aside.
+  """
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  found, broken = steps(workdir), []
+  for step in found:
+    try:
+      state = read(folder / str(step) / "state", abstract_state)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      reason = str(error).strip().split("\n")[0]
+      broken.append((folder / str(step), reason or type(error).__name__))
+      continue
+    for path, reason in broken:
+      path.rename(path.with_name(f"broken-{path.name}"))
+      say(f"checkpoint {path} cannot be read ({reason}); using step {step}")
+    return step, state
+  if not found:
+    return None
+  path, reason = broken[0]
+  raise InputError(
+    f"{path}: checkpoint cannot be read ({reason}), and there is no older "
+    "one; remove the workdir to start again"
+  )
+
+
+def read(path, abstract_state):
+  """One state into its shardings."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path, abstract_state)
+
+
+def newest_policy(workdir):
+  """(step, params, ModelConfig) of the newest checkpoint, on the host."""
+  found = steps(workdir)
+  if not found:
+    raise InputError(f"{workdir}: no checkpoint yet")
+  path = pathlib.Path(workdir).absolute() / "checkpoints" / str(found[0])
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    meta = checkpointer.restore(path / "meta")
+  config = spec.ModelConfig(**meta["model"])
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return found[0], checkpointer.restore(path / "state")["params"], config
+
+
+def abstract(state_shapes, shardings):
+  """ShapeDtypeStructs that say where each array shall go."""
+  return jax.tree.map(
+    lambda shape, sharding: jax.ShapeDtypeStruct(
+      shape.shape, shape.dtype, sharding=sharding
+    ),
+    state_shapes,
+    shardings,
+  )

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `mrpo`: flags and config files become plain arguments.
+
+  mrpo train   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
+  mrpo export  --workdir=DIR --to=DIR
+  mrpo report  --workdir=DIR
+  mrpo prepare --data=FILE --to=DIR [--split=NAME]
+
+Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault.
+"""
+
+import errno
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from mrpo_jax.errors import InputError
+
+
+def train(argv):
+  """Trains as the config says; the same command resumes."""
+  values = _flags(argv, "workdir", config=True)
+  from mrpo_jax import runs, settings
+
+  config = settings.read(values["config"].to_dict())
+  runs.train_run(config, values["workdir"])
+
+
+def export(argv):
+  """Writes the newest checkpoint of a run as a Hugging Face folder."""
+  values = _flags(argv, "workdir", "to")
+  from mrpo_jax import runs
+
+  runs.export(values["workdir"], values["to"])
+
+
+def report(argv):
+  """Compares the evaluated runs of a folder: a table and results.json."""
+  values = _flags(argv, "workdir")
+  from mrpo_jax import report
+
+  print(report.compare(values["workdir"]))
+
+
+def prepare(argv):
+  """Turns a file of preference rows into a TFDS data set, once."""
+  values = _flags(argv, "data", "to", split="train")
+  from mrpo_jax.data import source
+
+  print(source.prepare(values["data"], values["to"], split=values["split"]))
+
+
+COMMANDS = {f.__name__: f for f in (train, export, report, prepare)}
+
+
+def main(argv=None):
+  """Runs one command; returns the exit code."""
+  # transformers serves as a tokenizer here and need not ask for torch.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if not argv or argv[0] in ("-h", "--help", "help"):
+    print(__doc__.strip())
+    return 0 if argv else 2
+  if argv[0] not in COMMANDS:
+    known = ", ".join(COMMANDS)
+    return _fail(2, f"unknown command {argv[0]!r}; known: {known}")
+  if "--help" in argv or "-h" in argv:
+    print(COMMANDS[argv[0]].__doc__)
+    print(__doc__.strip())
+    return 0
+  return _run(COMMANDS[argv[0]], argv)
+
+
+def _run(command, argv):
+  try:
+    command(argv)
+  except InputError as error:
+    return _fail(2, error)
+  except flags.Error as error:
+    # A broken config file puts its traceback into the message.
+    return _fail(2, str(error).strip().split("\n")[-1])
+  except ArithmeticError as error:  # not finite, or a wrong start
+    return _fail(1, f"{error}; the last checkpoint is kept")
+  except OSError as error:
+    if error.errno == errno.ENOSPC:
+      return _fail(1, f"the disk is full: {error.filename or ''}")
+    raise
+  return 0
+
+
+def _fail(code, message):
+  print(f"error: {message}", file=sys.stderr)
+  return code
+
+
+def _flags(argv, *required, config=False, **optional):
+  """Parsed flags of one command, by name."""
+  parsed = flags.FlagValues()
+  for name in (*required, *optional):
+    flags.DEFINE_string(name, optional.get(name), "", flag_values=parsed)
+  if config:
+    _config_flag(argv, parsed)
+    required = ("config", *required)
+  rest = parsed(["mrpo", *argv[1:]])[1:]
+  if rest:
+    raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
+  values = {name: parsed[name].value for name in (*required, *optional)}
+  for name in required:
+    if not values[name]:
+      raise InputError(f"--{name} is missing; see mrpo {argv[0]} --help")
+  return values
+
+
+def _config_flag(argv, parsed):
+  """--config=FILE[:args], and an override for every key that is given.
+
+  Keys that the file leaves out may be given too; `settings.read` knows them.
+  """
+  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+  for path in given:
+    path = pathlib.Path(path.split(":", 1)[0])
+    if not path.is_file():
+      raise InputError(f"--config {path}: no such file")
+    # A config imports its neighbours as `configs.name`.
+    sys.path.insert(0, str(path.resolve().parent.parent))
+  config_flags.DEFINE_config_file(
+    "config",
+    flag_values=parsed,
+    lock_config=False,
+    accept_new_attributes=True,
+    sys_argv=["mrpo", *argv[1:]],
+  )

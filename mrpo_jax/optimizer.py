@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW with warm-up and cosine, from optax."""
+
+import jax
+import optax
+
+
+def make(
+  *,
+  peak_lr,
+  steps,
+  warmup=0.1,
+  end_lr=0.0,
+  clip_norm=1.0,
+  weight_decay=0.0,
+  b1=0.9,
+  b2=0.999,
+):
+  """(transformation, schedule) of the whole run.
+
+  Args:
+    peak_lr: learning rate after the warm-up.
+    steps: optimizer steps of the run.
+    warmup: share of the steps that rise linearly from 0.
+    end_lr: where the cosine ends, as a share of peak_lr.
+    clip_norm: global gradient norm above which gradients are scaled down.
+    weight_decay: decoupled; matrices only, never norms.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+  """
+  rise = round(warmup * steps)
+  schedule = optax.warmup_cosine_decay_schedule(
+    # A step of learning rate 0 would teach nothing: start one step in.
+    init_value=peak_lr / (rise + 1),
+    peak_value=peak_lr,
+    warmup_steps=rise,
+    decay_steps=max(steps, rise + 1),
+    end_value=end_lr * peak_lr,
+  )
+  transformation = optax.chain(
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
+  )
+  return transformation, schedule
+
+
+def decays(params):
+  """True for every weight that is a factor of a product, False for norms."""
+  return jax.tree.map_with_path(
+    lambda path, _: not path[-1].key.endswith("norm"), params
+  )

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run: its workdir, its set-up, and what happens besides its steps."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import signal
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import tqdm
+
+from mrpo_jax import (
+  checkpoints,
+  evaluate,
+  hub,
+  inputs,
+  losses,
+  optimizer,
+  parallel,
+  settings,
+  train,
+  train_state,
+  writer,
+)
+from mrpo_jax.data import loader, pack, source, vocabulary
+from mrpo_jax.errors import InputError
+
+CONFIG = "config.json"
+PAIRS = "eval_pairs.jsonl"
+
+
+class StartMismatch(ArithmeticError):
+  """The first loss is not what the policy's start must give."""
+
+
+def train_run(config, workdir, *, say=print):
+  """Trains to `steps`, from the newest checkpoint if there is one.
+
+  Args:
+    config: nested dict that `settings.read` returned.
+    workdir: folder of the run; made if it does not exist.
+    say: receives lines for a person.
+  """
+  stop = _stop_signal()
+  workdir = pathlib.Path(workdir)
+  known = _known_run(workdir, config)
+  # 1. Everything that can be wrong, before anything is written.
+  method = _method(config)
+  mesh = parallel.make_mesh(**config["mesh"])
+  packing = _packing(config, mesh)
+  pairs = inputs.load_pairs(config)
+  tokenizers = inputs.load_tokenizers(config, workdir, pairs["train"], say)
+  tables = {
+    split: inputs.encode_table(config, split, rows, tokenizers, say)
+    for split, rows in pairs.items()
+  }
+  policy, *references = inputs.load_models(config, tokenizers, mesh)
+  objective = _objective(config, method, policy, references)
+  # 2. The workdir is this run's, and not finished.
+  identity = _identity(config, pairs, tokenizers, [policy, *references])
+  if known is not None:
+    _refuse_other(workdir, {"identity": identity}, known)
+    if checkpoints.steps(workdir)[:1] == [config["steps"]]:
+      say(f"finished before: {workdir} stands at step {config['steps']}")
+      return
+  _claim(workdir, config, identity, tokenizers)
+  # 3. State: restored first, else from the start.
+  transformation, schedule = optimizer.make(
+    steps=config["steps"], **config["optimizer"]
+  )
+  state, start = _state(policy, transformation, mesh, workdir, say)
+  del pairs, tokenizers
+  # 4. The loop.
+  expected = None
+  if start == 0 and references and all(r.is_start for r in references):
+    expected = _start_loss(objective)
+  run = Run(config, workdir, objective, tables, packing, mesh, schedule, say)
+  frozen = tuple(reference.params for reference in references)
+  del policy, references
+  run.go(transformation, state, frozen, start, expected, stop)
+
+
+def export(workdir, to):
+  """The newest checkpoint of a run as a Hugging Face folder."""
+  workdir = pathlib.Path(workdir)
+  if not (workdir / CONFIG).exists():
+    raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
+  config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+  step, params, model = checkpoints.newest_policy(workdir)
+  section = config["policy"]
+  folder = section["tokenizer"] or section["path"]
+  tokenizer = vocabulary.load_tokenizer(folder or workdir / "tokenizer-policy")
+  hub.save(to, model, params, tokenizer=tokenizer)
+  print(f"step {step} of {workdir} is now {to}")
+
+
+# The workdir.
+
+
+def _known_run(workdir, config):
+  """What the workdir says it is; None if it is new.  Changes nothing."""
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f"--workdir {workdir} is a file; name a folder")
+  path = workdir / CONFIG
+  if not path.exists():
+    if checkpoints.steps(workdir):
+      raise InputError(f"{workdir} holds checkpoints but no {CONFIG}")
+    return None
+  try:
+    known = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError:
+    raise InputError(f"{path} is not JSON; use another --workdir") from None
+  _refuse_other(workdir, config, known)
+  return known
+
+
+def _refuse_other(workdir, here, known):
+  there = {key: known.get(key) for key in here}
+  for difference in settings.differences(here, there):
+    raise InputError(
+      f"--workdir {workdir} belongs to another run: {difference}; "
+      "use another --workdir"
+    )
+
+
+def _identity(config, pairs, tokenizers, models):
+  """Hashes of everything read, so that a resumed run reads the same."""
+  data = {f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()}
+  weights = {
+    key: loaded.identity
+    for key, loaded in zip(inputs.sections(config), models, strict=True)
+  }
+  return {**data, **tokenizers.identity, **weights}
+
+
+def _claim(workdir, config, identity, tokenizers):
+  """The first thing that a new run leaves behind; config.json comes last."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / CONFIG).exists():
+      for folder, tokenizer in tokenizers.made.items():
+        tokenizer.save_pretrained(workdir / folder)
+      writer.write_json(workdir / CONFIG, {**config, "identity": identity})
+  except OSError as error:
+    raise InputError(
+      f"--workdir {workdir} cannot be written: {error.strerror}"
+    ) from None
+
+
+# Set-up.
+
+
+def _method(config):
+  keywords = {k: v for k, v in config["loss"].items() if k != "name"}
+  name, references = config["loss"]["name"], config["references"]["names"]
+  try:
+    method = losses.build(name, **keywords)
+  except (TypeError, ValueError) as error:
+    raise InputError(f"config.loss: {error}") from None
+  supervised = isinstance(method, losses.methods.Supervised)
+  if supervised == bool(references):
+    problem = "takes no reference" if supervised else "needs a reference"
+    raise InputError(
+      f"config.loss.name={name!r} {problem}, but config.references.names is "
+      f"{tuple(references)}"
+    )
+  return method
+
+
+def _packing(config, mesh):
+  shards = parallel.row_shards(mesh)
+  rows = config["data"]["rows"] or shards
+  if rows % shards:
+    raise InputError(
+      f"config.data.rows={rows} does not divide over the {shards} shards of "
+      "mesh.data * mesh.fsdp"
+    )
+  try:
+    return loader.Packing(
+      batch=config["batch"],
+      length=config["data"]["row_length"],
+      rows=rows,
+      process=jax.process_index(),
+      processes=jax.process_count(),
+    )
+  except ValueError as error:
+    raise InputError(f"config: {error}") from None
+
+
+def _objective(config, method, policy, references):
+  objective = train.Objective(
+    pairs=config["batch"],
+    policy=policy.model,
+    references=tuple(reference.model for reference in references),
+    names=tuple(config["references"]["names"]),
+    method=method,
+  )
+  # Traced on K references: what the loss refuses, it refuses now.
+  pair_BC = jax.ShapeDtypeStruct((objective.pairs, 2), jnp.float32)
+  ref_BCK = jax.ShapeDtypeStruct((*pair_BC.shape, len(references)), jnp.float32)
+  try:
+    jax.eval_shape(method, pair_BC, ref_BCK, length_BC=pair_BC)
+  except ValueError as error:
+    raise InputError(f"config.loss: {error}") from None
+  return objective
+
+
+def _state(policy, transformation, mesh, workdir, say):
+  """(state, steps done)."""
+  shardings = train_state.shardings(policy.model.config, transformation, mesh)
+  create = functools.partial(train_state.create, transformation=transformation)
+  shapes = jax.eval_shape(create, policy.params)
+  abstract = checkpoints.abstract(shapes, shardings)
+  restored = checkpoints.restore(workdir, abstract, say=say)
+  if restored is None:
+    return jax.jit(create, out_shardings=shardings)(policy.params), 0
+  say(f"resuming at step {restored[0]}")
+  return restored[1], restored[0]
+
+
+def _start_loss(objective):
+  """The loss where policy and references agree: ln 2 for DPO's family."""
+  K = len(objective.references)
+  pair_BC = jnp.zeros((1, 2))
+  loss_B = objective.method(
+    pair_BC, jnp.zeros((1, 2, K)), length_BC=jnp.ones((1, 2))
+  )
+  return float(loss_B[0])
+
+
+def _stop_signal():
+  """SIGTERM asks the run to finish its step, save and leave."""
+  asked = []
+  signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+  return lambda: bool(asked)
+
+
+# The loop.
+
+
+@dataclasses.dataclass
+class Run:
+  """What happens at each step besides the step."""
+
+  config: dict
+  workdir: pathlib.Path
+  objective: train.Objective
+  tables: dict
+  packing: loader.Packing
+  mesh: jax.sharding.Mesh
+  schedule: Callable
+  say: Callable
+
+  def go(self, transformation, state, references, start, expected, stop):
+    """Steps from `start` to the end, or to the step where `stop()` is True."""
+    step_function = train.compile_step(
+      self.objective,
+      transformation,
+      jax.tree.map(lambda array: array.sharding, state),
+      parallel.rows_sharding(self.mesh),
+    )
+    self._expected, self._counts, self._line = expected, {}, None
+    held_out = self._held_out()
+    steps = self.config["steps"]
+    with contextlib.ExitStack() as stack:
+      manager = stack.enter_context(checkpoints.manager(self.workdir))
+      self._metrics = writer.Metrics(self.workdir, step=start, say=self.say)
+      stack.callback(self._metrics.close)
+      self._bar = tqdm.tqdm(total=steps, initial=start, disable=None)
+      stack.callback(self._bar.close)
+      for step, state in train.fit(
+        state,
+        lambda state, views: step_function(state, references, views),
+        self._batches(start),
+        steps=steps,
+        record=self._record,
+        boundary=self._boundary,
+        stop=stop,
+      ):
+        if held_out and self._evaluates(step):
+          self._evaluate(held_out, step, state.params, references)
+        self._write_line()
+        model = dataclasses.asdict(self.objective.policy.config)
+        checkpoints.save(manager, step, state, {"step": step, "model": model})
+    if step < steps:
+      self.say(f"stopped at step {step}; the same command resumes")
+    else:
+      self.say(f"finished: {self.workdir} stands at step {step}")
+
+  def _batches(self, start):
+    seed, view = self.config["seed"], self.objective.policy.view
+    views = self.tables["train"].views
+    for step, rows in loader.training(
+      views, self.packing, seed=seed, start=start
+    ):
+      self._counts[step] = pack.token_counts(rows[view])
+      yield step, self._place(rows)
+
+  def _place(self, views):
+    return tuple(parallel.global_rows(rows, self.mesh) for rows in views)
+
+  def _held_out(self):
+    if "eval" not in self.tables:
+      return None
+    batches = loader.evaluation(self.tables["eval"].views, self.packing)
+    return evaluate.HeldOut(list(batches), self.objective, self._place)
+
+  def _due(self, step, key):
+    every = self.config[key]
+    return step == self.config["steps"] or bool(every) and step % every == 0
+
+  def _evaluates(self, step):
+    return "eval" in self.tables and self._due(step, "eval_every")
+
+  def _boundary(self, step):
+    return self._evaluates(step) or self._due(step, "checkpoint_every")
+
+  def _record(self, step, metrics, seconds):
+    """Takes the figures of one step; an evaluation may still join them."""
+    if step == 1 and self._expected is not None:
+      _check_start(metrics["loss"], self._expected, self.config)
+    real, slots = self._counts.pop(step)
+    values = {
+      **metrics,
+      "learning_rate": float(self.schedule(step - 1)),
+      "tokens/real": real,
+      "tokens/slots": slots,
+      "pairs": self.config["batch"],
+      "dropped": self.tables["train"].dropped,
+      "truncated": self.tables["train"].truncated,
+      "seconds": round(seconds, 4),
+    }
+    self._bar.update()
+    self._bar.set_postfix(loss=f"{metrics['loss']:.4f}")
+    if step == 1 or self._boundary(step) or self._due(step, "log_every"):
+      self._line = step, values
+    if not self._boundary(step):
+      self._write_line()
+
+  def _write_line(self):
+    if self._line is None:
+      return
+    (step, values), self._line = self._line, None
+    self._metrics.write(step, values)
+    steps = self.config["steps"]
+    if self._bar.disable and (step == 1 or step % max(1, steps // 5) == 0):
+      self.say(f"step {step}/{steps}  loss {values['loss']:.4f}")
+
+  def _evaluate(self, held_out, step, params, references):
+    means, pairs = held_out(params, references)
+    writer.write_lines(self.workdir / PAIRS, pairs)
+    figures = {f"eval/{name}": value for name, value in means.items()}
+    if self._line is not None:
+      self._line[1].update(figures)
+
+
+def _check_start(loss, expected, config):
+  dtypes = {section["dtype"] for section in inputs.sections(config).values()}
+  tolerance = 1e-3 if dtypes == {"float32"} else 5e-2
+  if abs(loss - expected) > tolerance:
+    raise StartMismatch(
+      f"the first loss is {loss:.6f}, but policy and references are the same "
+      f"model, so it must be {expected:.6f}: their log-probabilities disagree"
+    )

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a config file may say, checked in the first second of a run."""
+
+import math
+
+from mrpo_jax.errors import InputError
+
+REQUIRED = object()
+
+
+def positive(value):
+  return None if value > 0 else "must be positive"
+
+
+def not_negative(value):
+  return None if value >= 0 else "must not be negative"
+
+
+def anything(value):
+  return None
+
+
+def one_of(*names):
+  known = ", ".join(map(repr, names))
+  return lambda value: None if value in names else f"must be one of {known}"
+
+
+# key: (default, type, check).  0 for a period means: only at the end.
+FIELDS = {
+  "seed": (0, int, not_negative),
+  "steps": (REQUIRED, int, positive),
+  "batch": (REQUIRED, int, positive),
+  "log_every": (1, int, positive),
+  "eval_every": (0, int, not_negative),
+  "checkpoint_every": (0, int, not_negative),
+  "data.train": (REQUIRED, str, anything),
+  "data.eval": ("", str, anything),
+  "data.max_prompt": (512, int, positive),
+  "data.max_response": (512, int, positive),
+  "data.row_length": (2048, int, positive),
+  "data.rows": (0, int, not_negative),  # 0: one per shard of the mesh
+  "mesh.data": (-1, int, anything),
+  "mesh.fsdp": (1, int, anything),
+  "mesh.model": (1, int, anything),
+  "optimizer.peak_lr": (REQUIRED, float, positive),
+  "optimizer.warmup": (0.1, float, not_negative),
+  "optimizer.end_lr": (0.0, float, not_negative),
+  "optimizer.clip_norm": (1.0, float, positive),
+  "optimizer.weight_decay": (0.0, float, not_negative),
+  "optimizer.b1": (0.9, float, not_negative),
+  "optimizer.b2": (0.999, float, not_negative),
+}
+MODEL = {
+  "path": ("", str, anything),
+  "tokenizer": ("", str, anything),
+  "dtype": ("float32", str, one_of("float32", "bfloat16", "float16")),
+}
+POLICY = {
+  **MODEL,
+  "kernel": ("xla", str, one_of("xla", "dense")),
+  "remat": ("none", str, one_of("none", "dots", "full")),
+}
+REFERENCE = {**MODEL, "mode": ("online", str, one_of("online"))}
+NEW = {  # a model made here, where `path` is empty
+  "layers": (REQUIRED, int, positive),
+  "width": (REQUIRED, int, positive),
+  "heads": (REQUIRED, int, positive),
+  "kv_heads": (REQUIRED, int, positive),
+  "mlp_width": (REQUIRED, int, positive),
+  "tokenizer": ("bpe", str, one_of("bpe", "unigram")),
+  "vocab_size": (REQUIRED, int, positive),
+}
+
+
+def read(values):
+  """A config's plain nested dict, checked and completed.
+
+  Raises:
+    InputError: an unknown key (the known ones are listed), a missing one, a
+      wrong type, a number out of range or not finite.
+  """
+  values = _plain(values)
+  sections = {key.split(".")[0] for key in FIELDS}
+  _refuse_unknown("", values, sections | {"policy", "references", "loss"})
+  checked = {}
+  for key, field in FIELDS.items():
+    section, _, name = key.rpartition(".")
+    given = _section(values, section) if section else values
+    _put(checked, key, _value(key, given, name, field))
+  for section in {key.split(".")[0] for key in FIELDS if "." in key}:
+    known = {key.split(".")[1] for key in FIELDS if key.startswith(section)}
+    _refuse_unknown(section, _section(values, section), known)
+  checked["policy"] = _model("policy", _section(values, "policy"), POLICY)
+  checked["references"] = _references(_section(values, "references"))
+  checked["loss"] = _loss(_section(values, "loss"))
+  if checked["optimizer"]["warmup"] > 1:
+    raise InputError("optimizer.warmup is a share of the steps: at most 1")
+  return checked
+
+
+def _plain(value):
+  """Tuples to lists, as JSON has them: a resumed config must compare equal."""
+  if isinstance(value, dict):
+    return {key: _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  return value
+
+
+def _section(values, name):
+  section = values.get(name, {})
+  if not isinstance(section, dict):
+    raise InputError(f"config.{name} must be a section, got {section!r}")
+  return section
+
+
+def _put(tree, key, value):
+  *parents, name = key.split(".")
+  for parent in parents:
+    tree = tree.setdefault(parent, {})
+  tree[name] = value
+
+
+def _refuse_unknown(where, given, known):
+  for key in given:
+    if key not in known:
+      prefix = f"{where}." if where else ""
+      raise InputError(
+        f"config.{prefix}{key} is not known; known here: "
+        f"{', '.join(sorted(known))}"
+      )
+
+
+def _value(key, section, name, field):
+  default, kind, problem = field
+  value = section.get(name, default)
+  if value is REQUIRED:
+    raise InputError(f"config.{key} is missing")
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if not isinstance(value, kind) or isinstance(value, bool):
+    raise InputError(
+      f"config.{key} must be of type {kind.__name__}, got {value!r}"
+    )
+  _finite(key, value)
+  if message := problem(value):
+    raise InputError(f"config.{key} {message}, got {value!r}")
+  return value
+
+
+def _finite(key, value):
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f"config.{key} must be a finite number, got {value!r}")
+
+
+def _fields(where, given, fields):
+  return {
+    name: _value(f"{where}.{name}", given, name, field)
+    for name, field in fields.items()
+  }
+
+
+def _model(where, given, fields):
+  _refuse_unknown(where, given, {*fields, "new"})
+  section = _fields(where, given, fields)
+  if section["path"]:
+    return section  # what `new` says is not used then
+  if "new" not in given:
+    raise InputError(
+      f"config.{where}.path is empty: name a Hugging Face folder, or describe "
+      f"a new model in config.{where}.new"
+    )
+  new = _section(given, "new")
+  _refuse_unknown(f"{where}.new", new, NEW)
+  section["new"] = _fields(f"{where}.new", new, NEW)
+  return section
+
+
+def _references(given):
+  names = given.get("names", [])
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise InputError(
+      f"config.references.names must be a tuple of names, got {names!r}"
+    )
+  if len(set(names)) != len(names) or "names" in names:
+    raise InputError(f"config.references.names repeats a name: {names}")
+  _refuse_unknown("references", given, {"names", *names})
+  checked = {"names": names}
+  for name in names:
+    if name not in given:
+      raise InputError(f"config.references.{name} is missing: {names}")
+    where = f"references.{name}"
+    checked[name] = _model(where, _section(given, name), REFERENCE)
+  return checked
+
+
+def _loss(given):
+  if not isinstance(given.get("name"), str):
+    raise InputError("config.loss.name is missing")
+  for key, value in given.items():
+    _finite(f"loss.{key}", value)
+  beta = given.get("beta", 1.0)
+  if isinstance(beta, bool) or not isinstance(beta, int | float) or beta <= 0:
+    raise InputError(f"config.loss.beta must be positive, got {beta!r}")
+  return given
+
+
+def differences(here, there, where=""):
+  """Keys in which two nested dicts differ, as "a.b is X there, Y here"."""
+  if isinstance(here, dict) and isinstance(there, dict):
+    for key in sorted({*here, *there}):
+      inner = f"{where}.{key}" if where else key
+      yield from differences(here.get(key), there.get(key), inner)
+  elif here != there:
+    yield f"{where} is {there!r} there, {here!r} here"

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package metadata; the lower bounds are tested versions."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+TENSORBOARD = ["tensorboard>=2.20"]
+
+setuptools.setup(
+  name="mrpo-jax",
+  version="0.1.0",
+  description="Multi-reference preference optimization of language models in "
+  "JAX",
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(include=["mrpo_jax", "mrpo_jax.*"]),
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    "flax>=0.12",
+    "grain>=0.2.16",
+    "jinja2>=3.1",
+    "jax>=0.10",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.36",
+    "pyarrow>=18",
+    "safetensors>=0.6",
+    "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=5.0",
+  ],
+  extras_require={
+    "tensorboard": TENSORBOARD,
+    "test": ["pytest>=8", "ruff>=0.9", *TENSORBOARD],
+    "hub": ["datasets>=4"],
+    "plan": ["libtpu"],
+    "wandb": ["wandb"],
+    "eval": ["lm-eval"],
+    "docs": ["mkdocs"],
+  },
+  entry_points={"console_scripts": ["mrpo = mrpo_jax.cli:main"]},
+)
