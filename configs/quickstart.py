@@ -56,9 +56,9 @@ def get_config(arg="mrpo"):
   c.data = dict(
     train=str(common.HH_HARMLESS / "train.jsonl.gz"),
     eval=str(common.HH_HARMLESS / "eval.jsonl.gz"),
-    max_prompt=192,  # tokens; keeps the prompt's end
-    max_response=128,  # tokens; keeps the response's start
-    row_length=512,  # tokens of a packed row: about two pairs
+    max_prompt=96,  # tokens; keeps the prompt's end
+    max_response=160,  # tokens; keeps the response's start
+    row_length=512,  # tokens of a packed row: about three pairs
   )
   if arg.run.startswith("sft"):
     supervised(c, arg.run.removeprefix("sft-"))
@@ -71,6 +71,7 @@ def supervised(c, name):
   """Likelihood of the chosen responses, from random weights."""
   c.steps = 50
   c.batch = 64  # pairs in one optimizer step: 29 steps are an epoch
+  c.data.row_length = 256  # prompt and one response; attention is quadratic
   c.policy = dict(path="", new=SHAPES[name])
   c.references = dict(names=())
   c.loss = dict(name="nll")
@@ -80,10 +81,10 @@ def supervised(c, name):
 
 def preferences(c, arg):
   """DPO or MRPO from the supervised start."""
-  c.steps = 24  # of 64 pairs: most of an epoch
+  c.steps = 20  # of 64 pairs: two thirds of an epoch
   c.batch = 64  # pairs in one optimizer step, over all hosts
-  c.eval_every = 12
-  c.checkpoint_every = 12
+  c.eval_every = 10
+  c.checkpoint_every = 10
   c.policy = dict(path=f"{arg.models}/sft-base")
   references = dict(
     names=("base",),

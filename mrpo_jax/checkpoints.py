@@ -2,8 +2,10 @@
 """Checkpoints by Orbax: asynchronous, atomic, the newest readable one wins."""
 
 import pathlib
+import warnings
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mrpo_jax.errors import InputError
@@ -22,8 +24,32 @@ def manager(workdir, *, keep=2):
   )
 
 
+@jax.jit
+def checksum(state):
+  """One uint32 per array, over its bits in order; the same on every mesh."""
+
+  def of(array):
+    width = jnp.uint8 if array.dtype == jnp.bool_ else f"uint{_bits(array)}"
+    bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
+    place = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+      along = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+      place = place * jnp.uint32(size) + along
+    # Knuth's multiplicative hash of the place, made odd: any one flipped bit
+    # changes the sum, and so does any exchange of two values.
+    return jnp.sum(bits * (place * jnp.uint32(2654435761) | jnp.uint32(1)))
+
+  return [of(array) for array in jax.tree.leaves(state)]
+
+
+def _bits(array):
+  return 8 * array.dtype.itemsize
+
+
 def save(manager, step, state, meta):
   """Starts writing; the arrays are copied before this returns."""
+  sums = [int(value) for value in jax.device_get(checksum(state))]
+  meta = {**meta, "checksum": sums}
   manager.save(
     step,
     args=ocp.args.Composite(
@@ -54,7 +80,7 @@ def restore(workdir, abstract_state, *, say=print):
   found, broken = steps(workdir), []
   for step in found:
     try:
-      state = read(folder / str(step) / "state", abstract_state)
+      state = read(folder / str(step), abstract_state)
     except Exception as error:  # Orbax and TensorStore raise many kinds
       reason = str(error).strip().split("\n")[0]
       broken.append((folder / str(step), reason or type(error).__name__))
@@ -73,9 +99,19 @@ def restore(workdir, abstract_state, *, say=print):
 
 
 def read(path, abstract_state):
-  """One state into its shardings."""
+  """One state into its shardings; ValueError where it is not what was saved."""
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(path, abstract_state)
+    state = checkpointer.restore(path / "state", abstract_state)
+  found = [int(value) for value in jax.device_get(checksum(state))]
+  if found != read_meta(path)["checksum"]:
+    raise ValueError("its arrays differ from their checksum")
+  return state
+
+
+def read_meta(path):
+  """The JSON beside a state."""
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(path / "meta")
 
 
 def newest_policy(workdir):
@@ -84,11 +120,11 @@ def newest_policy(workdir):
   if not found:
     raise InputError(f"{workdir}: no checkpoint yet")
   path = pathlib.Path(workdir).absolute() / "checkpoints" / str(found[0])
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-    meta = checkpointer.restore(path / "meta")
-  config = spec.ModelConfig(**meta["model"])
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return found[0], checkpointer.restore(path / "state")["params"], config
+  config = spec.ModelConfig(**read_meta(path)["model"])
+  with warnings.catch_warnings():  # Orbax asks for shardings; the host is meant
+    warnings.simplefilter("ignore", UserWarning)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      return found[0], checkpointer.restore(path / "state")["params"], config
 
 
 def abstract(state_shapes, shardings):

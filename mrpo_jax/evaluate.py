@@ -16,6 +16,7 @@ class HeldOut:
   """Packed batches, kept on the host; references are scored once."""
 
   batches: list  # of (indices, views)
+  places: list  # of each pair among those of the file
   objective: train.Objective
   place: object  # views on the host -> views on the mesh
 
@@ -46,7 +47,8 @@ class HeldOut:
       for name, value_B in values.items():
         total = np.sum(np.asarray(value_B, np.float64)[kept])
         sums[name] = sums.get(name, 0.0) + total
-      pairs += _records(indices, logp_BC, ref_logp_BCK, length_BC)
+      places = [self.places[index] for index in indices]
+      pairs += _records(places, logp_BC, ref_logp_BCK, length_BC)
     return {name: total / len(pairs) for name, total in sums.items()}, pairs
 
 
@@ -56,7 +58,7 @@ def _policy(params, views, *, objective):
   return logp_BC, packed.response_lengths(rows, objective.pairs)
 
 
-def _records(indices, logp_BC, ref_logp_BCK, length_BC):
+def _records(places, logp_BC, ref_logp_BCK, length_BC):
   """One JSON-ready dict per real pair: sums, so that any margin follows."""
   policy, lengths = np.asarray(logp_BC), np.asarray(length_BC)
   no_reference = np.zeros((*policy.shape, 0), np.float32)
@@ -65,12 +67,12 @@ def _records(indices, logp_BC, ref_logp_BCK, length_BC):
   )
   return [
     {
-      "pair": int(index),
+      "pair": place,
       "policy": policy[n].tolist(),
       "references": references[n].T.tolist(),  # [K][C]
       "tokens": lengths[n].astype(int).tolist(),
     }
-    for n, index in enumerate(indices)
+    for n, place in enumerate(places)
   ]
 
 

@@ -30,6 +30,7 @@ class Table:
   """One split as token ids."""
 
   views: list  # per tokenizer a list of Encoded, aligned over pairs
+  places: list  # of each pair among those of the file
   dropped: int  # rows left out
   truncated: int  # rows kept of which something was cut
 
@@ -115,7 +116,7 @@ def encode_table(config, split, pairs, tokenizers, say):
     + f" ({time.perf_counter() - started:.1f} s)"
   )
   views = [[view[i] for i in kept] for view in views]
-  return Table(views, len(pairs) - len(kept), truncated)
+  return Table(views, kept, len(pairs) - len(kept), truncated)
 
 
 def _unusable(encoded, row_length):

@@ -9,48 +9,53 @@ import numpy as np
 from mrpo_jax import evaluate, writer
 from mrpo_jax.errors import InputError
 
+PAIRS = "eval_pairs.jsonl"  # per evaluated pair, written by the trainer
 HEADER = ("method", "accuracy [95 %]", "margin", "pairs/s", "real tokens")
 
 
 def compare(workdir):
   """Writes <workdir>/results.json of every evaluated run; returns a table.
 
-  Accuracy and margin are against reference 0, the same for every run that
-  starts from the same policy: the share of held-out pairs whose chosen
-  response has the larger reward, and the mean of beta times the log-ratio
-  difference, in nats.
+  Accuracy and margin are on the held-out pairs that every run evaluated, and
+  against reference 0, the same for runs that start from the same policy: the
+  share of pairs whose chosen response has the larger reward, and the mean of
+  beta times the log-ratio difference, in nats.
   """
   workdir = pathlib.Path(workdir)
-  runs = sorted(path.parent for path in workdir.glob("*/eval_pairs.jsonl"))
-  results = {run.name: result(run) for run in runs}
-  results = {name: value for name, value in results.items() if value}
-  if not results:
+  runs = sorted(path.parent for path in workdir.glob(f"*/{PAIRS}"))
+  pairs = {run: writer.read_lines(run / PAIRS) for run in runs}
+  pairs = {run: p for run, p in pairs.items() if p and p[0]["references"]}
+  if not pairs:
     raise InputError(
       f"--workdir {workdir} holds no run that was evaluated against a reference"
     )
+  shared = set.intersection(*({x["pair"] for x in p} for p in pairs.values()))
+  if not shared:
+    raise InputError(f"--workdir {workdir}: its runs share no held-out pair")
+  results = {
+    run.name: result(run, [pair for pair in p if pair["pair"] in shared])
+    for run, p in pairs.items()
+  }
   writer.write_json(workdir / "results.json", results)
   return table(results)
 
 
-def result(run):
-  """The figures of one run; None where it has no reference."""
-  pairs = writer.read_lines(run / "eval_pairs.jsonl")
-  if not pairs or not pairs[0]["references"]:
-    return None
+def result(run, pairs):
+  """The figures of one run on the given records of held-out pairs."""
   beta = json.loads((run / "config.json").read_text())["loss"].get("beta", 0.1)
   margin_N = np.array([beta * _margin(pair) for pair in pairs])
   lines = writer.read_lines(run / "metrics.jsonl")
   # The first step holds the compilation.
-  steps = [line for line in lines if "seconds" in line][1:]
-  rates = [line["pairs"] / line["seconds"] for line in steps]
-  right_N = margin_N > 0
+  rates = [line["pairs"] / line["seconds"] for line in lines[1:]]
+  real, slots = (
+    sum(line[f"tokens/{kind}"] for line in lines) for kind in ("real", "slots")
+  )
   return {
     "accuracy": evaluate.accuracy(margin_N),
-    "interval": evaluate.bootstrap_interval(right_N),
+    "interval": evaluate.bootstrap_interval(margin_N > 0),
     "margin": float(margin_N.mean()),
     "pairs_per_second": float(np.median(rates)) if rates else None,
-    "real_token_share": sum(line["tokens/real"] for line in lines)
-    / sum(line["tokens/slots"] for line in lines),
+    "real_token_share": real / slots,
     "held_out_pairs": len(pairs),
   }
 

@@ -21,6 +21,7 @@ from mrpo_jax import (
   losses,
   optimizer,
   parallel,
+  report,
   settings,
   train,
   train_state,
@@ -30,7 +31,6 @@ from mrpo_jax.data import loader, pack, source, vocabulary
 from mrpo_jax.errors import InputError
 
 CONFIG = "config.json"
-PAIRS = "eval_pairs.jsonl"
 
 
 class StartMismatch(ArithmeticError):
@@ -60,19 +60,21 @@ def train_run(config, workdir, *, say=print):
   }
   policy, *references = inputs.load_models(config, tokenizers, mesh)
   objective = _objective(config, method, policy, references)
-  # 2. The workdir is this run's, and not finished.
+  # 2. The workdir is this run's.
   identity = _identity(config, pairs, tokenizers, [policy, *references])
   if known is not None:
     _refuse_other(workdir, {"identity": identity}, known)
-    if checkpoints.steps(workdir)[:1] == [config["steps"]]:
-      say(f"finished before: {workdir} stands at step {config['steps']}")
-      return
-  _claim(workdir, config, identity, tokenizers)
   # 3. State: restored first, else from the start.
   transformation, schedule = optimizer.make(
     steps=config["steps"], **config["optimizer"]
   )
   state, start = _state(policy, transformation, mesh, workdir, say)
+  if start == config["steps"]:
+    say(f"finished before: {workdir} stands at step {start}")
+    return
+  if start:
+    say(f"resuming at step {start}")
+  _claim(workdir, config, identity, tokenizers)
   del pairs, tokenizers
   # 4. The loop.
   expected = None
@@ -218,8 +220,8 @@ def _state(policy, transformation, mesh, workdir, say):
   restored = checkpoints.restore(workdir, abstract, say=say)
   if restored is None:
     return jax.jit(create, out_shardings=shardings)(policy.params), 0
-  say(f"resuming at step {restored[0]}")
-  return restored[1], restored[0]
+  step, state = restored
+  return state, step
 
 
 def _start_loss(objective):
@@ -307,7 +309,8 @@ class Run:
     if "eval" not in self.tables:
       return None
     batches = loader.evaluation(self.tables["eval"].views, self.packing)
-    return evaluate.HeldOut(list(batches), self.objective, self._place)
+    places = self.tables["eval"].places
+    return evaluate.HeldOut(list(batches), places, self.objective, self._place)
 
   def _due(self, step, key):
     every = self.config[key]
@@ -352,7 +355,7 @@ class Run:
 
   def _evaluate(self, held_out, step, params, references):
     means, pairs = held_out(params, references)
-    writer.write_lines(self.workdir / PAIRS, pairs)
+    writer.write_lines(self.workdir / report.PAIRS, pairs)
     figures = {f"eval/{name}": value for name, value in means.items()}
     if self._line is not None:
       self._line[1].update(figures)

@@ -110,7 +110,7 @@ def train_step(state, references, views, *, objective, transformation):
     name: jnp.sum(jnp.where(valid_B, value_B, 0.0)) / count
     for name, value_B in values.items()
   }
-  metrics["grad_norm"] = optax.global_norm(gradient)
+  metrics["grad_norm"] = optax.tree.norm(gradient)
   return train_state.TrainState(state.step + 1, params, opt_state), metrics
 
 

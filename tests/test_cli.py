@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user gets wrong is one line and exit code 2; nothing is left."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mrpo_jax import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = f"{ROOT}/configs/quickstart.py"
+DEBUG = f"--config={CONFIG}:dpo,debug"
+ROW = {"prompt": "p ", "chosen": "good", "rejected": "bad"}
+
+
+def refused(capsys, *argv):
+  """The one line of a refusal."""
+  assert cli.main([str(a) for a in argv]) == 2
+  lines = capsys.readouterr().err.strip().split("\n")
+  assert lines[-1].startswith("error: ")
+  return lines[-1]
+
+
+@pytest.mark.parametrize(
+  "argv,match",
+  [
+    (["trian"], "unknown command 'trian'; known: train, export"),
+    (["train"], "--config is missing"),
+    (["train", DEBUG], "--workdir is missing"),
+    (["train", DEBUG, "--workdir=W", "extra"], "unexpected argument 'extra'"),
+    (["train", DEBUG, "--workdir=W", "--fast"], "fast"),
+    (["train", "--config=none.py", "--workdir=W"], "none.py: no such file"),
+    (["train", f"--config={CONFIG}:grpo", "--workdir=W"], "grpo"),
+    (["export", "--workdir=W", "--to=X"], "W holds no run"),
+    (["report", "--workdir=W"], "no run that was evaluated"),
+    (["prepare", "--data=none.jsonl", "--to=X"], "none.jsonl"),
+  ],
+)
+def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
+  monkeypatch.chdir(tmp_path)
+  assert match in refused(capsys, *argv)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "override,match",
+  [
+    ("--config.loss.name=dpoo", "unknown loss 'dpoo'; known: dpo, mrpo"),
+    ("--config.loss.gamma=1.0", "does not take 'gamma'"),
+    ("--config.loss.beta=-1.0", "config.loss.beta must be positive"),
+    ("--config.loss.beta=nan", "config.loss.beta must be a finite number"),
+    ("--config.steps=0", "config.steps must be positive"),
+    ("--config.steps=ten", "steps"),
+    ("--config.no.such=1", "config.no is not known"),
+    ("--config.loss.name=nll", "'nll' takes no reference"),
+    ("--config.references.names=()", "'dpo' needs a reference"),
+    ("--config.mesh.data=3", "does not fit 8 devices"),
+    ("--config.data.rows=3", "config.data.rows=3 does not divide"),
+    ("--config.data.train=none.jsonl", "none.jsonl"),
+    ("--config.policy.path=none", "none"),
+    ("--config.policy.new.heads=3", "width=32 is not a multiple of heads=3"),
+    ("--config.data.row_length=9", "none of its 428 pairs is left"),
+  ],
+)
+def test_wrong_configs(capsys, tmp_path, monkeypatch, override, match):
+  monkeypatch.chdir(tmp_path)
+  workdir = tmp_path / "run"
+  line = refused(capsys, "train", DEBUG, f"--workdir={workdir}", override)
+  assert match in line
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  "content,match",
+  [
+    (b'{"prompt": "p"', "line 1"),
+    (json.dumps(ROW).encode() + b"\n\xff\xfe\n", "line 2"),
+    (json.dumps({**ROW, "chosen": 3}).encode(), "line 1"),
+    (b"", "rows.jsonl"),
+    (json.dumps({**ROW, "rejected": "good"}).encode(), "equal responses"),
+  ],
+)
+def test_wrong_data(capsys, tmp_path, content, match):
+  data, workdir = tmp_path / "rows.jsonl", tmp_path / "run"
+  data.write_bytes(content)
+  override = f"--config.data.train={data}"
+  line = refused(capsys, "train", DEBUG, f"--workdir={workdir}", override)
+  assert "rows.jsonl" in line and match in line
+  assert not workdir.exists()
+
+
+def test_a_workdir_that_is_a_file(capsys, tmp_path):
+  path = tmp_path / "file"
+  path.write_text("mine")
+  assert "is a file" in refused(capsys, "train", DEBUG, f"--workdir={path}")
+  assert path.read_text() == "mine"
+
+
+def test_a_broken_config_file_is_one_line(capsys, tmp_path):
+  path = tmp_path / "broken.py"
+  for text in ("def get_config(:", "raise KeyError('x')", "import nowhere"):
+    path.write_text(text)
+    line = refused(capsys, "train", f"--config={path}", "--workdir=W")
+    assert "broken.py" in line
+
+
+def test_help_needs_no_jax():
+  code = (
+    "import sys; from mrpo_jax import cli; code = cli.main(['--help']);"
+    "print(code, 'jax' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split()[-2:] == ["0", "False"]
+  assert "mrpo train" in done.stdout

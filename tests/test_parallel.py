@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mesh and rules."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mrpo_jax import optimizer, parallel, train_state
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import spec
+
+CONFIG = spec.ModelConfig(
+  vocab_size=64,
+  width=16,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_dim=4,
+  mlp_width=32,
+)
+
+
+def test_minus_one_takes_what_is_left():
+  assert dict(parallel.make_mesh(fsdp=2).shape) == dict(data=4, fsdp=2, model=1)
+  assert parallel.row_shards(parallel.make_mesh(fsdp=2, model=2)) == 4
+
+
+@pytest.mark.parametrize(
+  "sizes", [dict(data=3), dict(data=0), dict(data=-1, fsdp=-1), dict(model=3)]
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+  with pytest.raises(InputError, match="mesh"):
+    parallel.make_mesh(**sizes)
+
+
+def test_parameters_and_their_moments_are_split_alike():
+  mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
+  transformation, _ = optimizer.make(peak_lr=1e-3, steps=4)
+  shardings = train_state.shardings(CONFIG, transformation, mesh)
+  state = jax.jit(
+    lambda key: train_state.create(spec.init(CONFIG, key), transformation),
+    out_shardings=shardings,
+  )(jax.random.key(0))
+  gate = state.params["blocks"]["gate"]
+  assert gate.addressable_shards[0].data.shape == (2, 8, 16)
+  moments = optax.tree.get(state.opt_state, "mu")["blocks"]["gate"]
+  assert moments.sharding == gate.sharding
+
+
+def test_the_same_seed_gives_the_same_parameters_on_every_mesh():
+  one = spec.init(CONFIG, jax.random.key(0))
+  mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
+  shardings = parallel.param_shardings(CONFIG, mesh)
+  many = jax.jit(lambda key: spec.init(CONFIG, key), out_shardings=shardings)(
+    jax.random.key(0)
+  )
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_dimension_that_does_not_divide_names_its_array():
+  mesh = parallel.make_mesh(model=4, data=2)
+  with pytest.raises(InputError, match=r"k_proj.*2 does not divide"):
+    parallel.param_shardings(CONFIG, mesh)
+
+
+def test_a_mesh_axis_serves_one_axis_of_an_array():
+  mesh = parallel.make_mesh()
+  with pytest.raises(InputError, match="twice"):
+    parallel.param_shardings(CONFIG, mesh, {"embed": "model"})
+
+
+def test_decay_leaves_norms_alone():
+  mask = optimizer.decays(spec.abstract(CONFIG))
+  undecayed = {"attention_norm", "mlp_norm"}
+  assert not mask["norm"]
+  for name, decays in mask["blocks"].items():
+    assert decays == (name not in undecayed)
+  assert mask["embed"] and mask["head"]
+
+
+def test_the_schedule_rises_and_falls():
+  _, schedule = optimizer.make(peak_lr=1.0, steps=100, warmup=0.1, end_lr=0.1)
+  rates = [float(schedule(step)) for step in range(100)]
+  assert 0 < rates[0] < rates[5] < rates[10] == pytest.approx(1.0)
+  assert rates[99] == pytest.approx(0.1, abs=0.01)
+  assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_clipping_bounds_the_gradient():
+  transformation, _ = optimizer.make(peak_lr=1.0, steps=2, clip_norm=0.5)
+  huge = {"weight": np.full((4, 4), 1e9, np.float32)}
+  zero = {"weight": np.zeros((4, 4), np.float32)}
+  state = transformation.init(zero)
+  _, state = transformation.update(huge, state, zero)
+  first = optax.tree.get(state, "mu")["weight"]
+  # One step of Adam's first moment: (1 - b1) times the clipped gradient.
+  assert np.linalg.norm(first) == pytest.approx(0.05, rel=1e-4)

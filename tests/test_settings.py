@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config is checked before anything else happens."""
+
+import copy
+
+import pytest
+
+from mrpo_jax import settings
+from mrpo_jax.errors import InputError
+
+GOOD = dict(
+  steps=10,
+  batch=4,
+  data=dict(train="a.jsonl"),
+  policy=dict(path="/models/a"),
+  references=dict(
+    names=("base", "other"),
+    base=dict(path="policy"),
+    other=dict(path="/models/b"),
+  ),
+  loss=dict(name="mrpo", beta=0.1, weights=(1, 2)),
+  optimizer=dict(peak_lr=1e-4),
+)
+
+
+def changed(key, value):
+  values = copy.deepcopy(GOOD)
+  *parents, name = key.split(".")
+  section = values
+  for parent in parents:
+    section = section.setdefault(parent, {})
+  section[name] = value
+  return values
+
+
+def test_defaults_are_filled_in():
+  checked = settings.read(GOOD)
+  assert checked["seed"] == 0 and checked["log_every"] == 1
+  assert checked["references"]["other"]["mode"] == "online"
+  assert checked["policy"]["dtype"] == "float32"
+  assert checked["references"]["names"] == ["base", "other"]
+  assert checked["loss"]["weights"] == [1, 2]
+
+
+def test_an_integer_serves_as_a_number():
+  assert settings.read(changed("optimizer.clip_norm", 1))["optimizer"][
+    "clip_norm"
+  ] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+  "key,value,match",
+  [
+    ("steps", 0, "config.steps must be positive, got 0"),
+    ("steps", -3, "must be positive"),
+    ("steps", 2.5, "must be of type int"),
+    ("steps", True, "must be of type int"),
+    ("batch", "8", "config.batch must be of type int"),
+    ("seed", -1, "config.seed must not be negative"),
+    ("optimizer.peak_lr", float("nan"), "peak_lr must be a finite number"),
+    ("optimizer.peak_lr", float("inf"), "finite"),
+    ("optimizer.peak_lr", 0.0, "must be positive"),
+    ("optimizer.warmup", 1.5, "at most 1"),
+    ("optimizer.lr", 0.1, "config.optimizer.lr is not known.*peak_lr"),
+    ("stepz", 1, "config.stepz is not known; known here:.*steps"),
+    ("data.trian", "x", "config.data.trian is not known.*train"),
+    ("policy.pth", "x", "config.policy.pth is not known.*path"),
+    ("policy.path", "", "config.policy.path is empty"),
+    ("policy.dtype", "int8", "must be one of 'float32'"),
+    ("policy.kernel", "magic", "must be one of 'xla'"),
+    ("references.other.mode", "scored", "must be one of 'online'"),
+    ("references.third", {}, "config.references.third is not known"),
+    ("references.names", ("base", "none"), "config.references.other is not"),
+    ("references.names", ("base", "base"), "repeats"),
+    ("references.names", "base", "must be a tuple"),
+    ("loss.beta", 0.0, "config.loss.beta must be positive"),
+    ("loss.beta", float("nan"), "config.loss.beta must be a finite"),
+    ("loss.name", None, "config.loss.name is missing"),
+    ("loss", "dpo", "config.loss must be a section"),
+    ("mesh.data", 1.0, "must be of type int"),
+  ],
+)
+def test_what_is_wrong_is_named(key, value, match):
+  with pytest.raises(InputError, match=match):
+    settings.read(changed(key, value))
+
+
+@pytest.mark.parametrize(
+  "key", ["steps", "batch", "data.train", "optimizer.peak_lr"]
+)
+def test_what_has_no_default_must_be_given(key):
+  values = copy.deepcopy(GOOD)
+  *parents, name = key.split(".")
+  section = values
+  for parent in parents:
+    section = section[parent]
+  del section[name]
+  with pytest.raises(InputError, match=f"config.{key} is missing"):
+    settings.read(values)
+
+
+def test_a_named_reference_needs_its_section():
+  values = copy.deepcopy(GOOD)
+  del values["references"]["other"]
+  with pytest.raises(InputError, match="config.references.other is missing"):
+    settings.read(values)
+
+
+def test_a_new_model_is_described_in_full():
+  values = changed("policy.path", "")
+  values["policy"]["new"] = dict(layers=2)
+  with pytest.raises(InputError, match="config.policy.new.width is missing"):
+    settings.read(values)
+
+
+def test_differences_name_the_keys():
+  here = dict(a=1, b=dict(c=2, d=[1]))
+  there = dict(a=1, b=dict(c=3, d=[1]), e=5)
+  assert list(settings.differences(here, there)) == [
+    "b.c is 3 there, 2 here",
+    "e is 5 there, None here",
+  ]

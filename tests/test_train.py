@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The train step: laws that hold whatever the rows, devices and references."""
+
+import functools
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mrpo_jax import losses, optimizer, parallel, train, train_state
+from mrpo_jax.data import loader, pack
+from mrpo_jax.data.encode import Encoded
+from mrpo_jax.models import spec, transformer
+
+CONFIG = spec.ModelConfig(
+  vocab_size=101,
+  width=32,
+  layers=2,
+  heads=8,
+  kv_heads=8,
+  head_dim=8,
+  mlp_width=64,
+)
+BATCH = 12
+
+
+def params_of(seed=0):
+  return spec.init(CONFIG, jax.random.key(seed))
+
+
+def some_pairs(rng, N=40):
+  def draw(least):
+    return rng.integers(3, 100, rng.integers(least, 14)).tolist()
+
+  return [Encoded(draw(1), draw(1), draw(1)) for _ in range(N)]
+
+
+def objective_of(name="dpo", K=1, views=None, **hyper):
+  views = views or (0,) * K
+  return train.Objective(
+    pairs=BATCH,
+    policy=train.Model(CONFIG),
+    references=tuple(train.Model(CONFIG, view) for view in views),
+    names=tuple("abc"[:K]),
+    method=losses.build(name, **hyper),
+  )
+
+
+def curve(objective, references, pairs, *, steps=5, rows=2, mesh=None, lr=1e-2):
+  """The metrics of the first steps, from params_of()."""
+  mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
+  transformation, _ = optimizer.make(peak_lr=lr, steps=steps, warmup=0.0)
+  shardings = train_state.shardings(CONFIG, transformation, mesh)
+  create = functools.partial(train_state.create, transformation=transformation)
+  state = jax.jit(create, out_shardings=shardings)(params_of())
+  to = parallel.param_shardings(CONFIG, mesh)
+  references = tuple(jax.device_put(params, to) for params in references)
+  step = train.compile_step(
+    objective, transformation, shardings, parallel.rows_sharding(mesh)
+  )
+  packing = loader.Packing(batch=BATCH, length=48, rows=rows)
+  views = 1 + max([0, *(m.view for m in objective.references)])
+  batches = loader.training([pairs] * views, packing, seed=0)
+  found = []
+  for _, views in itertools.islice(batches, steps):
+    views = tuple(parallel.global_rows(rows, mesh) for rows in views)
+    state, metrics = step(state, references, views)
+    found.append({name: float(value) for name, value in metrics.items()})
+  return found, state
+
+
+def losses_of(metrics):
+  return [one["loss"] for one in metrics]
+
+
+def test_dpo_starts_at_ln_2_and_falls(rng):
+  metrics, _ = curve(objective_of(), (params_of(),), some_pairs(rng), steps=8)
+  assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+  assert metrics[-1]["loss"] < 0.68
+  assert metrics[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mrpo", "multi_dpo"])
+def test_references_equal_to_the_start_give_the_dpo_curve(rng, name):
+  pairs = some_pairs(rng)
+  one, _ = curve(objective_of(), (params_of(),), pairs)
+  # The second reference reads its own, equal view of the data.
+  objective = objective_of(name, K=2, views=(0, 1))
+  two, _ = curve(objective, (params_of(), params_of()), pairs)
+  np.testing.assert_allclose(losses_of(two), losses_of(one), atol=1e-6)
+  assert one[0]["loss"] != one[-1]["loss"]
+
+
+def test_a_second_reference_changes_the_curve(rng):
+  pairs = some_pairs(rng)
+  one, _ = curve(objective_of(), (params_of(),), pairs)
+  two, _ = curve(objective_of("mrpo", K=2), (params_of(), params_of(1)), pairs)
+  assert abs(two[0]["loss"] - one[0]["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize(
+  "shape", [dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, model=2)]
+)
+def test_eight_devices_equal_one(rng, shape):
+  pairs = some_pairs(rng)
+  objective = objective_of("mrpo", K=2)
+  references = (params_of(), params_of(1))
+  one, _ = curve(objective, references, pairs, steps=10, rows=8)
+  mesh = parallel.make_mesh(**shape)
+  # The embedding has 101 tokens: nothing divides them, so they stay whole.
+  rules = {**parallel.RULES, "vocab": None}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parallel, "RULES", rules)
+    many, state = curve(
+      objective, references, pairs, steps=10, rows=8, mesh=mesh
+    )
+  np.testing.assert_allclose(losses_of(many), losses_of(one), atol=1e-5)
+  devices = state.params["blocks"]["gate"].sharding.device_set
+  assert len(devices) == 8
+
+
+def gradient_of(objective, references, view):
+  """(metrics, gradient) of one step: plain descent at rate 1 moves by it."""
+  plain = optax.sgd(1.0)
+  step = functools.partial(
+    train.train_step, objective=objective, transformation=plain
+  )
+  params = params_of()
+  state = train_state.create(params, plain)
+  state, metrics = jax.jit(step)(state, references, (view,))
+  return metrics, jax.tree.map(jnp.subtract, params, state.params)
+
+
+def test_micro_batches_equal_one_batch(rng):
+  pairs = some_pairs(rng, BATCH)
+  objective = objective_of("mrpo", K=2)
+  references = (params_of(), params_of(1))
+  (many, a), (one, b) = (
+    gradient_of(objective, references, pack.pack(pairs, length=48, rows=rows))
+    for rows in (1, BATCH)
+  )
+  np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-6)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
+
+
+def test_the_loss_is_the_mean_over_the_pairs_that_are_there(rng):
+  pairs = some_pairs(rng, 5)
+  view = pack.pack(pairs, length=48, batch=BATCH)
+  metrics, _ = gradient_of(objective_of(), (params_of(1),), view)
+  policy_BC, ref_BC = (
+    train.Model(CONFIG).logps(params, (view,), 5)
+    for params in (params_of(), params_of(1))
+  )
+  want = jnp.mean(losses.dpo(policy_BC - ref_BC))
+  np.testing.assert_allclose(metrics["loss"], want, rtol=1e-6)
+
+
+def test_supervised_loss_is_the_mean_token_loss_of_the_chosen(rng):
+  pairs = [
+    Encoded(p.prompt_ids, p.chosen_ids, []) for p in some_pairs(rng, BATCH)
+  ]
+  view = pack.pack(pairs, length=48)
+  metrics, _ = gradient_of(objective_of("nll", K=0), (), view)
+  length = max(map(pack.size, pairs))
+  tokens_BT = np.zeros((BATCH, length), int)
+  for n, pair in enumerate(pairs):
+    tokens_BT[n, : pack.size(pair)] = pair.prompt_ids + pair.chosen_ids
+  # Causal: what stands to the right of a sequence changes nothing in it.
+  logits_BTV = transformer.apply(CONFIG, params_of(), jnp.asarray(tokens_BT))
+  logp_BTV = jax.nn.log_softmax(logits_BTV)
+  want = []
+  for n, pair in enumerate(pairs):
+    start = len(pair.prompt_ids) - 1
+    places = np.arange(start, start + len(pair.chosen_ids))
+    want.append(-np.mean(logp_BTV[n, places, np.asarray(pair.chosen_ids)]))
+  np.testing.assert_allclose(metrics["loss"], np.mean(want), rtol=1e-5)
+
+
+def test_the_references_are_left_as_they_are(rng):
+  reference = params_of(1)
+  before = jax.tree.map(np.array, reference)
+  curve(objective_of(), (reference,), some_pairs(rng), steps=2)
+  for a, b in zip(
+    jax.tree.leaves(before), jax.tree.leaves(reference), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_no_logits_tensor_in_the_compiled_step(rng):
+  rows, length = 2, 48
+  objective = objective_of("mrpo", K=2)
+  transformation, _ = optimizer.make(peak_lr=1e-2, steps=5)
+  state = train_state.create(params_of(), transformation)
+  view = pack.pack(some_pairs(rng, BATCH), length=length, rows=rows)
+  text = (
+    jax.jit(
+      functools.partial(
+        train.train_step, objective=objective, transformation=transformation
+      ),
+      donate_argnums=0,
+    )
+    .lower(state, (params_of(), params_of(1)), (view,))
+    .compile()
+    .as_text()
+  )
+  V = CONFIG.vocab_size
+  shapes = {
+    tuple(map(int, dims.split(",")))
+    for dims in re.findall(r"(?:f32|bf16)\[([0-9,]+)\]", text)
+  }
+  with_vocab = [shape for shape in shapes if V in shape]
+  assert with_vocab  # the chunk is there: the pattern finds what it looks for
+  largest = max(math.prod(shape) for shape in with_vocab)
+  assert largest < rows * length * V / 2
+
+
+def counting_step(poison=None):
+  def step(state, views):
+    value = math.nan if state + 1 == poison else 1.0 / (state + 1)
+    return state + 1, {"loss": jnp.float32(value), "grad_norm": jnp.ones(())}
+
+  return step
+
+
+def run_fit(
+  *, steps=6, boundary=lambda step: False, stop=lambda: False, **given
+):
+  seen, lines = [], []
+  batches = ((step, None) for step in itertools.count(1))
+  for step, _ in train.fit(
+    0,
+    counting_step(**given),
+    batches,
+    steps=steps,
+    record=lambda step, metrics, seconds: lines.append(step),
+    boundary=boundary,
+    stop=stop,
+  ):
+    seen.append((step, len(lines)))
+  return seen, lines
+
+
+def test_fit_reads_every_step_before_a_boundary():
+  seen, lines = run_fit(boundary=lambda step: step in (2, 5))
+  assert seen == [(2, 2), (5, 5), (6, 6)]
+  assert lines == [1, 2, 3, 4, 5, 6]
+
+
+def test_fit_stops_after_the_current_step_when_asked():
+  asked = iter([False, False, True])
+  seen, lines = run_fit(stop=lambda: next(asked))
+  assert seen == [(3, 3)] and lines == [1, 2, 3]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_step_and_name():
+  with pytest.raises(train.NonFinite, match="loss is nan at step 3"):
+    run_fit(poison=3)
+
+
+@pytest.mark.parametrize("poison", [5, 6])
+def test_a_bad_step_never_reaches_a_boundary(poison):
+  seen = []
+  with pytest.raises(train.NonFinite):
+    for step, _ in train.fit(
+      0,
+      counting_step(poison=poison),
+      ((step, None) for step in itertools.count(1)),
+      steps=6,
+      record=lambda *_: None,
+      boundary=lambda step: step >= 4,
+      stop=lambda: False,
+    ):
+      seen.append(step)
+  assert seen == list(range(4, poison))
