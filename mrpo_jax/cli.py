@@ -59,7 +59,7 @@ COMMANDS = {f.__name__: f for f in (train, export, report, prepare)}
 def main(argv=None):
   """Runs one command; returns the exit code."""
   # transformers serves as a tokenizer here and need not ask for torch.
-  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(__doc__.strip())

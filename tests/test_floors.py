@@ -9,7 +9,7 @@ import sys
 import pytest
 
 FLOORS = (
-  "shapes errors|losses|models|data|references"
+  "shapes errors|losses|models|data"
   "|parallel optimizer train_state checkpoints hub"
   "|train evaluate writer report|settings inputs runs cli __main__"
 ).split("|")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of preferences, in the layouts that people publish -> PreferencePair.
 
-Equal and empty responses come through: dropping is the encoder's affair.
+Equal and empty responses and text that no tokenizer encodes come through:
+dropping is the encoder's affair.
 Where a row ranks several responses, every strictly ordered pair comes out.
 """
 
@@ -239,12 +240,6 @@ def _text_or_turns(value, where, empty=True):
 def _text(value, where, want="a string"):
   if not isinstance(value, str):
     raise InputError(f"{where} is {_kind(value)}, want {want}")
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    raise InputError(
-      f"{where} holds half of a surrogate pair; write valid Unicode"
-    ) from None
   return value
 
 

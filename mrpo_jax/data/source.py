@@ -50,6 +50,7 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
   if not re.fullmatch(r"\w+", split):
     raise InputError(f"{split!r}: a split is named by letters, digits and _")
   pairs = list(formats.read(path))
+  _refuse_unencodable(pairs, path)
   metadata = {"fingerprint": fingerprint(pairs), "split": split}
 
   from mrpo_jax.data import tfds_builder
@@ -65,6 +66,17 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
       "give another name or another directory"
     )
   return directory
+
+
+def _refuse_unencodable(pairs, path):
+  for i, pair in enumerate(pairs, 1):
+    try:
+      "".join(formats.texts(pair)).encode()
+    except UnicodeEncodeError:
+      raise InputError(
+        f"{path} pair {i}: holds half of a surrogate pair, which TFDS cannot "
+        "store; write valid Unicode"
+      ) from None
 
 
 def pair_id(pair):

@@ -152,19 +152,20 @@ def test_the_border_of_plain_text(special, prompt, chosen, rejected, want):
 
 
 @pytest.mark.parametrize(
-  "limits, want, truncated",
+  "limits, want, truncated, response_cut",
   [
-    ((5, 4), ([BOS, A, C, A, C], [A, C, A, EOS], [C, C, EOS]), False),
+    ((5, 4), ([BOS, A, C, A, C], [A, C, A, EOS], [C, C, EOS]), False, False),
     # The prompt keeps BOS and its end, a response its start, not its EOS.
-    ((4, 4), ([BOS, C, A, C], [A, C, A, EOS], [C, C, EOS]), True),
-    ((5, 3), ([BOS, A, C, A, C], [A, C, A], [C, C, EOS]), True),
-    ((2, 1), ([BOS, C], [A], [C]), True),
-    ((1, 1), ([BOS], [A], [C]), True),
+    ((4, 4), ([BOS, C, A, C], [A, C, A, EOS], [C, C, EOS]), True, False),
+    ((5, 3), ([BOS, A, C, A, C], [A, C, A], [C, C, EOS]), True, True),
+    ((2, 1), ([BOS, C], [A], [C]), True, True),
+    ((1, 1), ([BOS], [A], [C]), True, True),
   ],
 )
-def test_cutting(limits, want, truncated):
+def test_cutting(limits, want, truncated, response_cut):
   encoded = run(small(), "acac", "aca", "cc", limits)
-  assert encoded == Encoded(*want, truncated=truncated)
+  how = dict(truncated=truncated, response_cut=response_cut)
+  assert encoded == Encoded(*want, **how)
 
 
 def test_a_prompt_without_bos_keeps_its_end():

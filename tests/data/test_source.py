@@ -273,3 +273,11 @@ def test_the_fingerprint_is_the_same_in_every_version():
   pair = PreferencePair("p", "c", "r")
   assert source.pair_id(pair).startswith("70ba417369466f65")
   assert source.fingerprint([pair]).startswith("538dafa00370a608")
+
+
+def test_what_tfds_cannot_store_is_refused_before_anything_is_written(tmp_path):
+  row = {"prompt": "a", "chosen": "\ud800", "rejected": "b"}
+  path = written(tmp_path / "rows.jsonl", [ROWS[0], row])
+  with pytest.raises(InputError, match="pair 2.*surrogate"):
+    source.prepare(path, tmp_path / "to")
+  assert not (tmp_path / "to").exists()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded human preferences, from rows to packed batches."""
+
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from configs import common
+from mrpo_jax.data import encode, formats, loader, pack, vocabulary
+
+EVAL = common.HH_HARMLESS / "eval.jsonl.gz"
+TRAIN = common.HH_HARMLESS / "train.jsonl.gz"
+
+
+@pytest.fixture(scope="module")
+def encoded():
+  pairs = list(formats.read(EVAL))
+  texts = (text for pair in pairs for text in formats.texts(pair))
+  tokenizer = vocabulary.train_tokenizer(texts, kind="bpe", vocab_size=2048)
+  limits = dict(max_prompt=192, max_response=128)
+  views = encode.encode_all(tokenizer, pairs, **limits)
+  return [one for one in views if not one.dropped]
+
+
+def test_no_dialogue_stands_on_both_sides():
+  def first_turns(path):
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+      rows = [json.loads(line)["chosen"] for line in file]
+    return {row.split("\n\nAssistant:")[0] for row in rows}
+
+  train, held_out = first_turns(TRAIN), first_turns(EVAL)
+  assert len(train) > 1000 and len(held_out) > 300
+  assert not train & held_out
+
+
+@pytest.mark.parametrize("length,rows", [(512, 1), (768, 1), (1024, 1)])
+def test_rows_of_sixty_four_pairs_are_nearly_full(encoded, length, rows):
+  packing = loader.Packing(batch=64, length=length, rows=rows)
+  batches = loader.training([encoded], packing, seed=0)
+  counts = [pack.token_counts(r) for _, (r,) in itertools.islice(batches, 20)]
+  real, slots = np.sum(counts, axis=0)
+  assert real / slots >= 0.95
+
+
+def test_the_shared_prompt_saves_what_it_should(encoded):
+  shared = sum(pack.size(one) for one in encoded)
+  apart = shared + sum(len(one.prompt_ids) for one in encoded)
+  assert apart / shared > 1.4  # prompts are long: 2(P + R) / (P + 2R)
