@@ -81,10 +81,10 @@ def supervised(c, name):
 
 def preferences(c, arg):
   """DPO or MRPO from the supervised start."""
-  c.steps = 20  # of 64 pairs: two thirds of an epoch
+  c.steps = 30  # of 64 pairs: an epoch
   c.batch = 64  # pairs in one optimizer step, over all hosts
-  c.eval_every = 10
-  c.checkpoint_every = 10
+  c.eval_every = 15
+  c.checkpoint_every = 15
   c.policy = dict(path=f"{arg.models}/sft-base")
   references = dict(
     names=("base",),
@@ -104,4 +104,4 @@ def preferences(c, arg):
       weights="uniform",
     )
   c.references = references
-  c.optimizer = dict(peak_lr=3e-4, warmup=0.1, clip_norm=1.0)
+  c.optimizer = dict(peak_lr=2e-4, warmup=0.1, clip_norm=1.0)

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from mrpo_jax import train
-from mrpo_jax.models import rows as packed
 
 
 @dataclasses.dataclass
@@ -54,8 +53,7 @@ class HeldOut:
 
 def _policy(params, views, *, objective):
   logp_BC = objective.policy.logps(params, views, objective.pairs)
-  rows = views[objective.policy.view]
-  return logp_BC, packed.response_lengths(rows, objective.pairs)
+  return logp_BC, train.response_lengths(objective, views)
 
 
 def _records(places, logp_BC, ref_logp_BCK, length_BC):

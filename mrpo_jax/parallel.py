@@ -84,9 +84,9 @@ def rows_sharding(mesh):
   return NamedSharding(mesh, PartitionSpec(None, ROWS, None))
 
 
-def global_rows(rows, mesh):
-  """This process's rows [A, R, T] as its share of the global arrays."""
+def global_rows(view, mesh):
+  """This process's Rows [A, R, T] as its share of the global arrays."""
   sharding = rows_sharding(mesh)
   return jax.tree.map(
-    lambda array: jax.make_array_from_process_local_data(sharding, array), rows
+    lambda array: jax.make_array_from_process_local_data(sharding, array), view
   )

@@ -303,7 +303,7 @@ class Run:
       yield step, self._place(rows)
 
   def _place(self, views):
-    return tuple(parallel.global_rows(rows, self.mesh) for rows in views)
+    return tuple(parallel.global_rows(view, self.mesh) for view in views)
 
   def _held_out(self):
     if "eval" not in self.tables:

@@ -25,8 +25,12 @@ class Model:
   forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype
 
   def logps(self, params, views, pairs):
-    return packed.all_response_logps(
-      self.config, params, views[self.view], pairs, **dict(self.forward)
+    """logp_BC of the pairs of a step."""
+    return sum(
+      packed.all_response_logps(
+        self.config, params, rows, pairs, **dict(self.forward)
+      )
+      for rows in views[self.view]
     )
 
 
@@ -39,6 +43,12 @@ class Objective:
   references: tuple[Model, ...]  # K of them; 0 is the base
   names: tuple[str, ...]
   method: Callable  # losses.build(...)
+
+
+def response_lengths(objective, views):
+  """length_BC in the policy's tokens; 0 where a batch holds fewer pairs."""
+  parts = views[objective.policy.view]
+  return sum(packed.response_lengths(rows, objective.pairs) for rows in parts)
 
 
 def reference_logps(objective, references, views):
@@ -61,15 +71,15 @@ def train_step(state, references, views, *, objective, transformation):
   Args:
     state: TrainState, donated by the caller's jit.
     references: tuple of K frozen parameter trees.
-    views: tuple of Rows [A, R, T], one per tokenizer.
+    views: per tokenizer the tuple of Rows [A, R, T] of `pack.pack_step`.
     objective: Objective, static.
     transformation: optax transformation, static.
 
   Returns:
     (state, metrics): metrics are float32 scalars.
   """
-  rows = views[objective.policy.view]
-  length_BC = packed.response_lengths(rows, objective.pairs)
+  parts = views[objective.policy.view]
+  length_BC = response_lengths(objective, views)
   valid_B = length_BC[:, 0] > 0
   count = jnp.maximum(jnp.sum(valid_B), 1).astype(jnp.float32)
   ref_logp_BCK = reference_logps(objective, references, views)
@@ -86,7 +96,7 @@ def train_step(state, references, views, *, objective, transformation):
     here_B = packed.response_lengths(micro, objective.pairs)[:, 0] > 0
     return jnp.sum(jnp.where(here_B, loss_B, 0.0)) / count, logp_BC
 
-  def accumulate(a, carry):
+  def accumulate(rows, a, carry):
     gradient, logp_BC = carry
     micro = packed.micro_batch(rows, a)
     one, more_BC = jax.grad(mean_loss, has_aux=True)(state.params, micro)
@@ -97,10 +107,11 @@ def train_step(state, references, views, *, objective, transformation):
     lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
     state.params,
   )
-  start = (wide, jnp.zeros((objective.pairs, 2), jnp.float32))
-  gradient, logp_BC = jax.lax.fori_loop(
-    0, packed.micro_batches(rows), accumulate, start
-  )
+  carry = (wide, jnp.zeros((objective.pairs, 2), jnp.float32))
+  for rows in parts:
+    step = functools.partial(accumulate, rows)
+    carry = jax.lax.fori_loop(0, packed.micro_batches(rows), step, carry)
+  gradient, logp_BC = carry
   updates, opt_state = transformation.update(
     gradient, state.opt_state, state.params
   )

@@ -68,7 +68,7 @@ def curve(objective, references, pairs, *, steps=5, rows=2, mesh=None, lr=1e-2):
   batches = loader.training([pairs] * views, packing, seed=0)
   found = []
   for _, views in itertools.islice(batches, steps):
-    views = tuple(parallel.global_rows(rows, mesh) for rows in views)
+    views = tuple(parallel.global_rows(view, mesh) for view in views)
     state, metrics = step(state, references, views)
     found.append({name: float(value) for name, value in metrics.items()})
   return found, state
@@ -141,7 +141,9 @@ def test_micro_batches_equal_one_batch(rng):
   objective = objective_of("mrpo", K=2)
   references = (params_of(), params_of(1))
   (many, a), (one, b) = (
-    gradient_of(objective, references, pack.pack(pairs, length=48, rows=rows))
+    gradient_of(
+      objective, references, (pack.pack(pairs, length=48, rows=rows),)
+    )
     for rows in (1, BATCH)
   )
   np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-6)
@@ -151,7 +153,7 @@ def test_micro_batches_equal_one_batch(rng):
 
 def test_the_loss_is_the_mean_over_the_pairs_that_are_there(rng):
   pairs = some_pairs(rng, 5)
-  view = pack.pack(pairs, length=48, batch=BATCH)
+  view = (pack.pack(pairs, length=48, batches=BATCH),)
   metrics, _ = gradient_of(objective_of(), (params_of(1),), view)
   policy_BC, ref_BC = (
     train.Model(CONFIG).logps(params, (view,), 5)
@@ -165,7 +167,7 @@ def test_supervised_loss_is_the_mean_token_loss_of_the_chosen(rng):
   pairs = [
     Encoded(p.prompt_ids, p.chosen_ids, []) for p in some_pairs(rng, BATCH)
   ]
-  view = pack.pack(pairs, length=48)
+  view = (pack.pack(pairs, length=48),)
   metrics, _ = gradient_of(objective_of("nll", K=0), (), view)
   length = max(map(pack.size, pairs))
   tokens_BT = np.zeros((BATCH, length), int)
@@ -197,7 +199,9 @@ def test_no_logits_tensor_in_the_compiled_step(rng):
   objective = objective_of("mrpo", K=2)
   transformation, _ = optimizer.make(peak_lr=1e-2, steps=5)
   state = train_state.create(params_of(), transformation)
-  view = pack.pack(some_pairs(rng, BATCH), length=length, rows=rows)
+  view = pack.pack_step(
+    some_pairs(rng, BATCH), length=length, rows=rows, batch=BATCH
+  )
   text = (
     jax.jit(
       functools.partial(

@@ -28,13 +28,13 @@ class Packing:
           f"{self.processes} processes"
         )
 
-  def of(self, views, indices) -> tuple[Rows, ...]:
-    """This process's rows of the pairs, one Rows per tokenizer view."""
+  def of(self, views, indices) -> tuple[tuple[Rows, Rows], ...]:
+    """This process's (long, short) rows of the pairs, per tokenizer view."""
     share = self.batch // self.processes
     first = self.process * share
     mine = indices[first : first + share]
     return tuple(
-      pack.pack(
+      pack.pack_step(
         [view[i] for i in mine],
         length=self.length,
         rows=self.rows // self.processes,
@@ -46,7 +46,7 @@ class Packing:
 
 
 def training(views, packing, *, seed, start=0):
-  """Endless iterator over (step from start + 1, tuple of Rows).
+  """Endless iterator over (step from start + 1, rows per view).
 
   Args:
     views: one list of Encoded per tokenizer, aligned over pairs.

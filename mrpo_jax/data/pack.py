@@ -26,35 +26,34 @@ def first_fit(sizes, length):
   return row_of
 
 
-def pack(pairs, *, length, rows=1, batch=None, first_slot=0):
+def pack(pairs, *, length, rows=1, batches=None, slots=None):
   """Lays pairs out as [prompt | chosen | rejected] in rows of fixed length.
 
-  The shapes depend on `batch`, `length` and `rows` alone, so a run compiles
-  once; micro-batches past the last row in use are never computed.
-
   Args:
-    pairs: at most `batch` encoded pairs; `rejected_ids` may be empty.
+    pairs: encoded pairs; `rejected_ids` may be empty.
     length: T, tokens of a row.
     rows: R, rows of one micro-batch.
-    batch: B, pairs of a full batch; None means len(pairs).
-    first_slot: number of the first response, for a slice of a larger batch.
+    batches: A, micro-batches, full or not; None means enough for any pairs.
+    slots: number of each pair's chosen response; None means 0, 2, 4, ...
 
   Returns:
-    Rows of int32 NumPy arrays [A, R, T] with A = ceil(batch / R).
+    Rows of int32 NumPy arrays [A, R, T].
 
   Raises:
-    ValueError: a pair longer than a row, or more pairs than `batch`.
+    ValueError: a pair longer than a row, or more rows than there is room for.
   """
-  batch = len(pairs) if batch is None else batch
-  if len(pairs) > batch:
-    raise ValueError(f"{len(pairs)} pairs, but a batch is {batch}")
-  shape = (-(-batch // rows) * rows, length)
+  batches = -(-len(pairs) // rows) if batches is None else batches
+  slots = 2 * np.arange(len(pairs)) if slots is None else slots
+  row_of = first_fit([size(pair) for pair in pairs], length)
+  shape = (batches * rows, length)
+  if len(pairs) and row_of.max() >= shape[0]:
+    raise ValueError(f"{row_of.max() + 1} rows, but room for {shape[0]}")
   packed = Rows(*(np.zeros(shape, np.int32) for _ in range(7)))
   packed.slots_RM[:] = np.iinfo(np.int32).max  # no response stands here
   fill = np.zeros(shape[0], int)
   scored = np.zeros(shape[0], int)
   segments = np.zeros(shape[0], int)
-  for n, row in enumerate(first_fit([size(pair) for pair in pairs], length)):
+  for n, row in enumerate(row_of):
     segments[row] += 1
     fill[row], scored[row] = _place(
       packed,
@@ -63,7 +62,7 @@ def pack(pairs, *, length, rows=1, batch=None, first_slot=0):
       start=fill[row],
       scored=scored[row],
       segment=segments[row],
-      slot=first_slot + 2 * n,
+      slot=slots[n],
     )
   return Rows(
     **{
@@ -71,6 +70,55 @@ def pack(pairs, *, length, rows=1, batch=None, first_slot=0):
       for name, array in vars(packed).items()
     }
   )
+
+
+def pack_step(pairs, *, length, rows, batch, first_slot=0):
+  """One optimizer step's pairs: long rows, and short ones for what is left.
+
+  The last micro-batch of long rows is rarely full; where its pairs fit into
+  fewer tokens of rows a quarter as long, they stand there.  The shapes depend
+  on `batch`, `length` and `rows` alone, so a run compiles once; micro-batches
+  past the last one in use are never computed.
+
+  Args:
+    pairs: at most `batch` encoded pairs.
+    length: T, tokens of a long row.
+    rows: R, rows of one micro-batch.
+    batch: B, pairs of a full batch.
+    first_slot: number of the first response, for a slice of a larger batch.
+
+  Returns:
+    (long, short): Rows of [ceil(B / R), R, T] and [3, R, T // 4].
+
+  Raises:
+    ValueError: a pair longer than a long row, or more pairs than `batch`.
+  """
+  if len(pairs) > batch:
+    raise ValueError(f"{len(pairs)} pairs, but a batch is {batch}")
+  sizes = np.array([size(pair) for pair in pairs], int)
+  slots = first_slot + 2 * np.arange(len(pairs))
+  is_left = _left_over(sizes, length, rows)
+  parts = ((~is_left, length, -(-batch // rows)), (is_left, length // 4, 3))
+  return tuple(
+    pack(
+      [pairs[n] for n in np.flatnonzero(here)],
+      length=one,
+      rows=rows,
+      batches=batches,
+      slots=slots[here],
+    )
+    for here, one, batches in parts
+  )
+
+
+def _left_over(sizes, length, rows):
+  """Which pairs stand in short rows: those of the last micro-batch, or none."""
+  row_of = first_fit(sizes, length)
+  is_left = row_of // rows == row_of.max(initial=0) // rows
+  if sizes[is_left].max(initial=0) > length // 4:
+    return np.zeros_like(is_left)
+  short_rows = first_fit(sizes[is_left], length // 4).max(initial=-1) + 1
+  return is_left if short_rows <= 3 * rows else np.zeros_like(is_left)
 
 
 def _place(packed, row, pair, *, start, scored, segment, slot):
@@ -99,8 +147,11 @@ def _place(packed, row, pair, *, start, scored, segment, slot):
   return start, scored
 
 
-def token_counts(rows):
-  """(real tokens, token slots computed) of packed rows [A, R, T]."""
-  used = (rows.segments_RT > 0).any(axis=(1, 2)).sum()
-  slots = used * rows.segments_RT[0].size
-  return int((rows.segments_RT > 0).sum()), int(slots)
+def token_counts(view):
+  """(real tokens, token slots computed) of a step's Rows."""
+  real = sum((rows.segments_RT > 0).sum() for rows in view)
+  slots = sum(
+    (rows.segments_RT > 0).any(axis=(1, 2)).sum() * rows.segments_RT[0].size
+    for rows in view
+  )
+  return int(real), int(slots)

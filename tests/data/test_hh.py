@@ -36,11 +36,13 @@ def test_no_dialogue_stands_on_both_sides():
   assert not train & held_out
 
 
-@pytest.mark.parametrize("length,rows", [(512, 1), (768, 1), (1024, 1)])
+@pytest.mark.parametrize(
+  "length,rows", [(512, 1), (1024, 1), (2048, 1), (512, 2)]
+)
 def test_rows_of_sixty_four_pairs_are_nearly_full(encoded, length, rows):
   packing = loader.Packing(batch=64, length=length, rows=rows)
   batches = loader.training([encoded], packing, seed=0)
-  counts = [pack.token_counts(r) for _, (r,) in itertools.islice(batches, 20)]
+  counts = [pack.token_counts(v) for _, (v,) in itertools.islice(batches, 20)]
   real, slots = np.sum(counts, axis=0)
   assert real / slots >= 0.95
 

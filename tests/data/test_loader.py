@@ -19,9 +19,12 @@ def steps(count, packing=PACKING, **given):
   return list(itertools.islice(batches, count))
 
 
-def prompts(rows):
-  first = (rows.branches_RT == 0) & (rows.segments_RT > 0)
-  return sorted(rows.tokens_RT[first].tolist())
+def prompts(view):
+  found = []
+  for rows in view:
+    first = (rows.branches_RT == 0) & (rows.segments_RT > 0)
+    found += rows.tokens_RT[first].tolist()
+  return sorted(found)
 
 
 def test_any_step_is_reached_without_replaying():
@@ -33,9 +36,9 @@ def test_any_step_is_reached_without_replaying():
 
 
 def test_an_epoch_holds_every_pair_once_and_the_next_has_another_order():
-  order = [p for _, (rows,) in steps(5) for p in prompts(rows)]
+  order = [p for _, (view,) in steps(5) for p in prompts(view)]
   assert sorted(order) == sorted([*range(10)] * 2)
-  batches = [prompts(rows) for _, (rows,) in steps(10)]
+  batches = [prompts(view) for _, (view,) in steps(10)]
   assert batches[:5] != batches[5:]
 
 
@@ -45,25 +48,25 @@ def test_the_seed_decides():
 
 
 def test_processes_share_a_batch():
-  whole = [rows for _, (rows,) in steps(3)]
+  whole = [view for _, (view,) in steps(3)]
   shares = []
   for process in range(2):
     packing = loader.Packing(
       batch=4, length=16, rows=2, process=process, processes=2
     )
-    shares.append([rows for _, (rows,) in steps(3, packing)])
+    shares.append([view for _, (view,) in steps(3, packing)])
   for want, left, right in zip(whole, *shares, strict=True):
     assert prompts(left) + prompts(right) != []
     assert sorted(prompts(left) + prompts(right)) == prompts(want)
-    slots = np.concatenate([left.slots_RM, right.slots_RM], axis=None)
+    slots = np.concatenate([rows.slots_RM.ravel() for rows in (*left, *right)])
     assert sorted(slots[slots < 8]) == list(range(8))
-    assert left.tokens_RT.shape == (2, 1, 16)
+    assert left[0].tokens_RT.shape == (2, 1, 16)
 
 
 def test_evaluation_sees_every_pair_in_order_once():
   batches = list(loader.evaluation([PAIRS], PACKING))
   assert [len(indices) for indices, _ in batches] == [4, 4, 2]
-  seen = [p for _, (rows,) in batches for p in prompts(rows)]
+  seen = [p for _, (view,) in batches for p in prompts(view)]
   assert seen == list(range(10))
 
 

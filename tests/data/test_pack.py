@@ -46,20 +46,22 @@ def test_a_missing_rejected_response_takes_no_room():
   assert (rows.slots_RM < 2).sum() == 1
 
 
-@pytest.mark.parametrize("rows,batch", [(1, None), (4, None), (4, 32)])
-def test_every_response_is_there_once_and_whole(rng, rows, batch):
-  pairs = random_pairs(rng, 30)
-  packed = pack.pack(pairs, length=128, rows=rows, batch=batch)
-  B = batch or 30
-  assert packed.tokens_RT.shape == (-(-B // rows), rows, 128)
+@pytest.mark.parametrize("rows,batch", [(1, 30), (4, 30), (4, 32)])
+@pytest.mark.parametrize("longest", [10, 40])
+def test_every_response_is_there_once_and_whole(rng, rows, batch, longest):
+  pairs = random_pairs(rng, 30, longest)
+  long, short = pack.pack_step(pairs, length=128, rows=rows, batch=batch)
+  assert long.tokens_RT.shape == (-(-batch // rows), rows, 128)
+  assert short.tokens_RT.shape == (3, rows, 32)
   found = {}
-  for index in np.ndindex(packed.slots_RM.shape):
-    slot = packed.slots_RM[index]
-    if slot < 2 * B:
-      found.setdefault(slot, []).append(packed.targets_RM[index])
-      # What predicts it stands just before it, or is its prompt's end.
-      where = (*index[:2], packed.places_RM[index])
-      assert packed.segments_RT[where] > 0
+  for packed in (long, short):
+    for index in np.ndindex(packed.slots_RM.shape):
+      slot = packed.slots_RM[index]
+      if slot < 2 * batch:
+        found.setdefault(slot, []).append(packed.targets_RM[index])
+        # What predicts it stands just before it, or is its prompt's end.
+        where = (*index[:2], packed.places_RM[index])
+        assert packed.segments_RT[where] > 0
   want = {}
   for n, one in enumerate(pairs):
     want[2 * n], want[2 * n + 1] = one.chosen_ids, one.rejected_ids
@@ -68,16 +70,33 @@ def test_every_response_is_there_once_and_whole(rng, rows, batch):
 
 def test_shapes_do_not_depend_on_the_pairs(rng):
   shapes = {
-    pack.pack(random_pairs(rng, n), length=128, rows=2, batch=9).tokens_RT.shape
-    for n in (1, 5, 9)
+    tuple(
+      rows.tokens_RT.shape
+      for rows in pack.pack_step(
+        random_pairs(rng, n), length=128, rows=2, batch=9
+      )
+    )
+    for n in (0, 1, 5, 9)
   }
-  assert shapes == {(5, 2, 128)}
+  assert shapes == {((5, 2, 128), (3, 2, 32))}
+
+
+def test_what_the_last_row_leaves_goes_into_short_rows():
+  # Sizes 8, 8, 3: two long rows of 8 are full, the third would hold 3 of 8.
+  pairs = [pair([1] * 6, [2], [3])] * 2 + [pair([4], [5], [6])]
+  long, short = pack.pack_step(pairs, length=8, rows=1, batch=3)
+  assert pack.token_counts((long,)) == (16 + 3, 24)  # 3 > 8 // 4: stays
+  pairs[2] = pair([4], [5], [])
+  long, short = pack.pack_step(pairs, length=8, rows=1, batch=3)
+  assert pack.token_counts((long,)) == (16, 16)
+  assert pack.token_counts((short,)) == (2, 2)
+  assert short.slots_RM[0, 0, 0] == 4
 
 
 def test_counts_real_tokens_and_computed_slots():
   pairs = [pair([1], [2], [3]), pair([4, 5], [6], [7])]
-  rows = pack.pack(pairs, length=4, rows=1, batch=8)
-  assert pack.token_counts(rows) == (7, 8)  # two rows of four in use
+  rows = pack.pack(pairs, length=4, rows=1, batches=8)
+  assert pack.token_counts((rows,)) == (7, 8)  # two rows of four in use
 
 
 def test_first_fit_takes_the_longest_first():
@@ -95,4 +114,6 @@ def test_what_does_not_fit_is_refused():
   with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
     pack.pack([pair(range(7), [1], [2])], length=8)
   with pytest.raises(ValueError, match="2 pairs, but a batch is 1"):
-    pack.pack([pair([1], [2], [3])] * 2, length=8, batch=1)
+    pack.pack_step([pair([1], [2], [3])] * 2, length=8, rows=1, batch=1)
+  with pytest.raises(ValueError, match="2 rows, but room for 1"):
+    pack.pack([pair(range(6), [1], [2])] * 2, length=8, batches=1)

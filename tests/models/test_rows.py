@@ -150,7 +150,7 @@ def test_row_layout_does_not_matter(rng):
   params = params_of()
   want = None
   for length, R in ((250, 1), (400, 3), (900, 2)):
-    packed = pack.pack(pairs, length=length, rows=R, batch=len(pairs) + 1)
+    packed = pack.pack(pairs, length=length, rows=R)
     got = rows.all_response_logps(CONFIG, params, packed, len(pairs) + 1)
     assert not got[-1].any()  # the absent pair
     want = got if want is None else want
