@@ -44,10 +44,11 @@ SHAPES = {
     vocab_size=1536,
   ),
 }
+MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 
 
 def get_config(arg="mrpo"):
-  arg = common.parse_arg(arg, run="mrpo", models="", debug=False)
+  arg = common.parse_arg(arg, run="mrpo", models=MODELS, debug=False)
   runs = ("sft-base", "sft-second", "dpo", "mrpo")
   if arg.run not in runs:
     raise ValueError(f"unknown run {arg.run!r}; known: {', '.join(runs)}")

@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from mrpo_jax.errors import InputError
@@ -60,6 +60,8 @@ def main(argv=None):
   """Runs one command; returns the exit code."""
   # transformers serves as a tokenizer here and need not ask for torch.
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+  # What a library logs on its way up is said once, by `_fail` or a traceback.
+  logging.set_verbosity(logging.FATAL)
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(__doc__.strip())
@@ -84,11 +86,24 @@ def _run(command, argv):
     return _fail(2, str(error).strip().split("\n")[-1])
   except ArithmeticError as error:  # not finite, or a wrong start
     return _fail(1, f"{error}; the last checkpoint is kept")
-  except OSError as error:
-    if error.errno == errno.ENOSPC:
-      return _fail(1, f"the disk is full: {error.filename or ''}")
-    raise
+  except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+    return _fail(2, f"{error.filename}: {error.strerror}")
+  except Exception as error:
+    if not _disk_is_full(error):
+      raise
+    return _fail(1, "the disk is full; make room, the same command resumes")
   return 0
+
+
+def _disk_is_full(error):
+  """Checkpoint libraries wrap what the system said, or only quote it."""
+  while error is not None:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+      return True
+    if os.strerror(errno.ENOSPC) in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def _fail(code, message):

@@ -3,8 +3,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
+import os
 import pathlib
 import signal
 from collections.abc import Callable
@@ -80,10 +82,12 @@ def train_run(config, workdir, *, say=print):
   expected = None
   if start == 0 and references and all(r.is_start for r in references):
     expected = _start_loss(objective)
-  run = Run(config, workdir, objective, tables, packing, mesh, schedule, say)
+  run = Run(
+    config, workdir, objective, tables, packing, mesh, schedule, say, expected
+  )
   frozen = tuple(reference.params for reference in references)
   del policy, references
-  run.go(transformation, state, frozen, start, expected, stop)
+  run.go(transformation, state, frozen, start, stop)
 
 
 def export(workdir, to):
@@ -143,6 +147,8 @@ def _claim(workdir, config, identity, tokenizers):
   """The first thing that a new run leaves behind; config.json comes last."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if not (workdir / CONFIG).exists():
       for folder, tokenizer in tokenizers.made.items():
         tokenizer.save_pretrained(workdir / folder)
@@ -256,8 +262,13 @@ class Run:
   mesh: jax.sharding.Mesh
   schedule: Callable
   say: Callable
+  expected: float | None  # the first loss, where it is known beforehand
+  _metrics: writer.Metrics | None = None
+  _bar: tqdm.tqdm | None = None
+  _line: tuple | None = None  # of a step that an evaluation may still join
+  _counts: dict = dataclasses.field(default_factory=dict)  # step -> tokens
 
-  def go(self, transformation, state, references, start, expected, stop):
+  def go(self, transformation, state, references, start, stop):
     """Steps from `start` to the end, or to the step where `stop()` is True."""
     step_function = train.compile_step(
       self.objective,
@@ -265,7 +276,6 @@ class Run:
       jax.tree.map(lambda array: array.sharding, state),
       parallel.rows_sharding(self.mesh),
     )
-    self._expected, self._counts, self._line = expected, {}, None
     held_out = self._held_out()
     steps = self.config["steps"]
     with contextlib.ExitStack() as stack:
@@ -324,8 +334,8 @@ class Run:
 
   def _record(self, step, metrics, seconds):
     """Takes the figures of one step; an evaluation may still join them."""
-    if step == 1 and self._expected is not None:
-      _check_start(metrics["loss"], self._expected, self.config)
+    if step == 1 and self.expected is not None:
+      _check_start(metrics["loss"], self.expected, self.config)
     real, slots = self._counts.pop(step)
     values = {
       **metrics,

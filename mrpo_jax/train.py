@@ -203,8 +203,8 @@ def fit(state, step_function, batches, *, steps, record, boundary, stop):
     batches: iterator over (step, views), from the next step on.
     steps: last step.
     record: called as record(step, metrics, seconds), in order.
-    boundary: boundary(step) is True where the state is needed between two
-      steps (evaluation, checkpoint, end); then `after` of it runs.
+    boundary: boundary(step) is True where the caller needs the state between
+      two steps, to evaluate or to save it.
     stop: stop() is True when the run shall end after the current step.
 
   Yields:
