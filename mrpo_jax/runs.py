@@ -282,7 +282,9 @@ class Run:
       manager = stack.enter_context(checkpoints.manager(self.workdir))
       self._metrics = writer.Metrics(self.workdir, step=start, say=self.say)
       stack.callback(self._metrics.close)
-      self._bar = tqdm.tqdm(total=steps, initial=start, disable=None)
+      # None: no bar where the output is no terminal.
+      hidden = None if jax.process_index() == 0 else True
+      self._bar = tqdm.tqdm(total=steps, initial=start, disable=hidden)
       stack.callback(self._bar.close)
       for step, state in train.fit(
         state,

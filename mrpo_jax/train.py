@@ -96,22 +96,9 @@ def train_step(state, references, views, *, objective, transformation):
     here_B = packed.response_lengths(micro, objective.pairs)[:, 0] > 0
     return jnp.sum(jnp.where(here_B, loss_B, 0.0)) / count, logp_BC
 
-  def accumulate(rows, a, carry):
-    gradient, logp_BC = carry
-    micro = packed.micro_batch(rows, a)
-    one, more_BC = jax.grad(mean_loss, has_aux=True)(state.params, micro)
-    add = functools.partial(jax.tree.map, lambda x, y: x + y.astype(x.dtype))
-    return add(gradient, one), logp_BC + more_BC
-
-  wide = jax.tree.map(
-    lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
-    state.params,
+  gradient, logp_BC = accumulated_gradient(
+    mean_loss, state.params, parts, objective.pairs
   )
-  carry = (wide, jnp.zeros((objective.pairs, 2), jnp.float32))
-  for rows in parts:
-    step = functools.partial(accumulate, rows)
-    carry = jax.lax.fori_loop(0, packed.micro_batches(rows), step, carry)
-  gradient, logp_BC = carry
   updates, opt_state = transformation.update(
     gradient, state.opt_state, state.params
   )
@@ -123,6 +110,31 @@ def train_step(state, references, views, *, objective, transformation):
   }
   metrics["grad_norm"] = optax.tree.norm(gradient)
   return train_state.TrainState(state.step + 1, params, opt_state), metrics
+
+
+def accumulated_gradient(loss_of, params, parts, pairs):
+  """(gradient, logp_BC) summed over all micro-batches, in float32.
+
+  `loss_of(params, micro)` gives the share of one micro-batch in the loss, and
+  the logp_BC of the responses that stand in it.
+  """
+
+  def accumulate(rows, a, carry):
+    gradient, logp_BC = carry
+    micro = packed.micro_batch(rows, a)
+    one, more_BC = jax.grad(loss_of, has_aux=True)(params, micro)
+    add = functools.partial(jax.tree.map, lambda x, y: x + y.astype(x.dtype))
+    return add(gradient, one), logp_BC + more_BC
+
+  wide = jax.tree.map(
+    lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
+    params,
+  )
+  carry = (wide, jnp.zeros((pairs, 2), jnp.float32))
+  for rows in parts:
+    step = functools.partial(accumulate, rows)
+    carry = jax.lax.fori_loop(0, packed.micro_batches(rows), step, carry)
+  return carry
 
 
 def pair_metrics(objective, policy_logp_BC, ref_logp_BCK, length_BC):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user gets wrong is one line and exit code 2; nothing is left."""
 
+import errno
 import json
 import pathlib
 import subprocess
@@ -117,3 +118,36 @@ def test_help_needs_no_jax():
   )
   assert done.stdout.split()[-2:] == ["0", "False"]
   assert "mrpo train" in done.stdout
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ENOSPC, "No space left on device"),
+    ValueError("RESOURCE_EXHAUSTED: writing x: No space left on device [28]"),
+  ],
+)
+def test_a_full_disk_is_said_and_is_no_input_error(capsys, monkeypatch, error):
+  def fail(argv):
+    raise RuntimeError("saving failed") from error
+
+  monkeypatch.setitem(cli.COMMANDS, "report", fail)
+  assert cli.main(["report"]) == 1
+  assert capsys.readouterr().err.startswith("error: the disk is full")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+  def fail(argv):
+    raise RuntimeError("a bug")
+
+  monkeypatch.setitem(cli.COMMANDS, "report", fail)
+  with pytest.raises(RuntimeError, match="a bug"):
+    cli.main(["report"])
+
+
+def test_a_workdir_without_permission(capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr("os.access", lambda *_: False)
+  workdir = tmp_path / "run"
+  line = refused(capsys, "train", DEBUG, f"--workdir={workdir}")
+  assert "cannot be written: Permission denied" in line
+  assert not list(workdir.iterdir())
