@@ -10,12 +10,13 @@ Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault.
 """
 
 import errno
+import importlib.util
 import os
 import pathlib
 import sys
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from mrpo_jax.errors import InputError
 
@@ -82,7 +83,6 @@ def _run(command, argv):
   except InputError as error:
     return _fail(2, error)
   except flags.Error as error:
-    # A broken config file puts its traceback into the message.
     return _fail(2, str(error).strip().split("\n")[-1])
   except ArithmeticError as error:  # not finite, or a wrong start
     return _fail(1, f"{error}; the last checkpoint is kept")
@@ -113,38 +113,58 @@ def _fail(code, message):
 
 def _flags(argv, *required, config=False, **optional):
   """Parsed flags of one command, by name."""
+  argv = argv[1:]
   parsed = flags.FlagValues()
   for name in (*required, *optional):
     flags.DEFINE_string(name, optional.get(name), "", flag_values=parsed)
   if config:
-    _config_flag(argv, parsed)
-    required = ("config", *required)
-  rest = parsed(["mrpo", *argv[1:]])[1:]
+    argv = _define_config(argv, parsed)
+  rest = parsed(["mrpo", *argv])[1:]
   if rest:
     raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
-  values = {name: parsed[name].value for name in (*required, *optional)}
+  names = (*required, *optional, *(["config"] if config else []))
+  values = {name: parsed[name].value for name in names}
   for name in required:
     if not values[name]:
-      raise InputError(f"--{name} is missing; see mrpo {argv[0]} --help")
+      raise InputError(f"--{name} is missing; see mrpo --help")
   return values
 
 
-def _config_flag(argv, parsed):
-  """--config=FILE[:args], and an override for every key that is given.
+def _define_config(argv, parsed):
+  """Takes --config=FILE[:args] out of argv; every key becomes a flag."""
+  from mrpo_jax import settings
 
-  Keys that the file leaves out may be given too; `settings.read` knows them.
-  """
   given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-  for path in given:
-    path = pathlib.Path(path.split(":", 1)[0])
-    if not path.is_file():
-      raise InputError(f"--config {path}: no such file")
-    # A config imports its neighbours as `configs.name`.
-    sys.path.insert(0, str(path.resolve().parent.parent))
-  config_flags.DEFINE_config_file(
-    "config",
-    flag_values=parsed,
-    lock_config=False,
-    accept_new_attributes=True,
-    sys_argv=["mrpo", *argv[1:]],
-  )
+  if len(given) != 1:
+    raise InputError("give one --config=FILE[:args]; see mrpo --help")
+  argv = [a for a in argv if not a.startswith("--config=")]
+  config = settings.with_defaults(_get_config(*given[0].split(":", 1)))
+  try:
+    config_flags.DEFINE_config_dict(
+      "config",
+      config_dict.ConfigDict(config),
+      flag_values=parsed,
+      lock_config=False,
+      accept_new_attributes=True,  # `settings.read` knows what may be given
+      sys_argv=["mrpo", *argv],
+    )
+  except KeyError as error:
+    raise InputError(f"config has no section {error}") from None
+  return argv
+
+
+def _get_config(path, *arg):
+  """What the file's get_config returns, as a nested dict."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise InputError(f"--config {path}: no such file")
+  # A config imports its neighbours as `configs.name`.
+  sys.path.insert(0, str(path.resolve().parent.parent))
+  try:
+    spec = importlib.util.spec_from_file_location("mrpo_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arg).to_dict()
+  except Exception as error:  # it is code, and fails as code does
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    raise InputError(f"--config {path}: {reason}") from error

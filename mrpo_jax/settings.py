@@ -72,6 +72,35 @@ NEW = {  # a model made here, where `path` is empty
 }
 
 
+def with_defaults(values):
+  """A config's nested dict with every default that it leaves out.
+
+  What is wrong in it stays wrong: `read` says so.
+  """
+  values = dict(values)
+  for key, field in FIELDS.items():
+    section, _, name = key.rpartition(".")
+    if section:
+      values[section] = _filled(values.get(section, {}), {name: field})
+    else:
+      values = _filled(values, {name: field})
+  values["policy"] = _filled(values.get("policy", {}), POLICY)
+  references = values.get("references", {})
+  if isinstance(references, dict):
+    values["references"] = {
+      name: section if name == "names" else _filled(section, REFERENCE)
+      for name, section in references.items()
+    }
+  return values
+
+
+def _filled(section, fields):
+  if not isinstance(section, dict):
+    return section
+  defaults = {k: f[0] for k, f in fields.items() if f[0] is not REQUIRED}
+  return {**defaults, **section}
+
+
 def read(values):
   """A config's plain nested dict, checked and completed.
 
@@ -184,7 +213,6 @@ def _references(given):
     )
   if len(set(names)) != len(names) or "names" in names:
     raise InputError(f"config.references.names repeats a name: {names}")
-  _refuse_unknown("references", given, {"names", *names})
   checked = {"names": names}
   for name in names:
     if name not in given:

@@ -93,8 +93,9 @@ def train_step(state, references, views, *, objective, transformation):
       **dict(objective.policy.forward),
     )
     loss_B = objective.method(logp_BC, ref_logp_BCK, length_BC=length_BC)
-    here_B = packed.response_lengths(micro, objective.pairs)[:, 0] > 0
-    return jnp.sum(jnp.where(here_B, loss_B, 0.0)) / count, logp_BC
+    # Pairs that stand elsewhere have constant log-probabilities here: they
+    # shift this value, which nobody reads, and add nothing to its gradient.
+    return jnp.sum(loss_B) / count, logp_BC
 
   gradient, logp_BC = accumulated_gradient(
     mean_loss, state.params, parts, objective.pairs
@@ -115,8 +116,8 @@ def train_step(state, references, views, *, objective, transformation):
 def accumulated_gradient(loss_of, params, parts, pairs):
   """(gradient, logp_BC) summed over all micro-batches, in float32.
 
-  `loss_of(params, micro)` gives the share of one micro-batch in the loss, and
-  the logp_BC of the responses that stand in it.
+  `loss_of(params, micro)` gives a scalar whose gradient is the share of one
+  micro-batch, and the logp_BC of the responses that stand in it.
   """
 
   def accumulate(rows, a, carry):

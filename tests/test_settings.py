@@ -42,6 +42,14 @@ def test_defaults_are_filled_in():
   assert checked["loss"]["weights"] == [1, 2]
 
 
+def test_defaults_alone_change_nothing():
+  filled = settings.with_defaults(GOOD)
+  assert filled["mesh"] == dict(data=-1, fsdp=1, model=1)
+  assert filled["references"]["other"]["mode"] == "online"
+  assert "steps" not in settings.with_defaults({})
+  assert settings.read(filled) == settings.read(GOOD)
+
+
 def test_an_integer_serves_as_a_number():
   assert settings.read(changed("optimizer.clip_norm", 1))["optimizer"][
     "clip_norm"
@@ -69,8 +77,7 @@ def test_an_integer_serves_as_a_number():
     ("policy.dtype", "int8", "must be one of 'float32'"),
     ("policy.kernel", "magic", "must be one of 'xla'"),
     ("references.other.mode", "scored", "must be one of 'online'"),
-    ("references.third", {}, "config.references.third is not known"),
-    ("references.names", ("base", "none"), "config.references.other is not"),
+    ("references.names", ("base", "none"), "config.references.none is missing"),
     ("references.names", ("base", "base"), "repeats"),
     ("references.names", "base", "must be a tuple"),
     ("loss.beta", 0.0, "config.loss.beta must be positive"),
@@ -104,6 +111,11 @@ def test_a_named_reference_needs_its_section():
   del values["references"]["other"]
   with pytest.raises(InputError, match="config.references.other is missing"):
     settings.read(values)
+
+
+def test_a_section_that_is_not_named_is_not_used():
+  checked = settings.read(changed("references.names", ("base",)))
+  assert set(checked["references"]) == {"names", "base"}
 
 
 def test_a_new_model_is_described_in_full():

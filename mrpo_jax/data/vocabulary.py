@@ -19,6 +19,7 @@ SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 0, 1, 2 in both kinds
 BYTES = tuple(f"<0x{i:02X}>" for i in range(256))
 SPACE = "▁"
 REQUIRED = sorted((set(string.printable) - set(" \r\v\f")) | {SPACE})
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 LONGEST = 16  # characters in a Unigram piece, SentencePiece's default
 SMALLEST = {
   "bpe": len(SPECIAL) + 256,
@@ -74,6 +75,9 @@ def load_tokenizer(folder):
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise InputError(f"{folder}: no such folder to load a tokenizer from")
+  # Without files, transformers 5 makes an empty one for some model types.
+  if not any((folder / name).is_file() for name in FILES):
+    raise InputError(f"{folder}: no tokenizer here (want tokenizer.json)")
   try:
     tokenizer = AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
@@ -81,9 +85,6 @@ def load_tokenizer(folder):
   except Exception as error:  # tokenizers raises bare Exception
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     raise InputError(f"{folder}: no tokenizer loads: {reason}") from error
-  # Without files, transformers 5 makes an empty one for some model types.
-  if tokenizer.vocab_size < 2:
-    raise InputError(f"{folder}: no tokenizer here (want tokenizer.json)")
   return tokenizer
 
 

@@ -55,6 +55,12 @@ def test_clip_reaches_the_trust_region():
   np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_an_empty_clip_has_the_defaults():
+  got = losses.build("dpo", mixture="harmonic", clip=dict())(POLICY, REF)
+  want = losses.mrpo(POLICY, REF, weight=jnp.ones(3), epsilon_max=0.1)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_multi_is_one_loss_per_reference():
   got = losses.build("dpo", mixture="multi", weights="adaptive")(POLICY, REF)
   want = losses.multi_dpo(POLICY, REF, weight=losses.adaptive_weights(REF))
