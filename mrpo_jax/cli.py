@@ -18,7 +18,7 @@ import sys
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 
 
 def train(argv):
@@ -84,7 +84,7 @@ def _run(command, argv):
     return _fail(2, error)
   except flags.Error as error:
     return _fail(2, str(error).strip().split("\n")[-1])
-  except ArithmeticError as error:  # not finite, or a wrong start
+  except StoppedRun as error:
     return _fail(1, f"{error}; the last checkpoint is kept")
   except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
     return _fail(2, f"{error.filename}: {error.strerror}")
@@ -107,7 +107,8 @@ def _disk_is_full(error):
 
 
 def _fail(code, message):
-  print(f"error: {message}", file=sys.stderr)
+  line = " ".join(str(message).split("\n"))
+  print(f"error: {line}", file=sys.stderr)
   return code
 
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception that means: the user's input is wrong, exit code 2."""
+"""The two exceptions that end a command with one line."""
 
 
 class InputError(ValueError):
-  """Says in one line what is wrong, where it stands and what to do."""
+  """The user's input is wrong: what, where, and what to do.  Exit code 2."""
+
+
+class StoppedRun(RuntimeError):
+  """A run that must not go on, and why.  Exit code 1."""

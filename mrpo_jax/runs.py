@@ -30,13 +30,9 @@ from mrpo_jax import (
   writer,
 )
 from mrpo_jax.data import loader, pack, source, vocabulary
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 
 CONFIG = "config.json"
-
-
-class StartMismatch(ArithmeticError):
-  """The first loss is not what the policy's start must give."""
 
 
 def train_run(config, workdir, *, say=print):
@@ -377,7 +373,7 @@ def _check_start(loss, expected, config):
   dtypes = {section["dtype"] for section in inputs.sections(config).values()}
   tolerance = 1e-3 if dtypes == {"float32"} else 5e-2
   if abs(loss - expected) > tolerance:
-    raise StartMismatch(
+    raise StoppedRun(
       f"the first loss is {loss:.6f}, but policy and references are the same "
       f"model, so it must be {expected:.6f}: their log-probabilities disagree"
     )

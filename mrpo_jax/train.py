@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mrpo_jax import losses, train_state
+from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import rows as packed
 from mrpo_jax.models.spec import ModelConfig
 
@@ -194,16 +195,12 @@ def compile_step(objective, transformation, state_shardings, rows_sharding):
   )
 
 
-class NonFinite(ArithmeticError):
-  """A loss or gradient that is not a number; names the step."""
-
-
 def finite(step, metrics):
-  """The metrics as floats; raises NonFinite at the first that is not."""
+  """The metrics as floats; raises StoppedRun at the first that is not."""
   values = {name: float(value) for name, value in metrics.items()}
   for name in ("loss", "grad_norm", *sorted(values)):
     if name in values and not math.isfinite(values[name]):
-      raise NonFinite(f"{name} is {values[name]} at step {step}")
+      raise StoppedRun(f"{name} is {values[name]} at step {step}")
   return values
 
 
@@ -224,7 +221,7 @@ def fit(state, step_function, batches, *, steps, record, boundary, stop):
     (step, state) at every boundary, all metrics up to it recorded.
 
   Raises:
-    NonFinite: at the first loss or gradient that is not finite.
+    StoppedRun: at the first loss or gradient that is not finite.
   """
   pending, clock = None, time.perf_counter()
 

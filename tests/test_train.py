@@ -15,6 +15,7 @@ import pytest
 from mrpo_jax import losses, optimizer, parallel, train, train_state
 from mrpo_jax.data import loader, pack
 from mrpo_jax.data.encode import Encoded
+from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import spec, transformer
 
 CONFIG = spec.ModelConfig(
@@ -262,14 +263,14 @@ def test_fit_stops_after_the_current_step_when_asked():
 
 
 def test_a_loss_that_is_not_a_number_stops_with_step_and_name():
-  with pytest.raises(train.NonFinite, match="loss is nan at step 3"):
+  with pytest.raises(StoppedRun, match="loss is nan at step 3"):
     run_fit(poison=3)
 
 
 @pytest.mark.parametrize("poison", [5, 6])
 def test_a_bad_step_never_reaches_a_boundary(poison):
   seen = []
-  with pytest.raises(train.NonFinite):
+  with pytest.raises(StoppedRun):
     for step, _ in train.fit(
       0,
       counting_step(poison=poison),
