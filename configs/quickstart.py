@@ -70,7 +70,7 @@ def get_config(arg="mrpo"):
 
 def supervised(c, name):
   """Likelihood of the chosen responses, from random weights."""
-  c.steps = 50
+  c.steps = 40
   c.batch = 64  # pairs in one optimizer step: 29 steps are an epoch
   c.data.row_length = 256  # prompt and one response; attention is quadratic
   c.policy = dict(path="", new=SHAPES[name])
@@ -105,4 +105,4 @@ def preferences(c, arg):
       weights="uniform",
     )
   c.references = references
-  c.optimizer = dict(peak_lr=2e-4, warmup=0.1, clip_norm=1.0)
+  c.optimizer = dict(peak_lr=1e-4, warmup=0.1, clip_norm=1.0)
