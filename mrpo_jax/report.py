@@ -82,8 +82,5 @@ def table(results):
     )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
-    "  ".join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    )
-    for row in rows
+    "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
   )
