@@ -25,7 +25,7 @@ def manager(workdir, *, keep=2):
 
 
 @jax.jit
-def checksum(state):
+def checksum(tree):
   """One uint32 per array, over its bits in order; the same on every mesh."""
 
   def of(array):
@@ -36,10 +36,14 @@ def checksum(state):
       along = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
       place = place * jnp.uint32(size) + along
     # Knuth's multiplicative hash of the place, made odd: any one flipped bit
-    # changes the sum, and so does any exchange of two values.
+    # changes the sum, and so do nearly all exchanges of values.
     return jnp.sum(bits * (place * jnp.uint32(2654435761) | jnp.uint32(1)))
 
-  return [of(array) for array in jax.tree.leaves(state)]
+  return [of(array) for array in jax.tree.leaves(tree)]
+
+
+def _sums(tree):
+  return [int(value) for value in jax.device_get(checksum(tree))]
 
 
 def _bits(array):
@@ -48,7 +52,7 @@ def _bits(array):
 
 def save(manager, step, state, meta):
   """Starts writing; the arrays are copied before this returns."""
-  sums = [int(value) for value in jax.device_get(checksum(state))]
+  sums = {field: _sums(tree) for field, tree in vars(state).items()}
   meta = {**meta, "checksum": sums}
   manager.save(
     step,
@@ -82,8 +86,7 @@ def restore(workdir, abstract_state, *, say=print):
     try:
       state = read(folder / str(step), abstract_state)
     except Exception as error:  # Orbax and TensorStore raise many kinds
-      reason = str(error).strip().split("\n")[0]
-      broken.append((folder / str(step), reason or type(error).__name__))
+      broken.append((folder / str(step), _first_line(error)))
       continue
     for path, reason in broken:
       path.rename(path.with_name(f"broken-{path.name}"))
@@ -102,10 +105,14 @@ def read(path, abstract_state):
   """One state into its shardings; ValueError where it is not what was saved."""
   with ocp.StandardCheckpointer() as checkpointer:
     state = checkpointer.restore(path / "state", abstract_state)
-  found = [int(value) for value in jax.device_get(checksum(state))]
-  if found != read_meta(path)["checksum"]:
-    raise ValueError("its arrays differ from their checksum")
+  for field, tree in vars(state).items():
+    _compare(field, tree, read_meta(path))
   return state
+
+
+def _compare(field, tree, meta):
+  if _sums(tree) != meta["checksum"][field]:
+    raise ValueError(f"its {field} differs from the checksum")
 
 
 def read_meta(path):
@@ -115,16 +122,32 @@ def read_meta(path):
 
 
 def newest_policy(workdir):
-  """(step, params, ModelConfig) of the newest checkpoint, on the host."""
+  """(step, params, ModelConfig) of the newest checkpoint, on the host.
+
+  Raises:
+    InputError: there is none, or it cannot be read; names it.
+  """
   found = steps(workdir)
   if not found:
     raise InputError(f"{workdir}: no checkpoint yet")
   path = pathlib.Path(workdir).absolute() / "checkpoints" / str(found[0])
-  config = spec.ModelConfig(**read_meta(path)["model"])
-  with warnings.catch_warnings():  # Orbax asks for shardings; the host is meant
-    warnings.simplefilter("ignore", UserWarning)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      return found[0], checkpointer.restore(path / "state")["params"], config
+  try:
+    meta = read_meta(path)
+    with (
+      warnings.catch_warnings()
+    ):  # Orbax asks for shardings: the host is meant
+      warnings.simplefilter("ignore", UserWarning)
+      with ocp.PyTreeCheckpointer() as checkpointer:
+        params = checkpointer.restore(path / "state")["params"]
+    _compare("params", params, meta)
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    reason = _first_line(error)
+    raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
+  return found[0], params, spec.ModelConfig(**meta["model"])
+
+
+def _first_line(error):
+  return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def abstract(state_shapes, shardings):

@@ -197,6 +197,19 @@ def test_one_flipped_bit_of_a_weight_is_noticed(finished, tmp_path, capsys):
   assert_equal_runs(finished, workdir)
 
 
+def test_weights_that_differ_from_their_checksum_are_not_exported(
+  finished, tmp_path, monkeypatch, capsys
+):
+  meta = checkpoints.read_meta(finished / "checkpoints" / "8")
+  meta["checksum"]["params"][0] ^= 1
+  monkeypatch.setattr(checkpoints, "read_meta", lambda path: meta)
+  to = tmp_path / "model"
+  assert mrpo("export", f"--workdir={finished}", f"--to={to}") == 2
+  error = capsys.readouterr().err
+  assert "checkpoints/8: checkpoint cannot be read (its params" in error
+  assert not to.exists()
+
+
 def test_when_no_checkpoint_can_be_read_the_newest_is_named(
   finished, tmp_path, capsys
 ):

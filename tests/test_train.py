@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step: laws that hold whatever the rows, devices and references."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -147,6 +148,19 @@ def test_micro_batches_equal_one_batch(rng):
     for rows in (1, BATCH)
   )
   np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-6)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_the_backward_pass_keeps_changes_nothing(rng, remat):
+  view = (pack.pack(some_pairs(rng, BATCH), length=48),)
+  plain = objective_of()
+  kept = train.Model(CONFIG, forward=(("remat", remat),))
+  sparing = dataclasses.replace(plain, policy=kept)
+  (_, a), (_, b) = (
+    gradient_of(one, (params_of(1),), view) for one in (plain, sparing)
+  )
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
