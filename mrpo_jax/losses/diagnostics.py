@@ -40,7 +40,9 @@ def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
   }
 
 
-def reference_metrics(ref_logp_BCK, weight, *, p=-1, epsilon_max=None):
+def reference_metrics(
+  ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
+):
   """What each reference says on its own and does to the mixture.
 
   Args:
@@ -48,6 +50,7 @@ def reference_metrics(ref_logp_BCK, weight, *, p=-1, epsilon_max=None):
     weight: [K] or [B, K], non-negative.
     p: see `power_mean`.
     epsilon_max: see `trust_region`; None means no clipping.
+    adaptive_epsilon: see `trust_region`.
 
   Returns:
     dict: `margin` (nats, on unclipped values), `accuracy` (1 where the margin
@@ -62,7 +65,9 @@ def reference_metrics(ref_logp_BCK, weight, *, p=-1, epsilon_max=None):
   margin_BK = ref_logp_BCK[:, CHOSEN] - ref_logp_BCK[:, REJECTED]
   mixed_BCK = ref_logp_BCK
   if epsilon_max is not None:
-    mixed_BCK = trust_region(ref_logp_BCK, epsilon_max=epsilon_max)
+    mixed_BCK = trust_region(
+      ref_logp_BCK, epsilon_max=epsilon_max, adaptive=adaptive_epsilon
+    )
   share_BK = _responsibility(mixed_BCK, weight_BK, p=p)
   log_share_BK = jnp.log(jnp.where(share_BK > 0, share_BK, 1.0))
   dtype = margin_BK.dtype

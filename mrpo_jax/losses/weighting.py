@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much each reference is trusted."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -65,7 +68,199 @@ def adaptive_weights(ref_logp_BCK):
   """
   check("B 2 K", ref_logp_BCK)
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
-  gap_BK = jnp.abs(ref_logp_BCK[:, CHOSEN] - ref_logp_BCK[:, REJECTED])
-  total_B1 = jnp.sum(gap_BK, axis=-1, keepdims=True)
-  share_BK = gap_BK / jnp.where(total_B1 > 0, total_B1, 1.0)
-  return jnp.where(total_B1 > 0, share_BK, uniform_weights(ref_logp_BCK))
+  return _shares(_margin_sizes(ref_logp_BCK))
+
+
+def _margin_sizes(score_BCK):
+  return jnp.abs(score_BCK[:, CHOSEN] - score_BCK[:, REJECTED])
+
+
+def _shares(amount):
+  """Each entry's share of the sum over the last axis; uniform for all zeros."""
+  total = jnp.sum(amount, axis=-1, keepdims=True)
+  uniform = jnp.full_like(amount, 1.0 / amount.shape[-1])
+  return jnp.where(
+    total > 0, amount / jnp.where(total > 0, total, 1.0), uniform
+  )
+
+
+def discrimination_weights(score_NCK):
+  """Each reference's share of the absolute margins over a data set (VDW).
+
+      w_k = sum_n |score_k(y_w) - score_k(y_l)|  /  the same over all k
+
+  The scale is the caller's: a reference with ten times the log-ratios gets
+  ten times the weight, so compare means per token, or z-scores.
+
+  Args:
+    score_NCK: scores of held-out pairs under each reference, sums or means.
+
+  Returns:
+    weight_K: sums to 1, no gradient; uniform where every margin is 0.
+
+  Source: arXiv:2512.10040, validation discrimination weighting.
+
+  >>> import jax.numpy as jnp
+  >>> score_NCK = jnp.array([[[-1.0, -2.0], [-4.0, -3.0]]])
+  >>> discrimination_weights(score_NCK).tolist()
+  [0.75, 0.25]
+  """
+  check("N 2 K", score_NCK)
+  score_NCK = jax.lax.stop_gradient(widen(score_NCK))
+  return _shares(jnp.sum(_margin_sizes(score_NCK), axis=0))
+
+
+def accuracy_weights(score_NCK):
+  """Each reference's share of the correctly ranked pairs (VAW).
+
+      n_k = number of pairs with score_k(y_w) > score_k(y_l)
+      w_k = n_k / sum_j n_j
+
+  Args:
+    score_NCK: scores of held-out pairs under each reference, sums or means.
+
+  Returns:
+    weight_K: sums to 1, no gradient; uniform where no pair is ranked right.
+
+  Source: arXiv:2512.10040, validation accuracy weighting.
+
+  >>> import jax.numpy as jnp
+  >>> score_NCK = jnp.array([[[-1.0, -4.0], [-2.0, -3.0]]])
+  >>> accuracy_weights(score_NCK).tolist()
+  [1.0, 0.0]
+  """
+  check("N 2 K", score_NCK)
+  score_NCK = jax.lax.stop_gradient(widen(score_NCK))
+  right_NK = score_NCK[:, CHOSEN] > score_NCK[:, REJECTED]
+  return _shares(jnp.sum(right_NK, axis=0).astype(score_NCK.dtype))
+
+
+class WeightRule(NamedTuple):
+  """Weights with a memory, in the manner of an optax transformation.
+
+  `init(K) -> state`; `weights(state, ref_logp_BCK) -> weight`, [K] or [B, K];
+  `update(state, ref_logp_BCK, feedback=None) -> state` after the step.  All
+  three are pure; a state is a tree of arrays.
+  """
+
+  init: Callable
+  weights: Callable
+  update: Callable
+
+
+def stateless(weigh):
+  """The rule that always weighs by `weigh(ref_logp_BCK)`.
+
+  >>> import jax.numpy as jnp
+  >>> rule = stateless(uniform_weights)
+  >>> rule.weights(rule.init(2), jnp.zeros((1, 2, 2))).tolist()
+  [[0.5, 0.5]]
+  """
+  return WeightRule(
+    init=lambda K: (),
+    weights=lambda state, ref_logp_BCK: weigh(ref_logp_BCK),
+    update=lambda state, ref_logp_BCK, feedback=None: state,
+  )
+
+
+def sliding_window(window=1):
+  """Weights from the margins of the last batches; the pair at hand is not read.
+
+      w_k = sum over the window's pairs of |margin_k|  /  the same over all k
+
+  Args:
+    window: how many batches to remember, static.
+
+  Returns:
+    WeightRule with weight_K; uniform before the first batch.
+
+  Raises:
+    ValueError: window below 1.
+
+  Source: arXiv:2512.10040, sliding-window weighting.  Its code gives pair i
+  the share of pair i of the batch before; here the window is pooled.
+
+  >>> import jax.numpy as jnp
+  >>> rule = sliding_window()
+  >>> ref_logp_BCK = jnp.array([[[-1.0, -2.0], [-4.0, -3.0]]])
+  >>> state = rule.update(rule.init(2), ref_logp_BCK)
+  >>> rule.weights(state, ref_logp_BCK).tolist()
+  [0.75, 0.25]
+  """
+  if window < 1:
+    raise ValueError(f"window of sliding_window must be >= 1, got {window}")
+
+  def weights(state, ref_logp_BCK):
+    check("B 2 K", ref_logp_BCK, "W K", state)
+    return _shares(jnp.sum(state, axis=0))
+
+  def update(state, ref_logp_BCK, feedback=None):
+    check("B 2 K", ref_logp_BCK, "W K", state)
+    sizes_BK = _margin_sizes(jax.lax.stop_gradient(widen(ref_logp_BCK)))
+    newest_1K = jnp.sum(sizes_BK, axis=0, keepdims=True).astype(state.dtype)
+    return jnp.concatenate([state[1:], newest_1K])
+
+  return WeightRule(lambda K: jnp.zeros((window, K)), weights, update)
+
+
+class Arms(NamedTuple):
+  """State of `thompson`."""
+
+  key: jax.Array
+  won_K: jax.Array  # Beta posterior of each reference
+  lost_K: jax.Array
+  arm: jax.Array  # the reference in use
+
+
+def thompson(key, prior=5.0):
+  """Thompson sampling: one reference at a time, by what it was good for.
+
+      theta_k ~ Beta(won_k, lost_k),   w = one-hot at argmax_k theta_k
+      feedback:  won_arm += 1  if validation accuracy rose,  else lost_arm += 1
+
+  Args:
+    key: PRNG key of the draws.
+    prior: won and lost of every reference at the start, positive.
+
+  Returns:
+    WeightRule with a one-hot weight_K.  `update` with feedback (True where
+    validation accuracy rose) judges the arm and draws the next; without
+    feedback nothing was learnt, and the arm stays.
+
+  Raises:
+    ValueError: prior not positive.
+
+  Source: arXiv:2512.10040, Thompson sampling weighting.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> rule = thompson(jax.random.key(0))
+  >>> weight_K = rule.weights(rule.init(3), jnp.zeros((1, 2, 3)))
+  >>> sorted(weight_K.tolist())
+  [0.0, 0.0, 1.0]
+  """
+  if not prior > 0:
+    raise ValueError(f"prior of thompson must be positive, got {prior}")
+
+  def draw(key, won_K, lost_K):
+    key, now = jax.random.split(key)
+    theta_K = jax.random.beta(now, won_K, lost_K)
+    return Arms(key, won_K, lost_K, jnp.argmax(theta_K))
+
+  def init(K):
+    return draw(key, jnp.full(K, float(prior)), jnp.full(K, float(prior)))
+
+  def weights(state, ref_logp_BCK):
+    check("B 2 K", ref_logp_BCK, "K", state.won_K)
+    return (jnp.arange(state.won_K.size) == state.arm).astype(jnp.float32)
+
+  def update(state, ref_logp_BCK, feedback=None):
+    check("B 2 K", ref_logp_BCK, "K", state.won_K)
+    if feedback is None:
+      return state
+    judged_K = weights(state, ref_logp_BCK)
+    won_K = state.won_K + jnp.where(feedback, judged_K, 0.0)
+    lost_K = state.lost_K + jnp.where(feedback, 0.0, judged_K)
+    return draw(state.key, won_K, lost_K)
+
+  return WeightRule(init, weights, update)

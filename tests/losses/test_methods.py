@@ -97,7 +97,10 @@ def test_virtual_reference_of_the_method():
 @pytest.mark.parametrize(
   "section,match",
   [
-    (dict(name="dop"), "unknown loss 'dop'; known: dpo, mrpo, multi_dpo, nll"),
+    (
+      dict(name="dop"),
+      "unknown loss 'dop'; known: alpha_dpo, .*, dpo, .*, wpo",
+    ),
     (dict(name="dpo", gamma=1.0), "'dpo' does not take 'gamma'.*beta"),
     (dict(name="nll", beta=0.1), "'nll' does not take 'beta'"),
     (dict(name="nll", mixture="harmonic"), "does not take 'mixture'"),

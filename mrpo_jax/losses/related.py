@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objectives and updates from around preference optimization.
+
+They take other things than the log-probabilities of a pair: parameters,
+advantages, rewards, denoising errors.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mrpo_jax.losses.pair import MAX_EXPONENT, margin
+from mrpo_jax.shapes import check, widen
+
+
+def accelerate(params, previous, *, alpha=0.3):
+  """Accelerated preference optimization: extrapolate between two rounds.
+
+      params + alpha * (params - previous)
+
+  The next round's reference is the extrapolated model; the result of the last
+  round is taken as it is.
+
+  Args:
+    params: tree of arrays, the outcome of this round.
+    previous: the same tree, the outcome of the round before.
+    alpha: Nesterov-like step; the authors use 0.3.
+
+  Returns:
+    A tree of the same shapes.
+
+  Source: APO, arXiv:2410.06293, equation 3.7, in parameter space; no code is
+  released.
+
+  >>> import jax.numpy as jnp
+  >>> now, before = {"w": jnp.array(1.2)}, {"w": jnp.array(1.0)}
+  >>> round(float(accelerate(now, before)["w"]), 4)
+  1.26
+  """
+  return jax.tree.map(lambda p, q: p + alpha * (p - q), params, previous)
+
+
+def ema(average, params, *, rate):
+  """Moves a running average of parameters towards the newest.
+
+      average + rate * (params - average)
+
+  TR-DPO's soft update of the reference (its alpha), WARP's anchor (its mu).
+  rate = 1 is the hard update.
+
+  Args:
+    average: tree of arrays.
+    params: the same tree.
+    rate: in [0, 1].
+
+  Returns:
+    A tree of the same shapes.
+
+  Source: TR-DPO, arXiv:2404.09656; WARP, arXiv:2406.16768.
+
+  >>> import jax.numpy as jnp
+  >>> ema({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, rate=0.25)["w"].item()
+  1.5
+  """
+  return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
+
+
+def bradley_terry(reward_BC):
+  """The loss of a reward model on pairs.
+
+      loss = -log sigmoid( reward_w - reward_l )
+
+  Args:
+    reward_BC: scalar rewards; index 0 chosen, 1 rejected.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: Bradley and Terry, 1952; the discriminator of D2PO,
+  arXiv:2405.01511.
+
+  >>> import jax.numpy as jnp
+  >>> got = bradley_terry(jnp.array([[1.0, 1.0]]))[0]
+  >>> bool(jnp.isclose(got, jnp.log(2.0)))
+  True
+  """
+  return -jax.nn.log_sigmoid(margin(reward_BC))
+
+
+def diffusion_dpo(error_BC, ref_error_BC, *, beta=5000.0):
+  """DPO of diffusion models, by their denoising errors.
+
+      loss = -log sigmoid( -beta/2 * [ (e_w - e_l) - (e_w - e_l)_ref ] )
+
+  Args:
+    error_BC: mean squared error of the model's prediction, both images of a
+      pair under the same time step and noise.
+    ref_error_BC: the same of the reference; no gradient.
+    beta: the authors' code, with the paper's T omega absorbed.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: Diffusion-DPO, arXiv:2311.12908, equation 14.
+
+  >>> import jax.numpy as jnp
+  >>> error_BC = jnp.array([[0.1, 0.3]])
+  >>> got = diffusion_dpo(error_BC, error_BC)[0]
+  >>> bool(jnp.isclose(got, jnp.log(2.0)))
+  True
+  """
+  check("B 2", error_BC, "B 2", ref_error_BC)
+  ref_B = jax.lax.stop_gradient(margin(ref_error_BC))
+  return -jax.nn.log_sigmoid(-0.5 * beta * (margin(error_BC) - ref_B))
+
+
+def apa(logp, ref_logp, advantage, *, lam=0.1):
+  """Advantage-induced policy alignment: regress log-ratios on advantages.
+
+      loss = ( log p - log r - advantage / lam )^2
+
+  Args:
+    logp: policy log-probability of each token; nats, any shape.
+    ref_logp: the same under the initial policy; no gradient.
+    advantage: estimated advantage of each token; no gradient.
+    lam: temperature, positive.
+
+  Returns:
+    One value per element, float32 or better.
+
+  Source: APA, arXiv:2306.02231, with its normaliser taken as 1.
+
+  >>> import jax.numpy as jnp
+  >>> half = jnp.array(-0.5)
+  >>> float(apa(half, half, jnp.array(0.5), lam=0.25))
+  4.0
+  """
+  target = widen(ref_logp) + widen(advantage) / lam
+  return jnp.square(widen(logp) - jax.lax.stop_gradient(target))
+
+
+def advantage_weighted(mean_logp_B, advantage_B, *, lam=5.0):
+  """Advantage-weighted likelihood, the auxiliary term of HPO.
+
+      loss = -exp(lam * advantage) * mean_logp
+
+  Args:
+    mean_logp_B: policy log-probability per response token; nats.
+    advantage_B: reward of the response minus the prompt's value; no gradient.
+    lam: inverse temperature.
+
+  Returns:
+    loss_B: float32 or better.
+
+  Source: HPO, arXiv:2405.17956, the pseudo-code of its appendix.
+  Numerics: the exponent is clamped at 80.
+
+  >>> import jax.numpy as jnp
+  >>> advantage_weighted(jnp.array([-2.0]), jnp.array([0.0])).tolist()
+  [2.0]
+  """
+  check("B", mean_logp_B, "B", advantage_B)
+  exponent_B = jnp.minimum(lam * widen(advantage_B), MAX_EXPONENT)
+  weight_B = jnp.exp(jax.lax.stop_gradient(exponent_B))
+  return -weight_B * widen(mean_logp_B)
+
+
+def expectile(residual, *, tau=0.7):
+  """Expectile regression: errors above count tau, errors below 1 - tau.
+
+      loss = | tau - 1[residual < 0] | * residual^2
+
+  Args:
+    residual: return minus value, any shape.
+    tau: in (0, 1); 0.5 is half the square.
+
+  Returns:
+    One value per element, float32 or better.
+
+  Source: HPO, arXiv:2405.17956; its tau is unverified.
+
+  >>> import jax.numpy as jnp
+  >>> expectile(jnp.array([2.0, -2.0]), tau=0.75).tolist()
+  [3.0, 1.0]
+  """
+  residual = widen(residual)
+  return jnp.where(residual < 0, 1.0 - tau, tau) * jnp.square(residual)

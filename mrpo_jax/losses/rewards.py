@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of each response's own reward, not of their difference alone.
+
+The reward is beta * r, with r the response's log-ratio (policy minus
+reference; nats, summed over response tokens).  An equal shift of both
+log-ratios changes these losses, unlike those of `pair`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mrpo_jax.losses.pair import MAX_EXPONENT
+from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
+
+
+def _columns(logratio_BC):
+  """r_w and r_l, each [B]."""
+  check("B 2", logratio_BC)
+  logratio_BC = widen(logratio_BC)
+  return logratio_BC[:, CHOSEN], logratio_BC[:, REJECTED]
+
+
+def nca(logratio_BC, *, beta=0.1):
+  """Noise contrastive alignment on pairs: absolute rewards, pulled to 0.
+
+      loss = -log sigmoid(beta r_w) - 1/2 log sigmoid(-beta r_w)
+             - 1/2 log sigmoid(-beta r_l)
+
+  At policy = reference it is 2 ln 2.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat; the authors use 0.01.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: NCA, arXiv:2402.05369; the form of TRL 1.16.
+
+  >>> import jax.numpy as jnp
+  >>> bool(jnp.isclose(nca(jnp.zeros((1, 2)))[0], 2 * jnp.log(2.0)))
+  True
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  pull_B = jax.nn.log_sigmoid(-beta * chosen_B)
+  pull_B += jax.nn.log_sigmoid(-beta * rejected_B)
+  return -jax.nn.log_sigmoid(beta * chosen_B) - 0.5 * pull_B
+
+
+def bco(logratio_BC, *, beta=0.1, shift=0.0):
+  """Binary classifier optimization: chosen is good, rejected is bad.
+
+      loss = -log sigmoid(beta r_w - shift) - log sigmoid(-(beta r_l - shift))
+
+  At policy = reference and shift 0 it is 2 ln 2.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat; the authors use 0.01.
+    shift: subtracted from both rewards; the paper's delta is a running mean
+      of the rewards, TRL 1.16 uses 0.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: BCO, arXiv:2404.04656.
+
+  >>> import jax.numpy as jnp
+  >>> bool(jnp.isclose(bco(jnp.zeros((1, 2)))[0], 2 * jnp.log(2.0)))
+  True
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  return -(
+    jax.nn.log_sigmoid(beta * chosen_B - shift)
+    + jax.nn.log_sigmoid(shift - beta * rejected_B)
+  )
+
+
+def sppo_hard(logratio_BC, *, beta=0.1):
+  """Self-play preference optimization with certain labels, as in TRL.
+
+      loss = (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2
+
+  At policy = reference it is 1 / (2 beta^2).  It is twice `sppo` at win rates
+  of 1 and 0.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: per nat; the authors use 0.001.
+
+  Returns:
+    loss_B: nats squared, float32 or better.
+
+  Source: SPPO, arXiv:2405.00675; the form of TRL 1.16.
+
+  >>> import jax.numpy as jnp
+  >>> sppo_hard(jnp.array([[3.0, -2.0]]), beta=0.25).tolist()
+  [1.0]
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  target = 0.5 / beta
+  return jnp.square(chosen_B - target) + jnp.square(rejected_B + target)
+
+
+def sppo(logratio_BC, win_rate_BC, *, beta=0.1):
+  """Self-play preference optimization: rewards regress on win rates.
+
+      loss = 1/2 sum over both responses of (r - (P - 1/2) / beta)^2
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    win_rate_BC: P, the probability that each response beats one drawn from
+      the reference, in [0, 1]; no gradient.
+    beta: per nat; the authors use 0.001.
+
+  Returns:
+    loss_B: nats squared, float32 or better.
+
+  Source: SPPO, arXiv:2405.00675, in the form of the authors' code.
+
+  >>> import jax.numpy as jnp
+  >>> win_rate_BC = jnp.array([[0.75, 0.25]])
+  >>> sppo(jnp.array([[2.0, 0.0]]), win_rate_BC, beta=0.25).tolist()
+  [1.0]
+  """
+  check("B 2", logratio_BC, "B 2", win_rate_BC)
+  win_rate_BC = jax.lax.stop_gradient(widen(win_rate_BC))
+  target_BC = (win_rate_BC - 0.5) / beta
+  return 0.5 * jnp.sum(jnp.square(widen(logratio_BC) - target_BC), axis=-1)
+
+
+def apo_zero(logratio_BC, *, beta=0.1):
+  """Anchored preference optimization, zero: chosen up, rejected down.
+
+      loss = 1 - sigmoid(beta r_w) + sigmoid(beta r_l)
+
+  For chosen responses better than the model's own.  At policy = reference it
+  is 1.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat.
+
+  Returns:
+    loss_B: in (0, 2), float32 or better.
+
+  Source: APO, arXiv:2408.06266; the form of TRL 1.16.
+
+  >>> import jax.numpy as jnp
+  >>> apo_zero(jnp.zeros((1, 2))).tolist()
+  [1.0]
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  # 1 - sigmoid(x) = sigmoid(-x), without the cancellation.
+  return jax.nn.sigmoid(-beta * chosen_B) + jax.nn.sigmoid(beta * rejected_B)
+
+
+def apo_down(logratio_BC, *, beta=0.1):
+  """Anchored preference optimization, down: both down, rejected further.
+
+      loss = sigmoid(beta r_w) + 1 - sigmoid(beta (r_w - r_l))
+
+  For chosen responses worse than the model's own.  At policy = reference it
+  is 1.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat.
+
+  Returns:
+    loss_B: in (0, 2), float32 or better.
+
+  Source: APO, arXiv:2408.06266; the form of TRL 1.16.
+
+  >>> import jax.numpy as jnp
+  >>> apo_down(jnp.zeros((1, 2))).tolist()
+  [1.0]
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  wrong_B = jax.nn.sigmoid(-beta * (chosen_B - rejected_B))
+  return jax.nn.sigmoid(beta * chosen_B) + wrong_B
+
+
+def apo_zero_unpaired(logratio_B, desirable_B, *, beta=0.1):
+  """`apo_zero` on single responses, each good or bad.
+
+      loss = 1 - sigmoid(beta r)   where desirable,   sigmoid(beta r)   else
+
+  Args:
+    logratio_B: policy minus reference log-probability of a response; nats.
+    desirable_B: true where the response is a good one.
+    beta: inverse temperature, per nat.
+
+  Returns:
+    loss_B: in (0, 1), float32 or better.
+
+  Source: APO, arXiv:2408.06266; TRL 1.16's KTO trainer.
+
+  >>> import jax.numpy as jnp
+  >>> good_B = jnp.array([True, False])
+  >>> apo_zero_unpaired(jnp.zeros(2), good_B).tolist()
+  [0.5, 0.5]
+  """
+  check("B", logratio_B, "B", desirable_B)
+  sign_B = jnp.where(desirable_B, -1.0, 1.0)
+  return jax.nn.sigmoid(sign_B * beta * widen(logratio_B))
+
+
+def kto(
+  logratio_BC,
+  *,
+  beta=0.1,
+  kl_shift=0.0,
+  desirable_weight=1.0,
+  undesirable_weight=1.0,
+):
+  """Kahneman-Tversky optimization, each response of a pair on its own.
+
+      chosen:    weight_d * (1 - sigmoid(beta (r_w - z)))
+      rejected:  weight_u * (1 - sigmoid(beta (z - r_l)))
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat.
+    kl_shift: z, an estimate of KL(policy || reference) from mismatched
+      prompts and responses; nats, a number or an array that broadcasts to
+      [B], clamped at 0, no gradient.
+    desirable_weight: on good responses.
+    undesirable_weight: on bad ones.
+
+  Returns:
+    loss_BC: one value per response, float32 or better.
+
+  Source: KTO, arXiv:2402.01306, equation 8.
+
+  >>> import jax.numpy as jnp
+  >>> kto(jnp.zeros((1, 2)), undesirable_weight=2.0).tolist()
+  [[0.5, 1.0]]
+  """
+  columns = _columns(logratio_BC)
+  weights = dict(
+    beta=beta,
+    kl_shift=kl_shift,
+    desirable_weight=desirable_weight,
+    undesirable_weight=undesirable_weight,
+  )
+  good = jnp.ones(columns[0].shape, bool)
+  return jnp.stack(
+    [
+      kto_unpaired(column_B, is_good_B, **weights)
+      for column_B, is_good_B in zip(columns, (good, ~good), strict=True)
+    ],
+    axis=-1,
+  )
+
+
+def kto_unpaired(
+  logratio_B,
+  desirable_B,
+  *,
+  beta=0.1,
+  kl_shift=0.0,
+  desirable_weight=1.0,
+  undesirable_weight=1.0,
+):
+  """Kahneman-Tversky optimization of single responses, each good or bad.
+
+      desirable:    weight_d * (1 - sigmoid(beta (r - z)))
+      undesirable:  weight_u * (1 - sigmoid(beta (z - r)))
+
+  Args:
+    logratio_B: policy minus reference log-probability of a response; nats.
+    desirable_B: true where the response is a good one.
+    beta: inverse temperature, per nat.
+    kl_shift: z; see `kto`.
+    desirable_weight: on good responses.
+    undesirable_weight: on bad ones; keep n_d weight_d / (n_u weight_u)
+      between 1 and 4/3.
+
+  Returns:
+    loss_B: one value per response, float32 or better.
+
+  Source: KTO, arXiv:2402.01306, equation 8.
+
+  >>> import jax.numpy as jnp
+  >>> good_B = jnp.array([True, False])
+  >>> kto_unpaired(jnp.zeros(2), good_B, desirable_weight=3.0).tolist()
+  [1.5, 0.5]
+  """
+  check("B", logratio_B, "B", desirable_B)
+  shift = jnp.maximum(jax.lax.stop_gradient(widen(kl_shift)), 0.0)
+  reward_B = beta * (widen(logratio_B) - shift)
+  good_B = desirable_weight * jax.nn.sigmoid(-reward_B)
+  bad_B = undesirable_weight * jax.nn.sigmoid(reward_B)
+  return jnp.where(desirable_B, good_B, bad_B)
+
+
+DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
+
+
+def f_dpo(logratio_BC, *, beta=0.1, divergence="reverse_kl", alpha=0.5):
+  """DPO under another f-divergence to the reference.
+
+      loss = -log sigmoid(beta * (h(r_w) - h(r_l)))
+
+      reverse_kl:  h(r) = r                                    (this is DPO)
+      forward_kl:  h(r) = 1 - exp(-r)
+      js:          h(r) = ln 2 + log sigmoid(r)
+      alpha:       h(r) = (exp((alpha - 1) r) - 1) / (alpha - 1)
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature.
+    divergence: one of the four names above, static.
+    alpha: of the alpha divergence, in TRL's sense: 1 is the reverse KL, 0 the
+      forward; the authors' code counts 1 - alpha.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Raises:
+    ValueError: another divergence.
+
+  Source: f-DPO, arXiv:2309.16240, table 1.
+  Numerics: exponents are clamped at 80; past it a response gets no gradient.
+
+  >>> import jax.numpy as jnp
+  >>> logratio_BC = jnp.array([[1.0, -2.0]])
+  >>> float(f_dpo(logratio_BC, divergence="alpha", alpha=1.0)[0]) == float(
+  ...   f_dpo(logratio_BC)[0]
+  ... )
+  True
+  """
+  if divergence not in DIVERGENCES:
+    raise ValueError(
+      f"unknown divergence {divergence!r}; known: {', '.join(DIVERGENCES)}"
+    )
+  check("B 2", logratio_BC)
+  reward_BC = widen(logratio_BC)
+  power = {"forward_kl": -1.0, "alpha": alpha - 1.0}.get(divergence, 0.0)
+  if divergence == "js":
+    reward_BC = jnp.log(2.0) + jax.nn.log_sigmoid(reward_BC)
+  elif power:
+    exponent_BC = jnp.minimum(power * reward_BC, MAX_EXPONENT)
+    reward_BC = jnp.expm1(exponent_BC) / power
+  chosen_B, rejected_B = _columns(reward_BC)
+  return -jax.nn.log_sigmoid(beta * (chosen_B - rejected_B))
+
+
+def minor_dpo(logratio_BC, *, beta=0.1):
+  """DPO that stops pushing a rejected response below the reference.
+
+      loss = -log sigmoid(beta * (r_w - max(0, r_l)))
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat.
+
+  Returns:
+    loss_B: nats, float32 or better.  At r_l = 0, where training starts, the
+    rejected response gets no gradient (the convention of relu).
+
+  Source: MinorDPO, arXiv:2408.09834, by a secondary account: unverified.
+
+  >>> import jax.numpy as jnp
+  >>> below = minor_dpo(jnp.array([[1.0, -5.0]]))
+  >>> float(below[0]) == float(minor_dpo(jnp.array([[1.0, 0.0]]))[0])
+  True
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  return -jax.nn.log_sigmoid(beta * (chosen_B - jax.nn.relu(rejected_B)))
+
+
+def cal_dpo(logratio_BC, *, beta=0.1, square_weight=1.0):
+  """Calibrated DPO: the rewards shall also be +-1 / (2 beta) in themselves.
+
+      loss = -log sigmoid(r_w - r_l)
+             + weight * [ (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2 ]
+
+  There is no beta inside the sigmoid.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: per nat, of the square terms; the authors use 0.001 to 0.002.
+    square_weight: 1 as in the paper, 0.5 as in the authors' code.
+
+  Returns:
+    loss_B: float32 or better.
+
+  Source: Cal-DPO, arXiv:2412.14516.
+
+  >>> import jax.numpy as jnp
+  >>> got = cal_dpo(jnp.array([[1.0, -1.0]]), beta=0.5)[0]
+  >>> bool(jnp.isclose(got, jnp.log1p(jnp.exp(-2.0))))
+  True
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  square_B = sppo_hard(logratio_BC, beta=beta)
+  return square_weight * square_B - jax.nn.log_sigmoid(chosen_B - rejected_B)
+
+
+def r_dpo(logratio_BC, length_BC, *, beta=0.1, alpha=0.05):
+  """DPO with a reward for being short taken out of the margin.
+
+      loss = -log sigmoid(beta (r_w - r_l) + alpha (|y_w| - |y_l|))
+
+  The sign follows from the objective r - alpha |y|; some papers print the
+  other one.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    length_BC: response tokens.
+    beta: inverse temperature, per nat.
+    alpha: per token, after beta.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: R-DPO, arXiv:2403.19159; the sign in its code is unverified.
+
+  >>> import jax.numpy as jnp
+  >>> longer_BC = jnp.array([[30, 10]])
+  >>> got = r_dpo(jnp.zeros((1, 2)), longer_BC, alpha=0.05)[0]
+  >>> bool(jnp.isclose(got, jnp.log1p(jnp.exp(-1.0))))
+  True
+  """
+  check("B 2", logratio_BC, "B 2", length_BC)
+  chosen_B, rejected_B = _columns(logratio_BC)
+  longer_B, shorter_B = _columns(length_BC)
+  excess_B = jax.lax.stop_gradient(longer_B - shorter_B)
+  margin_B = beta * (chosen_B - rejected_B) + alpha * excess_B
+  return -jax.nn.log_sigmoid(margin_B)
+
+
+def dpop(logratio_BC, *, beta=0.1, penalty=5.0):
+  """DPO-positive: a fine where the chosen response gets less likely.
+
+      loss = -log sigmoid(beta * (r_w - r_l - penalty * max(0, -r_w)))
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat.
+    penalty: lambda; the authors use 5 to 50.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: DPOP (Smaug), arXiv:2402.13228, equation 3.
+
+  >>> import jax.numpy as jnp
+  >>> got = dpop(jnp.array([[-1.0, -7.0]]), beta=1.0)[0]  # 6 - 5 * 1
+  >>> bool(jnp.isclose(got, jnp.log1p(jnp.exp(-1.0))))
+  True
+  """
+  chosen_B, rejected_B = _columns(logratio_BC)
+  fine_B = penalty * jax.nn.relu(-chosen_B)
+  return -jax.nn.log_sigmoid(beta * (chosen_B - rejected_B - fine_B))
