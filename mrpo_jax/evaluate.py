@@ -8,6 +8,14 @@ import jax
 import numpy as np
 
 from mrpo_jax import train
+from mrpo_jax.objective import (
+  Objective,
+  pair_metrics,
+  policy_figures,
+  policy_parts,
+  reference_figures,
+  reference_logps,
+)
 
 
 @dataclasses.dataclass
@@ -16,49 +24,53 @@ class HeldOut:
 
   batches: list  # of (indices, views)
   places: list  # of each pair among those of the file
-  objective: train.Objective
+  objective: Objective
   place: object  # views on the host -> views on the mesh
 
   def __post_init__(self):
-    self._policy = jax.jit(functools.partial(_policy, objective=self.objective))
+    self._policy = jax.jit(functools.partial(_policy, self.objective))
     self._references = jax.jit(
-      functools.partial(train.reference_logps, self.objective)
+      functools.partial(reference_figures, self.objective)
     )
-    self._metrics = jax.jit(
-      functools.partial(train.pair_metrics, self.objective)
-    )
-    self._ref_logps = None
+    self._metrics = jax.jit(functools.partial(pair_metrics, self.objective))
+    self._frozen = None
 
-  def __call__(self, params, references):
-    """(means over all pairs, list of one dict per pair)."""
-    if self._ref_logps is None:
-      self._ref_logps = [
+  def __call__(self, state, references):
+    """(means over all pairs, list of one dict per pair) of a TrainState."""
+    if self._frozen is None:
+      self._frozen = [
         self._references(references, self.place(views))
         for _, views in self.batches
       ]
     sums, pairs = {}, []
-    for (indices, views), ref_logp_BCK in zip(
-      self.batches, self._ref_logps, strict=True
+    for (indices, views), frozen in zip(
+      self.batches, self._frozen, strict=True
     ):
-      logp_BC, length_BC = self._policy(params, self.place(views))
-      values = self._metrics(logp_BC, ref_logp_BCK, length_BC)
+      views = self.place(views)
+      figures = self._policy(references, state.params, views, frozen)
+      values = self._metrics(state.method_state, figures, frozen)
       kept = slice(len(indices))
       for name, value_B in values.items():
         total = np.sum(np.asarray(value_B, np.float64)[kept])
         sums[name] = sums.get(name, 0.0) + total
       places = [self.places[index] for index in indices]
-      pairs += _records(places, logp_BC, ref_logp_BCK, length_BC)
+      pairs += _records(places, figures, frozen)
     return {name: total / len(pairs) for name, total in sums.items()}, pairs
 
 
-def _policy(params, views, *, objective):
-  logp_BC = objective.policy.logps(params, views, objective.pairs)
-  return logp_BC, train.response_lengths(objective, views)
+def _policy(objective, references, params, views, frozen):
+  # What a method draws is the same at every evaluation.
+  key = jax.random.key(objective.seed)
+  figures_of = functools.partial(policy_figures, objective, references)
+  parts = policy_parts(objective, views, frozen)
+  return train.summed_figures(figures_of, params, parts, key)
 
 
-def _records(places, logp_BC, ref_logp_BCK, length_BC):
+def _records(places, figures, frozen):
   """One JSON-ready dict per real pair: sums, so that any margin follows."""
-  policy, lengths = np.asarray(logp_BC), np.asarray(length_BC)
+  policy = np.asarray(figures["logp_BC"])
+  lengths = np.asarray(frozen["length_BC"])
+  ref_logp_BCK = reference_logps(figures, frozen)
   no_reference = np.zeros((*policy.shape, 0), np.float32)
   references = (
     no_reference if ref_logp_BCK is None else np.asarray(ref_logp_BCK)

@@ -9,10 +9,11 @@ import time
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax import hub, parallel, train
+from mrpo_jax import hub, parallel
 from mrpo_jax.data import encode, formats, pack, source, vocabulary
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import spec
+from mrpo_jax.objective import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Table:
 class Loaded:
   """A model of the run, its parameters on the mesh."""
 
-  model: train.Model
+  model: Model
   params: dict
   is_start: bool  # the weights that the policy starts from
   identity: str
@@ -85,16 +86,19 @@ def load_tokenizers(config, workdir, pairs, say):
   return Tokenizers(list(views.values()), view_of, made, identity)
 
 
-def encode_table(config, split, pairs, tokenizers, say):
-  """Encodes a split under every tokenizer and keeps what all can use."""
+def encode_table(config, split, pairs, tokenizers, say, *, chosen_only=False):
+  """Encodes a split under every tokenizer and keeps what all can use.
+
+  `chosen_only` leaves the rejected responses out: supervised training does
+  not read them.
+  """
   data, started = config["data"], time.perf_counter()
   limits = {name: data[name] for name in ("max_prompt", "max_response")}
   views = [
     encode.encode_all(tokenizer, pairs, **limits)
     for tokenizer in tokenizers.views
   ]
-  # Supervised training reads the chosen response alone.
-  if not config["references"]["names"]:
+  if chosen_only:
     views = [
       [dataclasses.replace(one, rejected_ids=[]) for one in view]
       for view in views
@@ -163,7 +167,7 @@ def load_models(config, tokenizers, mesh):
       )
     forward = {"remat": "none", **_forward(config, key)}
     loaded[key] = Loaded(
-      train.Model(model, tokenizers.view_of[key], tuple(forward.items())),
+      Model(model, tokenizers.view_of[key], tuple(forward.items())),
       params,
       key == "policy",
       identity,

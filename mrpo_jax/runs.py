@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import tqdm
 
 from mrpo_jax import (
@@ -31,6 +30,7 @@ from mrpo_jax import (
 )
 from mrpo_jax.data import loader, pack, source, vocabulary
 from mrpo_jax.errors import InputError, StoppedRun
+from mrpo_jax.objective import Objective
 
 CONFIG = "config.json"
 
@@ -49,11 +49,13 @@ def train_run(config, workdir, *, say=print):
   # 1. Everything that can be wrong, before anything is written.
   method = _method(config)
   mesh = parallel.make_mesh(**config["mesh"])
-  packing = _packing(config, mesh)
+  packing = _packing(config, mesh, method)
   pairs = inputs.load_pairs(config)
   tokenizers = inputs.load_tokenizers(config, workdir, pairs["train"], say)
   tables = {
-    split: inputs.encode_table(config, split, rows, tokenizers, say)
+    split: inputs.encode_table(
+      config, split, rows, tokenizers, say, chosen_only=method.supervised
+    )
     for split, rows in pairs.items()
   }
   policy, *references = inputs.load_models(config, tokenizers, mesh)
@@ -66,7 +68,10 @@ def train_run(config, workdir, *, say=print):
   transformation, schedule = optimizer.make(
     steps=config["steps"], **config["optimizer"]
   )
-  state, start = _state(policy, transformation, mesh, workdir, say)
+  method_state = method.init(len(references))
+  state, start = _state(
+    policy, method_state, transformation, mesh, workdir, say
+  )
   if start == config["steps"]:
     say(f"finished before: {workdir} stands at step {start}")
     return
@@ -77,7 +82,7 @@ def train_run(config, workdir, *, say=print):
   # 4. The loop.
   expected = None
   if start == 0 and references and all(r.is_start for r in references):
-    expected = _start_loss(objective)
+    expected = method.start_loss
   run = Run(
     config, workdir, objective, tables, packing, mesh, schedule, say, expected
   )
@@ -165,17 +170,19 @@ def _method(config):
     method = losses.build(name, **keywords)
   except (TypeError, ValueError) as error:
     raise InputError(f"config.loss: {error}") from None
-  supervised = isinstance(method, losses.methods.Supervised)
-  if supervised == bool(references):
-    problem = "takes no reference" if supervised else "needs a reference"
-    raise InputError(
-      f"config.loss.name={name!r} {problem}, but config.references.names is "
-      f"{tuple(references)}"
-    )
-  return method
+  if method.takes_reference and not references:
+    problem = "needs a reference"
+  elif method.supervised and references:
+    problem = "takes no reference"
+  else:
+    return method
+  raise InputError(
+    f"config.loss.name={name!r} {problem}, but config.references.names is "
+    f"{tuple(references)}"
+  )
 
 
-def _packing(config, mesh):
+def _packing(config, mesh, method):
   shards = parallel.row_shards(mesh)
   rows = config["data"]["rows"] or shards
   if rows % shards:
@@ -190,33 +197,36 @@ def _packing(config, mesh):
       rows=rows,
       process=jax.process_index(),
       processes=jax.process_count(),
+      mark_differences=method.reads_differences,
     )
   except ValueError as error:
     raise InputError(f"config: {error}") from None
 
 
 def _objective(config, method, policy, references):
-  objective = train.Objective(
+  objective = Objective(
     pairs=config["batch"],
     policy=policy.model,
     references=tuple(reference.model for reference in references),
     names=tuple(config["references"]["names"]),
     method=method,
+    seed=config["seed"],
   )
-  # Traced on K references: what the loss refuses, it refuses now.
-  pair_BC = jax.ShapeDtypeStruct((objective.pairs, 2), jnp.float32)
-  ref_BCK = jax.ShapeDtypeStruct((*pair_BC.shape, len(references)), jnp.float32)
   try:
-    jax.eval_shape(method, pair_BC, ref_BCK, length_BC=pair_BC)
-  except ValueError as error:
+    objective.check()
+  except (TypeError, ValueError) as error:
     raise InputError(f"config.loss: {error}") from None
   return objective
 
 
-def _state(policy, transformation, mesh, workdir, say):
+def _state(policy, method_state, transformation, mesh, workdir, say):
   """(state, steps done)."""
-  shardings = train_state.shardings(policy.model.config, transformation, mesh)
-  create = functools.partial(train_state.create, transformation=transformation)
+  shardings = train_state.shardings(
+    policy.model.config, transformation, mesh, method_state
+  )
+  create = functools.partial(
+    train_state.create, transformation=transformation, method_state=method_state
+  )
   shapes = jax.eval_shape(create, policy.params)
   abstract = checkpoints.abstract(shapes, shardings)
   restored = checkpoints.restore(workdir, abstract, say=say)
@@ -224,16 +234,6 @@ def _state(policy, transformation, mesh, workdir, say):
     return jax.jit(create, out_shardings=shardings)(policy.params), 0
   step, state = restored
   return state, step
-
-
-def _start_loss(objective):
-  """The loss where policy and references agree: ln 2 for DPO's family."""
-  K = len(objective.references)
-  pair_BC = jnp.zeros((1, 2))
-  loss_B = objective.method(
-    pair_BC, jnp.zeros((1, 2, K)), length_BC=jnp.ones((1, 2))
-  )
-  return float(loss_B[0])
 
 
 def _stop_signal():
@@ -252,7 +252,7 @@ class Run:
 
   config: dict
   workdir: pathlib.Path
-  objective: train.Objective
+  objective: Objective
   tables: dict
   packing: loader.Packing
   mesh: jax.sharding.Mesh
@@ -292,7 +292,7 @@ class Run:
         stop=stop,
       ):
         if held_out and self._evaluates(step):
-          self._evaluate(held_out, step, state.params, references)
+          self._evaluate(held_out, state, references)
         self._write_line()
         model = dataclasses.asdict(self.objective.policy.config)
         checkpoints.save(manager, step, state, {"step": step, "model": model})
@@ -361,8 +361,8 @@ class Run:
     if self._bar.disable and (step == 1 or step % max(1, steps // 5) == 0):
       self.say(f"step {step}/{steps}  loss {values['loss']:.4f}")
 
-  def _evaluate(self, held_out, step, params, references):
-    means, pairs = held_out(params, references)
+  def _evaluate(self, held_out, state, references):
+    means, pairs = held_out(state, references)
     writer.write_lines(self.workdir / report.PAIRS, pairs)
     figures = {f"eval/{name}": value for name, value in means.items()}
     if self._line is not None:
@@ -372,7 +372,7 @@ class Run:
 def _check_start(loss, expected, config):
   dtypes = {section["dtype"] for section in inputs.sections(config).values()}
   tolerance = 1e-3 if dtypes == {"float32"} else 5e-2
-  if abs(loss - expected) > tolerance:
+  if abs(loss - expected) > tolerance * max(1.0, abs(expected)):
     raise StoppedRun(
       f"the first loss is {loss:.6f}, but policy and references are the same "
       f"model, so it must be {expected:.6f}: their log-probabilities disagree"

@@ -1,73 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step, one XLA program, and the loop around it."""
 
-import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mrpo_jax import losses, train_state
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import rows as packed
-from mrpo_jax.models.spec import ModelConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """A model as the step sees it; its parameters are arguments."""
-
-  config: ModelConfig
-  view: int = 0  # which tokenizer's rows it reads
-  forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype
-
-  def logps(self, params, views, pairs):
-    """logp_BC of the pairs of a step."""
-    return sum(
-      packed.all_response_logps(
-        self.config, params, rows, pairs, **dict(self.forward)
-      )
-      for rows in views[self.view]
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """What is trained against what: everything static of a step."""
-
-  pairs: int  # B
-  policy: Model
-  references: tuple[Model, ...]  # K of them; 0 is the base
-  names: tuple[str, ...]
-  method: Callable  # losses.build(...)
-
-
-def response_lengths(objective, views):
-  """length_BC in the policy's tokens; 0 where a batch holds fewer pairs."""
-  parts = views[objective.policy.view]
-  return sum(packed.response_lengths(rows, objective.pairs) for rows in parts)
-
-
-def reference_logps(objective, references, views):
-  """ref_logp_BCK of the frozen references; None where there are none."""
-  if not references:
-    return None
-  logps = [
-    model.logps(params, views, objective.pairs)
-    for model, params in zip(objective.references, references, strict=True)
-  ]
-  return jax.lax.stop_gradient(jnp.stack(logps, axis=-1))
+from mrpo_jax.objective import (
+  losses_of,
+  method_arguments,
+  pair_metrics,
+  policy_figures,
+  policy_parts,
+  reference_figures,
+)
+from mrpo_jax.train_state import TrainState
 
 
 def train_step(state, references, views, *, objective, transformation):
   """One optimizer step on exactly B pairs.
 
   The loss is the mean over the pairs of the step, however they are packed;
-  micro-batches accumulate its gradient in float32.
+  micro-batches accumulate its gradient in float32.  Where a pair's loss
+  depends on the others, their log-probabilities are computed beforehand, and
+  the micro-batches accumulate the gradient through them.
 
   Args:
     state: TrainState, donated by the caller's jit.
@@ -79,104 +40,101 @@ def train_step(state, references, views, *, objective, transformation):
   Returns:
     (state, metrics): metrics are float32 scalars.
   """
-  parts = views[objective.policy.view]
-  length_BC = response_lengths(objective, views)
-  valid_B = length_BC[:, 0] > 0
+  frozen = reference_figures(objective, references, views)
+  valid_B = frozen["valid_B"]
   count = jnp.maximum(jnp.sum(valid_B), 1).astype(jnp.float32)
-  ref_logp_BCK = reference_logps(objective, references, views)
+  key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
+  figures_of = functools.partial(policy_figures, objective, references)
+  parts = policy_parts(objective, views, frozen)
 
-  def mean_loss(params, micro):
-    logp_BC = packed.response_logps(
-      objective.policy.config,
-      params,
-      micro,
-      objective.pairs,
-      **dict(objective.policy.forward),
-    )
-    loss_B = objective.method(logp_BC, ref_logp_BCK, length_BC=length_BC)
-    # Pairs that stand elsewhere have constant log-probabilities here: they
+  def mean(value_B):
+    return jnp.sum(jnp.where(valid_B, value_B, 0.0)) / count
+
+  def mean_loss(figures):
+    # Pairs that stand in other micro-batches have constant figures here: they
     # shift this value, which nobody reads, and add nothing to its gradient.
-    return jnp.sum(loss_B) / count, logp_BC
+    return mean(losses_of(objective, state.method_state, figures, frozen))
 
-  gradient, logp_BC = accumulated_gradient(
-    mean_loss, state.params, parts, objective.pairs
+  share = mean_loss
+  if objective.method.coupled:
+    with jax.named_scope("coupled"):
+      pull = jax.grad(mean_loss)(
+        summed_figures(figures_of, state.params, parts, key)
+      )
+
+    def share(figures):
+      products = jax.tree.map(jnp.vdot, pull, figures)
+      return sum(jax.tree.leaves(products))
+
+  gradient, figures = accumulated_gradient(
+    share, figures_of, state.params, parts, key
   )
   updates, opt_state = transformation.update(
     gradient, state.opt_state, state.params
   )
   params = optax.apply_updates(state.params, updates)
-  values = pair_metrics(objective, logp_BC, ref_logp_BCK, length_BC)
-  metrics = {
-    name: jnp.sum(jnp.where(valid_B, value_B, 0.0)) / count
-    for name, value_B in values.items()
-  }
+  values = pair_metrics(objective, state.method_state, figures, frozen)
+  metrics = {name: mean(value_B) for name, value_B in values.items()}
   metrics["grad_norm"] = optax.tree.norm(gradient)
-  return train_state.TrainState(state.step + 1, params, opt_state), metrics
+  policy_BC, ref_BCK, more = method_arguments(figures, frozen)
+  method_state = objective.method.update(
+    state.method_state, policy_BC, ref_BCK, **more
+  )
+  return (
+    TrainState(state.step + 1, params, opt_state, method_state),
+    metrics,
+  )
 
 
-def accumulated_gradient(loss_of, params, parts, pairs):
-  """(gradient, logp_BC) summed over all micro-batches, in float32.
+def summed_figures(figures_of, params, parts, key):
+  """Figures summed over all micro-batches: of every pair, without a gradient.
 
-  `loss_of(params, micro)` gives a scalar whose gradient is the share of one
-  micro-batch, and the logp_BC of the responses that stand in it.
+  `figures_of(key, params, micro)` is `policy_figures` of one micro-batch.
+  """
+  return _over_micro_batches(
+    lambda key, micro: figures_of(key, params, micro), parts, key
+  )
+
+
+def accumulated_gradient(share, figures_of, params, parts, key):
+  """(gradient, figures) summed over all micro-batches, in float32.
+
+  `share(figures)` is a scalar whose gradient is that micro-batch's share.
   """
 
-  def accumulate(rows, a, carry):
-    gradient, logp_BC = carry
-    micro = packed.micro_batch(rows, a)
-    one, more_BC = jax.grad(loss_of, has_aux=True)(params, micro)
-    add = functools.partial(jax.tree.map, lambda x, y: x + y.astype(x.dtype))
-    return add(gradient, one), logp_BC + more_BC
+  def loss(params, key, micro):
+    figures = figures_of(key, params, micro)
+    return share(figures), figures
 
-  wide = jax.tree.map(
-    lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
-    params,
+  return _over_micro_batches(
+    lambda key, micro: jax.grad(loss, has_aux=True)(params, key, micro),
+    parts,
+    key,
   )
-  carry = (wide, jnp.zeros((pairs, 2), jnp.float32))
-  for rows in parts:
-    step = functools.partial(accumulate, rows)
-    carry = jax.lax.fori_loop(0, packed.micro_batches(rows), step, carry)
-  return carry
 
 
-def pair_metrics(objective, policy_logp_BC, ref_logp_BCK, length_BC):
-  """dict of value_B: the loss, and rewards against each kind of reference.
+def _over_micro_batches(function, parts, key):
+  """The sum of `function(key, micro)`, a tree, in float32 or better.
 
-  Plain names are against reference 0, `virtual/` against what stands for all
-  K, `policy/` against none, `policy_mean/` against none per token.
+  The number of micro-batches in use is known at run time alone: nothing is
+  computed for the others, and a run compiles once.
   """
-  method = objective.method
-  loss_B = method(policy_logp_BC, ref_logp_BCK, length_BC=length_BC)
-  values = {"loss": loss_B}
-  if ref_logp_BCK is None:
-    return values | {"logps/chosen": policy_logp_BC[:, 0]}
-  against = functools.partial(losses.preference_metrics, beta=method.beta)
-  zero_BC = jnp.zeros_like(policy_logp_BC)
-  virtual_BC = method.virtual(ref_logp_BCK)
-  mean_logp_BC = policy_logp_BC / jnp.maximum(length_BC, 1.0)
-  values |= against(policy_logp_BC, ref_logp_BCK[..., 0])
-  values |= _rewards("virtual", against(policy_logp_BC, virtual_BC))
-  values |= _rewards("policy", against(policy_logp_BC, zero_BC))
-  values |= _rewards("policy_mean", against(mean_logp_BC, zero_BC))
-  figures = losses.reference_metrics(
-    ref_logp_BCK,
-    method.weigh(ref_logp_BCK),
-    p=0 if method.p is None else method.p,
-    epsilon_max=method.epsilon_max,
+
+  def micro_key(part, a):
+    return jax.random.fold_in(jax.random.fold_in(key, part), a)
+
+  first = jax.eval_shape(lambda: function(key, packed.micro_batch(parts[0], 0)))
+  total = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first
   )
-  values["effective_references"] = figures.pop("effective_references")
-  for k, name in enumerate(objective.names):
-    for figure, value_BK in figures.items():
-      values[f"references/{name}/{figure}"] = value_BK[:, k]
-  return values
+  for n, part in enumerate(parts):
 
+    def add(a, total, n=n, part=part):
+      one = function(micro_key(n, a), packed.micro_batch(part, a))
+      return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, one)
 
-def _rewards(prefix, values):
-  return {
-    f"{prefix}/{name}": value_B
-    for name, value_B in values.items()
-    if name.startswith("rewards/")
-  }
+    total = jax.lax.fori_loop(0, packed.micro_batches(part[0]), add, total)
+  return total
 
 
 def compile_step(objective, transformation, state_shardings, rows_sharding):

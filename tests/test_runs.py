@@ -277,12 +277,14 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(
 
 
 def test_a_wrong_start_stops_with_an_explanation(tmp_path, monkeypatch, capsys):
-  honest = train.reference_logps
-  monkeypatch.setattr(
-    train,
-    "reference_logps",
-    lambda *given: honest(*given) + jax.numpy.array([0.5, 0.0])[None, :, None],
-  )
+  honest = train.reference_figures
+
+  def shifted(*given):
+    figures = honest(*given)
+    shift_BCK = jax.numpy.array([0.5, 0.0])[None, :, None]
+    return figures | {"ref_logp_BCK": figures["ref_logp_BCK"] + shift_BCK}
+
+  monkeypatch.setattr(train, "reference_figures", shifted)
   assert train_debug(tmp_path, run="dpo") == 1
   error = capsys.readouterr().err
   assert "must be 0.693147" in error and "log-probabilities disagree" in error

@@ -17,7 +17,9 @@ from mrpo_jax import losses, optimizer, parallel, train, train_state
 from mrpo_jax.data import loader, pack
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.errors import StoppedRun
+from mrpo_jax.models import rows as packed
 from mrpo_jax.models import spec, transformer
+from mrpo_jax.objective import Model, Objective
 
 CONFIG = spec.ModelConfig(
   vocab_size=101,
@@ -44,10 +46,10 @@ def some_pairs(rng, N=40):
 
 def objective_of(name="dpo", K=1, views=None, **hyper):
   views = views or (0,) * K
-  return train.Objective(
+  return Objective(
     pairs=BATCH,
-    policy=train.Model(CONFIG),
-    references=tuple(train.Model(CONFIG, view) for view in views),
+    policy=Model(CONFIG),
+    references=tuple(Model(CONFIG, view) for view in views),
     names=tuple("abc"[:K]),
     method=losses.build(name, **hyper),
   )
@@ -57,8 +59,11 @@ def curve(objective, references, pairs, *, steps=5, rows=2, mesh=None, lr=1e-2):
   """The metrics of the first steps, from params_of()."""
   mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
   transformation, _ = optimizer.make(peak_lr=lr, steps=steps, warmup=0.0)
-  shardings = train_state.shardings(CONFIG, transformation, mesh)
-  create = functools.partial(train_state.create, transformation=transformation)
+  method_state = objective.method.init(len(references))
+  shardings = train_state.shardings(CONFIG, transformation, mesh, method_state)
+  create = functools.partial(
+    train_state.create, transformation=transformation, method_state=method_state
+  )
   state = jax.jit(create, out_shardings=shardings)(params_of())
   to = parallel.param_shardings(CONFIG, mesh)
   references = tuple(jax.device_put(params, to) for params in references)
@@ -132,7 +137,8 @@ def gradient_of(objective, references, view):
   step = functools.partial(
     train.train_step, objective=objective, transformation=keep
   )
-  state = train_state.create(params_of(), keep)
+  method_state = objective.method.init(len(references))
+  state = train_state.create(params_of(), keep, method_state)
   state, metrics = jax.jit(step)(state, references, (view,))
   return metrics, state.opt_state.trace
 
@@ -156,7 +162,7 @@ def test_micro_batches_equal_one_batch(rng):
 def test_what_the_backward_pass_keeps_changes_nothing(rng, remat):
   view = (pack.pack(some_pairs(rng, BATCH), length=48),)
   plain = objective_of()
-  kept = train.Model(CONFIG, forward=(("remat", remat),))
+  kept = Model(CONFIG, forward=(("remat", remat),))
   sparing = dataclasses.replace(plain, policy=kept)
   (_, a), (_, b) = (
     gradient_of(one, (params_of(1),), view) for one in (plain, sparing)
@@ -165,13 +171,18 @@ def test_what_the_backward_pass_keeps_changes_nothing(rng, remat):
     np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
+def logps_of(params, rows, pairs):
+  """logp_BC of rows [A, R, T]."""
+  figures = packed.all_token_figures(CONFIG, params, rows, pairs)
+  return packed.per_response(figures["logp"], rows.slots_RM, pairs)
+
+
 def test_the_loss_is_the_mean_over_the_pairs_that_are_there(rng):
   pairs = some_pairs(rng, 5)
   view = (pack.pack(pairs, length=48, batches=BATCH),)
   metrics, _ = gradient_of(objective_of(), (params_of(1),), view)
   policy_BC, ref_BC = (
-    train.Model(CONFIG).logps(params, (view,), 5)
-    for params in (params_of(), params_of(1))
+    logps_of(params, view[0], 5) for params in (params_of(), params_of(1))
   )
   want = jnp.mean(losses.dpo(policy_BC - ref_BC))
   np.testing.assert_allclose(metrics["loss"], want, rtol=1e-6)
@@ -212,7 +223,8 @@ def test_no_logits_tensor_in_the_compiled_step(rng):
   rows, length = 2, 48
   objective = objective_of("mrpo", K=2)
   transformation, _ = optimizer.make(peak_lr=1e-2, steps=5)
-  state = train_state.create(params_of(), transformation)
+  method_state = objective.method.init(2)
+  state = train_state.create(params_of(), transformation, method_state)
   view = pack.pack_step(
     some_pairs(rng, BATCH), length=length, rows=rows, batch=BATCH
   )

@@ -19,6 +19,7 @@ class Packing:
   rows: int  # rows of a micro-batch, over all processes
   process: int = 0
   processes: int = 1
+  mark_differences: bool = False  # see `pack.pack`
 
   def __post_init__(self):
     for name in ("batch", "rows"):
@@ -40,6 +41,7 @@ class Packing:
         rows=self.rows // self.processes,
         batch=share,
         first_slot=2 * first,
+        mark_differences=self.mark_differences,
       )
       for view in views
     )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoded pairs into fixed rows, the prompt of a pair once.  NumPy, no I/O."""
 
+import difflib
+
 import numpy as np
 
 from mrpo_jax.models.rows import Rows
@@ -26,7 +28,24 @@ def first_fit(sizes, length):
   return row_of
 
 
-def pack(pairs, *, length, rows=1, batches=None, slots=None):
+def differences(pair):
+  """Which chosen and which rejected ids are not in the other: two bool arrays.
+
+  An id counts as common where a longest-matching-block alignment of the two
+  responses pairs it.
+  """
+  ids = (pair.chosen_ids, pair.rejected_ids)
+  differs = tuple(np.ones(len(one), bool) for one in ids)
+  matcher = difflib.SequenceMatcher(None, *ids, autojunk=False)
+  for block in matcher.get_matching_blocks():
+    for mask, start in zip(differs, (block.a, block.b), strict=True):
+      mask[start : start + block.size] = False
+  return differs
+
+
+def pack(
+  pairs, *, length, rows=1, batches=None, slots=None, mark_differences=False
+):
   """Lays pairs out as [prompt | chosen | rejected] in rows of fixed length.
 
   Args:
@@ -35,6 +54,7 @@ def pack(pairs, *, length, rows=1, batches=None, slots=None):
     rows: R, rows of one micro-batch.
     batches: A, micro-batches, full or not; None means enough for any pairs.
     slots: number of each pair's chosen response; None means 0, 2, 4, ...
+    mark_differences: fill `differs_RM`; see `differences`.
 
   Returns:
     Rows of int32 NumPy arrays [A, R, T].
@@ -48,7 +68,8 @@ def pack(pairs, *, length, rows=1, batches=None, slots=None):
   shape = (batches * rows, length)
   if len(pairs) and row_of.max() >= shape[0]:
     raise ValueError(f"{row_of.max() + 1} rows, but room for {shape[0]}")
-  packed = Rows(*(np.zeros(shape, np.int32) for _ in range(7)))
+  fields = 8 if mark_differences else 7
+  packed = Rows(*(np.zeros(shape, np.int32) for _ in range(fields)))
   packed.slots_RM[:] = np.iinfo(np.int32).max  # no response stands here
   fill = np.zeros(shape[0], int)
   scored = np.zeros(shape[0], int)
@@ -68,11 +89,14 @@ def pack(pairs, *, length, rows=1, batches=None, slots=None):
     **{
       name: array.reshape(-1, rows, length)
       for name, array in vars(packed).items()
+      if array is not None
     }
   )
 
 
-def pack_step(pairs, *, length, rows, batch, first_slot=0):
+def pack_step(
+  pairs, *, length, rows, batch, first_slot=0, mark_differences=False
+):
   """One optimizer step's pairs: long rows, and short ones for what is left.
 
   The last micro-batch of long rows is rarely full; where its pairs fit into
@@ -86,6 +110,7 @@ def pack_step(pairs, *, length, rows, batch, first_slot=0):
     rows: R, rows of one micro-batch.
     batch: B, pairs of a full batch.
     first_slot: number of the first response, for a slice of a larger batch.
+    mark_differences: see `pack`.
 
   Returns:
     (long, short): Rows of [ceil(B / R), R, T] and [3, R, T // 4].
@@ -106,6 +131,7 @@ def pack_step(pairs, *, length, rows, batch, first_slot=0):
       rows=rows,
       batches=batches,
       slots=slots[here],
+      mark_differences=mark_differences,
     )
     for here, one, batches in parts
   )
@@ -126,6 +152,9 @@ def _place(packed, row, pair, *, start, scored, segment, slot):
   prompt = len(pair.prompt_ids)
   last = start + prompt - 1  # the position that predicts both first tokens
   branches = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+  if packed.differs_RM is not None:
+    both = np.concatenate(differences(pair))
+    packed.differs_RM[row, scored : scored + len(both)] = both
   for branch, ids in enumerate(branches):
     if not len(ids):
       continue

@@ -57,6 +57,7 @@ class Method:
   official_weights: bool
   mean: bool  # log-probabilities per response token, not sums
   token_weight: Callable | None  # dict of arrays of one shape -> weights
+  token_arrays: tuple[str, ...]  # which of them it reads
   pair_weight: Callable | None  # mean_excess_BC -> weight_B
   dispersion: float | None  # mean of -log phi over the data set
   nll: float  # weight of the chosen response's likelihood
@@ -125,6 +126,11 @@ class Method:
   def supervised(self):
     """Reads the chosen response alone."""
     return list(arrays_of(self.loss)) == ["mean_logp_B"]
+
+  @property
+  def reads_differences(self):
+    """Its token weight asks which tokens of a pair differ."""
+    return "differs" in self.token_arrays
 
   @property
   def coupled(self):

@@ -195,7 +195,9 @@ def _method(name, loss, given):
       stand_ins[key] = given.pop(key, default)
   _refuse(name, given, _taken(loss, given), stand_ins)
   strength = given.get("adaptive_beta")
-  token_weight, pair_weight = _token_weight(given.get("token_weight"))
+  token_weight, token_arrays, pair_weight = _token_weight(
+    given.get("token_weight")
+  )
   hyper = {key: given[key] for key in keywords if key in given}
   mixture = given.get("mixture")
   return Method(
@@ -209,6 +211,7 @@ def _method(name, loss, given):
     official_weights=given.get("official_weights", False),
     mean=_mean(given.get("scale", "sum")) or not MEANS.isdisjoint(arrays),
     token_weight=token_weight,
+    token_arrays=token_arrays,
     pair_weight=pair_weight,
     dispersion=_dispersion(given.get("dispersion")),
     nll=given.get("nll", 0.0),
@@ -318,15 +321,16 @@ def _rule(weights):
 
 
 def _token_weight(given):
-  """(token weight, pair weight), each a function with its keywords, or None."""
+  """(token weight, the arrays it reads, pair weight); functions or None."""
   if given is None:
-    return None, None
+    return None, (), None
   function, keywords = _named("token_weight", given, TOKEN_WEIGHTS)
   taken = dict(keywords_of(function))
   _refuse(f"token_weight {function.__name__!r}", keywords, taken)
   if function is tokens.wpo_weight:
-    return None, functools.partial(function, **keywords)
-  return functools.partial(_weigh_tokens, function, keywords), None
+    return None, (), functools.partial(function, **keywords)
+  weigh = functools.partial(_weigh_tokens, function, keywords)
+  return weigh, tuple(arrays_of(function)), None
 
 
 def _weigh_tokens(function, keywords, places):

@@ -82,9 +82,10 @@ def loss_packed(params, packed, ref_logp_BCK, config, kernel):
   B, total, logp_BC = ref_logp_BCK.shape[0], 0.0, 0.0
   for a in range(packed.tokens_RT.shape[0]):
     micro = rows.micro_batch(packed, a)
-    one_BC = rows.response_logps(
+    figures = rows.token_figures(
       config, params, micro, B, kernel=kernel, chunk=16
     )
+    one_BC = rows.per_response(figures["logp"], micro.slots_RM, B)
     here_B = rows.response_lengths(micro, B)[:, 0] > 0
     total += jnp.sum(jnp.where(here_B, METHOD(one_BC, ref_logp_BCK), 0.0))
     logp_BC += one_BC
@@ -145,13 +146,18 @@ def test_chosen_never_sees_rejected_nor_another_pair():
   assert not grad_RT[~own].any()  # exactly zero
 
 
+def all_logps(params, packed, pairs):
+  figures = rows.all_token_figures(CONFIG, params, packed, pairs)
+  return rows.per_response(figures["logp"], packed.slots_RM, pairs)
+
+
 def test_row_layout_does_not_matter(rng):
   pairs = real_pairs()
   params = params_of()
   want = None
   for length, R in ((250, 1), (400, 3), (900, 2)):
     packed = pack.pack(pairs, length=length, rows=R)
-    got = rows.all_response_logps(CONFIG, params, packed, len(pairs) + 1)
+    got = all_logps(params, packed, len(pairs) + 1)
     assert not got[-1].any()  # the absent pair
     want = got if want is None else want
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-4)
@@ -161,11 +167,11 @@ def test_padding_holds_anything():
   pairs = real_pairs()[:2]
   packed = pack.pack(pairs, length=600)
   params = params_of()
-  want = rows.all_response_logps(CONFIG, params, packed, 2)
+  want = all_logps(params, packed, 2)
   junk = packed.replace(
     tokens_RT=np.where(packed.segments_RT > 0, packed.tokens_RT, 77)
   )
-  got = rows.all_response_logps(CONFIG, params, junk, 2)
+  got = all_logps(params, junk, 2)
   np.testing.assert_array_equal(got, want)
 
 

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained against what, and what its models say of a batch.
+
+Figures are dicts of arrays over the pairs of a step, named with their axes.
+Those of the frozen references come first; the policy's are sums over
+micro-batches, each of which leaves 0 at the responses that it does not hold.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mrpo_jax import losses
+from mrpo_jax.losses.method import Method
+from mrpo_jax.models import rows as packed
+from mrpo_jax.models.spec import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model as the step sees it; its parameters are arguments."""
+
+  config: ModelConfig
+  view: int = 0  # which tokenizer's rows it reads
+  forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype
+
+  def token_figures(self, params, rows, pairs, **wanted):
+    """`rows.token_figures` of one micro-batch."""
+    forward = dict(self.forward)
+    return packed.token_figures(
+      self.config, params, rows, pairs, **wanted, **forward
+    )
+
+  def all_token_figures(self, params, views, pairs, *, also=()):
+    """List over the parts of the model's view of dict of value_ARM."""
+    return [
+      packed.all_token_figures(
+        self.config, params, rows, pairs, also=also, **dict(self.forward)
+      )
+      for rows in views[self.view]
+    ]
+
+  def lengths(self, views, pairs):
+    """length_BC in its tokens; 0 where a batch holds fewer pairs."""
+    return sum(
+      packed.response_lengths(rows, pairs) for rows in views[self.view]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """Everything static of a step."""
+
+  pairs: int  # B
+  policy: Model
+  references: tuple[Model, ...]  # K of them; 0 is the base
+  names: tuple[str, ...]
+  method: Method  # losses.build(...)
+  seed: int = 0  # of what the method draws
+
+  def compares_tokens(self):
+    """Do references have to read the policy's tokens?"""
+    return self.method.token_weight is not None or self.needs("kl_BC")
+
+  def needs(self, figure):
+    return figure in self.method.needs
+
+  def check(self):
+    """Raises ValueError where the models cannot give what the method needs."""
+    for name, model in zip(self.names, self.references, strict=True):
+      if self.compares_tokens() and model.view != self.policy.view:
+        raise ValueError(
+          f"loss {self.method.name!r} compares tokens, so reference {name!r} "
+          "needs the policy's tokenizer"
+        )
+    if self.needs("normalised_entropy_BC") and not self.references:
+      raise ValueError(
+        f"loss {self.method.name!r} takes its dispersion from reference 0, "
+        "but there is no reference"
+      )
+    if self.needs("kl_BC"):
+      sizes = [m.config.vocab_size for m in (self.policy, *self.references)]
+      if len(set(sizes)) > 1:
+        raise ValueError(
+          f"loss {self.method.name!r} needs one vocabulary, got sizes {sizes}"
+        )
+    pair_BC = jax.ShapeDtypeStruct((self.pairs, 2), jnp.float32)
+    K = len(self.references)
+    ref_BCK = jax.ShapeDtypeStruct((*pair_BC.shape, K), jnp.float32)
+    figures = dict.fromkeys(self.method.needs, pair_BC)
+    # Traced on K references: what the loss refuses, it refuses now.
+    jax.eval_shape(self.method, pair_BC, ref_BCK if K else None, **figures)
+
+
+def reference_figures(objective, references, views):
+  """What does not depend on the policy's parameters.
+
+  Returns:
+    dict: `length_BC` in the policy's tokens, `valid_B`, and with references
+    `ref_logp_BCK`, `ref_length_BCK`; where the method needs them
+    `normalised_entropy_BC` of reference 0, and `token_logp_ARMK`, a tuple
+    over the parts of the policy's view.  Where the method needs the
+    divergence from the reference, its log-probabilities come with that, in
+    `policy_figures`.
+  """
+  pairs, method = objective.pairs, objective.method
+  length_BC = objective.policy.lengths(views, pairs)
+  figures = {"length_BC": length_BC, "valid_B": length_BC[:, 0] > 0}
+  if not references:
+    return figures
+  ref_lengths = [m.lengths(views, pairs) for m in objective.references]
+  figures["ref_length_BCK"] = jnp.stack(ref_lengths, axis=-1)
+  if objective.needs("kl_BC"):
+    return figures
+  tokens = []
+  for k, (model, params) in enumerate(
+    zip(objective.references, references, strict=True)
+  ):
+    entropy = k == 0 and objective.needs("normalised_entropy_BC")
+    also = ("entropy",) if entropy else ()
+    tokens.append(model.all_token_figures(params, views, pairs, also=also))
+
+  def summed(k, name):
+    rows = views[objective.references[k].view]
+    return sum(
+      packed.per_response(part[name], one.slots_RM, pairs)
+      for part, one in zip(tokens[k], rows, strict=True)
+    )
+
+  logps = [summed(k, "logp") for k in range(len(references))]
+  figures["ref_logp_BCK"] = jnp.stack(logps, axis=-1)
+  if objective.needs("normalised_entropy_BC"):
+    figures["normalised_entropy_BC"] = losses.normalised_entropy(
+      summed(0, "entropy"),
+      ref_lengths[0],
+      vocab_size=objective.references[0].config.vocab_size,
+    )
+  if method.token_weight is not None:
+    figures["token_logp_ARMK"] = tuple(
+      jnp.stack([part["logp"] for part in parts], axis=-1)
+      for parts in zip(*tokens, strict=True)
+    )
+  return jax.lax.stop_gradient(figures)
+
+
+def policy_parts(objective, views, frozen):
+  """The policy's parts, each with its references' token log-probabilities."""
+  parts = views[objective.policy.view]
+  tokens = frozen.get("token_logp_ARMK", (None,) * len(parts))
+  return tuple(zip(parts, tokens, strict=True))
+
+
+def policy_figures(objective, references, key, params, micro):
+  """What the policy says of one micro-batch; differentiable in `params`.
+
+  Args:
+    objective: Objective.
+    references: tuple of K frozen parameter trees.
+    key: of what the method draws in this micro-batch.
+    params: the policy's.
+    micro: one micro-batch of one of `policy_parts`.
+
+  Returns:
+    dict: `logp_BC`; with a token weight `score_BC` and `ref_score_BCK`, the
+    weighted sums; where the method needs them `kl_BC` with `ref_logp_BCK`,
+    and `excess_BC`, the sum over tokens of what `losses.wpo_weight` wants the
+    mean of.
+  """
+  rows, ref_logp_RMK = micro
+  method, pairs = objective.method, objective.pairs
+  against = None
+  if objective.needs("kl_BC"):
+    base = objective.references[0]
+    against = (base.config, references[0], dict(base.forward))
+  also = ("log_sum_sq",) if objective.needs("mean_excess_BC") else ()
+  tokens = objective.policy.token_figures(
+    params, rows, pairs, also=also, against=against
+  )
+
+  def summed(value):
+    return packed.per_response(value, rows.slots_RM, pairs)
+
+  logp_RM = tokens["logp"]
+  figures = {"logp_BC": summed(logp_RM)}
+  if against is not None:
+    figures["kl_BC"] = summed(tokens["kl"])
+    figures["ref_logp_BCK"] = summed(tokens["ref_logp"])[..., None]
+  if also:
+    excess_RM = jax.lax.stop_gradient(logp_RM) - tokens["log_sum_sq"]
+    figures["excess_BC"] = summed(excess_RM)
+  if method.token_weight is not None:
+    places = packed.token_places(rows, pairs)
+    places |= {"key": key, "token_logp": logp_RM}
+    places["keep"] = places["shorter_length"]
+    weight_RM = method.token_weight(places)
+    figures["score_BC"] = summed(weight_RM * logp_RM)
+    if ref_logp_RMK is not None:
+      figures["ref_score_BCK"] = summed(weight_RM[:, :, None] * ref_logp_RMK)
+  return figures
+
+
+def method_arguments(figures, frozen):
+  """(policy, references, further keywords) of a call of the method."""
+  policy_BC = figures.get("score_BC", figures["logp_BC"])
+  ref_BCK = figures.get("ref_score_BCK", reference_logps(figures, frozen))
+  names = ("length_BC", "ref_length_BCK", "valid_B", "normalised_entropy_BC")
+  more = {name: frozen[name] for name in names if name in frozen}
+  if "kl_BC" in figures:
+    more["kl_BC"] = figures["kl_BC"]
+  if "excess_BC" in figures:
+    length_BC = jnp.maximum(frozen["length_BC"], 1.0)
+    more["mean_excess_BC"] = figures["excess_BC"] / length_BC
+  return policy_BC, ref_BCK, more
+
+
+def reference_logps(figures, frozen):
+  """ref_logp_BCK, summed over tokens without weights; None without any."""
+  return frozen.get("ref_logp_BCK", figures.get("ref_logp_BCK"))
+
+
+def losses_of(objective, state, figures, frozen):
+  """loss_B; `state` is the method's."""
+  policy_BC, ref_BCK, more = method_arguments(figures, frozen)
+  return objective.method(policy_BC, ref_BCK, state=state, **more)
+
+
+def pair_metrics(objective, state, figures, frozen):
+  """dict of value_B: the loss, and rewards against each kind of reference.
+
+  Plain names are against reference 0, or against none where there is none;
+  `virtual/` is against what stands for all K, in the method's unit (sums, or
+  means per token); `policy/` against none, `policy_mean/` against none per
+  token.  Log-probabilities are those of all tokens alike, whatever the loss
+  weighs them by.
+  """
+  method = objective.method
+  logp_BC, length_BC = figures["logp_BC"], frozen["length_BC"]
+  ref_logp_BCK = reference_logps(figures, frozen)
+  values = {"loss": losses_of(objective, state, figures, frozen)}
+  if method.supervised:
+    return values | {"logps/chosen": logp_BC[:, 0]}
+  against = functools.partial(losses.preference_metrics, beta=method.beta)
+  zero_BC = jnp.zeros_like(logp_BC)
+  mean_logp_BC = logp_BC / jnp.maximum(length_BC, 1.0)
+  values |= _rewards("policy", against(logp_BC, zero_BC))
+  values |= _rewards("policy_mean", against(mean_logp_BC, zero_BC))
+  values |= _needed(figures, frozen)
+  if ref_logp_BCK is None:
+    return values | against(logp_BC, zero_BC)
+  values |= against(logp_BC, ref_logp_BCK[..., 0])
+  lengths = {"length_BC": length_BC, "ref_length_BCK": frozen["ref_length_BCK"]}
+  policy_BC, ref_BCK = method.scaled(logp_BC, ref_logp_BCK, **lengths)
+  virtual_BC = method.virtual(ref_BCK, state)
+  values |= _rewards("virtual", against(policy_BC, virtual_BC))
+  about = losses.reference_metrics(
+    ref_BCK,
+    method.weights(state, ref_BCK),
+    p=0 if method.p is None else method.p,
+    epsilon_max=method.epsilon_max,
+    adaptive_epsilon=method.adaptive_epsilon,
+  )
+  values["effective_references"] = about.pop("effective_references")
+  for k, name in enumerate(objective.names):
+    for figure, value_BK in about.items():
+      values[f"references/{name}/{figure}"] = value_BK[:, k]
+  return values
+
+
+def _rewards(prefix, values):
+  return {
+    f"{prefix}/{name}": value_B
+    for name, value_B in values.items()
+    if name.startswith("rewards/")
+  }
+
+
+def _needed(figures, frozen):
+  """What only some methods need, worth a curve where it is there."""
+  values = {}
+  if "kl_BC" in figures:
+    values["kl/chosen"] = figures["kl_BC"][:, 0]
+    values["kl/rejected"] = figures["kl_BC"][:, 1]
+  if "normalised_entropy_BC" in frozen:
+    values["neg_log_dispersion"] = losses.neg_log_dispersion(
+      frozen["normalised_entropy_BC"]
+    )
+  return values
