@@ -117,3 +117,17 @@ def test_what_does_not_fit_is_refused():
     pack.pack_step([pair([1], [2], [3])] * 2, length=8, rows=1, batch=1)
   with pytest.raises(ValueError, match="2 rows, but room for 1"):
     pack.pack([pair(range(6), [1], [2])] * 2, length=8, batches=1)
+
+
+def test_what_differs_is_marked_where_it_is_scored():
+  pairs = [pair([7], [1, 2, 3, 4], [1, 3, 5, 4]), pair([7], [1], [1, 2])]
+  assert [mask.tolist() for mask in pack.differences(pairs[0])] == [
+    [False, True, False, False],  # 2 is missing on the other side
+    [False, False, True, False],  # 5 was added
+  ]
+  long, _ = pack.pack_step(
+    pairs, length=16, rows=1, batch=2, mark_differences=True
+  )
+  marks = [0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+  assert long.differs_RM[0, 0].tolist() == marks + [0] * 5
+  assert pack.pack(pairs, length=16).differs_RM is None

@@ -90,3 +90,100 @@ def test_wrong_axes_are_refused(rng):
   hidden_RMD, head_VD, targets_RM = inputs(rng)
   with pytest.raises(ValueError, match="D=8"):
     head.token_logps(hidden_RMD, head_VD[:, 1:], targets_RM)
+
+
+def plain_figures(hidden_RMD, head_VD, targets_RM, against):
+  """Every figure from full logits."""
+  logp_RMV, ref_RMV = (
+    jax.nn.log_softmax(jnp.einsum("RMD,VD->RMV", hidden, head))
+    for hidden, head in ((hidden_RMD, head_VD), against)
+  )
+  places = targets_RM[..., None]
+  return {
+    "logp": jnp.take_along_axis(logp_RMV, places, axis=-1)[..., 0],
+    "ref_logp": jnp.take_along_axis(ref_RMV, places, axis=-1)[..., 0],
+    "entropy": -jnp.sum(jnp.exp(logp_RMV) * logp_RMV, axis=-1),
+    "log_sum_sq": jnp.log(jnp.sum(jnp.exp(2 * logp_RMV), axis=-1)),
+    "kl": jnp.sum(jnp.exp(ref_RMV) * (ref_RMV - logp_RMV), axis=-1),
+  }
+
+
+def reference(rng, dtype=np.float32, width=D + 3):
+  """A reference of another width and the same vocabulary."""
+  hidden_RMD = jnp.asarray(rng.normal(size=(R, M, width)).astype(dtype))
+  return hidden_RMD, jnp.asarray(rng.normal(size=(V, width)).astype(dtype))
+
+
+ALSO = ("entropy", "log_sum_sq")
+
+
+@pytest.mark.parametrize("chunk", [4, 13])
+def test_figures_equal_the_plain_ones(rng, chunk):
+  given, against = inputs(rng), reference(rng)
+  got = head.token_figures(*given, also=ALSO, against=against, chunk=chunk)
+  want = plain_figures(*given, against)
+  assert set(got) == set(want)
+  for name, value_RM in want.items():
+    np.testing.assert_allclose(
+      got[name], value_RM, rtol=1e-5, atol=1e-5, err_msg=name
+    )
+
+
+def test_figures_by_hand():
+  # Two tokens: p = (1/4, 3/4), r = (1/2, 1/2).
+  hidden_RMD = jnp.ones((1, 1, 1))
+  head_VD = jnp.log(jnp.array([[1.0], [3.0]]))
+  got = head.token_figures(
+    hidden_RMD,
+    head_VD,
+    jnp.array([[1]]),
+    also=ALSO,
+    against=(hidden_RMD, jnp.zeros((2, 1))),
+  )
+  want = {
+    "logp": np.log(3 / 4),
+    "entropy": np.log(4) - 0.75 * np.log(3),
+    "log_sum_sq": np.log(10 / 16),
+    "ref_logp": np.log(1 / 2),
+    "kl": 0.5 * np.log(2) + 0.5 * np.log(2 / 3),
+  }
+  assert {k: float(v[0, 0]) for k, v in got.items()} == pytest.approx(want)
+
+
+def test_gradients_of_log_probability_and_divergence(rng):
+  given, against = inputs(rng), reference(rng)
+  weight_2RM = jnp.asarray(rng.normal(size=(2, R, M)).astype(np.float32))
+
+  def total(function, hidden_RMD, head_VD):
+    figures = function(hidden_RMD, head_VD, given[2])
+    return jnp.sum(weight_2RM * jnp.stack([figures["logp"], figures["kl"]]))
+
+  def chunked(*given):
+    return head.token_figures(*given, against=against, chunk=4)
+
+  def plain(*given):
+    return plain_figures(*given, against)
+
+  got = jax.grad(total, (1, 2))(chunked, *given[:2])
+  want = jax.grad(total, (1, 2))(plain, *given[:2])
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_other_figures_have_no_gradient(rng):
+  given, against = inputs(rng), reference(rng)
+
+  def total(hidden_RMD, head_VD, against):
+    figures = head.token_figures(
+      hidden_RMD, head_VD, given[2], also=ALSO, against=against, chunk=4
+    )
+    return sum(figures[name].sum() for name in (*ALSO, "ref_logp"))
+
+  grads = jax.grad(total, (0, 1, 2))(*given[:2], against)
+  assert not any(grad.any() for grad in jax.tree.leaves(grads))
+
+
+def test_a_reference_of_another_vocabulary_is_refused(rng):
+  hidden_RMD, head_VD = reference(rng)
+  with pytest.raises(ValueError, match=f"V={V}"):
+    head.token_figures(*inputs(rng), against=(hidden_RMD, head_VD[1:]))

@@ -181,3 +181,31 @@ def test_lengths_count_scored_tokens():
   got = rows.response_lengths(packed, len(pairs))
   want = [[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs]
   assert got.tolist() == want
+
+
+def test_places_of_scored_tokens():
+  pairs = [
+    Encoded([9, 9, 9], [1, 2], [3, 4, 5, 6]),
+    Encoded([9], [1, 2, 3], [4]),
+  ]
+  packed = pack.pack(pairs, length=16, slots=np.array([2, 0]))
+  got = rows.token_places(rows.micro_batch(packed, 0), 2)
+  # The first pair is the longer one, so it stands first; then padding.
+  want = {
+    "index": [0, 1, 0, 1, 2, 3, 0, 1, 2, 0],
+    "length": [2, 2, 4, 4, 4, 4, 3, 3, 3, 1],
+    "shorter_length": [2, 2, 2, 2, 2, 2, 1, 1, 1, 1],
+    "prompt_length": [3, 3, 3, 3, 3, 3, 1, 1, 1, 1],
+  }
+  for name, value in want.items():
+    assert got[name][0].tolist() == value + [0] * 6, name
+  assert got["differs"] is None
+
+
+def test_sums_of_several_references_at_once(rng):
+  packed = pack.pack(real_pairs()[:2], length=600)
+  value = rng.normal(size=(*packed.slots_RM.shape, 3)).astype(np.float32)
+  got_BCK = rows.per_response(jnp.asarray(value), packed.slots_RM, 2)
+  for k in range(3):
+    one_BC = rows.per_response(jnp.asarray(value[..., k]), packed.slots_RM, 2)
+    np.testing.assert_array_equal(got_BCK[..., k], one_BC)
