@@ -7,6 +7,7 @@ import setuptools
 
 HERE = pathlib.Path(__file__).parent
 TENSORBOARD = ["tensorboard>=2.20"]
+PLOT = ["matplotlib>=3.10"]
 
 setuptools.setup(
   name="mrpo-jax",
@@ -38,7 +39,8 @@ setuptools.setup(
   ],
   extras_require={
     "tensorboard": TENSORBOARD,
-    "test": ["pytest>=8", "ruff>=0.9", *TENSORBOARD],
+    "plot": PLOT,
+    "test": ["pytest>=8", "ruff>=0.9", *TENSORBOARD, *PLOT],
     "hub": ["datasets>=4"],
     "plan": ["libtpu"],
     "wandb": ["wandb"],

@@ -10,6 +10,7 @@ Axes, the same letters everywhere:
   T, S  positions: queries, keys      F  width of the MLP
   N  pairs of the whole data set      V  vocabulary
   M  scored positions of a row        A  micro-batches of a step
+  X, Y  prompts, responses (tabular)  I  runs trained at once
 
 `logp` is a natural logarithm in nats, summed over response tokens; `mean_logp`
 is the same divided by the response's token count.

@@ -24,10 +24,11 @@ from mrpo_jax.errors import InputError, StoppedRun
 def train(argv):
   """Trains as the config says; the same command resumes."""
   values = _flags(argv, "workdir", config=True)
-  from mrpo_jax import runs, settings
+  from mrpo_jax import bandit, runs, settings
 
   config = settings.read(values["config"].to_dict())
-  runs.train_run(config, values["workdir"])
+  kind = bandit if "bandit" in config else runs
+  kind.train_run(config, values["workdir"])
 
 
 def export(argv):

@@ -80,6 +80,11 @@ def table(results):
         f"{r['real_token_share']:.1%}",
       )
     )
+  return aligned(rows)
+
+
+def aligned(rows):
+  """Rows of text as lines whose columns stand below each other."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
     "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows

@@ -3,10 +3,8 @@
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import json
-import os
 import pathlib
 import signal
 from collections.abc import Callable
@@ -23,16 +21,14 @@ from mrpo_jax import (
   optimizer,
   parallel,
   report,
-  settings,
   train,
   train_state,
+  workdirs,
   writer,
 )
 from mrpo_jax.data import loader, pack, source, vocabulary
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.objective import Objective
-
-CONFIG = "config.json"
 
 
 def train_run(config, workdir, *, say=print):
@@ -45,7 +41,7 @@ def train_run(config, workdir, *, say=print):
   """
   stop = _stop_signal()
   workdir = pathlib.Path(workdir)
-  known = _known_run(workdir, config)
+  known = workdirs.known_run(workdir, config)
   # 1. Everything that can be wrong, before anything is written.
   method = _method(config)
   mesh = parallel.make_mesh(**config["mesh"])
@@ -63,7 +59,7 @@ def train_run(config, workdir, *, say=print):
   # 2. The workdir is this run's.
   identity = _identity(config, pairs, tokenizers, [policy, *references])
   if known is not None:
-    _refuse_other(workdir, {"identity": identity}, known)
+    workdirs.refuse_other(workdir, {"identity": identity}, known)
   # 3. State: restored first, else from the start.
   transformation, schedule = optimizer.make(
     steps=config["steps"], **config["optimizer"]
@@ -77,7 +73,7 @@ def train_run(config, workdir, *, say=print):
     return
   if start:
     say(f"resuming at step {start}")
-  _claim(workdir, config, identity, tokenizers)
+  workdirs.claim(workdir, {**config, "identity": identity}, tokenizers.made)
   del pairs, tokenizers
   # 4. The loop.
   expected = None
@@ -94,9 +90,9 @@ def train_run(config, workdir, *, say=print):
 def export(workdir, to):
   """The newest checkpoint of a run as a Hugging Face folder."""
   workdir = pathlib.Path(workdir)
-  if not (workdir / CONFIG).exists():
-    raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
-  config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+  if not (workdir / workdirs.CONFIG).exists():
+    raise InputError(f"--workdir {workdir} holds no run (no {workdirs.CONFIG})")
+  config = json.loads((workdir / workdirs.CONFIG).read_text(encoding="utf-8"))
   step, params, model = checkpoints.newest_policy(workdir)
   section = config["policy"]
   folder = section["tokenizer"] or section["path"]
@@ -105,33 +101,7 @@ def export(workdir, to):
   print(f"step {step} of {workdir} is now {to}")
 
 
-# The workdir.
-
-
-def _known_run(workdir, config):
-  """What the workdir says it is; None if it is new.  Changes nothing."""
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f"--workdir {workdir} is a file; name a folder")
-  path = workdir / CONFIG
-  if not path.exists():
-    if checkpoints.steps(workdir):
-      raise InputError(f"{workdir} holds checkpoints but no {CONFIG}")
-    return None
-  try:
-    known = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError:
-    raise InputError(f"{path} is not JSON; use another --workdir") from None
-  _refuse_other(workdir, config, known)
-  return known
-
-
-def _refuse_other(workdir, here, known):
-  there = {key: known.get(key) for key in here}
-  for difference in settings.differences(here, there):
-    raise InputError(
-      f"--workdir {workdir} belongs to another run: {difference}; "
-      "use another --workdir"
-    )
+# Set-up.
 
 
 def _identity(config, pairs, tokenizers, models):
@@ -142,25 +112,6 @@ def _identity(config, pairs, tokenizers, models):
     for key, loaded in zip(inputs.sections(config), models, strict=True)
   }
   return {**data, **tokenizers.identity, **weights}
-
-
-def _claim(workdir, config, identity, tokenizers):
-  """The first thing that a new run leaves behind; config.json comes last."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    if not (workdir / CONFIG).exists():
-      for folder, tokenizer in tokenizers.made.items():
-        tokenizer.save_pretrained(workdir / folder)
-      writer.write_json(workdir / CONFIG, {**config, "identity": identity})
-  except OSError as error:
-    raise InputError(
-      f"--workdir {workdir} cannot be written: {error.strerror}"
-    ) from None
-
-
-# Set-up.
 
 
 def _method(config):

@@ -70,6 +70,17 @@ NEW = {  # a model made here, where `path` is empty
   "tokenizer": ("bpe", str, one_of("bpe", "unigram")),
   "vocab_size": (REQUIRED, int, positive),
 }
+# A config with a section `bandit` trains a table of arms; it has these instead.
+COMMON = {key: field for key, field in FIELDS.items() if "." not in key}
+# It draws nothing, takes a minute, and is scored at its end.
+COMMON_OF_BANDIT = COMMON | dict.fromkeys(
+  ("seed", "eval_every", "checkpoint_every"), (0, int, one_of(0))
+)
+BANDIT = {
+  "lr": (REQUIRED, float, positive),
+  "average": (1, int, positive),  # of so many last steps the policy is averaged
+}
+BANDIT_LISTS = {"rewards", "winners", "losers", "betas", "links"}
 
 
 def with_defaults(values):
@@ -78,6 +89,9 @@ def with_defaults(values):
   What is wrong in it stays wrong: `read` says so.
   """
   values = dict(values)
+  if "bandit" in values:
+    values["bandit"] = _filled(values["bandit"], BANDIT)
+    return _filled(values, COMMON_OF_BANDIT)
   for key, field in FIELDS.items():
     section, _, name = key.rpartition(".")
     if section:
@@ -109,6 +123,8 @@ def read(values):
       wrong type, a number out of range or not finite.
   """
   values = _plain(values)
+  if "bandit" in values:
+    return _read_bandit(values)
   sections = {key.split(".")[0] for key in FIELDS}
   _refuse_unknown("", values, sections | {"policy", "references", "loss"})
   checked = {}
@@ -183,10 +199,25 @@ def _finite(key, value):
 
 
 def _fields(where, given, fields):
+  prefix = f"{where}." if where else ""
   return {
-    name: _value(f"{where}.{name}", given, name, field)
+    name: _value(f"{prefix}{name}", given, name, field)
     for name, field in fields.items()
   }
+
+
+def _numbers(where, given, name, kind, problem):
+  """A list of numbers, each checked as `_value` checks one."""
+  key, numbers = f"{where}.{name}", given.get(name)
+  if numbers is None:
+    raise InputError(f"config.{key} is missing")
+  if not isinstance(numbers, list) or not numbers:
+    raise InputError(
+      f"config.{key} must be a tuple of numbers, got {numbers!r}"
+    )
+  field = (REQUIRED, kind, problem)
+  numbers = dict(enumerate(numbers))
+  return [_value(f"{key}[{i}]", numbers, i, field) for i in numbers]
 
 
 def _model(where, given, fields):
@@ -206,31 +237,102 @@ def _model(where, given, fields):
 
 
 def _references(given):
+  return _named(
+    "references", given, lambda where, one: _model(where, one, REFERENCE)
+  )
+
+
+def _named(where, given, check):
+  """Sections listed by `names`, each checked; the others are not used."""
   names = given.get("names", [])
   if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
     raise InputError(
-      f"config.references.names must be a tuple of names, got {names!r}"
+      f"config.{where}.names must be a tuple of names, got {names!r}"
     )
   if len(set(names)) != len(names) or "names" in names:
-    raise InputError(f"config.references.names repeats a name: {names}")
+    raise InputError(f"config.{where}.names repeats a name: {names}")
   checked = {"names": names}
   for name in names:
     if name not in given:
-      raise InputError(f"config.references.{name} is missing: {names}")
-    where = f"references.{name}"
-    checked[name] = _model(where, _section(given, name), REFERENCE)
+      raise InputError(f"config.{where}.{name} is missing: {names}")
+    checked[name] = check(f"{where}.{name}", _section(given, name))
   return checked
 
 
 def _loss(given):
-  if not isinstance(given.get("name"), str):
-    raise InputError("config.loss.name is missing")
-  for key, value in given.items():
-    _finite(f"loss.{key}", value)
+  given = _loss_keywords("loss", given)
   beta = given.get("beta", 1.0)
   if isinstance(beta, bool) or not isinstance(beta, int | float) or beta <= 0:
     raise InputError(f"config.loss.beta must be positive, got {beta!r}")
   return given
+
+
+def _loss_keywords(where, given):
+  """`losses.build` checks what only it knows."""
+  if not isinstance(given.get("name"), str):
+    raise InputError(f"config.{where}.name is missing")
+  _all_finite(where, given)
+  return given
+
+
+def _all_finite(where, value):
+  """Refuses a number that is not finite, at any depth."""
+  if isinstance(value, dict | list):
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in inner:
+      _all_finite(f"{where}.{key}", one)
+  else:
+    _finite(where, value)
+
+
+def _read_bandit(values):
+  _refuse_unknown("", values, {*COMMON, "bandit"})
+  given = _section(values, "bandit")
+  _refuse_unknown("bandit", given, {*BANDIT, *BANDIT_LISTS})
+  section = _fields("bandit", given, BANDIT)
+  section["rewards"] = _numbers("bandit", given, "rewards", float, anything)
+  arms = len(section["rewards"])
+  section["winners"], section["losers"] = _bandit_pairs(given, arms)
+  section["betas"] = _numbers("bandit", given, "betas", float, positive)
+  if len(set(section["betas"])) < len(section["betas"]):
+    raise InputError(
+      f"config.bandit.betas repeats a number: {section['betas']}"
+    )
+  section["links"] = _named("bandit.links", _section(given, "links"), _link)
+  if not section["links"]["names"]:
+    raise InputError("config.bandit.links.names is empty: name a loss")
+  checked = _fields("", values, COMMON_OF_BANDIT)
+  if checked["batch"] != len(section["winners"]):
+    raise InputError(
+      f"config.batch is {checked['batch']}, but every step of a bandit sees "
+      f"all of its {len(section['winners'])} pairs"
+    )
+  return {**checked, "bandit": section}
+
+
+def _link(where, given):
+  if "beta" in given:
+    raise InputError(f"config.{where}.beta belongs into config.bandit.betas")
+  return _loss_keywords(where, given)
+
+
+def _bandit_pairs(given, arms):
+  def problem(arm):
+    if not 1 <= arm <= arms:
+      return f"must be one of the {arms} arms, counted from 1"
+
+  winners = _numbers("bandit", given, "winners", int, problem)
+  losers = _numbers("bandit", given, "losers", int, problem)
+  if len(winners) != len(losers):
+    raise InputError(
+      f"config.bandit has {len(winners)} winners, but {len(losers)} losers"
+    )
+  for pair, (winner, loser) in enumerate(zip(winners, losers, strict=True)):
+    if winner == loser:
+      raise InputError(
+        f"config.bandit: pair {pair} has arm {winner} on both sides"
+      )
+  return winners, losers
 
 
 def differences(here, there, where=""):

@@ -7,12 +7,14 @@ import pathlib
 import time
 
 
-def write_atomically(path, text):
+def write_atomically(path, content):
   """The whole file or none of it, also when the machine stops midway."""
   path = pathlib.Path(path)
   draft = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(draft, "w", encoding="utf-8") as file:
-    file.write(text)
+  if isinstance(content, str):
+    content = content.encode("utf-8")
+  with open(draft, "wb") as file:
+    file.write(content)
     file.flush()
     os.fsync(file.fileno())
   draft.replace(path)

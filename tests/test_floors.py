@@ -11,7 +11,8 @@ import pytest
 FLOORS = (
   "shapes errors|losses|models|data"
   "|parallel optimizer train_state checkpoints hub"
-  "|objective train evaluate writer report|settings inputs runs cli __main__"
+  "|objective train evaluate tabular writer report"
+  "|settings inputs workdirs runs bandit cli __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 PLAIN = {"jax", "mrpo_jax", "collections", "dataclasses", "functools"}

@@ -82,6 +82,12 @@ def test_an_integer_serves_as_a_number():
     ("references.names", "base", "must be a tuple"),
     ("loss.beta", 0.0, "config.loss.beta must be positive"),
     ("loss.beta", float("nan"), "config.loss.beta must be a finite"),
+    (
+      "loss.token_weight",
+      dict(name="temporal_decay", gamma=float("nan")),
+      "config.loss.token_weight.gamma must be a finite number",
+    ),
+    ("loss.weights", (1.0, float("inf")), "loss.weights.1 must be a finite"),
     ("loss.name", None, "config.loss.name is missing"),
     ("loss", "dpo", "config.loss must be a section"),
     ("mesh.data", 1.0, "must be of type int"),
