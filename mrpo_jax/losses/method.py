@@ -41,7 +41,7 @@ def _parameters(function, kind):
   return {p.name: p.default for p in parameters if p.kind is kind}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, for jit
 class Method:
   """A loss with all its choices made; call it like a function."""
 

@@ -241,9 +241,10 @@ def _taken(loss, given):
     taken |= {"dispersion"}
   if not arrays.isdisjoint(REFERENCED):
     taken |= {"mixture", "clip", "weights", "official_weights"}
-    taken |= {"adaptive_beta"} & {f"adaptive_{key}" for key in keywords}
+    if "beta" in keywords:
+      taken |= {"adaptive_beta"}
   if "ref_margin_BK" in arrays:  # it mixes by itself
-    taken -= {"mixture", "official_weights", "weight"}
+    taken -= {"mixture", "clip", "official_weights", "weight"}
   if "std" in keywords or given.get("adaptive_beta") is not None:
     taken |= {"running"}
   return taken
@@ -269,6 +270,8 @@ def _combined(losses, weights):
     key
     for key, loss in LOSSES.items()
     if list(arrays_of(loss)) == ["logratio_BC"]
+    and "valid_B" not in keywords_of(loss)  # it has a mask to be given
+    and loss is not rewards.kto  # one value per response
   ]
   for key in losses:
     if key not in simple:
