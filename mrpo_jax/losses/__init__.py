@@ -18,6 +18,7 @@ from mrpo_jax.losses.dispersion import (
   neg_log_dispersion,
   normalised_entropy,
 )
+from mrpo_jax.losses.method import Method
 from mrpo_jax.losses.methods import TRL_NAMES, build, names
 from mrpo_jax.losses.mixture import (
   arithmetic,
@@ -100,6 +101,7 @@ from mrpo_jax.losses.weighting import (
 )
 
 __all__ = [
+  "Method",
   "TRL_NAMES",
   "WeightRule",
   "accelerate",

@@ -25,6 +25,12 @@ def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
     strictly larger), `logps/chosen`, `logps/rejected` (the policy's).
 
   Source: DPO, arXiv:2305.18290, equation 5.
+
+  >>> import jax.numpy as jnp
+  >>> logp_BC = jnp.array([[-10.0, -20.0]])
+  >>> figures = preference_metrics(logp_BC, logp_BC + jnp.array([[-2.0, 2.0]]))
+  >>> round(float(figures["rewards/margins"][0]), 4)
+  0.4
   """
   check("B 2", policy_logp_BC, "B 2", ref_logp_BC)
   policy_logp_BC = widen(policy_logp_BC)
@@ -58,6 +64,12 @@ def reference_metrics(
     chosen response; sums to 1 over K), `clipped_low`, `clipped_high` (share of
     the two responses), each value_BK; `effective_references`, value_B, the
     exponential of the entropy of the responsibilities.
+
+  >>> import jax.numpy as jnp
+  >>> equal = jnp.full((1, 2, 4), -7.0)
+  >>> figures = reference_metrics(equal, jnp.ones(4))
+  >>> round(float(figures["effective_references"][0]), 4)
+  4.0
   """
   check("B 2 K", ref_logp_BCK)
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))

@@ -41,9 +41,23 @@ def _parameters(function, kind):
   return {p.name: p.default for p in parameters if p.kind is kind}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, for jit
+@dataclasses.dataclass(frozen=True, eq=False)
 class Method:
-  """A loss with all its choices made; call it like a function."""
+  """A loss with all its choices made; call it like a function.
+
+  `losses.build` makes it.  It is hashed by identity, so that it may be a static
+  argument of a jitted function.
+
+  >>> import jax.numpy as jnp
+  >>> from mrpo_jax import losses
+  >>> method = losses.build("r_dpo", alpha=0.05)
+  >>> sorted(method.needs), method.takes_reference, method.coupled
+  (['length_BC'], True, False)
+  >>> logp_BC, length_BC = jnp.zeros((1, 2)), jnp.array([[30, 10]])
+  >>> got = method(logp_BC, logp_BC[..., None], length_BC=length_BC)
+  >>> bool(jnp.isclose(got[0], jnp.log1p(jnp.exp(-1.0))))
+  True
+  """
 
   name: str
   loss: Callable

@@ -109,7 +109,11 @@ AS_PUBLISHED = "published"  # what a choice is unless given
 
 
 def names():
-  """Every name that `build` knows, sorted."""
+  """Every name that `build` knows, sorted.
+
+  >>> names()[:3]
+  ['alpha_dpo', 'alpha_po', 'aot']
+  """
   return sorted({*LOSSES, *PUBLISHED})
 
 

@@ -195,6 +195,12 @@ def virtual_reference(
     ValueError: official_weights with K != 2.
 
   Source: MRPO, arXiv:2405.16388, order of operations as released.
+
+  >>> import jax.numpy as jnp
+  >>> logp = jnp.array([[[-10.0, -12.0], [-10.0, -30.0]]])
+  >>> unclipped = virtual_reference(logp, weight=jnp.ones(2), epsilon_max=None)
+  >>> bool(jnp.allclose(unclipped, harmonic(logp, jnp.ones(2))))
+  True
   """
   check("B 2 K", ref_logp_BCK)
   if weight is None:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of losses says what the docstrings say, and their examples run."""
+
+import doctest
+import importlib
+import pathlib
+import runpy
+
+import pytest
+
+from mrpo_jax import losses
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+MAKER = runpy.run_path(str(DOCS / "make_losses.py"))
+
+
+def test_the_page_is_made_from_the_docstrings():
+  made = MAKER["page"]()
+  written = (DOCS / "losses.md").read_text(encoding="utf-8")
+  assert made == written, "run python docs/make_losses.py"
+
+
+def test_the_page_holds_every_public_name():
+  page = MAKER["page"]()
+  missing = [name for name in losses.__all__ if f"### `{name}`" not in page]
+  assert missing == ["TRL_NAMES"]
+  for name in losses.names():
+    assert f"| `{name}` |" in page, name
+
+
+@pytest.mark.parametrize("name", MAKER["MODULES"])
+def test_examples_of_docstrings(name):
+  module = importlib.import_module(f"mrpo_jax.losses.{name}")
+  public = [f.__name__ for f in MAKER["public"](module)]
+  for test in doctest.DocTestFinder().find(module):
+    function = test.name.split(".")[-1]
+    if function in public:
+      assert test.examples, f"{function} has no example"
+  failed, _ = doctest.testmod(module)
+  assert not failed

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every loss by its name trains on human preferences through the command."""
+
+import functools
+import gzip
+import math
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from mrpo_jax import cli, hub, losses, parallel, writer
+from mrpo_jax.data import formats, vocabulary
+from mrpo_jax.models import spec
+
+CONFIG = pathlib.Path(__file__).with_name("every_method.py")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  """Forty human pairs, and two models of different shape and tokenizer."""
+  folder = tmp_path_factory.mktemp("inputs")
+  with gzip.open(common.HH_HARMLESS / "eval.jsonl.gz", "rb") as file:
+    rows = [next(file) for _ in range(40)]
+  (folder / "pairs.jsonl").write_bytes(b"".join(rows))
+  pairs = list(formats.read(folder / "pairs.jsonl"))
+  texts = [text for pair in pairs for text in formats.texts(pair)]
+  for name, kind, width in (("base", "bpe", 32), ("second", "unigram", 48)):
+    tokenizer = vocabulary.train_tokenizer(texts, kind=kind, vocab_size=512)
+    config = spec.ModelConfig(
+      vocab_size=len(tokenizer),
+      width=width,
+      layers=1,
+      heads=2,
+      kv_heads=1,
+      head_dim=width // 2,
+      mlp_width=48,
+      tied=True,
+      bos_id=tokenizer.bos_token_id,
+      eos_id=tokenizer.eos_token_id,
+    )
+    params = spec.init(config, jax.random.key(width))
+    hub.save(folder / name, config, params, tokenizer=tokenizer)
+  return folder
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """What is the same on eight devices compiles faster for one."""
+  mesh = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
+  monkeypatch.setattr(parallel, "make_mesh", mesh)
+
+
+def train(name, inputs, workdir, *overrides):
+  config = f"--config={CONFIG}:{name},inputs={inputs}"
+  return cli.main(["train", config, f"--workdir={workdir}", *overrides])
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_five_steps_of_every_method(inputs, tmp_path, name):
+  assert train(name, inputs, tmp_path / "w") == 0
+  lines = writer.read_lines(tmp_path / "w" / "metrics.jsonl")
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+  for line in lines:
+    assert all(math.isfinite(value) for value in line.values()), line
+    assert line["grad_norm"] > 0
+    assert name == "nll" or "rewards/accuracies" in line
+
+
+def test_a_memory_outlives_the_run(inputs, tmp_path):
+  every = "--config.checkpoint_every=2"
+  whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+  for workdir in (whole, resumed):
+    assert train("beta_dpo", inputs, workdir, every) == 0
+  shutil.rmtree(resumed / "checkpoints" / "5")  # as if killed before step 5
+  assert train("beta_dpo", inputs, resumed, every) == 0
+  one, two = (
+    [
+      {k: v for k, v in line.items() if k != "seconds"}
+      for line in writer.read_lines(workdir / "metrics.jsonl")
+    ]
+    for workdir in (whole, resumed)
+  )
+  assert one == two and len(one) == 5
+
+
+@pytest.mark.parametrize("name", ["tdpo", "bmc", "aot"])
+def test_evaluation_of_what_needs_more_than_sums(inputs, tmp_path, name):
+  more = (f"--config.data.eval={inputs}/pairs.jsonl", "--config.eval_every=5")
+  assert train(name, inputs, tmp_path / "w", *more) == 0
+  last = writer.read_lines(tmp_path / "w" / "metrics.jsonl")[-1]
+  assert math.isfinite(last["eval/loss"])
+  pairs = writer.read_lines(tmp_path / "w" / "eval_pairs.jsonl")
+  policy = np.array([pair["policy"] for pair in pairs])
+  assert np.all(policy < 0)
+  # Plain sums of all tokens, whatever the loss weighs them by.
+  np.testing.assert_allclose(
+    policy[:, 0].mean(), last["eval/logps/chosen"], rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  "name,override,message",
+  [
+    ("d2po", "--config.references.base.path={}/second", "policy's tokenizer"),
+    ("tdpo", "--config.references.base.path={}/second", "policy's tokenizer"),
+    ("robust_dpo", "--config.loss.label_smoothing=0.5", "in [0, 0.5)"),
+    ("dpo", "--config.loss.token_weight=decay", "unknown token_weight"),
+    ("mrpo", "--config.loss.weights=best", "unknown weights 'best'"),
+    ("simpo", "--config.loss.dispersion=3.4", "there is no reference"),
+    ("dpo", "--config.loss.scale=tokens", "unknown scale"),
+    ("dpo", "--config.loss.label_smoothing=much", "label_smoothing"),
+  ],
+)
+def test_what_cannot_be_trained_is_one_line(
+  inputs, tmp_path, capsys, name, override, message
+):
+  override = override.format(inputs)
+  assert train(name, inputs, tmp_path / "w", override) == 2
+  error = capsys.readouterr().err.strip()
+  assert error.startswith("error: ") and "\n" not in error
+  assert message in error
+  assert not (tmp_path / "w").exists()
