@@ -121,6 +121,12 @@ def _method(config):
     method = losses.build(name, **keywords)
   except (TypeError, ValueError) as error:
     raise InputError(f"config.loss: {error}") from None
+  evaluates = config["data"]["eval"] and config["eval_every"]
+  if method.learns and not evaluates:
+    raise InputError(
+      "config.loss.weights learns from held-out accuracy: set config.data.eval "
+      "and config.eval_every"
+    )
   if method.takes_reference and not references:
     problem = "needs a reference"
   elif method.supervised and references:
@@ -233,20 +239,25 @@ class Run:
       hidden = None if jax.process_index() == 0 else True
       self._bar = tqdm.tqdm(total=steps, initial=start, disable=hidden)
       stack.callback(self._bar.close)
-      for step, state in train.fit(
+
+      def visit(step, state):
+        if held_out and self._evaluates(step):
+          state = self._evaluate(held_out, state, references)
+        self._write_line()
+        model = dataclasses.asdict(self.objective.policy.config)
+        checkpoints.save(manager, step, state, {"step": step, "model": model})
+        return state
+
+      step, _ = train.fit(
         state,
         lambda state, views: step_function(state, references, views),
         self._batches(start),
         steps=steps,
         record=self._record,
         boundary=self._boundary,
+        visit=visit,
         stop=stop,
-      ):
-        if held_out and self._evaluates(step):
-          self._evaluate(held_out, state, references)
-        self._write_line()
-        model = dataclasses.asdict(self.objective.policy.config)
-        checkpoints.save(manager, step, state, {"step": step, "model": model})
+      )
     if step < steps:
       self.say(f"stopped at step {step}; the same command resumes")
     else:
@@ -313,11 +324,20 @@ class Run:
       self.say(f"step {step}/{steps}  loss {values['loss']:.4f}")
 
   def _evaluate(self, held_out, state, references):
+    """The state, with what its method learns from the held-out pairs."""
     means, pairs = held_out(state, references)
     writer.write_lines(self.workdir / report.PAIRS, pairs)
     figures = {f"eval/{name}": value for name, value in means.items()}
     if self._line is not None:
       self._line[1].update(figures)
+    method, K = self.objective.method, len(references)
+    if not method.learns:
+      return state
+    # Of the policy alone and per token, so that no weight enters it.
+    accuracy = means["policy_mean/rewards/accuracies"]
+    judge = jax.jit(method.judge, static_argnames="K")
+    method_state = judge(state.method_state, accuracy, K=K)
+    return state.replace(method_state=method_state)
 
 
 def _check_start(loss, expected, config):

@@ -162,7 +162,7 @@ def finite(step, metrics):
   return values
 
 
-def fit(state, step_function, batches, *, steps, record, boundary, stop):
+def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
   """Runs to `steps`, reading a step's metrics while the next one computes.
 
   Args:
@@ -173,10 +173,12 @@ def fit(state, step_function, batches, *, steps, record, boundary, stop):
     record: called as record(step, metrics, seconds), in order.
     boundary: boundary(step) is True where the caller needs the state between
       two steps, to evaluate or to save it.
+    visit: (step, state) -> state, called at every boundary and at the end,
+      when all metrics up to it are recorded.
     stop: stop() is True when the run shall end after the current step.
 
-  Yields:
-    (step, state) at every boundary, all metrics up to it recorded.
+  Returns:
+    (step, state) at the end.
 
   Raises:
     StoppedRun: at the first loss or gradient that is not finite.
@@ -199,7 +201,7 @@ def fit(state, step_function, batches, *, steps, record, boundary, stop):
     last = step == steps or stop()
     if last or boundary(step):
       read()
-      yield step, state
+      state = visit(step, state)
       clock = time.perf_counter()
     if last:
-      return
+      return step, state

@@ -9,6 +9,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import common
@@ -102,6 +103,23 @@ def test_evaluation_of_what_needs_more_than_sums(inputs, tmp_path, name):
   )
 
 
+def test_one_reference_at_a_time_by_held_out_accuracy(inputs, tmp_path):
+  more = (
+    "--config.loss.weights=thompson",
+    f"--config.data.eval={inputs}/pairs.jsonl",
+    "--config.eval_every=1",
+  )
+  assert train("mrpo", inputs, tmp_path / "w", *more) == 0
+  lines = writer.read_lines(tmp_path / "w" / "metrics.jsonl")
+  weights = [line["references/base/weight"] for line in lines]
+  assert set(weights) <= {0.0, 1.0}
+  step = tmp_path / "w" / "checkpoints" / "5" / "state"
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    arms = checkpointer.restore(step)["method_state"]["weights"]
+  # Judged at every evaluation but the first, which has none before it.
+  assert np.sum(arms["won_K"]) + np.sum(arms["lost_K"]) == 2 * 2 * 5 + 4
+
+
 @pytest.mark.parametrize(
   "name,override,message",
   [
@@ -109,6 +127,7 @@ def test_evaluation_of_what_needs_more_than_sums(inputs, tmp_path, name):
     ("tdpo", "--config.references.base.path={}/second", "policy's tokenizer"),
     ("robust_dpo", "--config.loss.label_smoothing=0.5", "in [0, 0.5)"),
     ("dpo", "--config.loss.token_weight=decay", "unknown token_weight"),
+    ("mrpo", "--config.loss.weights=thompson", "set config.data.eval"),
     ("mrpo", "--config.loss.weights=best", "unknown weights 'best'"),
     ("simpo", "--config.loss.dispersion=3.4", "there is no reference"),
     ("dpo", "--config.loss.scale=tokens", "unknown scale"),

@@ -262,17 +262,21 @@ def run_fit(
   *, steps=6, boundary=lambda step: False, stop=lambda: False, **given
 ):
   seen, lines = [], []
-  batches = ((step, None) for step in itertools.count(1))
-  for step, _ in train.fit(
+
+  def visit(step, state):
+    seen.append((step, len(lines)))
+    return state
+
+  train.fit(
     0,
     counting_step(**given),
-    batches,
+    ((step, None) for step in itertools.count(1)),
     steps=steps,
     record=lambda step, metrics, seconds: lines.append(step),
     boundary=boundary,
+    visit=visit,
     stop=stop,
-  ):
-    seen.append((step, len(lines)))
+  )
   return seen, lines
 
 
@@ -297,14 +301,28 @@ def test_a_loss_that_is_not_a_number_stops_with_step_and_name():
 def test_a_bad_step_never_reaches_a_boundary(poison):
   seen = []
   with pytest.raises(StoppedRun):
-    for step, _ in train.fit(
+    train.fit(
       0,
       counting_step(poison=poison),
       ((step, None) for step in itertools.count(1)),
       steps=6,
       record=lambda *_: None,
       boundary=lambda step: step >= 4,
+      visit=lambda step, state: seen.append(step) or state,
       stop=lambda: False,
-    ):
-      seen.append(step)
+    )
   assert seen == list(range(4, poison))
+
+
+def test_fit_goes_on_from_what_a_visit_returns():
+  step, state = train.fit(
+    0,
+    counting_step(),
+    ((step, None) for step in itertools.count(1)),
+    steps=4,
+    record=lambda *_: None,
+    boundary=lambda step: step == 2,
+    visit=lambda step, state: state + 10,
+    stop=lambda: False,
+  )
+  assert (step, state) == (4, 24)  # four steps, and a visit at 2 and at 4

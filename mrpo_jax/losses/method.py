@@ -66,6 +66,7 @@ class Method:
   p: float | None  # power of the mean; None for one loss per reference
   single: bool  # no mixture was named: one reference only
   rule: WeightRule
+  learns: bool  # its rule wants to know whether validation accuracy rose
   epsilon_max: float | None
   adaptive_epsilon: bool
   official_weights: bool
@@ -170,23 +171,39 @@ class Method:
     state = {"weights": self.rule.init(K)}
     if self.running is not None:
       state["margin"] = jnp.zeros(3)  # sums of mean, deviation, 1
+    if self.learns:
+      state["accuracy"] = jnp.full((), -1.0)  # none so far
     return state
 
-  def update(
-    self, state, policy_logp_BC, ref_logp_BCK, *, feedback=None, **figures
-  ):
-    """The state after a step on these pairs; arguments as in `__call__`.
-
-    Where `feedback` is given, True says that validation accuracy rose.
-    """
+  def update(self, state, policy_logp_BC, ref_logp_BCK, **figures):
+    """The state after a step on these pairs; arguments as in `__call__`."""
     policy_BC, ref_BCK = self.scaled(policy_logp_BC, ref_logp_BCK, **figures)
     state = dict(state)
     if self.running is not None:
       valid_B = figures.get("valid_B")
       state["margin"] = self._running(state, policy_BC, ref_BCK, valid_B)
     if ref_BCK is not None:
-      state["weights"] = self.rule.update(state["weights"], ref_BCK, feedback)
+      state["weights"] = self.rule.update(state["weights"], ref_BCK)
     return state
+
+  def judge(self, state, accuracy, K):
+    """The state after an evaluation, whose accuracy the rule may learn from.
+
+    The first evaluation has none before it to compare with.
+    """
+    if not self.learns:
+      return state
+    before = state["accuracy"]
+    judged = self.rule.update(
+      state["weights"], jnp.zeros((1, 2, K)), accuracy > before
+    )
+    weights = jax.tree.map(
+      lambda new, old: jnp.where(before >= 0, new, old),
+      judged,
+      state["weights"],
+    )
+    accuracy = jnp.asarray(accuracy, before.dtype)
+    return {**state, "weights": weights, "accuracy": accuracy}
 
   def _state(self, state, ref_logp_BCK):
     if state is not None:

@@ -103,6 +103,12 @@ TOKEN_WEIGHTS = {
 MEANS = {"mean_logp_BC", "ref_mean_logp_BC"}
 # Arrays for which a config gives one number.
 STAND_INS = {"win_rate_BC": dict(win_rate=1.0), "phi_B": dict(phi=0.05)}
+# Numbers that would divide by zero or turn a loss around.
+POSITIVE = {"beta", "temperature", "beta_prime", "eta", "std", "epsilon"}
+POSITIVE |= {"cap", "prior", "window"}
+OPTIONAL = {"adaptive_beta", "running"}
+NUMBERS = {"nll", "win_rate", "phi", *OPTIONAL}
+SHARES = {"label_smoothing", "win_rate", "phi"}
 # Keywords of a loss that its Method fills.
 FILLED = {"scale_B", "valid_B"}
 AS_PUBLISHED = "published"  # what a choice is unless given
@@ -198,10 +204,12 @@ def _method(name, loss, given):
     for key, default in STAND_INS.get(array, {}).items():
       stand_ins[key] = given.pop(key, default)
   _refuse(name, given, _taken(loss, given), stand_ins)
+  _check_numbers(_called(name), {**given, **stand_ins}, keywords)
   strength = given.get("adaptive_beta")
   token_weight, token_arrays, pair_weight = _token_weight(
     given.get("token_weight")
   )
+  rule, learns = _rule(given.get("weights", "uniform"))
   hyper = {key: given[key] for key in keywords if key in given}
   mixture = given.get("mixture")
   return Method(
@@ -211,7 +219,8 @@ def _method(name, loss, given):
     beta=float({**keywords, **hyper}.get("beta", 1.0)),
     p=_power(mixture),
     single=mixture is None and "ref_margin_BK" not in arrays,
-    rule=_rule(given.get("weights", "uniform")),
+    rule=rule,
+    learns=learns,
     official_weights=given.get("official_weights", False),
     mean=_mean(given.get("scale", "sum")) or not MEANS.isdisjoint(arrays),
     token_weight=token_weight,
@@ -264,6 +273,28 @@ def _refuse(name, given, taken, stand_ins=()):
       )
 
 
+def _check_numbers(what, given, defaults):
+  """A ValueError that names the first value which its keyword cannot be.
+
+  What is a number by default, or is known here alone, has to be one.
+  """
+  for key, value in given.items():
+    default = defaults.get(key, 0.0 if key in NUMBERS else None)
+    if isinstance(default, bool) and not isinstance(value, bool):
+      raise ValueError(f"{what}: {key} must be True or False, got {value!r}")
+    if isinstance(default, bool) or not isinstance(default, int | float):
+      continue
+    if value is None and key in OPTIONAL:
+      continue
+    # An array may stand for a number where a program builds the method.
+    if value is None or isinstance(value, bool | str | dict | list | tuple):
+      raise ValueError(f"{what}: {key} must be a number, got {value!r}")
+    if key in POSITIVE and not value > 0:
+      raise ValueError(f"{what}: {key} must be positive, got {value!r}")
+    if key in SHARES and not 0 <= value <= 1:
+      raise ValueError(f"{what}: {key} must be from 0 to 1, got {value!r}")
+
+
 def _called(name):
   return f"loss {name!r}" if name in {*LOSSES, *PUBLISHED} else name
 
@@ -306,13 +337,14 @@ def _power(mixture):
 
 
 def _rule(weights):
-  """WeightRule of a name, a dict with a name, or numbers."""
+  """(WeightRule, does it learn) of a name, a dict with one, or numbers."""
   if isinstance(weights, str | dict):
     make, keywords = _named("weights", weights, RULES)
-    _refuse(
-      f"weights {weights!r}", keywords, [*inspect.signature(make).parameters]
-    )
-    return make(**keywords)
+    defaults = inspect.signature(make).parameters
+    defaults = {key: p.default for key, p in defaults.items()}
+    _refuse(f"weights {weights!r}", keywords, defaults)
+    _check_numbers(f"weights {weights!r}", keywords, defaults)
+    return make(**keywords), make is RULES["thompson"]
   fixed_K = tuple(float(weight) for weight in weights)
   if not all(0 <= w < math.inf for w in fixed_K) or sum(fixed_K) <= 0:
     raise ValueError(
@@ -324,7 +356,7 @@ def _rule(weights):
     check("B 2 K", ref_logp_BCK, "K", weight_K)
     return weight_K
 
-  return weighting.stateless(weigh)
+  return weighting.stateless(weigh), False
 
 
 def _token_weight(given):
@@ -332,8 +364,11 @@ def _token_weight(given):
   if given is None:
     return None, (), None
   function, keywords = _named("token_weight", given, TOKEN_WEIGHTS)
-  taken = dict(keywords_of(function))
-  _refuse(f"token_weight {function.__name__!r}", keywords, taken)
+  defaults = keywords_of(function)
+  what = f"token_weight {function.__name__!r}"
+  _refuse(what, keywords, defaults)
+  numbers = {k: v for k, v in keywords.items() if not _is(v, "prompt")}
+  _check_numbers(what, numbers, defaults)
   if function is tokens.wpo_weight:
     return None, (), functools.partial(function, **keywords)
   weigh = functools.partial(_weigh_tokens, function, keywords)
@@ -361,6 +396,7 @@ def _dispersion(given):
     given = given.get("mean")
   if given is None:
     return None
+  _check_numbers("dispersion", {"mean": given}, {"mean": 0.0})
   if not 0 < given < math.inf:
     raise ValueError(f"the mean of dispersion must be positive, got {given}")
   return float(given)

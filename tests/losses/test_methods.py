@@ -496,10 +496,17 @@ def test_thompson_judges_its_reference_by_feedback():
   arm = int(state["weights"].arm)
   same = method.update(state, POLICY_BC, REF_BCK)
   jax.tree.map(np.testing.assert_array_equal, same, state)
-  better = method.update(state, POLICY_BC, REF_BCK, feedback=True)
-  want_K = np.full(3, 2.0)
-  want_K[arm] += 1
-  np.testing.assert_array_equal(better["weights"].won_K, want_K)
+  # The first evaluation has nothing to compare with.
+  first = method.judge(state, 0.5, 3)
+  assert first["accuracy"] == 0.5
+  np.testing.assert_array_equal(first["weights"].won_K, [2.0] * 3)
+  judged_K = np.full(3, 2.0)
+  judged_K[arm] += 1
+  better, worse = (method.judge(first, x, 3)["weights"] for x in (0.6, 0.5))
+  np.testing.assert_array_equal(better.won_K, judged_K)
+  np.testing.assert_array_equal(better.lost_K, [2.0] * 3)
+  np.testing.assert_array_equal(worse.lost_K, judged_K)
+  assert losses.build("mrpo").judge("state", 0.5, 3) == "state"
   other = losses.build("mrpo", weights=dict(rule, seed=4)).init(3)
   assert (other["weights"].key != state["weights"].key).any()
 
@@ -598,6 +605,26 @@ def test_references_get_no_gradient():
       "does not take 'window'; it takes: prior, seed",
     ),
     (dict(name="beta_dpo", running=1.0), r"running must be in \[0, 1\)"),
+    (dict(name="dpo", label_smoothing="much"), "label_smoothing must be a num"),
+    (dict(name="dpo", label_smoothing=1.5), "from 0 to 1, got 1.5"),
+    (dict(name="focal_dpo", detach_weight=1), "must be True or False, got 1"),
+    (dict(name="discopop", temperature=0.0), "temperature must be positive"),
+    (dict(name="mnpo", eta=-1.0), "eta must be positive, got -1.0"),
+    (dict(name="hinge", beta=None), "beta must be a number, got None"),
+    (dict(name="hinge", nll="1"), "nll must be a number"),
+    (dict(name="sppo", win_rate=2), "win_rate must be from 0 to 1"),
+    (dict(name="mallows_phi", phi="x"), "phi must be a number"),
+    (dict(name="beta_dpo", running="x"), "running must be a number"),
+    (dict(name="dpo", dispersion="x"), "mean must be a number, got 'x'"),
+    (dict(name="mrpo", weights=dict(name="thompson", prior=0)), "prior must"),
+    (
+      dict(name="dpo", token_weight=dict(name="temporal_decay", offset="x")),
+      "token_weight 'temporal_decay': offset must be a number, got 'x'",
+    ),
+    (
+      dict(name="dpo", token_weight=dict(name="bridged", cap=0)),
+      "cap must be positive",
+    ),
     (dict(name="combine"), "one weight for each loss, got 0 losses"),
     (dict(name="combine", losses=("kto",), loss_weights=(1,)), "'kto'.*dpo"),
     (dict(name="combine", losses=("aot",), loss_weights=(1,)), "'aot'"),
