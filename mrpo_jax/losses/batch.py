@@ -123,8 +123,9 @@ def dr_dpo(logratio_BC, *, beta=0.1, beta_prime=1.0, valid_B=None):
   >>> bool(jnp.isclose(dr_dpo(jnp.zeros((3, 2))), jnp.log(2.0)))
   True
   """
-  loss_B = dpo(logratio_BC, beta=beta)
-  valid_B = _valid(valid_B, loss_B)
+  valid_B = _valid(valid_B, margin(logratio_BC))
+  # Before the loss: nan in padding would reach the gradient as 0 * nan.
+  loss_B = dpo(jnp.where(valid_B[:, None], logratio_BC, 0.0), beta=beta)
   count = jnp.sum(valid_B)
   # Without a valid pair the sum runs over all, so that its gradient exists.
   term_B = jnp.where(valid_B | (count == 0), -loss_B / beta_prime, -jnp.inf)
@@ -156,8 +157,6 @@ def adaptive_beta(
   >>> round(float(adaptive_beta(jnp.array([2.0, 4.0]), 2.0)), 4)
   0.16
   """
-  check("B", margin_B)
-  margin_B = widen(margin_B)
   mean, _ = masked_moments(margin_B, valid_B)
   gap = jax.lax.stop_gradient(mean - widen(running_margin))
   return jnp.maximum(beta * (1.0 + strength * gap), MIN_BETA)
@@ -172,8 +171,9 @@ def masked_moments(value_B, valid_B=None):
   [2.0, 1.0]
   """
   check("B", value_B)
+  value_B = widen(value_B)
   valid_B = _valid(valid_B, value_B)
-  count = jnp.maximum(jnp.sum(valid_B), 1)
+  count = jnp.maximum(jnp.sum(valid_B), 1).astype(value_B.dtype)
   value_B = jnp.where(valid_B, value_B, 0.0)
   mean = jnp.sum(value_B) / count
   square = jnp.sum(jnp.where(valid_B, jnp.square(value_B - mean), 0.0)) / count

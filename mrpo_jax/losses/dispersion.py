@@ -9,7 +9,7 @@ the margin inside any loss that takes `scale_B`.
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.losses.pair import dpo, margin
+from mrpo_jax.losses.pair import MAX_EXPONENT, dpo, margin
 from mrpo_jax.shapes import check, widen
 
 MIN_DISPERSION = 1e-4  # so that a certain model's scale is finite
@@ -170,8 +170,8 @@ def mallows_phi(
   check("B 2", logratio_BC, "B", phi_B)
   s_B = beta * margin(logratio_BC)
   theta_B = -jnp.log(jax.lax.stop_gradient(widen(phi_B)))
-  # Where phi rounds to 0 or 1 in float32.
-  theta_B = jnp.clip(theta_B, 1e-7, 100.0)
+  # Where phi rounds to 0 or 1 in float32, and exp(theta) to inf.
+  theta_B = jnp.clip(theta_B, 1e-7, MAX_EXPONENT)
   if smoothing == "sigmoid":
     return -jax.nn.log_sigmoid(theta_B * s_B)
   size_B = jnp.abs(s_B)
@@ -203,10 +203,11 @@ def _cubic(s_B, theta_B, epsilon):
   wrong_B = jnp.exp(log_wrong_B)  # g(-epsilon)
   rise_B = 0.5 - wrong_B  # g(epsilon) - 1/2
   slope_B = -wrong_B * log_slope_B * epsilon  # g'(epsilon) * epsilon
-  u_B = s_B / epsilon
-  odd_B = 0.5 * u_B * (3 * rise_B - slope_B + (slope_B - rise_B) * u_B**2)
-  # It is monotone; rounding alone could take it below its left end.
-  return jnp.log(jnp.maximum(0.5 + odd_B, wrong_B))
+  # From the left end, every term positive: g jumps at 0, then is concave.
+  step_B = 1.0 + s_B / epsilon
+  bend_B = 0.5 * jnp.maximum(rise_B - slope_B, 0.0)
+  cubic_B = wrong_B + slope_B * step_B + bend_B * step_B**2 * (3.0 - step_B)
+  return jnp.log(jnp.maximum(cubic_B, jnp.finfo(cubic_B.dtype).tiny))
 
 
 def _log_wrong(size_B, theta_B):

@@ -8,8 +8,20 @@ advantages, rewards, denoising errors.
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.losses.pair import MAX_EXPONENT, margin
+from mrpo_jax.losses.pair import margin
 from mrpo_jax.shapes import check, widen
+
+MAX_EXPONENT = 70.0  # of a weight: exp of it times 1e4 nats is finite
+
+
+def _leaves(function, first, second):
+  """function on each pair of leaves, in float32 or better; dtypes stay."""
+
+  def leaf(x, y):
+    dtype = jnp.result_type(x, y, float)
+    return function(widen(x), widen(y)).astype(dtype)
+
+  return jax.tree.map(leaf, first, second)
 
 
 def accelerate(params, previous, *, alpha=0.3):
@@ -26,7 +38,7 @@ def accelerate(params, previous, *, alpha=0.3):
     alpha: Nesterov-like step; the authors use 0.3.
 
   Returns:
-    A tree of the same shapes.
+    A tree of the same shapes and dtypes, computed in float32 or better.
 
   Source: APO, arXiv:2410.06293, equation 3.7, in parameter space; no code is
   released.
@@ -36,7 +48,7 @@ def accelerate(params, previous, *, alpha=0.3):
   >>> round(float(accelerate(now, before)["w"]), 4)
   1.26
   """
-  return jax.tree.map(lambda p, q: p + alpha * (p - q), params, previous)
+  return _leaves(lambda p, q: p + alpha * (p - q), params, previous)
 
 
 def ema(average, params, *, rate):
@@ -53,7 +65,7 @@ def ema(average, params, *, rate):
     rate: in [0, 1].
 
   Returns:
-    A tree of the same shapes.
+    A tree of the same shapes and dtypes, computed in float32 or better.
 
   Source: TR-DPO, arXiv:2404.09656; WARP, arXiv:2406.16768.
 
@@ -61,7 +73,8 @@ def ema(average, params, *, rate):
   >>> ema({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, rate=0.25)["w"].item()
   1.5
   """
-  return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
+  # In this form rate = 1 gives params exactly.
+  return _leaves(lambda a, p: (1 - rate) * a + rate * p, average, params)
 
 
 def bradley_terry(reward_BC):
@@ -152,7 +165,7 @@ def advantage_weighted(mean_logp_B, advantage_B, *, lam=5.0):
     loss_B: float32 or better.
 
   Source: HPO, arXiv:2405.17956, the pseudo-code of its appendix.
-  Numerics: the exponent is clamped at 80.
+  Numerics: the exponent is clamped at 70, so that 1e4 nats stay finite.
 
   >>> import jax.numpy as jnp
   >>> advantage_weighted(jnp.array([-2.0]), jnp.array([0.0])).tolist()

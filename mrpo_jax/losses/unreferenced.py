@@ -9,7 +9,7 @@ count of response tokens.
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.losses.pair import MAX_EXPONENT, margin
+from mrpo_jax.losses.pair import MAX_EXPONENT, margin, rescaled
 from mrpo_jax.shapes import check, widen
 
 CERTAIN = -1e-6  # a mean log-probability; orpo's odds are infinite at 0
@@ -59,7 +59,8 @@ def simpo(mean_logp_BC, *, beta=2.0, gamma=1.0, scale_B=1.0):
   >>> bool(jnp.isclose(got, jnp.log(2.0)))
   True
   """
-  return -jax.nn.log_sigmoid(scale_B * (beta * margin(mean_logp_BC) - gamma))
+  margin_B = beta * margin(mean_logp_BC) - gamma
+  return -jax.nn.log_sigmoid(rescaled(margin_B, scale_B))
 
 
 def alpha_po(mean_logp_BC, *, alpha=0.25, beta=2.5, gamma=0.1):
@@ -215,7 +216,7 @@ def rainbow_po(
   ref_B = jax.lax.stop_gradient(margin(ref_mean_logp_BC))
   margin_B = margin(mean_logp_BC) - mixing * ref_B
   margin_B -= (1.0 - mixing) * home_advantage
-  return -jax.nn.log_sigmoid(scale_B * beta * margin_B)
+  return -jax.nn.log_sigmoid(beta * rescaled(margin_B, scale_B))
 
 
 def alpha_dpo(

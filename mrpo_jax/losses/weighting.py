@@ -36,8 +36,8 @@ def uniform_weights(ref_logp_BCK):
   >>> uniform_weights(jnp.zeros((1, 2, 4))).tolist()
   [[0.25, 0.25, 0.25, 0.25]]
   """
-  pairs, _, references = ref_logp_BCK.shape
   check("B 2 K", ref_logp_BCK)
+  pairs, _, references = ref_logp_BCK.shape
   dtype = widen(ref_logp_BCK).dtype
   return jnp.full((pairs, references), 1.0 / references, dtype)
 
@@ -141,6 +141,11 @@ class WeightRule(NamedTuple):
   `init(K) -> state`; `weights(state, ref_logp_BCK) -> weight`, [K] or [B, K];
   `update(state, ref_logp_BCK, feedback=None) -> state` after the step.  All
   three are pure; a state is a tree of arrays.
+
+  >>> import jax.numpy as jnp
+  >>> rule = sliding_window(window=2)
+  >>> rule.init(3).shape
+  (2, 3)
   """
 
   init: Callable

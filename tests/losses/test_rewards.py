@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of single rewards against hand values, laws and refusals."""
+
+import functools
+
+import fixture
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fixture import logistic, sigmoid
+
+from mrpo_jax import losses
+
+# The policy gains 2 nats on chosen, loses 1 on rejected; at beta 0.5 the
+# rewards are 1 and -0.5.
+PAIR = jnp.array([[2.0, -1.0]])
+LOGRATIO = jnp.asarray(fixture.logratio_BC, jnp.float32)
+
+
+def close(got, want, rtol=1e-6):
+  np.testing.assert_allclose(got, want, rtol=rtol, atol=1e-7)
+
+
+def test_nca_by_hand():
+  # -log s(1) - 1/2 log s(-1) - 1/2 log s(0.5)
+  want = logistic(1) + 0.5 * logistic(-1) + 0.5 * logistic(0.5)
+  close(losses.nca(PAIR, beta=0.5), [want])
+
+
+def test_bco_by_hand():
+  # -log s(1 - 1/8) - log s(1/8 + 0.5)
+  want = logistic(0.875) + logistic(0.625)
+  close(losses.bco(PAIR, beta=0.5, shift=0.125), [want])
+
+
+def test_sppo_hard_by_hand():
+  # 1 / (2 * 0.25) = 2: (3 - 2)^2 + (-0.5 + 2)^2
+  got = losses.sppo_hard(jnp.array([[3.0, -0.5]]), beta=0.25)
+  close(got, [3.25])
+
+
+def test_sppo_by_hand():
+  # Targets (0.75 - 0.5) / 0.25 = 1 and 0: 1/2 (2^2 + 1^2)
+  win_rate_BC = jnp.array([[0.75, 0.5]])
+  got = losses.sppo(jnp.array([[3.0, -1.0]]), win_rate_BC, beta=0.25)
+  close(got, [2.5])
+
+
+def test_sppo_at_certain_win_rates_is_half_of_the_hard_form():
+  certain_BC = jnp.array(4 * [[1.0, 0.0]])
+  got = losses.sppo(LOGRATIO, certain_BC)
+  close(got, 0.5 * losses.sppo_hard(LOGRATIO))
+
+
+def test_apo_zero_by_hand():
+  # 1 - s(1) + s(-0.5)
+  close(losses.apo_zero(PAIR, beta=0.5), [1 - sigmoid(1) + sigmoid(-0.5)])
+
+
+def test_apo_down_by_hand():
+  # s(1) + 1 - s(1.5)
+  close(losses.apo_down(PAIR, beta=0.5), [sigmoid(1) + 1 - sigmoid(1.5)])
+
+
+def test_apo_zero_of_single_responses_by_hand():
+  # 1 - s(1) where it is good, s(1) where it is bad
+  got = losses.apo_zero_unpaired(
+    jnp.array([2.0, 2.0]), jnp.array([True, False]), beta=0.5
+  )
+  close(got, [sigmoid(-1), sigmoid(1)])
+
+
+def by_response(loss, **keywords):
+  """A loss of single responses, of the chosen and of the rejected."""
+  good_B = jnp.ones(4, bool)
+  return (
+    loss(LOGRATIO[:, 0], good_B, **keywords),
+    loss(LOGRATIO[:, 1], ~good_B, **keywords),
+  )
+
+
+def test_apo_zero_is_the_sum_over_its_responses():
+  got = sum(by_response(losses.apo_zero_unpaired, beta=0.3))
+  close(got, losses.apo_zero(LOGRATIO, beta=0.3))
+
+
+def test_kto_by_hand():
+  # z = 1: 2 (1 - s(0.5 (2 - 1))) and 3 (1 - s(0.5 (1 + 1)))
+  got = losses.kto(
+    PAIR, beta=0.5, kl_shift=1.0, desirable_weight=2.0, undesirable_weight=3.0
+  )
+  close(got, [[2 * sigmoid(-0.5), 3 * sigmoid(-1)]])
+
+
+def test_kto_is_the_same_on_single_responses():
+  given = dict(
+    beta=0.3, kl_shift=0.4, desirable_weight=1.2, undesirable_weight=1.6
+  )
+  got_BC = losses.kto(LOGRATIO, **given)
+  assert got_BC.shape == (4, 2)
+  for column, want_B in enumerate(by_response(losses.kto_unpaired, **given)):
+    close(got_BC[:, column], want_B)
+
+
+def test_kto_shift_is_at_least_zero():
+  for shift in (-5.0, jnp.array([-5.0, -1.0, -0.1, -9.0])):
+    close(losses.kto(LOGRATIO, kl_shift=shift), losses.kto(LOGRATIO))
+
+
+def test_kto_takes_a_shift_for_each_pair():
+  shift_B = jnp.array([0.5, 0.0, 2.0, 1.0])
+  got_BC = losses.kto(LOGRATIO, kl_shift=shift_B)
+  for pair, shift in enumerate(shift_B.tolist()):
+    want_BC = losses.kto(LOGRATIO, kl_shift=shift)
+    close(got_BC[pair], want_BC[pair])
+
+
+def test_labels_may_be_numbers():
+  good_B = jnp.array([1, 0, 1, 0])
+  for loss in (losses.kto_unpaired, losses.apo_zero_unpaired):
+    want = loss(LOGRATIO[:, 0], good_B.astype(bool))
+    close(loss(LOGRATIO[:, 0], good_B), want)
+
+
+def test_kto_shift_is_cast_by_hand():
+  with jax.numpy_dtype_promotion("strict"):
+    got = losses.kto(LOGRATIO, kl_shift=jnp.ones(4, jnp.bfloat16))
+  close(got, losses.kto(LOGRATIO, kl_shift=1.0))
+
+
+def test_kto_shift_has_no_gradient():
+  def total(shift):
+    return losses.kto(LOGRATIO, kl_shift=shift).sum()
+
+  assert jax.grad(total)(jnp.array(2.0)) == 0.0
+  assert not jax.grad(total)(jnp.ones(4)).any()
+
+
+LN_3, LN_4 = np.log(3.0), np.log(4.0)
+
+
+@pytest.mark.parametrize(
+  "divergence,alpha,chosen,want",
+  [
+    ("reverse_kl", 0.5, LN_3, LN_3),
+    ("forward_kl", 0.5, LN_4, 3 / 4),  # 1 - 1/4
+    ("js", 0.5, LN_3, np.log(1.5)),  # ln 2 + ln 3/4
+    ("alpha", 0.5, LN_4, 1.0),  # (1/2 - 1) / (-1/2)
+    ("alpha", 2.0, LN_3, 2.0),  # 3 - 1
+    ("alpha", 3.0, LN_3, 4.0),  # (9 - 1) / 2
+    ("alpha", 0.0, LN_4, 3 / 4),
+    ("alpha", 1.0, LN_3, LN_3),
+  ],
+)
+def test_f_dpo_by_hand(divergence, alpha, chosen, want):
+  # h(0) = 0, so beta 2 doubles h of the chosen response.
+  loss = functools.partial(
+    losses.f_dpo, beta=2.0, divergence=divergence, alpha=alpha
+  )
+  close(loss(jnp.array([[chosen, 0.0]])), [logistic(2 * want)])
+  close(loss(jnp.array([[0.0, chosen]])), [logistic(-2 * want)])
+
+
+def test_f_dpo_between_the_divergences():
+  alpha = functools.partial(losses.f_dpo, LOGRATIO, divergence="alpha")
+  close(alpha(alpha=1.0), losses.dpo(LOGRATIO))
+  close(alpha(alpha=1.0), losses.f_dpo(LOGRATIO))
+  close(alpha(alpha=0.0), losses.f_dpo(LOGRATIO, divergence="forward_kl"))
+  close(alpha(alpha=1.0 - 1e-6), losses.dpo(LOGRATIO), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "keywords,sign",
+  [
+    (dict(divergence="forward_kl"), -1),
+    (dict(divergence="alpha", alpha=2.0), 1),
+  ],
+)
+def test_f_dpo_clamps_its_exponents_at_80(keywords, sign):
+  # A tiny beta brings h down to the curved part of the sigmoid.
+  loss = functools.partial(losses.f_dpo, beta=float(np.exp(-80.0)), **keywords)
+  nats = sign * jnp.array([[79.0, 0.0], [80.0, 0.0], [81.0, 0.0], [1e4, 0.0]])
+  got, pull = jax.vjp(loss, nats)
+  height = np.exp([-1.0, 0.0, 0.0, 0.0])
+  close(got, logistic(sign * height), rtol=1e-4)
+  (grad,) = pull(jnp.ones(4))
+  assert grad[0, 0] < -0.1 and not grad[2:, 0].any()
+
+
+@pytest.mark.parametrize("name", ["", "kl", "reverse", "js_divergence"])
+def test_f_dpo_refuses_an_unknown_divergence_and_lists_the_known(name):
+  known = "reverse_kl, forward_kl, js, alpha"
+  with pytest.raises(ValueError, match=f"'{name}'; known: {known}"):
+    losses.f_dpo(PAIR, divergence=name)
+
+
+def test_minor_dpo_by_hand():
+  # 0.5 (2 - 1), and 0.5 * 2 where the rejected one is below the reference
+  got = losses.minor_dpo(jnp.array([[2.0, 1.0], [2.0, -1.0]]), beta=0.5)
+  close(got, [logistic(0.5), logistic(1.0)])
+
+
+def test_minor_dpo_leaves_a_rejected_response_below_alone():
+  grad = jax.grad(lambda x: losses.minor_dpo(x).sum())(
+    jnp.array([[1.0, -2.0], [0.0, 0.0], [1.0, 2.0]])
+  )
+  assert (grad[:, 0] < 0).all()
+  assert grad[:, 1].tolist()[:2] == [0.0, 0.0] and grad[2, 1] > 0
+
+
+def test_cal_dpo_by_hand():
+  # -log s(2.5) and (2 - 1)^2 + (-0.5 + 1)^2, whole and half
+  pair = jnp.array([[2.0, -0.5]])
+  close(losses.cal_dpo(pair, beta=0.5), [logistic(2.5) + 1.25])
+  got = losses.cal_dpo(pair, beta=0.5, square_weight=0.5)
+  close(got, [logistic(2.5) + 0.625])
+
+
+def test_cal_dpo_without_squares_is_dpo_at_beta_1():
+  got = losses.cal_dpo(LOGRATIO, square_weight=0.0)
+  close(got, losses.dpo(LOGRATIO, beta=1.0))
+
+
+def test_r_dpo_by_hand():
+  # 0.5 * 3 + 0.25 (7 - 3): a longer chosen response has a larger margin
+  length_BC = jnp.array([[7, 3]])
+  got = losses.r_dpo(PAIR, length_BC, beta=0.5, alpha=0.25)
+  close(got, [logistic(2.5)])
+
+
+def test_r_dpo_of_equal_lengths_is_dpo():
+  length_BC = jnp.full((4, 2), 9)
+  close(losses.r_dpo(LOGRATIO, length_BC), losses.dpo(LOGRATIO))
+
+
+def test_r_dpo_lengths_have_no_gradient():
+  def total(length_BC):
+    return losses.r_dpo(LOGRATIO, length_BC).sum()
+
+  assert not jax.grad(total)(jnp.asarray(fixture.length_BC, jnp.float32)).any()
+
+
+def test_dpop_by_hand():
+  # 0.5 (6 - 2 * 1); where the chosen one gained there is no fine
+  got = losses.dpop(jnp.array([[-1.0, -7.0], [1.0, -7.0]]), beta=0.5, penalty=2)
+  close(got, [logistic(2.0), logistic(4.0)])
+
+
+def test_dpop_without_penalty_is_dpo():
+  close(losses.dpop(LOGRATIO, penalty=0.0), losses.dpo(LOGRATIO))
+
+
+def test_signs_of_the_gradients():
+  # chosen up (-1) or down (1), rejected up or down, at the start
+  wanted = {
+    losses.nca: (-1, 1),
+    losses.bco: (-1, 1),
+    losses.sppo_hard: (-1, 1),
+    losses.apo_zero: (-1, 1),
+    losses.kto: (-1, 1),
+    losses.cal_dpo: (-1, 1),
+    losses.minor_dpo: (-1, 0),
+  }
+  for loss, signs in wanted.items():
+    grad = jax.grad(lambda x, loss=loss: loss(x).sum())(jnp.zeros((1, 2)))
+    assert tuple(np.sign(grad[0])) == signs, loss.__name__
+  # A chosen response above the reference comes down.
+  grad = jax.grad(lambda x: losses.apo_down(x)[0])(jnp.array([[30.0, -30.0]]))
+  assert grad[0, 0] > 0 and grad[0, 1] > 0
