@@ -25,6 +25,7 @@ MODULES = {
   "token_weights": "Token weights",
   "mixture": "Several references become one",
   "weighting": "Trust in each reference",
+  "references": "Against several references",
   "diagnostics": "What to watch",
   "related": "From around preference optimization",
 }

@@ -22,16 +22,10 @@ from mrpo_jax.losses.method import Method
 from mrpo_jax.losses.methods import TRL_NAMES, build, names
 from mrpo_jax.losses.mixture import (
   arithmetic,
-  forward_kl_dpo,
   geometric,
   harmonic,
-  hypo,
   maximum,
   minimum,
-  mnpo,
-  mrpo,
-  multi_dpo,
-  optimistic_reference,
   power_mean,
   trust_region,
   virtual_reference,
@@ -45,6 +39,14 @@ from mrpo_jax.losses.pair import (
   hinge,
   ipo,
   robust_dpo,
+)
+from mrpo_jax.losses.references import (
+  forward_kl_dpo,
+  hypo,
+  mnpo,
+  mrpo,
+  multi_dpo,
+  optimistic_reference,
 )
 from mrpo_jax.losses.related import (
   accelerate,

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from mrpo_jax.losses.batch import adaptive_beta, masked_moments
 from mrpo_jax.losses.dispersion import dispersion_scale, neg_log_dispersion
-from mrpo_jax.losses.mixture import virtual_reference, weighted_losses
+from mrpo_jax.losses.mixture import virtual_reference
 from mrpo_jax.losses.pair import margin
+from mrpo_jax.losses.references import weighted_losses
 from mrpo_jax.losses.unreferenced import nll
 from mrpo_jax.losses.weighting import WeightRule
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen

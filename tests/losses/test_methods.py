@@ -110,7 +110,6 @@ def test_virtual_reference_of_the_method():
     (dict(name="mrpo", weights=(0, 0)), "not all 0"),
     (dict(name="mrpo", weights=(-1, 2)), "non-negative"),
     (dict(name="mrpo", clip=dict(eps=1)), "clip does not take 'eps'"),
-    (dict(name="mrpo", clip=dict(epsilon_max=-1)), "epsilon_max must be >= 0"),
   ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(section, match):
@@ -629,6 +628,18 @@ def test_references_get_no_gradient():
     (dict(name="combine", losses=("kto",), loss_weights=(1,)), "'kto'.*dpo"),
     (dict(name="combine", losses=("aot",), loss_weights=(1,)), "'aot'"),
     (dict(name="dpo", losses=("dpo",)), "does not take 'losses'"),
+    (dict(name="mrpo", mixture=True), "unknown mixture True; known: harmonic"),
+    (dict(name="mrpo", mixture=float("nan")), "unknown mixture nan"),
+    (dict(name="mrpo", mixture=[-1]), r"unknown mixture \[-1\]"),
+    (dict(name="mrpo", weights=5), "weights 5 must be a rule's name, or num"),
+    (dict(name="mrpo", weights=("a",)), r"weights \('a',\) must be"),
+    (dict(name="mrpo", weights=()), r"weights \(\) must be"),
+    (dict(name="mrpo", clip=0.1), "clip must be None or like .*, got 0.1"),
+    (dict(name="mrpo", clip=dict(epsilon_max="a")), "clip: epsilon_max must"),
+    (dict(name="mrpo", clip=dict(epsilon_max=-1)), "from 0 up, got -1"),
+    (dict(name="mrpo", clip=dict(adaptive=3)), "adaptive must be True or"),
+    (dict(name="mrpo", official_weights=1), "True or False, got 1"),
+    (dict(name="dpo", token_weight=3), "unknown token_weight 3; known"),
   ],
 )
 def test_what_a_method_does_not_take_is_refused(section, match):
