@@ -46,6 +46,7 @@ setuptools.setup(
     "wandb": ["wandb"],
     "eval": ["lm-eval"],
     "docs": ["mkdocs"],
+    "mutation": ["cosmic-ray>=8.7"],
   },
   entry_points={"console_scripts": ["mrpo = mrpo_jax.cli:main"]},
 )
