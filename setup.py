@@ -40,7 +40,13 @@ setuptools.setup(
   extras_require={
     "tensorboard": TENSORBOARD,
     "plot": PLOT,
-    "test": ["pytest>=8", "ruff>=0.9", *TENSORBOARD, *PLOT],
+    "test": [
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "ruff>=0.9",
+      *TENSORBOARD,
+      *PLOT,
+    ],
     "hub": ["datasets>=4"],
     "plan": ["libtpu"],
     "wandb": ["wandb"],

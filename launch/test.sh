@@ -8,4 +8,5 @@ source launch/environment.sh test
 export HF_HUB_OFFLINE=1
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# Files side by side, each on one worker: it may have costly fixtures.
+exec python -m pytest --numprocesses=auto --dist=loadfile "$@"

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from mrpo_jax import optimizer, parallel, train_state
+from mrpo_jax import losses, optimizer, parallel, train_state
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import spec
 
@@ -37,15 +37,19 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes):
 def test_parameters_and_their_moments_are_split_alike():
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
   transformation, _ = optimizer.make(peak_lr=1e-3, steps=4)
-  shardings = train_state.shardings(CONFIG, transformation, mesh)
+  memory = losses.build("mrpo", weights="sliding_window").init(2)
+  shardings = train_state.shardings(CONFIG, transformation, mesh, memory)
   state = jax.jit(
-    lambda key: train_state.create(spec.init(CONFIG, key), transformation),
+    lambda key: train_state.create(
+      spec.init(CONFIG, key), transformation, memory
+    ),
     out_shardings=shardings,
   )(jax.random.key(0))
   gate = state.params["blocks"]["gate"]
   assert gate.addressable_shards[0].data.shape == (2, 8, 16)
   moments = optax.tree.get(state.opt_state, "mu")["blocks"]["gate"]
   assert moments.sharding == gate.sharding
+  assert state.method_state["weights"].sharding.is_fully_replicated
 
 
 def test_the_same_seed_gives_the_same_parameters_on_every_mesh():

@@ -339,7 +339,7 @@ def f_dpo(logratio_BC, *, beta=0.1, divergence="reverse_kl", alpha=0.5):
   reward_BC = widen(logratio_BC)
   power = {"forward_kl": -1.0, "alpha": alpha - 1.0}.get(divergence, 0.0)
   if divergence == "js":
-    reward_BC = jnp.log(2.0) + jax.nn.log_sigmoid(reward_BC)
+    reward_BC = jax.nn.log_sigmoid(reward_BC)  # ln 2 goes in the difference
   elif power:
     exponent_BC = jnp.minimum(power * reward_BC, MAX_EXPONENT)
     reward_BC = jnp.expm1(exponent_BC) / power

@@ -5,6 +5,7 @@ hh_sample.jsonl: 12 rows of Anthropic's hh-rlhf (MIT), harmless-base/test.
 The last but one differs before the last turn, the last has an empty response.
 """
 
+import functools
 import gzip
 import json
 import pathlib
@@ -43,6 +44,10 @@ def written(tmp_path, name, content):
 
 def line(row):
   return json.dumps(row).encode()
+
+
+# Without the time of day: names of tests are made from such bytes.
+zipped = functools.partial(gzip.compress, mtime=0)
 
 
 # Layouts.
@@ -239,9 +244,9 @@ def test_every_suffix_is_read(tmp_path):
   lines, rows = line(PLAIN) + b"\n" + line(PLAIN), [PLAIN, PLAIN]
   paths = [
     written(tmp_path, "a.jsonl", lines),
-    written(tmp_path, "a.jsonl.gz", gzip.compress(lines)),
+    written(tmp_path, "a.jsonl.gz", zipped(lines)),
     written(tmp_path, "a.json", b"\xef\xbb\xbf\n" + line(rows)),
-    written(tmp_path, "a.json.gz", gzip.compress(line(rows))),
+    written(tmp_path, "a.json.gz", zipped(line(rows))),
     tmp_path / "a.parquet",
   ]
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), paths[-1])
@@ -351,8 +356,8 @@ def test_a_bad_row_is_refused_in_one_line(row, message):
     ("a.json", b'{\n"data": []}', " line 1: is not JSON"),
     ("a.jsonl", line(RANKED | {"scores": [1, 1]}), ": no row prefers a resp"),
     ("a.jsonl.gz", line(PLAIN), ": damaged gzip file (Not a gzipped file"),
-    ("a.jsonl.gz", gzip.compress(line(PLAIN))[:-9], ": damaged gzip file ("),
-    ("a.json.gz", gzip.compress(b"x" * 99)[:-9], ": damaged gzip file (Comp"),
+    ("a.jsonl.gz", zipped(line(PLAIN))[:-9], ": damaged gzip file ("),
+    ("a.json.gz", zipped(b"x" * 99)[:-9], ": damaged gzip file (Comp"),
     ("a.parquet", b"PAR1" * 9, ": damaged Parquet file ("),
     ("a.parquet", b"", ": damaged Parquet file ("),
     ("a.csv", b"a,b", ": unknown file type; the known are .jsonl, .jsonl.gz"),
