@@ -15,9 +15,8 @@ FLOORS = (
   "|settings inputs workdirs runs bandit cli __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
-PLAIN = {"jax", "mrpo_jax", "collections", "dataclasses", "functools"}
-PLAIN |= {"inspect", "math", "typing"}
-MODEL = PLAIN | {"flax", "qwix", "tokamax"}
+PLAIN = {"jax", "mrpo_jax", *sys.stdlib_module_names}
+MODEL = PLAIN | {"flax", "numpy", "qwix", "tokamax"}
 MAY_USE = {"shapes": PLAIN, "errors": set(), "losses": PLAIN, "models": MODEL}
 ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
