@@ -149,6 +149,14 @@ def test_a_dropped_reference_may_hold_anything(p):
       np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
 
+@pytest.mark.parametrize("p", [float("inf"), float("-inf")])
+def test_a_dropped_reference_has_no_share_of_an_extreme(p):
+  got = losses.reference_metrics(
+    jnp.full((1, 2, 3), -7.0), jnp.array([1.0, 0.0, 1.0]), p=p
+  )
+  np.testing.assert_allclose(got["responsibility"], [[0.5, 0.0, 0.5]])
+
+
 def test_metrics_are_float32_and_have_no_gradient_through_references():
   got = losses.reference_metrics(REF.astype(jnp.bfloat16), jnp.ones(3))
   got |= losses.preference_metrics(*[REF[..., 0].astype(jnp.bfloat16)] * 2)

@@ -59,6 +59,13 @@ def test_trust_region_by_hand():
   np.testing.assert_allclose(got[0, 1], REF[0, 1])
 
 
+def test_trust_region_of_likely_responses():
+  # Less than one nat in all: b is -0.3 and -0.1, eps 0.15 and 0.05.
+  likely = jnp.array([[[-0.2, -0.4], [-0.1, -0.1]]])
+  got = losses.trust_region(likely, epsilon_max=0.2)
+  np.testing.assert_allclose(got[0, 0], [-0.2, -0.23], rtol=1e-6)
+
+
 def test_trust_region_without_adaptation_uses_epsilon_for_both():
   got = losses.trust_region(REF, epsilon_max=0.01, adaptive=False)
   np.testing.assert_allclose(got[0, 0], [-40, -40.4, -39.6], rtol=1e-6)
