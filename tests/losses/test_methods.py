@@ -488,6 +488,20 @@ def test_weights_of_a_window_follow_the_batches():
   np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_without_a_state_a_memory_is_empty():
+  method = losses.build("mrpo", weights="sliding_window")
+  got = method(POLICY_BC, REF_BCK)
+  np.testing.assert_array_equal(
+    got, method(POLICY_BC, REF_BCK, state=method.init(3))
+  )
+
+
+def test_a_band_of_no_width_is_dpo_on_the_base():
+  got = losses.build("mrpo", clip=dict(epsilon_max=0))(POLICY_BC, REF_BCK)
+  want = losses.dpo(POLICY_BC - REF_BCK[..., 0])
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_thompson_judges_its_reference_by_feedback():
   rule = dict(name="thompson", prior=2.0, seed=3)
   method = losses.build("mrpo", weights=rule)
@@ -628,6 +642,7 @@ def test_references_get_no_gradient():
     (dict(name="combine", losses=("kto",), loss_weights=(1,)), "'kto'.*dpo"),
     (dict(name="combine", losses=("aot",), loss_weights=(1,)), "'aot'"),
     (dict(name="dpo", losses=("dpo",)), "does not take 'losses'"),
+    (dict(name="beta_dpo", running=-0.5), r"running must be in \[0, 1\)"),
     (dict(name="mrpo", mixture=True), "unknown mixture True; known: harmonic"),
     (dict(name="mrpo", mixture=float("nan")), "unknown mixture nan"),
     (dict(name="mrpo", mixture=[-1]), r"unknown mixture \[-1\]"),
