@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import spec
+from mrpo_jax.models import families, leaves
 
 
 def manager(workdir, *, keep=2):
@@ -122,7 +122,10 @@ def read_meta(path):
 
 
 def newest_policy(workdir):
-  """(step, params, ModelConfig) of the newest checkpoint, on the host.
+  """(step, params, ModelConfig, Adapter) of the newest checkpoint.
+
+  The parameters are on the host, those of an adapter where one was trained;
+  otherwise that is None.
 
   Raises:
     InputError: there is none, or it cannot be read; names it.
@@ -143,7 +146,11 @@ def newest_policy(workdir):
   except Exception as error:  # Orbax and TensorStore raise many kinds
     reason = _first_line(error)
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
-  return found[0], params, spec.ModelConfig(**meta["model"])
+  model, adapter = families.config_from_hf(meta["model"]), meta.get("adapter")
+  if adapter is not None:
+    adapter["targets"] = tuple(adapter["targets"])
+    adapter = leaves.Adapter(**adapter)
+  return found[0], params, model, adapter
 
 
 def _first_line(error):

@@ -2,7 +2,7 @@
 """The command `mrpo`: flags and config files become plain arguments.
 
   mrpo train   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
-  mrpo export  --workdir=DIR --to=DIR
+  mrpo export  --workdir=DIR --to=DIR [--merge-adapters]
   mrpo report  --workdir=DIR
   mrpo prepare --data=FILE --to=DIR [--split=NAME]
 
@@ -32,11 +32,17 @@ def train(argv):
 
 
 def export(argv):
-  """Writes the newest checkpoint of a run as a Hugging Face folder."""
-  values = _flags(argv, "workdir", "to")
+  """Writes the newest checkpoint of a run as a Hugging Face folder.
+
+  A run that trained an adapter gives a folder of PEFT; --merge-adapters adds
+  it to its base and gives a whole model.
+  """
+  switches = ("merge-adapters",)
+  values = _flags(argv, "workdir", "to", switches=switches)
   from mrpo_jax import runs
 
-  runs.export(values["workdir"], values["to"])
+  merge = values["merge-adapters"]
+  runs.export(values["workdir"], values["to"], merge=merge)
 
 
 def report(argv):
@@ -113,18 +119,20 @@ def _fail(code, message):
   return code
 
 
-def _flags(argv, *required, config=False, **optional):
+def _flags(argv, *required, config=False, switches=(), **optional):
   """Parsed flags of one command, by name."""
   argv = argv[1:]
   parsed = flags.FlagValues()
   for name in (*required, *optional):
     flags.DEFINE_string(name, optional.get(name), "", flag_values=parsed)
+  for name in switches:
+    flags.DEFINE_boolean(name, False, "", flag_values=parsed)
   if config:
     argv = _define_config(argv, parsed)
   rest = parsed(["mrpo", *argv])[1:]
   if rest:
     raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
-  names = (*required, *optional, *(["config"] if config else []))
+  names = (*required, *optional, *switches, *(["config"] if config else []))
   values = {name: parsed[name].value for name in names}
   for name in required:
     if not values[name]:

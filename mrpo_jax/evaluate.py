@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mrpo_jax import train
+from mrpo_jax.models import leaves
 from mrpo_jax.objective import (
   Objective,
   pair_metrics,
@@ -35,8 +36,11 @@ class HeldOut:
     self._metrics = jax.jit(functools.partial(pair_metrics, self.objective))
     self._frozen = None
 
-  def __call__(self, state, references):
-    """(means over all pairs, list of one dict per pair) of a TrainState."""
+  def __call__(self, state, base, references):
+    """(means over all pairs, list of one dict per pair) of a TrainState.
+
+    `base` is the policy's frozen weights; see `train.train_step`.
+    """
     if self._frozen is None:
       self._frozen = [
         self._references(references, self.place(views))
@@ -47,7 +51,7 @@ class HeldOut:
       self.batches, self._frozen, strict=True
     ):
       views = self.place(views)
-      figures = self._policy(references, state.params, views, frozen)
+      figures = self._policy(references, base, state.params, views, frozen)
       values = self._metrics(state.method_state, figures, frozen)
       kept = slice(len(indices))
       for name, value_B in values.items():
@@ -58,11 +62,12 @@ class HeldOut:
     return {name: total / len(pairs) for name, total in sums.items()}, pairs
 
 
-def _policy(objective, references, params, views, frozen):
+def _policy(objective, references, base, trained, views, frozen):
   # What a method draws is the same at every evaluation.
   key = jax.random.key(objective.seed)
   figures_of = functools.partial(policy_figures, objective, references)
   parts = policy_parts(objective, views, frozen)
+  params = leaves.join(base, trained)
   return train.summed_figures(figures_of, params, parts, key)
 
 

@@ -6,7 +6,9 @@ index.  Pickled weights are never opened, and no code of a folder ever runs.
 """
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -19,17 +21,20 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import families
 from mrpo_jax.models import spec as specs
+from mrpo_jax.models.layouts import LAYOUTS
 
 UnsupportedModel = families.UnsupportedModel
 SHARD_BYTES = 5 * 10**9  # of one file that `save` writes
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEAD = "lm_head.weight"
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
-BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|masked_bias)$")
+BUFFERS = re.compile(
+  r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.bias|masked_bias)$"
+)
 
 
 def read_config(path):
@@ -71,13 +76,13 @@ def load(path, *, dtype=None, mesh=None, rules=None):
     names = _match(stored, config, path)
     embed = names[table["embed"].name]
     if config.tied:
-      _check_tied(stored, embed)
+      _check_tied(stored, LAYOUTS[config.family].names["head"], embed)
     if dtype is None:
       # Without jax_enable_x64, a stored float64 becomes float32.
       dtype = jax.dtypes.canonicalize_dtype(_tensor(stored, embed).dtype)
     dtype = _floating(dtype)
     params = jax.tree.map(
-      lambda spec, to: jax.device_put(_leaf(stored, names, spec, dtype), to),
+      lambda spec, to: _leaf(stored, names, spec, dtype, to),
       table,
       shardings,
       is_leaf=specs.is_spec,
@@ -109,7 +114,7 @@ def save(path, config, params, *, tokenizer=None):
   try:
     values = families.config_to_hf(config, params["embed"].dtype.name)
     _write_json(partial / "config.json", values)
-    ids = {key: values[key] for key in ("bos_token_id", "eos_token_id")}
+    ids = {key: values.get(key) for key in ("bos_token_id", "eos_token_id")}
     _write_json(partial / "generation_config.json", ids)
     _write_weights(partial, leaves)
     if tokenizer is not None:
@@ -217,20 +222,36 @@ def _open(folder, stack):
   return stored
 
 
-def _tensor_names(spec):
-  layers = spec.shape[0] if spec.stacked else 1
-  return [spec.name.format(layer) for layer in range(layers)]
-
-
-def _layer_shape(spec):
-  return spec.shape[1:] if spec.stacked else spec.shape
+def _places(spec):
+  """[(index of the leading axes, name of its tensor)] of one leaf."""
+  counts = map(range, spec.shape[: spec.stacked])
+  return [(i, spec.name.format(*i)) for i in itertools.product(*counts)]
 
 
 def _stored_shape(spec):
-  shape = _layer_shape(spec)
-  if not spec.inputs:
-    return shape
-  return math.prod(shape[spec.inputs :]), math.prod(shape[: spec.inputs])
+  shape, n = specs.layer_shape(spec), spec.inputs
+  if spec.shared:
+    return spec.shared.whole
+  if not n:  # heads are flat in a bias, a vocabulary is not
+    return (math.prod(shape),) if spec.stacked else shape
+  inputs, outputs = math.prod(shape[:n]), math.prod(shape[n:])
+  return (inputs, outputs) if spec.inputs_first else (outputs, inputs)
+
+
+def _view(tensor, spec):
+  """What a stored tensor holds of a leaf: a view in the leaf's own axes.
+
+  One place for reading, which copies from the view, and for writing, which
+  copies into it.
+  """
+  shape, n = specs.layer_shape(spec), spec.inputs
+  if spec.shared:
+    tensor = tensor.reshape(spec.shared.split)[spec.shared.part]
+  if not n or spec.inputs_first:
+    return tensor.reshape(shape)
+  tensor = tensor.reshape(*shape[n:], *shape[:n])
+  outputs = len(shape) - n
+  return tensor.transpose(*range(outputs, len(shape)), *range(outputs))
 
 
 def _match(stored, config, folder):
@@ -240,13 +261,15 @@ def _match(stored, config, folder):
   """
   table = jax.tree.leaves(specs.table(config), is_leaf=specs.is_spec)
   shapes = {
-    name: _stored_shape(spec) for spec in table for name in _tensor_names(spec)
+    name: _stored_shape(spec) for spec in table for _, name in _places(spec)
   }
-  bare = not any(name.startswith("model.") for name in stored)
+  layout = LAYOUTS[config.family]
+  bare = not any(name.startswith(layout.prefix) for name in stored)
   names = {
-    name: name.removeprefix("model.") if bare else name for name in shapes
+    name: name.removeprefix(layout.prefix) if bare else name for name in shapes
   }
-  known = {*names.values(), *([HEAD] if config.tied else [])}
+  tied = [layout.names["head"]] if config.tied else []
+  known = {*names.values(), *tied}
   others = [n for n in stored if n not in known and not BUFFERS.search(n)]
   absent = [name for name in names.values() if name not in stored]
   for problem, which in (("missing", absent), ("unexpected", others)):
@@ -272,13 +295,13 @@ def _check_tensor(stored, name, shape):
     )
 
 
-def _check_tied(stored, embed):
+def _check_tied(stored, head, embed):
   # transformers 5 computes with a stored head that differs.
-  if HEAD in stored and not np.array_equal(
-    _tensor(stored, HEAD), _tensor(stored, embed)
+  if head in stored and not np.array_equal(
+    _tensor(stored, head), _tensor(stored, embed)
   ):
     raise InputError(
-      f"{stored[HEAD][1]}: {HEAD} is not the embedding, although config.json "
+      f"{stored[head][1]}: {head} is not the embedding, although config.json "
       "says tie_word_embeddings; set that to false"
     )
 
@@ -287,21 +310,55 @@ def _tensor(stored, name):
   return stored[name][0].get_tensor(name)
 
 
-def _leaf(stored, names, spec, dtype):
-  """One leaf, layer by layer: never more than a tensor beside it."""
-  leaf = np.empty(spec.shape, dtype)
-  layers = leaf if spec.stacked else leaf[None]
-  for layer, name in zip(layers, _tensor_names(spec), strict=True):
+def _leaf(stored, names, spec, dtype, sharding):
+  """One leaf where it belongs, tensor by tensor.
+
+  The host holds one tensor at a time beside what its own devices hold.
+  """
+
+  def layer(name):
     tensor = _tensor(stored, names[name])
     with np.errstate(over="ignore"):  # refused below
-      tensor = tensor.astype(dtype, copy=False)
-    if not np.isfinite(tensor).all():
+      array = _view(tensor, spec).astype(dtype)
+    if not np.isfinite(array).all():
       path = stored[names[name]][1]
       raise InputError(
         f"{path}: {names[name]} holds numbers that are not finite in {dtype}"
       )
-    layer[...] = (tensor.T if spec.inputs else tensor).reshape(layer.shape)
+    return array
+
+  if not spec.stacked:
+    return _put(layer(spec.name), sharding)
+  layer_sharding = sharding
+  if sharding is not None:
+    rest = PartitionSpec(*sharding.spec[spec.stacked :])
+    layer_sharding = NamedSharding(sharding.mesh, rest)
+  leaf = _zeros(spec.shape, dtype, sharding)()
+  for index, name in _places(spec):
+    leaf = _write_layer(leaf, _put(layer(name), layer_sharding), index)
   return leaf
+
+
+def _put(array, sharding):
+  if sharding is None:
+    return jnp.asarray(array)
+  return jax.make_array_from_callback(
+    array.shape, sharding, lambda index: array[index]
+  )
+
+
+@functools.cache
+def _zeros(shape, dtype, sharding):
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write_layer(leaf, layer, index):
+  ones = (1,) * len(index)
+  start = (*index, *(0,) * layer.ndim)
+  return jax.lax.dynamic_update_slice(
+    leaf, layer.reshape(ones + layer.shape), start
+  )
 
 
 def _floating(dtype):
@@ -328,39 +385,45 @@ def _leaves(config, params):
   return leaves
 
 
-def _tensors(leaves):
-  """(Hugging Face's name, array) one by one; one leaf at a time on the host."""
+def _contents(leaves):
+  """{name of a stored tensor: its [(ArraySpec, leaf, index of the layer)]}."""
+  contents = {}
   for spec, leaf in leaves:
-    layers = np.asarray(leaf) if spec.stacked else np.asarray(leaf)[None]
-    stored = _stored_shape(spec)
-    for name, layer in zip(_tensor_names(spec), layers, strict=True):
-      if spec.inputs:
-        layer = layer.reshape(stored[::-1]).T
-      yield name, np.ascontiguousarray(layer)
+    for index, name in _places(spec):
+      contents.setdefault(name, []).append((spec, leaf, index))
+  return contents
 
 
-def _shards(leaves):
+def _stored_tensor(parts):
+  """The array of one stored tensor; one layer of each leaf on the host."""
+  spec, leaf, _ = parts[0]
+  tensor = np.empty(_stored_shape(spec), leaf.dtype)
+  for spec, leaf, index in parts:
+    _view(tensor, spec)[...] = np.asarray(leaf[index])
+  return tensor
+
+
+def _shards(contents):
   """Names of the tensors of each file, at most SHARD_BYTES if one fits."""
   shards, filled = [[]], 0
-  for spec, leaf in leaves:
-    size = math.prod(_layer_shape(spec)) * leaf.dtype.itemsize
-    for name in _tensor_names(spec):
-      if shards[-1] and filled + size > SHARD_BYTES:
-        shards.append([])
-        filled = 0
-      shards[-1].append(name)
-      filled += size
+  for name, ((spec, leaf, _), *_) in contents.items():
+    size = math.prod(_stored_shape(spec)) * leaf.dtype.itemsize
+    if shards[-1] and filled + size > SHARD_BYTES:
+      shards.append([])
+      filled = 0
+    shards[-1].append(name)
+    filled += size
   return shards
 
 
 def _write_weights(folder, leaves):
-  shards, tensors = _shards(leaves), _tensors(leaves)
+  contents = _contents(leaves)
+  shards = _shards(contents)
   weight_map = {}
   for number, names in enumerate(shards, start=1):
     shard = f"model-{number:05}-of-{len(shards):05}.safetensors"
     shard = shard if len(shards) > 1 else WEIGHTS
-    # zip would draw one tensor too many.
-    arrays = dict(next(tensors) for _ in names)
+    arrays = {name: _stored_tensor(contents[name]) for name in names}
     try:
       safetensors.numpy.save_file(arrays, folder / shard, {"format": "pt"})
     except safetensors.SafetensorError as error:

@@ -9,11 +9,13 @@ import time
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax import hub, parallel
+from mrpo_jax import adapters, hub, parallel
 from mrpo_jax.data import encode, formats, pack, source, vocabulary
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import spec
+from mrpo_jax.models import leaves, spec
 from mrpo_jax.objective import Model
+
+ADAPTED = " with adapter "  # in the identity of what was imported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Loaded:
   """A model of the run, its parameters on the mesh."""
 
   model: Model
-  params: dict
-  is_start: bool  # the weights that the policy starts from
+  params: dict  # see `leaves`; equal bases are the same arrays
   identity: str
+  adapter: leaves.Adapter | None  # what its parameters hold
 
 
 def sections(config):
@@ -144,35 +146,141 @@ def _counted(reasons):
 
 def load_models(config, tokenizers, mesh):
   """[Loaded]: the policy, then the references in their order."""
-  loaded = {}
+  bases = {key: base_of(config, key) for key in sections(config)}
+  read, loaded = {}, []
   for key, section in sections(config).items():
-    twin = _twin(config, section) if loaded else None
-    if twin:
-      loaded[key] = _frozen_copy(loaded["policy"], key, section, tokenizers)
-      continue
-    tokenizer = tokenizers.views[tokenizers.view_of[key]]
-    if section["path"]:
-      model, params = hub.load(
-        section["path"], dtype=section["dtype"], mesh=mesh
-      )
-      identity = hub.fingerprint(section["path"])
-    else:
-      model = _new_config(key, section["new"], tokenizer)
-      params = _init(config["seed"], key, model, section["dtype"], mesh)
-      identity = f"new from seed {config['seed']}"
-    if len(tokenizer) > model.vocab_size:
-      raise InputError(
-        f"config.{key}: its tokenizer has {len(tokenizer)} tokens, the model "
-        f"only {model.vocab_size}"
-      )
+    base, view = bases[key], tokenizers.view_of[key]
+    if base not in read:
+      model = _model_config(config, base, tokenizers)
+      params = base_params(config, base, model, mesh)
+      read[base] = model, params, _identity(config, base)
+    model, params, identity = read[base]
+    _check_vocabulary(key, tokenizers.views[view], model)
+    adapter = None
+    if section["adapter"]:
+      adapter, params, mark = _adapted(config, key, model, params, mesh)
+      identity += mark
+    elif key == "policy" and list(bases.values()).count(base) > 1:
+      # The step is given the policy's own arrays to overwrite.
+      copied = functools.partial(jnp.array, copy=True)
+      read[base] = model, jax.tree.map(copied, params), identity
     forward = {"remat": "none", **_forward(config, key)}
-    loaded[key] = Loaded(
-      Model(model, tokenizers.view_of[key], tuple(forward.items())),
+    found = Loaded(
+      Model(model, view, tuple(forward.items())),
       params,
-      key == "policy",
       identity,
+      adapter,
     )
-  return list(loaded.values())
+    loaded.append(found)
+  return loaded
+
+
+def starts_alike(policy, reference):
+  """Do both say the same of every pair before the first step?"""
+  imported = policy.adapter is not None and ADAPTED in policy.identity
+  return (
+    reference.identity == policy.identity
+    and reference.model.view == policy.model.view
+    # Of a new adapter the dropout drops zeros.
+    and not (imported and policy.adapter.dropout)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """Weights without adapters: equal ones are the same arrays in a run."""
+
+  path: str
+  new: str  # where there is no path: the key whose `new` describes the model
+  dtype: str
+  quantize: str
+  group: int | None
+
+
+def base_of(config, key):
+  """The Base of the model of that key."""
+  section = sections(config)[key]
+  described = "policy" if section["path"] == "policy" else key
+  path = sections(config)[described]["path"]
+  kind = section["quantize"]
+  group = section["quantize_group"] if kind == "int4" else None
+  new = "" if path else described
+  return Base(path, new, section["dtype"], kind, group)
+
+
+def base_params(config, base, model, mesh=None):
+  """The parameters of a Base of that ModelConfig, on the mesh or one device."""
+  if base.path:
+    _, params = hub.load(base.path, dtype=base.dtype, mesh=mesh)
+  else:
+    make = functools.partial(spec.init, model, dtype=base.dtype)
+    to = None if mesh is None else parallel.param_shardings(model, mesh)
+    key = _random_key(config["seed"], base.new)
+    params = jax.jit(make, out_shardings=to)(key)
+  if not base.quantize:
+    return params
+  try:
+    return leaves.quantize(
+      params, spec.table(model), base.quantize, group=base.group
+    )
+  except ValueError as error:
+    raise InputError(
+      f"config: quantize={base.quantize!r} of {base.path or base.new}: {error}"
+    ) from None
+
+
+def _identity(config, base):
+  mark = f"{base.new} from seed {config['seed']}"
+  mark = hub.fingerprint(base.path) if base.path else mark
+  kind = f" {base.quantize}" if base.quantize else ""
+  return mark + kind + (f" in groups of {base.group}" if base.group else "")
+
+
+def _model_config(config, base, tokenizers):
+  if base.path:
+    return hub.read_config(base.path)
+  tokenizer = tokenizers.views[tokenizers.view_of[base.new]]
+  return _new_config(base.new, sections(config)[base.new]["new"], tokenizer)
+
+
+def _check_vocabulary(key, tokenizer, model):
+  if len(tokenizer) > model.vocab_size:
+    raise InputError(
+      f"config.{key}: its tokenizer has {len(tokenizer)} tokens, the model "
+      f"only {model.vocab_size}"
+    )
+
+
+def _adapted(config, key, model, params, mesh):
+  """(Adapter, params with its leaves, what it adds to the identity)."""
+  given = sections(config)[key]["adapter"]
+  table = spec.table(model)
+  if key == "policy" and "rank" in given:
+    adapter, mark = leaves.Adapter(**_adapter_fields(given)), ""
+    make = functools.partial(
+      leaves.init_adapters, _adapter_table(key, table, adapter)
+    )
+    arrays = make(_random_key(config["seed"], f"{key}.adapter"))
+  else:
+    folder = given["path"] if key == "policy" else given
+    adapter, arrays = adapters.load(folder, table)
+    mark = ADAPTED + adapters.fingerprint(folder)
+    if key == "policy":
+      adapter = dataclasses.replace(adapter, dropout=given["dropout"])
+  to = parallel.table_shardings(_adapter_table(key, table, adapter), mesh)
+  arrays = jax.device_put(arrays, to)
+  return adapter, leaves.attach(params, arrays, adapter), mark
+
+
+def _adapter_fields(given):
+  return {**given, "targets": tuple(given["targets"])}
+
+
+def _adapter_table(key, table, adapter):
+  try:
+    return leaves.adapter_table(table, adapter)
+  except ValueError as error:
+    raise InputError(f"config.{key}.adapter: {error}") from None
 
 
 def _forward(config, key):
@@ -182,31 +290,11 @@ def _forward(config, key):
   return {name: policy[name] for name in names}
 
 
-def _twin(config, section):
-  """Is this reference the policy's start?"""
-  path = section["path"]
-  return path == "policy" or (path and path == config["policy"]["path"])
-
-
-def _frozen_copy(policy, key, section, tokenizers):
-  # A copy, because the policy's own arrays are donated to the train step.
-  params = jax.tree.map(
-    lambda array: jnp.array(array, section["dtype"], copy=True), policy.params
-  )
-  forward = tuple({**dict(policy.model.forward), "remat": "none"}.items())
-  model = dataclasses.replace(
-    policy.model, view=tokenizers.view_of[key], forward=forward
-  )
-  return dataclasses.replace(policy, model=model, params=params)
-
-
-def _init(seed, key, model, dtype, mesh):
-  random = jax.random.key(seed)
-  for letter in key.encode():  # policy and references start apart
-    random = jax.random.fold_in(random, letter)
-  make = functools.partial(spec.init, model, dtype=dtype)
-  shardings = parallel.param_shardings(model, mesh)
-  return jax.jit(make, out_shardings=shardings)(random)
+def _random_key(seed, name):
+  key = jax.random.key(seed)
+  for letter in name.encode():  # policy and references start apart
+    key = jax.random.fold_in(key, letter)
+  return key
 
 
 def _new_config(key, new, tokenizer):

@@ -24,7 +24,7 @@ def make(
     warmup: share of the steps that rise linearly from 0.
     end_lr: where the cosine ends, as a share of peak_lr.
     clip_norm: global gradient norm above which gradients are scaled down.
-    weight_decay: decoupled; matrices only, never norms.
+    weight_decay: decoupled; matrices only, never norms or biases.
     b1: decay of the first moment.
     b2: decay of the second moment.
   """
@@ -45,7 +45,10 @@ def make(
 
 
 def decays(params):
-  """True for every weight that is a factor of a product, False for norms."""
+  """True for every factor of a product, False for norms and biases.
+
+  An adapter's two factors decay, each by itself.
+  """
   return jax.tree.map_with_path(
-    lambda path, _: not path[-1].key.endswith("norm"), params
+    lambda path, _: not path[-1].key.endswith(("norm", "bias")), params
   )

@@ -56,6 +56,11 @@ def partition(axes, rules):
 
 def param_shardings(config, mesh, rules=None):
   """The tree of NamedSharding of a model's parameters."""
+  return table_shardings(specs.table(config), mesh, rules)
+
+
+def table_shardings(table, mesh, rules=None):
+  """The tree of NamedSharding of a tree of ArraySpec."""
   rules = {**RULES, **(rules or {})}
 
   def sharding(array):
@@ -68,7 +73,7 @@ def param_shardings(config, mesh, rules=None):
         )
     return NamedSharding(mesh, entries)
 
-  return specs.map_specs(sharding, specs.table(config))
+  return specs.map_specs(sharding, table)
 
 
 def replicated(mesh):

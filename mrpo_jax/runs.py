@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax
 import tqdm
 
 from mrpo_jax import (
+  adapters,
   checkpoints,
   evaluate,
   hub,
@@ -28,6 +30,8 @@ from mrpo_jax import (
 )
 from mrpo_jax.data import loader, pack, source, vocabulary
 from mrpo_jax.errors import InputError, StoppedRun
+from mrpo_jax.models import families, leaves
+from mrpo_jax.models import spec as specs
 from mrpo_jax.objective import Objective
 
 
@@ -77,27 +81,56 @@ def train_run(config, workdir, *, say=print):
   del pairs, tokenizers
   # 4. The loop.
   expected = None
-  if start == 0 and references and all(r.is_start for r in references):
+  alike = functools.partial(inputs.starts_alike, policy)
+  if start == 0 and references and all(map(alike, references)):
     expected = method.start_loss
   run = Run(
-    config, workdir, objective, tables, packing, mesh, schedule, say, expected
+    config,
+    workdir,
+    objective,
+    policy.adapter,
+    tables,
+    packing,
+    mesh,
+    schedule,
+    say,
+    expected,
   )
-  frozen = tuple(reference.params for reference in references)
+  base, _ = leaves.split(policy.params)
+  frozen = base, tuple(reference.params for reference in references)
   del policy, references
   run.go(transformation, state, frozen, start, stop)
 
 
-def export(workdir, to):
-  """The newest checkpoint of a run as a Hugging Face folder."""
+def export(workdir, to, *, merge=False):
+  """The newest checkpoint of a run as a Hugging Face folder.
+
+  Of a run that trained an adapter, that adapter as PEFT writes it; with
+  `merge` the whole model, the adapter added to its base.
+  """
   workdir = pathlib.Path(workdir)
   if not (workdir / workdirs.CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {workdirs.CONFIG})")
   config = json.loads((workdir / workdirs.CONFIG).read_text(encoding="utf-8"))
-  step, params, model = checkpoints.newest_policy(workdir)
+  step, params, model, adapter = checkpoints.newest_policy(workdir)
   section = config["policy"]
   folder = section["tokenizer"] or section["path"]
   tokenizer = vocabulary.load_tokenizer(folder or workdir / "tokenizer-policy")
-  hub.save(to, model, params, tokenizer=tokenizer)
+  if adapter is None:
+    hub.save(to, model, params, tokenizer=tokenizer)
+  elif merge:
+    base = inputs.base_params(config, inputs.base_of(config, "policy"), model)
+    whole = leaves.merge(leaves.attach(base, params, adapter))
+    hub.save(to, model, whole, tokenizer=tokenizer)
+  else:
+    adapters.save(
+      to,
+      specs.table(model),
+      adapter,
+      params,
+      base=os.path.abspath(section["path"]) if section["path"] else None,
+      tokenizer=tokenizer,
+    )
   print(f"step {step} of {workdir} is now {to}")
 
 
@@ -178,17 +211,19 @@ def _objective(config, method, policy, references):
 
 def _state(policy, method_state, transformation, mesh, workdir, say):
   """(state, steps done)."""
-  shardings = train_state.shardings(
-    policy.model.config, transformation, mesh, method_state
-  )
+  table = specs.table(policy.model.config)
+  if policy.adapter is not None:
+    table = leaves.adapter_table(table, policy.adapter)
+  shardings = train_state.shardings(table, transformation, mesh, method_state)
+  _, trained = leaves.split(policy.params)
   create = functools.partial(
     train_state.create, transformation=transformation, method_state=method_state
   )
-  shapes = jax.eval_shape(create, policy.params)
+  shapes = jax.eval_shape(create, trained)
   abstract = checkpoints.abstract(shapes, shardings)
   restored = checkpoints.restore(workdir, abstract, say=say)
   if restored is None:
-    return jax.jit(create, out_shardings=shardings)(policy.params), 0
+    return jax.jit(create, out_shardings=shardings)(trained), 0
   step, state = restored
   return state, step
 
@@ -210,6 +245,7 @@ class Run:
   config: dict
   workdir: pathlib.Path
   objective: Objective
+  adapter: leaves.Adapter | None  # of the policy
   tables: dict
   packing: loader.Packing
   mesh: jax.sharding.Mesh
@@ -221,8 +257,11 @@ class Run:
   _line: tuple | None = None  # of a step that an evaluation may still join
   _counts: dict = dataclasses.field(default_factory=dict)  # step -> tokens
 
-  def go(self, transformation, state, references, start, stop):
-    """Steps from `start` to the end, or to the step where `stop()` is True."""
+  def go(self, transformation, state, frozen, start, stop):
+    """Steps from `start` to the end, or to the step where `stop()` is True.
+
+    `frozen` is (base, references) of `train.train_step`.
+    """
     step_function = train.compile_step(
       self.objective,
       transformation,
@@ -242,15 +281,14 @@ class Run:
 
       def visit(step, state):
         if held_out and self._evaluates(step):
-          state = self._evaluate(held_out, state, references)
+          state = self._evaluate(held_out, state, frozen)
         self._write_line()
-        model = dataclasses.asdict(self.objective.policy.config)
-        checkpoints.save(manager, step, state, {"step": step, "model": model})
+        checkpoints.save(manager, step, state, self._meta(step))
         return state
 
       step, _ = train.fit(
         state,
-        lambda state, views: step_function(state, references, views),
+        lambda state, views: step_function(state, *frozen, views),
         self._batches(start),
         steps=steps,
         record=self._record,
@@ -262,6 +300,14 @@ class Run:
       self.say(f"stopped at step {step}; the same command resumes")
     else:
       self.say(f"finished: {self.workdir} stands at step {step}")
+
+  def _meta(self, step):
+    """What a checkpoint says beside its arrays, so that it can be exported."""
+    policy, dtype = self.objective.policy.config, self.config["policy"]["dtype"]
+    meta = {"step": step, "model": families.config_to_hf(policy, dtype)}
+    if self.adapter is not None:
+      meta["adapter"] = dataclasses.asdict(self.adapter)
+    return meta
 
   def _batches(self, start):
     seed, view = self.config["seed"], self.objective.policy.view
@@ -323,14 +369,14 @@ class Run:
     if self._bar.disable and (step == 1 or step % max(1, steps // 5) == 0):
       self.say(f"step {step}/{steps}  loss {values['loss']:.4f}")
 
-  def _evaluate(self, held_out, state, references):
+  def _evaluate(self, held_out, state, frozen):
     """The state, with what its method learns from the held-out pairs."""
-    means, pairs = held_out(state, references)
+    means, pairs = held_out(state, *frozen)
     writer.write_lines(self.workdir / report.PAIRS, pairs)
     figures = {f"eval/{name}": value for name, value in means.items()}
     if self._line is not None:
       self._line[1].update(figures)
-    method, K = self.objective.method, len(references)
+    method, K = self.objective.method, len(self.objective.references)
     if not method.learns:
       return state
     # Of the policy alone and per token, so that no weight enters it.

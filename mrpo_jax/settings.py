@@ -16,6 +16,10 @@ def not_negative(value):
   return None if value >= 0 else "must not be negative"
 
 
+def share(value):
+  return None if 0 <= value < 1 else "must be at least 0 and less than 1"
+
+
 def anything(value):
   return None
 
@@ -50,17 +54,36 @@ FIELDS = {
   "optimizer.b1": (0.9, float, not_negative),
   "optimizer.b2": (0.999, float, not_negative),
 }
+DTYPES = ("float32", "bfloat16", "float16")
 MODEL = {
   "path": ("", str, anything),
   "tokenizer": ("", str, anything),
-  "dtype": ("float32", str, one_of("float32", "bfloat16", "float16")),
+  "dtype": ("float32", str, one_of(*DTYPES)),
+  "quantize": ("", str, one_of("", "int8", "int4")),
+  "quantize_group": (32, int, positive),  # inputs that share a scale in int4
 }
 POLICY = {
   **MODEL,
   "kernel": ("xla", str, one_of("xla", "dense")),
   "remat": ("none", str, one_of("none", "dots", "full")),
 }
-REFERENCE = {**MODEL, "mode": ("online", str, one_of("online"))}
+REFERENCE = {
+  **MODEL,
+  "dtype": ("", str, one_of("", *DTYPES)),  # the policy's, or float32
+  "mode": ("online", str, one_of("online")),
+  "adapter": ("", str, anything),  # a folder of PEFT, on top of `path`
+}
+ADAPTER = {  # of the policy: only this is trained then
+  "rank": (REQUIRED, int, positive),
+  "alpha": (REQUIRED, float, positive),
+  "targets": ("all", str, anything),  # or a tuple of leaves of the blocks
+  "rslora": (False, bool, anything),
+  "dropout": (0.0, float, share),
+}
+IMPORTED = {  # the rest stands in the folder
+  "path": (REQUIRED, str, anything),
+  "dropout": ADAPTER["dropout"],
+}
 NEW = {  # a model made here, where `path` is empty
   "layers": (REQUIRED, int, positive),
   "width": (REQUIRED, int, positive),
@@ -98,7 +121,13 @@ def with_defaults(values):
       values[section] = _filled(values.get(section, {}), {name: field})
     else:
       values = _filled(values, {name: field})
-  values["policy"] = _filled(values.get("policy", {}), POLICY)
+  policy = _filled(values.get("policy", {}), POLICY)
+  if isinstance(policy, dict):
+    # A section even where it is empty, so that flags can fill it.
+    adapter = policy.get("adapter") or {}
+    fields = {} if not adapter or "path" in adapter else ADAPTER
+    policy["adapter"] = _filled(adapter, fields)
+  values["policy"] = policy
   references = values.get("references", {})
   if isinstance(references, dict):
     values["references"] = {
@@ -135,8 +164,10 @@ def read(values):
   for section in {key.split(".")[0] for key in FIELDS if "." in key}:
     known = {key.split(".")[1] for key in FIELDS if key.startswith(section)}
     _refuse_unknown(section, _section(values, section), known)
-  checked["policy"] = _model("policy", _section(values, "policy"), POLICY)
-  checked["references"] = _references(_section(values, "references"))
+  checked["policy"] = _policy(_section(values, "policy"))
+  checked["references"] = _references(
+    _section(values, "references"), checked["policy"]
+  )
   checked["loss"] = _loss(_section(values, "loss"))
   if checked["optimizer"]["warmup"] > 1:
     raise InputError("optimizer.warmup is a share of the steps: at most 1")
@@ -178,12 +209,12 @@ def _refuse_unknown(where, given, known):
 
 def _value(key, section, name, field):
   default, kind, problem = field
-  value = section.get(name, default)
+  value = default if section.get(name) is None else section[name]
   if value is REQUIRED:
     raise InputError(f"config.{key} is missing")
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
-  if not isinstance(value, kind) or isinstance(value, bool):
+  if not isinstance(value, kind) or (isinstance(value, bool) != (kind is bool)):
     raise InputError(
       f"config.{key} must be of type {kind.__name__}, got {value!r}"
     )
@@ -221,7 +252,7 @@ def _numbers(where, given, name, kind, problem):
 
 
 def _model(where, given, fields):
-  _refuse_unknown(where, given, {*fields, "new"})
+  _refuse_unknown(where, given, {*fields, "new", "adapter"})
   section = _fields(where, given, fields)
   if section["path"]:
     return section  # what `new` says is not used then
@@ -236,10 +267,57 @@ def _model(where, given, fields):
   return section
 
 
-def _references(given):
+def _policy(given):
+  section = _model("policy", given, POLICY)
+  adapter = given.get("adapter")
+  section["adapter"] = _adapter(adapter) if adapter else None
+  if section["quantize"] and not adapter:
+    raise InputError(
+      f"config.policy.quantize={section['quantize']!r} needs "
+      "config.policy.adapter: integers are not trained"
+    )
+  return section
+
+
+def _adapter(given):
+  where = "policy.adapter"
+  if not isinstance(given, dict):
+    raise InputError(f"config.{where} must be a section, got {given!r}")
+  if given.get("path"):
+    _refuse_unknown(where, given, IMPORTED)
+    return _fields(where, given, IMPORTED)
+  given = {key: value for key, value in given.items() if key != "path"}
+  _refuse_unknown(where, given, {*ADAPTER, "path"})
+  targets = given.pop("targets", "all")
+  if isinstance(targets, str):  # of a flag
+    targets = targets.split(",")
+  if not targets or not all(isinstance(name, str) for name in targets):
+    raise InputError(
+      f"config.{where}.targets must be a tuple of names, got {targets!r}"
+    )
+  return {**_fields(where, given, ADAPTER), "targets": targets}
+
+
+def _references(given, policy):
   return _named(
-    "references", given, lambda where, one: _model(where, one, REFERENCE)
+    "references", given, lambda where, one: _reference(where, one, policy)
   )
+
+
+def _reference(where, given, policy):
+  section = _model(where, given, REFERENCE)
+  is_policy = section["path"] == "policy"
+  section["dtype"] = section["dtype"] or (
+    policy["dtype"] if is_policy else "float32"
+  )
+  if is_policy and policy["quantize"]:
+    if section["quantize"] not in ("", policy["quantize"]):
+      raise InputError(
+        f"config.{where}.quantize={section['quantize']!r}, but the policy is "
+        f"{policy['quantize']}; name its folder instead of path='policy'"
+      )
+    section |= {key: policy[key] for key in ("quantize", "quantize_group")}
+  return section
 
 
 def _named(where, given, check):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mrpo_jax.errors import StoppedRun
+from mrpo_jax.models import leaves
 from mrpo_jax.models import rows as packed
 from mrpo_jax.objective import (
   losses_of,
@@ -21,8 +22,10 @@ from mrpo_jax.objective import (
 )
 from mrpo_jax.train_state import TrainState
 
+DROPOUT = 1  # tells its draws from the method's, which use the key itself
 
-def train_step(state, references, views, *, objective, transformation):
+
+def train_step(state, base, references, views, *, objective, transformation):
   """One optimizer step on exactly B pairs.
 
   The loss is the mean over the pairs of the step, however they are packed;
@@ -32,6 +35,8 @@ def train_step(state, references, views, *, objective, transformation):
 
   Args:
     state: TrainState, donated by the caller's jit.
+    base: the policy's frozen weights, see `leaves.split`; None where all of
+      them are trained.  Not donated: references may share its arrays.
     references: tuple of K frozen parameter trees.
     views: per tokenizer the tuple of Rows [A, R, T] of `pack.pack_step`.
     objective: Objective, static.
@@ -44,7 +49,11 @@ def train_step(state, references, views, *, objective, transformation):
   valid_B = frozen["valid_B"]
   count = jnp.maximum(jnp.sum(valid_B), 1).astype(jnp.float32)
   key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
-  figures_of = functools.partial(policy_figures, objective, references)
+
+  def figures_of(key, trained, micro):
+    params = leaves.join(base, trained, jax.random.fold_in(key, DROPOUT))
+    return policy_figures(objective, references, key, params, micro)
+
   parts = policy_parts(objective, views, frozen)
 
   def mean(value_B):
@@ -138,7 +147,7 @@ def _over_micro_batches(function, parts, key):
 
 
 def compile_step(objective, transformation, state_shardings, rows_sharding):
-  """The jitted train step: state donated, references a frozen argument."""
+  """The jitted train step: only the state is donated."""
   step = functools.partial(
     train_step, objective=objective, transformation=transformation
   )
@@ -148,7 +157,7 @@ def compile_step(objective, transformation, state_shardings, rows_sharding):
   return jax.jit(
     step,
     donate_argnums=(0,),
-    in_shardings=(state_shardings, None, (rows_sharding,) * views),
+    in_shardings=(state_shardings, None, None, (rows_sharding,) * views),
     out_shardings=(state_shardings, None),
   )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mrpo_jax import parallel
+from mrpo_jax.models import spec as specs
 
 
 @flax.struct.dataclass
@@ -30,11 +31,22 @@ def create(params, transformation, method_state):
   )
 
 
-def shardings(config, transformation, mesh, method_state, rules=None):
-  """A TrainState of NamedSharding; moments follow their parameter."""
-  param_shardings = parallel.param_shardings(config, mesh, rules)
+def shardings(table, transformation, mesh, method_state, rules=None):
+  """A TrainState of NamedSharding; moments follow their parameter.
+
+  Args:
+    table: tree of ArraySpec of what is trained: `spec.table` of a model, or
+      `leaves.adapter_table`.
+    transformation: optax transformation.
+    mesh: jax.sharding.Mesh.
+    method_state: see `Method.init`.
+    rules: changes to `parallel.RULES`.
+  """
+  param_shardings = parallel.table_shardings(table, mesh, rules)
   everywhere = parallel.replicated(mesh)
-  params = parallel.specs.abstract(config)
+  params = specs.map_specs(
+    lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), table
+  )
   state = jax.eval_shape(
     functools.partial(
       create, transformation=transformation, method_state=method_state

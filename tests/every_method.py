@@ -6,7 +6,14 @@
 DIR holds the Hugging Face folders `base` and `second`, and `pairs.jsonl`.
 """
 
+import gzip
+
+import jax
+
 from configs import common, quickstart
+from mrpo_jax import hub
+from mrpo_jax.data import formats, vocabulary
+from mrpo_jax.models import spec
 
 # What a loss needs in a config beside its name.
 LOSS = {
@@ -36,3 +43,28 @@ def get_config(arg=""):
     c.references.names = ("base", "second")
     c.references.second = second
   return c
+
+
+def make_inputs(folder):
+  """Forty human pairs, and two models of different shape and tokenizer."""
+  with gzip.open(common.HH_HARMLESS / "eval.jsonl.gz", "rb") as file:
+    rows = [next(file) for _ in range(40)]
+  (folder / "pairs.jsonl").write_bytes(b"".join(rows))
+  pairs = list(formats.read(folder / "pairs.jsonl"))
+  texts = [text for pair in pairs for text in formats.texts(pair)]
+  for name, kind, width in (("base", "bpe", 32), ("second", "unigram", 48)):
+    tokenizer = vocabulary.train_tokenizer(texts, kind=kind, vocab_size=512)
+    config = spec.ModelConfig(
+      vocab_size=len(tokenizer),
+      width=width,
+      layers=1,
+      heads=2,
+      kv_heads=1,
+      head_dim=width // 2,
+      mlp_width=48,
+      tied=True,
+      bos_id=tokenizer.bos_token_id,
+      eos_id=tokenizer.eos_token_id,
+    )
+    params = spec.init(config, jax.random.key(width))
+    hub.save(folder / name, config, params, tokenizer=tokenizer)

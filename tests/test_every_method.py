@@ -2,49 +2,25 @@
 """Every loss by its name trains on human preferences through the command."""
 
 import functools
-import gzip
 import math
-import pathlib
 import shutil
 
+import every_method
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from configs import common
-from mrpo_jax import cli, hub, losses, parallel, writer
-from mrpo_jax.data import formats, vocabulary
-from mrpo_jax.models import spec
+from mrpo_jax import cli, losses, parallel, writer
 
-CONFIG = pathlib.Path(__file__).with_name("every_method.py")
+CONFIG = every_method.__file__
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-  """Forty human pairs, and two models of different shape and tokenizer."""
+  """What `every_method.py` reads."""
   folder = tmp_path_factory.mktemp("inputs")
-  with gzip.open(common.HH_HARMLESS / "eval.jsonl.gz", "rb") as file:
-    rows = [next(file) for _ in range(40)]
-  (folder / "pairs.jsonl").write_bytes(b"".join(rows))
-  pairs = list(formats.read(folder / "pairs.jsonl"))
-  texts = [text for pair in pairs for text in formats.texts(pair)]
-  for name, kind, width in (("base", "bpe", 32), ("second", "unigram", 48)):
-    tokenizer = vocabulary.train_tokenizer(texts, kind=kind, vocab_size=512)
-    config = spec.ModelConfig(
-      vocab_size=len(tokenizer),
-      width=width,
-      layers=1,
-      heads=2,
-      kv_heads=1,
-      head_dim=width // 2,
-      mlp_width=48,
-      tied=True,
-      bos_id=tokenizer.bos_token_id,
-      eos_id=tokenizer.eos_token_id,
-    )
-    params = spec.init(config, jax.random.key(width))
-    hub.save(folder / name, config, params, tokenizer=tokenizer)
+  every_method.make_inputs(folder)
   return folder
 
 

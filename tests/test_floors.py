@@ -10,7 +10,7 @@ import pytest
 
 FLOORS = (
   "shapes errors|losses|models|data"
-  "|parallel optimizer train_state checkpoints hub"
+  "|parallel optimizer train_state checkpoints hub adapters"
   "|objective train evaluate tabular writer report"
   "|settings inputs workdirs runs bandit cli __main__"
 ).split("|")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in and out, and the decoder against torch's numbers.
 
-tests/golden/make_llama.py made the folders and the numbers; with --check it
+tests/golden/make_families.py made the folders and the numbers; with --check it
 shows that torch loads what `hub.save` writes.
 """
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mesh and rules."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -38,7 +40,8 @@ def test_parameters_and_their_moments_are_split_alike():
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
   transformation, _ = optimizer.make(peak_lr=1e-3, steps=4)
   memory = losses.build("mrpo", weights="sliding_window").init(2)
-  shardings = train_state.shardings(CONFIG, transformation, mesh, memory)
+  table = spec.table(CONFIG)
+  shardings = train_state.shardings(table, transformation, mesh, memory)
   state = jax.jit(
     lambda key: train_state.create(
       spec.init(CONFIG, key), transformation, memory
@@ -75,12 +78,12 @@ def test_a_mesh_axis_serves_one_axis_of_an_array():
     parallel.param_shardings(CONFIG, mesh, {"embed": "model"})
 
 
-def test_decay_leaves_norms_alone():
-  mask = optimizer.decays(spec.abstract(CONFIG))
-  undecayed = {"attention_norm", "mlp_norm"}
-  assert not mask["norm"]
-  for name, decays in mask["blocks"].items():
-    assert decays == (name not in undecayed)
+def test_decay_leaves_norms_and_biases_alone():
+  config = dataclasses.replace(CONFIG, norm="layer", qkv_bias=True)
+  mask = optimizer.decays(spec.abstract(config))
+  assert not mask["norm"] and not mask["norm_bias"]
+  decayed = {name for name, decays in mask["blocks"].items() if decays}
+  assert decayed == {"query", "key", "value", "out", "gate", "up", "down"}
   assert mask["embed"] and mask["head"]
 
 

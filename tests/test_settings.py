@@ -131,6 +131,67 @@ def test_a_new_model_is_described_in_full():
     settings.read(values)
 
 
+LORA = dict(rank=8, alpha=16)
+
+
+def test_an_adapter_is_filled_in_and_none_is_none():
+  want = dict(rank=8, alpha=16.0, targets=["all"], rslora=False, dropout=0.0)
+  for given in (LORA, {**LORA, "path": ""}, {**LORA, "targets": "all"}):
+    checked = settings.read(changed("policy.adapter", given))
+    assert checked["policy"]["adapter"] == want
+  several = {**LORA, "targets": ("query", "value")}
+  checked = settings.read(changed("policy.adapter", several))
+  assert checked["policy"]["adapter"]["targets"] == ["query", "value"]
+  imported = settings.read(changed("policy.adapter", dict(path="a")))
+  assert imported["policy"]["adapter"] == dict(path="a", dropout=0.0)
+  for given in (None, {}):
+    checked = settings.read(changed("policy.adapter", given))
+    assert checked["policy"]["adapter"] is None
+  nothing = settings.read(changed("references.other.quantize", None))
+  assert nothing["references"]["other"]["quantize"] == ""
+
+
+def test_the_policy_as_a_reference_is_what_the_policy_is():
+  values = changed("policy.adapter", LORA)
+  values["policy"] |= dict(dtype="bfloat16", quantize="int4", quantize_group=64)
+  base, other = (
+    settings.read(values)["references"][n] for n in ("base", "other")
+  )
+  same = ("dtype", "quantize", "quantize_group")
+  assert [base[key] for key in same] == ["bfloat16", "int4", 64]
+  assert [other[key] for key in same] == ["float32", "", 32]
+
+
+@pytest.mark.parametrize(
+  "adapter,match",
+  [
+    (4, "config.policy.adapter must be a section, got 4"),
+    (dict(rank=8), "config.policy.adapter.alpha is missing"),
+    ({**LORA, "rank": -1}, "adapter.rank must be positive, got -1"),
+    ({**LORA, "rank": True}, "adapter.rank must be of type int"),
+    ({**LORA, "rslora": 1}, "adapter.rslora must be of type bool"),
+    ({**LORA, "dropout": -0.1}, "adapter.dropout must be at least 0"),
+    ({**LORA, "dropout": float("nan")}, "dropout must be a finite number"),
+    ({**LORA, "targets": ()}, "adapter.targets must be a tuple of names"),
+    ({**LORA, "targets": (1,)}, "adapter.targets must be a tuple of names"),
+    ({**LORA, "r": 8}, "adapter.r is not known; known here: alpha,.*path"),
+    (dict(path="a", alpha=1), "adapter.alpha is not known.*dropout, path"),
+  ],
+)
+def test_a_wrong_adapter_is_named(adapter, match):
+  with pytest.raises(InputError, match=match):
+    settings.read(changed("policy.adapter", adapter))
+
+
+def test_integers_are_not_trained():
+  with pytest.raises(InputError, match="needs config.policy.adapter"):
+    settings.read(changed("policy.quantize", "int8"))
+  values = changed("references.base.quantize", "int8")
+  values["policy"] |= dict(adapter=LORA, quantize="int4")
+  with pytest.raises(InputError, match="'int8', but the policy is int4"):
+    settings.read(values)
+
+
 def test_differences_name_the_keys():
   here = dict(a=1, b=dict(c=2, d=[1]))
   there = dict(a=1, b=dict(c=3, d=[1]), e=5)

@@ -60,7 +60,8 @@ def curve(objective, references, pairs, *, steps=5, rows=2, mesh=None, lr=1e-2):
   mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
   transformation, _ = optimizer.make(peak_lr=lr, steps=steps, warmup=0.0)
   method_state = objective.method.init(len(references))
-  shardings = train_state.shardings(CONFIG, transformation, mesh, method_state)
+  table = spec.table(CONFIG)
+  shardings = train_state.shardings(table, transformation, mesh, method_state)
   create = functools.partial(
     train_state.create, transformation=transformation, method_state=method_state
   )
@@ -76,7 +77,7 @@ def curve(objective, references, pairs, *, steps=5, rows=2, mesh=None, lr=1e-2):
   found = []
   for _, views in itertools.islice(batches, steps):
     views = tuple(parallel.global_rows(view, mesh) for view in views)
-    state, metrics = step(state, references, views)
+    state, metrics = step(state, None, references, views)
     found.append({name: float(value) for name, value in metrics.items()})
   return found, state
 
@@ -139,7 +140,7 @@ def gradient_of(objective, references, view):
   )
   method_state = objective.method.init(len(references))
   state = train_state.create(params_of(), keep, method_state)
-  state, metrics = jax.jit(step)(state, references, (view,))
+  state, metrics = jax.jit(step)(state, None, references, (view,))
   return metrics, state.opt_state.trace
 
 
@@ -235,7 +236,7 @@ def test_no_logits_tensor_in_the_compiled_step(rng):
       ),
       donate_argnums=0,
     )
-    .lower(state, (params_of(), params_of(1)), (view,))
+    .lower(state, None, (params_of(), params_of(1)), (view,))
     .compile()
     .as_text()
   )

@@ -26,29 +26,50 @@ def visible(segments_RT, branches_RT):
   return (real_RT1 & before_TS & same_RTS & branch_RTS) | self_TS
 
 
-def dense(query_RTHE, key_RSGE, value_RSGE, mask_RTS):
-  """softmax(q k / sqrt(E)) v, written out in float32 or better: the oracle."""
+def within(window, positions_RT, mask_RTS):
+  """mask_RTS without what lies `window` tokens or more before; 0 is no limit.
+
+  Counted in each token's own sequence, so that packing changes nothing.
+  """
+  if window is None:
+    return mask_RTS
+  back_RTS = positions_RT[:, :, None] - positions_RT[:, None, :]
+  return mask_RTS & ((back_RTS < window) | (window == 0))
+
+
+def dense(query_RTHE, key_RSGE, value_RSGE, mask_RTS, *, scale, softcap):
+  """softmax(scale * q k) v, written out in float32 or better: the oracle."""
   R, T, H, E = query_RTHE.shape
   G = key_RSGE.shape[2]
   query_RTGHE = widen(query_RTHE).reshape(R, T, G, H // G, E)
   score_RGHTS = jnp.einsum("RTGHE,RSGE->RGHTS", query_RTGHE, widen(key_RSGE))
-  score_RGHTS = jnp.where(
-    mask_RTS[:, None, None], score_RGHTS * E**-0.5, -jnp.inf
-  )
+  score_RGHTS = capped(score_RGHTS * scale, softcap)
+  score_RGHTS = jnp.where(mask_RTS[:, None, None], score_RGHTS, -jnp.inf)
   share_RGHTS = jax.nn.softmax(score_RGHTS, axis=-1)
   out_RTGHE = jnp.einsum("RGHTS,RSGE->RTGHE", share_RGHTS, widen(value_RSGE))
   return out_RTGHE.reshape(R, T, H, E).astype(query_RTHE.dtype)
 
 
-def xla(query_RTHE, key_RSGE, value_RSGE, mask_RTS):
+def xla(query_RTHE, key_RSGE, value_RSGE, mask_RTS, *, scale, softcap):
   """jax.nn.dot_product_attention with the dense mask."""
+  if softcap is not None:  # which it does not know
+    given = (query_RTHE, key_RSGE, value_RSGE, mask_RTS)
+    return dense(*given, scale=scale, softcap=softcap)
   return jax.nn.dot_product_attention(
     query_RTHE,
     key_RSGE,
     value_RSGE,
     mask=mask_RTS[:, None],
+    scale=scale,
     implementation="xla",
   )
+
+
+def capped(score, softcap):
+  """cap * tanh(score / cap), or the score where there is no cap."""
+  if softcap is None:
+    return score
+  return softcap * jnp.tanh(score / softcap)
 
 
 KERNELS = {"dense": dense, "xla": xla}

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mrpo_jax.models.attention import capped
 from mrpo_jax.shapes import check
 
 CHUNK_TOKENS = 2048  # positions projected at once, over all rows
@@ -36,6 +37,7 @@ def token_figures(
   *,
   also=(),
   against=None,
+  softcaps=(None, None),
   chunk=None,
 ):
   """What the next-token distribution says at each scored position.
@@ -49,6 +51,7 @@ def token_figures(
     also: names of further figures, of "entropy" and "log_sum_sq".
     against: (hidden_RMD, head_VD) of a reference with the same vocabulary, for
       "kl" and "ref_logp".
+    softcaps: of the logits, and of the reference's; see `attention.capped`.
     chunk: places of each row in one chunk; None chooses from the shapes.
 
   Returns:
@@ -78,6 +81,7 @@ def token_figures(
   figures = _token_figures(
     chunk,
     tuple(also),
+    tuple(softcaps),
     pad(hidden_RMD),
     head_VD,
     pad(targets_RM),
@@ -97,20 +101,21 @@ def token_figures(
   }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _token_figures(
-  chunk, also, hidden_RMD, head_VD, targets_RM, chunks, against
+  chunk, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
 ):
   given = (hidden_RMD, head_VD, targets_RM, chunks, against)
-  return _forward(chunk, also, *given)[0]
+  return _forward(chunk, also, softcaps, *given)[0]
 
 
-def _logits(hidden_RcD, head_VD):
+def _logits(hidden_RcD, head_VD, softcap):
   wide = jnp.promote_types(hidden_RcD.dtype, jnp.float32)
   head_VD = head_VD.astype(hidden_RcD.dtype)
-  return jnp.einsum(
+  logits_RcV = jnp.einsum(
     "RcD,VD->RcV", hidden_RcD, head_VD, preferred_element_type=wide
   )
+  return capped(logits_RcV, softcap)
 
 
 def _cut(array, i, chunk):
@@ -126,9 +131,9 @@ def _is_target(targets_Rc, V):
   return targets_Rc[:, :, None] == jnp.arange(V)[None, None, :]
 
 
-def _log_probabilities(hidden_RMD, head_VD, i, chunk):
+def _log_probabilities(hidden_RMD, head_VD, softcap, i, chunk):
   """(logits_RcV, norm_Rc): their difference is the log-probability."""
-  logits_RcV = _logits(_cut(hidden_RMD, i, chunk), head_VD)
+  logits_RcV = _logits(_cut(hidden_RMD, i, chunk), head_VD, softcap)
   return logits_RcV, jax.nn.logsumexp(logits_RcV, axis=-1)
 
 
@@ -137,7 +142,10 @@ def _pick(logits_RcV, targets_Rc):
   return jnp.sum(jnp.where(hit_RcV, logits_RcV, 0.0), axis=-1)
 
 
-def _forward(chunk, also, hidden_RMD, head_VD, targets_RM, chunks, against):
+def _forward(
+  chunk, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
+):
+  softcap, ref_softcap = softcaps
   wide = jnp.promote_types(hidden_RMD.dtype, jnp.float32)
   names = ("logp", "norm", *also)
   if against is not None:
@@ -145,7 +153,9 @@ def _forward(chunk, also, hidden_RMD, head_VD, targets_RM, chunks, against):
 
   def body(i, carry):
     targets_Rc = _cut(targets_RM, i, chunk)
-    logits_RcV, norm_Rc = _log_probabilities(hidden_RMD, head_VD, i, chunk)
+    logits_RcV, norm_Rc = _log_probabilities(
+      hidden_RMD, head_VD, softcap, i, chunk
+    )
     found = {"logp": _pick(logits_RcV, targets_Rc) - norm_Rc, "norm": norm_Rc}
     logp_RcV = logits_RcV - norm_Rc[:, :, None]
     if "entropy" in also:
@@ -153,7 +163,7 @@ def _forward(chunk, also, hidden_RMD, head_VD, targets_RM, chunks, against):
     if "log_sum_sq" in also:
       found["log_sum_sq"] = jax.nn.logsumexp(2.0 * logp_RcV, axis=-1)
     if against is not None:
-      ref_RcV, ref_norm_Rc = _log_probabilities(*against, i, chunk)
+      ref_RcV, ref_norm_Rc = _log_probabilities(*against, ref_softcap, i, chunk)
       found["ref_logp"] = _pick(ref_RcV, targets_Rc) - ref_norm_Rc
       found["ref_norm"] = ref_norm_Rc
       ref_logp_RcV = ref_RcV - ref_norm_Rc[:, :, None]
@@ -172,23 +182,30 @@ def _forward(chunk, also, hidden_RMD, head_VD, targets_RM, chunks, against):
   return found, (*given, norms)
 
 
-def _backward(chunk, also, kept, grads):
+def _backward(chunk, also, softcaps, kept, grads):
+  softcap, ref_softcap = softcaps
   hidden_RMD, head_VD, targets_RM, chunks, against, norms = kept
   norm_RM, ref_norm_RM = norms
 
-  def share(hidden_RMD, head_VD, norm_RM, i):
-    logits_RcV = _logits(_cut(hidden_RMD, i, chunk), head_VD)
+  def logits(hidden_RMD, head_VD, softcap, i):
+    return _logits(_cut(hidden_RMD, i, chunk), head_VD, softcap)
+
+  def share(logits_RcV, norm_RM, i):
     return jnp.exp(logits_RcV - _cut(norm_RM, i, chunk)[:, :, None])
 
   def body(i, carry):
     grad_hidden_RMD, grad_head_VD = carry
-    share_RcV = share(hidden_RMD, head_VD, norm_RM, i)
+    logits_RcV = logits(hidden_RMD, head_VD, softcap, i)
+    share_RcV = share(logits_RcV, norm_RM, i)
     hit_RcV = _is_target(_cut(targets_RM, i, chunk), head_VD.shape[0])
     grad_Rc1 = _cut(grads["logp"], i, chunk)[:, :, None]
     grad_RcV = grad_Rc1 * (hit_RcV.astype(share_RcV.dtype) - share_RcV)
     if against is not None:
       grad_Rc1 = _cut(grads["kl"], i, chunk)[:, :, None]
-      grad_RcV += grad_Rc1 * (share_RcV - share(*against, ref_norm_RM, i))
+      ref_RcV = share(logits(*against, ref_softcap, i), ref_norm_RM, i)
+      grad_RcV += grad_Rc1 * (share_RcV - ref_RcV)
+    if softcap is not None:  # the slope of the cap, from what it gave
+      grad_RcV *= 1.0 - jnp.square(logits_RcV / softcap)
     grad_RcV = grad_RcV.astype(hidden_RMD.dtype)
     grad_hidden_RcD = jnp.einsum(
       "RcV,VD->RcD", grad_RcV, head_VD.astype(hidden_RMD.dtype)

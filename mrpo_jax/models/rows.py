@@ -61,12 +61,14 @@ def token_figures(
     return hidden_RMD, transformer.head(params)
 
   used = jnp.max(jnp.sum(rows.slots_RM < 2 * pairs, axis=1))
+  ref_config = config if against is None else against[0]
   return head.token_figures(
     *scored(config, params, forward),
     rows.targets_RM,
     used,
     also=also,
     against=None if against is None else scored(*against),
+    softcaps=(config.logits_softcap, ref_config.logits_softcap),
     chunk=chunk,
   )
 

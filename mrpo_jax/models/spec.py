@@ -11,33 +11,90 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mrpo_jax.models import layouts
+from mrpo_jax.models.rope import Rope
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A decoder of the Llama family: RMSNorm, RoPE, grouped queries, SwiGLU."""
+  """A decoder, by what it computes.
+
+  The defaults are Llama's: RMSNorm before each branch, RoPE, grouped queries,
+  SwiGLU.  `families.py` fills it from the config.json of any family.
+  """
 
   vocab_size: int
   width: int  # D
   layers: int  # L
   heads: int  # H
   kv_heads: int  # G, divides H
-  head_dim: int  # E, even
+  head_dim: int  # E
   mlp_width: int  # F
-  rope_theta: float = 10000.0
   norm_epsilon: float = 1e-5
   tied: bool = False  # the head is the embedding
   max_positions: int = 2048
   bos_id: int | None = None
   eos_id: int | None = None
-  family: str = "llama"
+  family: str = "llama"  # a key of layouts.LAYOUTS
+  # Norms.
+  norm: str = "rms"  # "layer" subtracts the mean, too, and has a bias
+  norm_shift: float = 0.0  # the factor is this plus the weight
+  norms: str = "before"  # or "after" each branch, or "both"
+  parallel: str | None = None  # branches side by side: "one" norm, or "two"
+  qk_norm: str | None = None  # over a "head", each of the "heads", or "all"
+  # Positions.
+  ropes: tuple[Rope | None, ...] = (Rope(),)  # None turns nothing
+  layer_ropes: tuple[int, ...] = ()  # of each layer; empty: the first for all
+  learned_positions: bool = False  # added to the embedding
+  # Attention.
+  qkv_bias: bool = False
+  out_bias: bool = False
+  attention_scale: float | None = None  # of q.k; None: head_dim^-1/2
+  attention_softcap: float | None = None
+  layer_windows: tuple[int, ...] = ()  # of each layer, in tokens; 0 for none
+  # MLP.
+  gated: bool = True
+  activation: str = "silu"  # a key of transformer.ACTIVATIONS
+  mlp_bias: bool = False
+  # Factors.
+  embedding_scale: float = 1.0
+  residual_scale: float = 1.0  # of each branch
+  logits_scale: float = 1.0
+  logits_softcap: float | None = None
+  # The config.json it came from, as text: what `hub.save` writes.
+  source: str = dataclasses.field(default="", compare=False, repr=False)
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
       raise ValueError(
         f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
       )
-    if self.head_dim % 2:
-      raise ValueError(f"head_dim={self.head_dim} is odd; RoPE turns pairs")
+    for rope in self.ropes:
+      if rope and (rope.dims or self.head_dim) % 2:
+        raise ValueError(
+          f"head_dim={rope.dims or self.head_dim} is odd; RoPE turns pairs"
+        )
+
+  @property
+  def longest(self):
+    """Tokens of a sequence up to which batching changes nothing, or None.
+
+    Some ropes look at the longest sequence of a batch once it goes past a
+    bound, and learned positions end: a packed row must stay within.
+    """
+    bounds = [rope.longest for rope in self.ropes if rope and rope.longest]
+    return min(
+      [*bounds, *([self.max_positions] * self.learned_positions)], default=None
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+  """Where in a stored tensor one of several weights stands."""
+
+  whole: tuple[int, ...]  # the tensor's shape
+  split: tuple[int, ...]  # what to reshape it to
+  part: tuple[int | slice, ...]  # what to index that with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,54 +103,129 @@ class ArraySpec:
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]  # logical; `parallel.RULES` maps them to a mesh
-  name: str  # Hugging Face's; "{}" stands for the layer
-  inputs: int = 0  # leading axes (after L) that a product sums over
-  scale: float | None = None  # standard deviation at the start; None for ones
+  name: str  # Hugging Face's; each "{}" stands for an index of a leading axis
+  inputs: int = 0  # leading axes (after the stacked) that a product sums over
+  scale: float | None = None  # standard deviation at the start; None: constant
+  start: float = 1.0  # that constant
+  inputs_first: bool = False  # in the file; torch has the outputs first
+  shared: "Shared | None" = None  # where the stored tensor holds more
 
   @property
   def stacked(self):
-    return self.axes[0] == "layers"
+    """How many leading axes the files keep apart."""
+    return self.name.count("{}")
 
 
 def table(config):
   """The nested dict of ArraySpec that is the model."""
   L, D, V = config.layers, config.width, config.vocab_size
   H, G, E, F = config.heads, config.kv_heads, config.head_dim, config.mlp_width
+  layout = layouts.LAYOUTS[config.family]
   # Residual branches start small, so that depth does not scale the stream.
   branch = 1.0 / math.sqrt(2 * L)
+  specs, blocks = {}, {}
 
-  def weight(shape, axes, name, inputs, factor=1.0):
+  def weight(name, shape, axes, inputs, factor=1.0):
     scale = factor / math.sqrt(math.prod(shape[:inputs]))
-    name = f"model.layers.{{}}.{name}.weight"
-    return ArraySpec((L, *shape), ("layers", *axes), name, inputs, scale)
+    blocks[name] = ArraySpec(
+      (L, *shape),
+      ("layers", *axes),
+      layout.names[name],
+      inputs,
+      scale,
+      inputs_first=layout.inputs_first,
+    )
 
-  def norm(name):
-    name = f"model.layers.{{}}.{name}.weight"
-    return ArraySpec((L, D), ("layers", "embed"), name)
+  def constant(into, name, shape, axes, value):
+    if into is blocks:
+      shape, axes = (L, *shape), ("layers", *axes)
+    into[name] = ArraySpec(shape, axes, layout.names[name], start=value)
 
-  heads, groups = ("embed", "heads", None), ("embed", "kv_heads", None)
-  blocks = dict(
-    attention_norm=norm("input_layernorm"),
-    query=weight((D, H, E), heads, "self_attn.q_proj", 1),
-    key=weight((D, G, E), groups, "self_attn.k_proj", 1),
-    value=weight((D, G, E), groups, "self_attn.v_proj", 1),
-    out=weight(
-      (H, E, D), ("heads", None, "embed"), "self_attn.o_proj", 2, branch
-    ),
-    mlp_norm=norm("post_attention_layernorm"),
-    gate=weight((D, F), ("embed", "mlp"), "mlp.gate_proj", 1),
-    up=weight((D, F), ("embed", "mlp"), "mlp.up_proj", 1),
-    down=weight((F, D), ("mlp", "embed"), "mlp.down_proj", 1, branch),
-  )
+  def norm(into, name):
+    constant(into, name, (D,), ("embed",), 1.0 - config.norm_shift)
+    if config.norm == "layer":
+      constant(into, f"{name}_bias", (D,), ("embed",), 0.0)
+
+  def bias(name, shape, axes, exists):
+    if exists:
+      constant(blocks, f"{name}_bias", shape, axes, 0.0)
+
+  before, after = config.norms != "after", config.norms != "before"
+  heads, groups = ("heads", None), ("kv_heads", None)
+  if before:
+    norm(blocks, "attention_norm")
+  for name, N, axes in (
+    ("query", H, heads),
+    ("key", G, groups),
+    ("value", G, groups),
+  ):
+    weight(name, (D, N, E), ("embed", *axes), 1)
+    bias(name, (N, E), axes, config.qkv_bias)
+  for name, N, axes in (("query_norm", H, heads), ("key_norm", G, groups)):
+    if config.qk_norm == "head":
+      constant(blocks, name, (E,), (None,), 1.0 - config.norm_shift)
+    elif config.qk_norm:
+      constant(blocks, name, (N, E), axes, 1.0 - config.norm_shift)
+  weight("out", (H, E, D), (*heads, "embed"), 2, branch)
+  bias("out", (D,), ("embed",), config.out_bias)
+  if after:
+    norm(blocks, "attention_out_norm")
+  if before and config.parallel != "one":
+    norm(blocks, "mlp_norm")
+  for name in ("gate", "up") if config.gated else ("up",):
+    weight(name, (D, F), ("embed", "mlp"), 1)
+    bias(name, (F,), ("mlp",), config.mlp_bias)
+  weight("down", (F, D), ("mlp", "embed"), 1, branch)
+  bias("down", (D,), ("embed",), config.mlp_bias)
+  if after:
+    norm(blocks, "mlp_out_norm")
+
   vocab = ((V, D), ("vocab", "embed"))
-  specs = dict(
-    embed=ArraySpec(*vocab, "model.embed_tokens.weight", scale=0.02),
-    blocks=blocks,
-    norm=ArraySpec((D,), ("embed",), "model.norm.weight"),
-  )
+  specs["embed"] = ArraySpec(*vocab, layout.names["embed"], scale=0.02)
+  if config.learned_positions:
+    specs["positions"] = ArraySpec(
+      (config.max_positions, D),
+      (None, "embed"),
+      layout.names["positions"],
+      scale=0.02,
+    )
+  specs["blocks"] = _shared_tensors(blocks, layout.interleaved, E)
+  norm(specs, "norm")
   if not config.tied:
-    specs["head"] = ArraySpec(*vocab, "lm_head.weight", scale=0.02)
+    specs["head"] = ArraySpec(*vocab, layout.names["head"], scale=0.02)
   return specs
+
+
+def _shared_tensors(blocks, interleaved, E):
+  """Tells the weights that share a stored tensor their parts of it."""
+  groups = {}
+  for key, spec in blocks.items():
+    groups.setdefault(spec.name, []).append(key)
+  for keys in groups.values():
+    if len(keys) == 1:
+      continue
+    members = [blocks[key] for key in keys]
+    sizes = [math.prod(layer_shape(spec)[spec.inputs :]) for spec in members]
+    inputs = layer_shape(members[0])[: members[0].inputs]
+    start = 0
+    for i, (key, size) in enumerate(zip(keys, sizes, strict=True)):
+      rows = slice(start, start + size)
+      whole = (sum(sizes), *inputs)
+      split, part = whole, (rows,)
+      if interleaved:  # query, key and value of each head side by side
+        split, part = (size // E, len(keys), E, *inputs), (slice(None), i)
+      elif members[0].inputs_first:
+        whole = split = whole[::-1]
+        part = (slice(None), rows)
+      shared = Shared(whole, split, part)
+      blocks[key] = dataclasses.replace(blocks[key], shared=shared)
+      start += size
+  return blocks
+
+
+def layer_shape(spec):
+  """The shape of what one stored tensor, or a part of it, gives."""
+  return spec.shape[spec.stacked :]
 
 
 def is_spec(node):
@@ -117,7 +249,7 @@ def init(config, key, dtype=jnp.float32):
   specs, treedef = jax.tree.flatten(table(config), is_leaf=is_spec)
   keys = jax.random.split(key, len(specs))
   arrays = [
-    jnp.ones(spec.shape, dtype)
+    jnp.full(spec.shape, spec.start, dtype)
     if spec.scale is None
     else (spec.scale * jax.random.normal(key, spec.shape)).astype(dtype)
     for spec, key in zip(specs, keys, strict=True)

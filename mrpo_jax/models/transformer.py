@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.models import attention
+from mrpo_jax.models.leaves import dense, project, rows_of
+from mrpo_jax.models.rope import rotary, rotate
 from mrpo_jax.shapes import check, widen
 
 REMAT = {
@@ -14,58 +16,94 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+}
 
 
-def project(x, leaf, einsum):
-  """The product of activations with a weight, in the activations' dtype."""
-  return jnp.einsum(einsum, x, leaf.astype(x.dtype))
+def norm(config, x, weights, name, axes=(-1,)):
+  """The norm of that name over the last axes; x where the model has none."""
+  if name not in weights:
+    return x
+  wide = widen(x)
+  if config.norm == "layer":
+    wide = wide - jnp.mean(wide, axis=axes, keepdims=True)
+  square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
+  wide = wide * jax.lax.rsqrt(square + config.norm_epsilon)
+  wide = wide * (config.norm_shift + _wide_like(weights[name], wide))
+  if f"{name}_bias" in weights:
+    wide = wide + _wide_like(weights[f"{name}_bias"], wide)
+  return wide.astype(x.dtype)
 
 
-def rms_norm(x_RTD, scale_D, epsilon):
-  wide_RTD = widen(x_RTD)
-  square_RT1 = jnp.mean(jnp.square(wide_RTD), axis=-1, keepdims=True)
-  normed_RTD = wide_RTD * jax.lax.rsqrt(square_RT1 + epsilon)
-  return (normed_RTD * scale_D.astype(wide_RTD.dtype)[None, None]).astype(
-    x_RTD.dtype
+def _wide_like(weight, x):
+  """In the dtype of x, with axes of one in front."""
+  ones = (1,) * (x.ndim - weight.ndim)
+  return weight.astype(x.dtype).reshape(ones + weight.shape)
+
+
+def affine(x, weights, name, einsum):
+  """`project`, and the bias of that name where there is one."""
+  y = project(x, weights[name], einsum)
+  if f"{name}_bias" in weights:
+    y = y + _wide_like(weights[f"{name}_bias"], y)
+  return y
+
+
+def attend(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS):
+  """Attention of one layer: y_RTD."""
+  query_RTHE = affine(x_RTD, weights, "query", "RTD,DHE->RTHE")
+  key_RSGE = affine(x_RTD, weights, "key", "RTD,DGE->RTGE")
+  value_RSGE = affine(x_RTD, weights, "value", "RTD,DGE->RTGE")
+  axes = (-2, -1) if config.qk_norm == "all" else (-1,)
+  query_RTHE = norm(config, query_RTHE, weights, "query_norm", axes)
+  key_RSGE = norm(config, key_RSGE, weights, "key_norm", axes)
+  query_RTHE = rotate(query_RTHE, cos_RT1E, sin_RT1E)
+  key_RSGE = rotate(key_RSGE, cos_RT1E, sin_RT1E)
+  seen_RTHE = kernel(
+    query_RTHE,
+    key_RSGE,
+    value_RSGE,
+    mask_RTS,
+    scale=config.attention_scale or config.head_dim**-0.5,
+    softcap=config.attention_softcap,
   )
+  return affine(seen_RTHE, weights, "out", "RTHE,HED->RTD")
 
 
-def rotary(config, positions_RT, dtype):
-  """cos and sin of each position's angles: [R, T, 1, E / 2]."""
-  E = config.head_dim
-  power_E = jnp.arange(0, E, 2, dtype=dtype) / E
-  frequency_E = jnp.asarray(config.rope_theta, dtype) ** -power_E
-  angle_RTE = positions_RT[:, :, None].astype(dtype) * frequency_E[None, None]
-  return jnp.cos(angle_RTE)[:, :, None], jnp.sin(angle_RTE)[:, :, None]
-
-
-def rotate(x_RTHE, cos_RT1E, sin_RT1E):
-  """RoPE in the halves-apart layout of Hugging Face checkpoints."""
-  left, right = jnp.split(widen(x_RTHE), 2, axis=-1)
-  turned = (
-    left * cos_RT1E - right * sin_RT1E,
-    right * cos_RT1E + left * sin_RT1E,
-  )
-  return jnp.concatenate(turned, axis=-1).astype(x_RTHE.dtype)
+def mlp(config, x_RTD, weights):
+  """The feed-forward branch of one layer: y_RTD."""
+  y_RTF = affine(x_RTD, weights, "up", "RTD,DF->RTF")
+  activation = ACTIVATIONS[config.activation]
+  if config.gated:
+    y_RTF *= activation(affine(x_RTD, weights, "gate", "RTD,DF->RTF"))
+  else:
+    y_RTF = activation(y_RTF)
+  return affine(y_RTF, weights, "down", "RTF,FD->RTD")
 
 
 def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS):
-  """One layer: attention and MLP, each on a normed residual branch."""
+  """One layer: attention and MLP, each a branch that is added to x."""
+
+  def add(x_RTD, y_RTD):
+    return x_RTD + jnp.asarray(config.residual_scale, x_RTD.dtype) * y_RTD
+
   with jax.named_scope("attention"):
-    y_RTD = rms_norm(x_RTD, weights["attention_norm"], config.norm_epsilon)
-    query_RTHE = project(y_RTD, weights["query"], "RTD,DHE->RTHE")
-    key_RSGE = project(y_RTD, weights["key"], "RTD,DGE->RTGE")
-    value_RSGE = project(y_RTD, weights["value"], "RTD,DGE->RTGE")
-    query_RTHE = rotate(query_RTHE, cos_RT1E, sin_RT1E)
-    key_RSGE = rotate(key_RSGE, cos_RT1E, sin_RT1E)
-    seen_RTHE = kernel(query_RTHE, key_RSGE, value_RSGE, mask_RTS)
-    x_RTD = x_RTD + project(seen_RTHE, weights["out"], "RTHE,HED->RTD")
+    y_RTD = norm(config, x_RTD, weights, "attention_norm")
+    seen_RTD = attend(
+      config, kernel, y_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS
+    )
+    seen_RTD = norm(config, seen_RTD, weights, "attention_out_norm")
+    middle_RTD = add(x_RTD, seen_RTD)
   with jax.named_scope("mlp"):
-    y_RTD = rms_norm(x_RTD, weights["mlp_norm"], config.norm_epsilon)
-    gate_RTF = project(y_RTD, weights["gate"], "RTD,DF->RTF")
-    up_RTF = project(y_RTD, weights["up"], "RTD,DF->RTF")
-    y_RTF = jax.nn.silu(gate_RTF) * up_RTF
-    return x_RTD + project(y_RTF, weights["down"], "RTF,FD->RTD")
+    if config.parallel != "one":  # which shares the norm of the attention
+      from_RTD = x_RTD if config.parallel else middle_RTD
+      y_RTD = norm(config, from_RTD, weights, "mlp_norm")
+    y_RTD = norm(config, mlp(config, y_RTD, weights), weights, "mlp_out_norm")
+    return add(middle_RTD, y_RTD)
 
 
 def hidden(
@@ -83,7 +121,7 @@ def hidden(
 
   Args:
     config: ModelConfig.
-    params: tree of arrays in the shape of `spec.table(config)`.
+    params: tree of leaves in the shape of `spec.table(config)`.
     tokens_RT: token ids; padding may hold any valid id.
     positions_RT: place of each token in its own sequence, from 0.
     mask_RTS: see `attention.visible`.
@@ -95,28 +133,48 @@ def hidden(
     hidden_RTD.
   """
   check("R T", tokens_RT, "R T", positions_RT, "R T T", mask_RTS)
-  dtype = dtype or params["embed"].dtype
+  dtype = dtype or params["norm"].dtype
   wide = jnp.promote_types(dtype, jnp.float32)
-  cos_RT1E, sin_RT1E = rotary(config, positions_RT, wide)
+  cos_KRT1E, sin_KRT1E = rotary(
+    config.ropes, config.head_dim, positions_RT, wide
+  )
   step = functools.partial(block, config, attention.KERNELS[kernel])
   if remat != "none":
     # prevent_cse is needless under scan and would cost fusions.
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
-  x_RTD = jnp.take(params["embed"], tokens_RT, axis=0).astype(dtype)
-  x_RTD, _ = jax.lax.scan(
-    lambda x_RTD, weights: (
-      step(x_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS),
-      None,
-    ),
-    x_RTD,
-    params["blocks"],
-  )
-  return rms_norm(x_RTD, params["norm"], config.norm_epsilon)
+
+  def layer(x_RTD, xs):
+    weights, rope, window = xs
+    return step(
+      x_RTD,
+      weights,
+      cos_KRT1E[0 if rope is None else rope],
+      sin_KRT1E[0 if rope is None else rope],
+      attention.within(window, positions_RT, mask_RTS),
+    ), None
+
+  x_RTD = embed(config, params, tokens_RT, positions_RT, dtype)
+  per_layer = [
+    jnp.asarray(values, jnp.int32) if values else None
+    for values in (config.layer_ropes, config.layer_windows)
+  ]
+  x_RTD, _ = jax.lax.scan(layer, x_RTD, (params["blocks"], *per_layer))
+  x_RTD = norm(config, x_RTD, params, "norm")
+  return x_RTD * jnp.asarray(config.logits_scale, dtype)
+
+
+def embed(config, params, tokens_RT, positions_RT, dtype):
+  """What enters the first layer: x_RTD."""
+  x_RTD = rows_of(params["embed"], tokens_RT, dtype)
+  x_RTD *= jnp.asarray(config.embedding_scale, dtype)
+  if config.learned_positions:
+    x_RTD += jnp.take(params["positions"], positions_RT, axis=0).astype(dtype)
+  return x_RTD
 
 
 def head(params):
   """head_VD: the vocabulary projection; the embedding where it is tied."""
-  return params.get("head", params["embed"])
+  return dense(params.get("head", params["embed"]), params["norm"].dtype)
 
 
 def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
@@ -144,12 +202,13 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
   hidden_BTD = hidden(
     config, params, tokens_BT, positions_BT, mask_BTS, kernel="dense"
   )
-  return jnp.einsum(
+  logits_BTV = jnp.einsum(
     "BTD,VD->BTV",
     hidden_BTD,
     head(params).astype(hidden_BTD.dtype),
     preferred_element_type=jnp.promote_types(hidden_BTD.dtype, jnp.float32),
   )
+  return attention.capped(logits_BTV, config.logits_softcap)
 
 
 def _positions(segments_BT):

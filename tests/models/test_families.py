@@ -7,10 +7,12 @@ import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.models.families import (
+  FAMILIES,
   UnsupportedModel,
   config_from_hf,
   config_to_hf,
 )
+from mrpo_jax.models.rope import Rope
 from mrpo_jax.models.spec import ModelConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -22,6 +24,7 @@ NEEDED = dict(
   num_attention_heads=4,
   intermediate_size=48,
 )
+NAMED = dict(rope_scaling="factor")  # of an object the key that is missing
 # HuggingFaceTB/SmolLM2-135M as transformers 4 wrote it.
 SMOLLM2 = dict(
   architectures=["LlamaForCausalLM"],
@@ -61,7 +64,7 @@ def test_a_config_of_transformers_4_is_read():
     kv_heads=3,
     head_dim=64,
     mlp_width=1536,
-    rope_theta=100000.0,
+    ropes=(Rope(100000.0),),
     norm_epsilon=1e-5,
     tied=True,
     max_positions=8192,
@@ -81,7 +84,7 @@ def test_a_config_of_transformers_5_is_read():
     kv_heads=1,
     head_dim=8,
     mlp_width=40,
-    rope_theta=500000.0,
+    ropes=(Rope(500000.0),),
     norm_epsilon=1e-6,
     max_positions=128,
     bos_id=1,
@@ -89,26 +92,27 @@ def test_a_config_of_transformers_5_is_read():
   )
 
 
-def test_defaults_are_those_of_transformers():
-  transformers = pytest.importorskip("transformers")
-  ours = config_from_hf(NEEDED)
-  theirs = transformers.LlamaConfig(**NEEDED)
-  assert ours.kv_heads == theirs.num_key_value_heads
-  assert ours.head_dim == theirs.head_dim
-  assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-  assert ours.norm_epsilon == theirs.rms_norm_eps
-  assert ours.tied == theirs.tie_word_embeddings
-  assert ours.max_positions == theirs.max_position_embeddings
-  assert (ours.bos_id, ours.eos_id) == (
-    theirs.bos_token_id,
-    theirs.eos_token_id,
+SIZES = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_transformers(family):
+  import transformers
+
+  sizes = SIZES | dict(vocab_size=96, intermediate_size=48)
+  if family == "gpt2":
+    sizes = dict(vocab_size=96, n_embd=64, n_layer=4, n_head=32)
+  theirs = transformers.AutoConfig.for_model(family, **sizes).to_dict()
+  theirs = {k: v for k, v in theirs.items() if k != "architectures"}
+  assert config_from_hf(dict(sizes, model_type=family)) == config_from_hf(
+    theirs
   )
 
 
 @pytest.mark.parametrize("values", [NEEDED, SMOLLM2], ids=["small", "smollm2"])
 def test_what_is_written_is_read_again(values):
   config = dataclasses.replace(
-    config_from_hf(values), bos_id=None, eos_id=7, rope_theta=3e5
+    config_from_hf(values), bos_id=None, eos_id=7, ropes=(Rope(3e5),)
   )
   written = json.loads(json.dumps(config_to_hf(config, "bfloat16")))
   assert config_from_hf(written) == config
@@ -116,8 +120,21 @@ def test_what_is_written_is_read_again(values):
   assert written["architectures"] == ["LlamaForCausalLM"]
 
 
+def test_what_was_read_is_written_but_for_code_and_dtype():
+  extra = dict(auto_map={"AutoModel": "x.Y"}, architectures=["LlamaModel"])
+  written = config_to_hf(config_from_hf(SMOLLM2 | extra), "float32")
+  assert written == SMOLLM2 | dict(torch_dtype="float32", dtype="float32")
+
+
+def test_a_config_made_by_hand_is_written_as_a_llama_or_refused():
+  config = dataclasses.replace(config_from_hf(NEEDED), norms="both")
+  with pytest.raises(UnsupportedModel, match="made by hand"):
+    config_to_hf(config, "float32")
+
+
 def test_transformers_reads_what_is_written():
-  transformers = pytest.importorskip("transformers")
+  import transformers
+
   config = dataclasses.replace(config_from_hf(SMOLLM2), head_dim=48)
   written = config_to_hf(config, "float32")
   theirs = transformers.AutoConfig.for_model(**written)
@@ -134,13 +151,17 @@ def test_transformers_reads_what_is_written():
     (dict(eos_token_id=[5, 6]), "eos_id", 5),
     (dict(eos_token_id=None), "eos_id", None),
     (dict(eos_token_id=[]), "eos_id", None),
-    (dict(rope_theta=5e5, rope_scaling=None), "rope_theta", 5e5),
-    (dict(rope_theta=5e5, rope_scaling={"type": "default"}), "rope_theta", 5e5),
+    (dict(rope_theta=5e5, rope_scaling=None), "ropes", (Rope(5e5),)),
+    (
+      dict(rope_theta=5e5, rope_scaling={"type": "default"}),
+      "ropes",
+      (Rope(5e5),),
+    ),
     # As in transformers: what stands inside rope_parameters wins.
     (
       dict(rope_theta=1.0, rope_parameters={"rope_theta": 2}),
-      "rope_theta",
-      2.0,
+      "ropes",
+      (Rope(2.0),),
     ),
     (dict(partial_rotary_factor=1.0), "head_dim", 8),
     (dict(quantization_config=None), "width", 32),
@@ -159,16 +180,24 @@ def test_harmless_settings_are_accepted(extra, field, value):
     (dict(model_type="bert"), "model_type 'bert'.*llama"),
     (dict(architectures=["LlamaForSequenceClassification"]), "SequenceClass"),
     (dict(architectures=5), "architecture 5"),
-    (dict(hidden_act="gelu"), "hidden_act='gelu'"),
-    (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "llama3"),
-    (dict(rope_scaling={"type": "linear", "factor": 2.0}), "linear"),
-    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "yarn"),
+    (dict(hidden_act="tanh"), "hidden_act='tanh'.*silu"),
+    (dict(rope_scaling={"rope_type": "mrope"}), "rope_type='mrope'.*yarn"),
+    (dict(rope_scaling={"type": "longrope"}), "rope_type='longrope'"),
+    (
+      dict(model_type="gpt2", scale_attn_by_inverse_layer_idx=True),
+      "scale_attn_by_inverse_layer_idx=True",
+    ),
+    (dict(model_type="gemma", use_bidirectional_attention=True), "bidirect"),
+    (dict(model_type="gemma3"), "model_type 'gemma3'.*gemma3_text"),
+    (dict(model_type="mixtral"), "model_type 'mixtral' is not supported"),
+    (
+      dict(model_type="gemma2", layer_types=["linear_attention"] * 2),
+      "layer_types: 'linear_attention'",
+    ),
     (
       dict(rope_parameters={"full_attention": {"rope_type": "default"}}),
       "type of layer",
     ),
-    (dict(attention_bias=True), "attention_bias=True"),
-    (dict(mlp_bias=True), "mlp_bias=True"),
     (dict(quantization_config={"quant_method": "fp8"}), "quantization_config"),
     (dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
     (
@@ -212,6 +241,9 @@ def test_a_missing_key_is_named(key):
     ("rope_theta", -1.0),
     ("rope_theta", 10**400),
     ("rope_parameters", [1]),
+    ("rope_scaling", {"type": "linear"}),  # without its factor
+    ("rope_scaling", {"type": "llama3", "factor": 8.0}),
+    ("attention_bias", 1),
     ("tie_word_embeddings", "yes"),
     ("bos_token_id", -1),
     ("eos_token_id", ["a"]),
@@ -219,7 +251,7 @@ def test_a_missing_key_is_named(key):
   ids=str,
 )
 def test_a_senseless_value_is_refused_with_its_key(key, value):
-  with pytest.raises(InputError, match=key) as caught:
+  with pytest.raises(InputError, match=NAMED.get(key, key)) as caught:
     config_from_hf({**NEEDED, key: value})
   assert not isinstance(caught.value, UnsupportedModel)
 

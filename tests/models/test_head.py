@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunked head equals the plain softmax, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,10 @@ def inputs(rng, dtype=np.float32):
   return hidden_RMD, head_VD, targets_RM
 
 
-def plain(hidden_RMD, head_VD, targets_RM):
+def plain(hidden_RMD, head_VD, targets_RM, softcap=None):
   logits_RMV = jnp.einsum("RMD,VD->RMV", hidden_RMD, head_VD)
+  if softcap:
+    logits_RMV = softcap * jnp.tanh(logits_RMV / softcap)
   logp_RMV = jax.nn.log_softmax(logits_RMV)
   return jnp.take_along_axis(logp_RMV, targets_RM[..., None], axis=-1)[..., 0]
 
@@ -32,17 +36,21 @@ def test_chunks_change_nothing(rng, chunk):
   np.testing.assert_allclose(got, plain(*given), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [4, 13])
-def test_gradients_equal_the_plain_ones(rng, chunk):
+@pytest.mark.parametrize("chunk,softcap", [(4, None), (13, None), (4, 3.0)])
+def test_gradients_equal_the_plain_ones(rng, chunk, softcap):
   hidden_RMD, head_VD, targets_RM = inputs(rng)
   weight_RM = jnp.asarray(rng.normal(size=(R, M)).astype(np.float32))
 
   def total(function, hidden_RMD, head_VD):
     return jnp.sum(weight_RM * function(hidden_RMD, head_VD, targets_RM))
 
-  chunked = lambda *given: head.token_logps(*given, chunk=chunk)  # noqa: E731
+  def chunked(*given):
+    capped = (softcap, None)
+    return head.token_figures(*given, chunk=chunk, softcaps=capped)["logp"]
+
+  expected = functools.partial(plain, softcap=softcap)
   got = jax.grad(total, (1, 2))(chunked, hidden_RMD, head_VD)
-  want = jax.grad(total, (1, 2))(plain, hidden_RMD, head_VD)
+  want = jax.grad(total, (1, 2))(expected, hidden_RMD, head_VD)
   for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

@@ -15,6 +15,7 @@ from mrpo_jax import losses
 from mrpo_jax.data import pack
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.models import attention, rows, spec, transformer
+from mrpo_jax.models.rope import Rope
 
 CONFIG = spec.ModelConfig(
   vocab_size=257,
@@ -24,6 +25,36 @@ CONFIG = spec.ModelConfig(
   kv_heads=2,
   head_dim=8,
   mlp_width=48,
+)
+# As Gemma 3 has them, windows shorter than a sequence.
+SANDWICH = dict(
+  family="gemma3_text",
+  tied=True,
+  norm_shift=1.0,
+  norms="both",
+  qk_norm="head",
+  ropes=(Rope(1e3), Rope(1e2)),
+  layer_ropes=(1, 0, 1),
+  layer_windows=(20, 0, 20),
+  attention_softcap=2.0,
+  activation="gelu_tanh",
+  embedding_scale=3.0,
+  logits_softcap=4.0,
+)
+# As GPT-NeoX has them, and SmolLM 3's layers without RoPE.
+PARALLEL = dict(
+  family="gpt_neox",
+  norm="layer",
+  parallel="two",
+  ropes=(Rope(1e3, dims=4), None),
+  layer_ropes=(0, 1, 0),
+  qkv_bias=True,
+  out_bias=True,
+  gated=False,
+  activation="gelu",
+  mlp_bias=True,
+  residual_scale=0.7,
+  logits_scale=0.5,
 )
 METHOD = losses.build("mrpo", weights="uniform")
 REF = -jnp.array([[330.0, 340.0], [310.0, 320.0], [350.0, 345.0]])
@@ -92,10 +123,18 @@ def loss_packed(params, packed, ref_logp_BCK, config, kernel):
   return total / B, logp_BC
 
 
-@pytest.mark.parametrize("kernel", list(attention.KERNELS))
-@pytest.mark.parametrize("tied", [False, True])
-def test_packed_equals_every_sequence_alone_in_float64(kernel, tied):
-  config = dataclasses.replace(CONFIG, tied=tied)
+@pytest.mark.parametrize(
+  "kernel,changes",
+  [
+    ("dense", {}),
+    ("xla", dict(tied=True)),
+    ("xla", SANDWICH),
+    ("dense", PARALLEL),
+  ],
+  ids=("llama", "tied", "sandwich", "parallel"),
+)
+def test_packed_equals_every_sequence_alone_in_float64(kernel, changes):
+  config = dataclasses.replace(CONFIG, **changes)
   pairs = real_pairs()[:3]  # six sequences, each of its own length
   packed = pack.pack(pairs, length=300, rows=1)
   assert rows.micro_batches(packed) == 2

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every family against torch's numbers, and through a file and back.
+
+tests/golden/make_families.py made the folders and the numbers; with --check it
+shows that torch loads what `hub.save` writes.
+"""
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mrpo_jax import hub
+from mrpo_jax.models import families, transformer
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+NAMES = sorted(
+  path.stem
+  for path in GOLDEN.glob("*.npz")
+  if (path.with_suffix("") / "config.json").exists()
+)
+CLOSE = 1e-5  # of the largest logit
+
+
+@functools.cache
+def golden(name):
+  config, params = hub.load(GOLDEN / name, dtype="float32")
+  apply = jax.jit(functools.partial(transformer.apply, config))
+  return (
+    config,
+    functools.partial(apply, params),
+    np.load(GOLDEN / f"{name}.npz"),
+  )
+
+
+def assert_close(ours, torchs):
+  assert np.abs(ours - torchs).max() <= CLOSE * np.abs(torchs).max()
+
+
+def tensors(folder):
+  (file,) = folder.glob("*.safetensors")
+  return safetensors.numpy.load_file(file)
+
+
+def test_every_family_has_numbers():
+  assert {golden(name)[0].family for name in NAMES} == set(families.FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_those_of_torch(name):
+  _, apply, numbers = golden(name)
+  for kind in ("whole", "left", "right"):
+    real = numbers[f"{kind}_mask"] > 0
+    ours = apply(numbers["tokens"], segments_BT=real.astype(np.int32))
+    assert np.isfinite(ours).all()
+    assert_close(ours[real], numbers[f"{kind}_logits"][real])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sequences_in_one_row_have_the_logits_of_torch(name):
+  config, apply, numbers = golden(name)
+  lengths = numbers["right_mask"].sum(axis=1)
+  if config.longest and config.longest < max(lengths):
+    pytest.skip("sequences this long depend on what stands beside them")
+  tokens = [row[:n] for row, n in zip(numbers["tokens"], lengths, strict=True)]
+  segments = np.repeat([1, 2, 3, 0], [*lengths, 2])[None]
+  row = np.concatenate([*tokens, [0, 0]])[None]
+  ours = apply(row, segments_BT=segments)[0, :-2]
+  assert_close(ours, numbers["right_logits"][numbers["right_mask"] > 0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_transformers_4_says_the_same(name, tmp_path):
+  old = GOLDEN / name / "config_v4.json"
+  if not old.exists():
+    pytest.skip("transformers 4 does not know it")
+  shutil.copy(old, tmp_path / "config.json")
+  assert hub.read_config(tmp_path) == golden(name)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_is_what_was_loaded(name, tmp_path):
+  config, params = hub.load(GOLDEN / name)
+  hub.save(tmp_path / "saved", config, params)
+  want, got = tensors(GOLDEN / name), tensors(tmp_path / "saved")
+  prefix = "transformer." if name == "gpt2_bare" else ""
+  want = {prefix + k: v for k, v in want.items() if not hub.BUFFERS.search(k)}
+  assert got.keys() == want.keys()
+  for key, tensor in want.items():
+    assert got[key].dtype == tensor.dtype
+    np.testing.assert_array_equal(got[key], tensor, err_msg=key)
+  written = json.loads((tmp_path / "saved/config.json").read_text())
+  given = json.loads((GOLDEN / name / "config.json").read_text())
+  changed = {"dtype", "torch_dtype", "architectures"}
+  for key in given.keys() - changed:
+    assert written[key] == given[key]

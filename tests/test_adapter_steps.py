@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The train step of an adapter: the laws of test_train.py hold for it."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import optax
+import test_train
+
+from mrpo_jax import evaluate, optimizer, parallel, train, train_state
+from mrpo_jax.data import loader, pack
+from mrpo_jax.models import leaves, spec
+from mrpo_jax.objective import policy_parts, reference_figures
+
+CONFIG, BATCH = test_train.CONFIG, test_train.BATCH
+TABLE = spec.table(CONFIG)
+
+
+def policy_of(*, dropout=0.0, quantize=None, seed=0):
+  """(base, trained); `b` is not zero, so that everything has a gradient."""
+  adapter = leaves.Adapter(4, 8.0, ("query", "out", "up"), dropout=dropout)
+  params = test_train.params_of()
+  if quantize:
+    params = leaves.quantize(params, TABLE, quantize)
+  table = leaves.adapter_table(TABLE, adapter)
+  arrays = leaves.init_adapters(table, jax.random.key(seed))
+  arrays = jax.tree.map(lambda array: array + 0.01, arrays)
+  return leaves.split(leaves.attach(params, arrays, adapter))
+
+
+def gradient_of(policy, references, view, step=0):
+  base, trained = policy
+  keep = optax.trace(decay=0.0)
+  objective = test_train.objective_of(K=len(references))
+  function = functools.partial(
+    train.train_step, objective=objective, transformation=keep
+  )
+  method_state = objective.method.init(len(references))
+  state = train_state.create(trained, keep, method_state).replace(step=step)
+  state, metrics = jax.jit(function)(state, base, references, (view,))
+  return metrics, state.opt_state.trace
+
+
+def test_micro_batches_equal_one_batch(rng):
+  pairs = test_train.some_pairs(rng, BATCH)
+  policy = policy_of()
+  references = (leaves.strip(policy[0]),)
+  (many, a), (one, b) = (
+    gradient_of(policy, references, (pack.pack(pairs, length=48, rows=rows),))
+    for rows in (1, BATCH)
+  )
+  np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-6)
+  assert set(a["blocks"]) == {"query", "out", "up"}
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
+
+
+def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
+  view = (pack.pack(test_train.some_pairs(rng, BATCH), length=48),)
+  policy = policy_of(dropout=0.5)
+  references = (leaves.strip(policy[0]),)
+  first, again, second = (
+    gradient_of(policy, references, view, step)[0]["loss"] for step in (0, 0, 1)
+  )
+  assert first == again != second
+  objective = test_train.objective_of()
+  frozen = reference_figures(objective, references, (view,))
+  with_dropout, without = (
+    evaluate._policy(objective, references, *given, (view,), frozen)
+    for given in (policy, policy_of())
+  )
+  np.testing.assert_array_equal(with_dropout["logp_BC"], without["logp_BC"])
+  assert len(policy_parts(objective, (view,), frozen)) == len(view)
+
+
+def curve(policy, mesh, pairs, *, steps=4):
+  """(losses of the first steps against the base, state)."""
+  base, trained = policy
+  objective = test_train.objective_of()
+  transformation, _ = optimizer.make(peak_lr=1e-2, steps=steps, warmup=0.0)
+  method_state = objective.method.init(1)
+  table = leaves.adapter_table(
+    TABLE, leaves.Adapter(4, 8.0, ("query", "out", "up"))
+  )
+  shardings = train_state.shardings(table, transformation, mesh, method_state)
+  create = functools.partial(
+    train_state.create, transformation=transformation, method_state=method_state
+  )
+  state = jax.jit(create, out_shardings=shardings)(trained)
+  to = parallel.param_shardings(CONFIG, mesh)
+  plain = jax.device_put(test_train.params_of(), to)
+  frozen = leaves.quantize(plain, TABLE, "int8")
+  holes = {
+    name: leaf.replace(base=frozen["blocks"][name])
+    for name, leaf in base["blocks"].items()
+    if leaves.is_lora(leaf)
+  }
+  base = {**frozen, "blocks": {**frozen["blocks"], **holes}}
+  step = train.compile_step(
+    objective, transformation, shardings, parallel.rows_sharding(mesh)
+  )
+  packing = loader.Packing(batch=BATCH, length=48, rows=8)
+  found = []
+  batches = loader.training([pairs], packing, seed=0)
+  for _, views in itertools.islice(batches, steps):
+    views = tuple(parallel.global_rows(view, mesh) for view in views)
+    state, metrics = step(state, base, (frozen,), views)
+    found.append(float(metrics["loss"]))
+  return found, state
+
+
+def test_eight_devices_equal_one(rng, monkeypatch):
+  # The embedding has 101 tokens: nothing divides them, so they stay whole.
+  monkeypatch.setattr(parallel, "RULES", {**parallel.RULES, "vocab": None})
+  pairs = test_train.some_pairs(rng)
+  policy = policy_of(dropout=0.5, quantize="int8")
+  one, _ = curve(policy, parallel.make_mesh(devices=jax.devices()[:1]), pairs)
+  mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
+  many, state = curve(policy, mesh, pairs)
+  np.testing.assert_allclose(many, one, atol=1e-5)
+  assert one[0] != one[-1]
+  array = state.params["blocks"]["up"]["a"]
+  assert array.addressable_shards[0].data.shape[1] == CONFIG.width // 2

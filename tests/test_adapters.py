@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of PEFT: read, written, and refused where they ask for more."""
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mrpo_jax import adapters, hub
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import leaves, spec, transformer
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+PLAIN = GOLDEN / "adapter_plain"
+QUERY = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+
+
+@functools.cache
+def base():
+  return hub.load(GOLDEN / "llama_gqa_tied")
+
+
+def table():
+  return spec.table(base()[0])
+
+
+@pytest.mark.parametrize(
+  "name", ["plain", "rslora", "phi3", "gpt_neox", "gpt2"]
+)
+def test_logits_are_those_of_peft(name):
+  folder = GOLDEN / f"adapter_{name}"
+  values = json.loads((folder / adapters.CONFIG).read_text())
+  base = GOLDEN / values["base_model_name_or_path"]
+  config, params = hub.load(base, dtype="float32")
+  golden = np.load(GOLDEN / "adapter.npz")
+  adapter, arrays = adapters.load(folder, spec.table(config))
+  logits = jax.jit(functools.partial(transformer.apply, config))
+  want = golden[f"{name}_logits"]
+  got = logits(leaves.attach(params, arrays, adapter), golden["tokens"])
+  assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()
+  off = logits(params, golden["tokens"])
+  assert np.abs(off - want).max() > 1e-2 * np.abs(want).max()
+
+
+def test_what_a_folder_says():
+  adapter, arrays = adapters.load(PLAIN, table())
+  assert adapter == leaves.Adapter(4, 6.0, ("query", "value", "out"))
+  adapter, _ = adapters.load(GOLDEN / "adapter_rslora", table())
+  assert adapter.rslora and adapter.rank == 3
+  assert adapter.targets == tuple(leaves.matrices(table()))
+  want = spec.map_specs(
+    lambda one: one.shape,
+    leaves.adapter_table(table(), adapters.load(PLAIN, table())[0]),
+  )
+  assert jax.tree.map(lambda array: array.shape, arrays) == want
+  # [rank, in] of torch is [inputs, rank] here, and [out, rank] [rank, G, E].
+  stored = safetensors.numpy.load_file(PLAIN / adapters.WEIGHTS)
+  value = QUERY.replace("q_proj", "v_proj")
+  np.testing.assert_array_equal(
+    arrays["blocks"]["value"]["a"][1, :, 2], stored[value.format(1, "A")][2]
+  )
+  np.testing.assert_array_equal(
+    arrays["blocks"]["value"]["b"][1, 2, 1, 3],
+    stored[value.format(1, "B")][8 + 3, 2],
+  )
+
+
+@pytest.mark.parametrize("name", ["plain", "rslora"])
+def test_load_after_save_is_bit_equal(tmp_path, name):
+  source, to = GOLDEN / f"adapter_{name}", tmp_path / "a"
+  adapter, arrays = adapters.load(source, table())
+  adapters.save(to, table(), adapter, arrays, base="b")
+  one, two = (
+    safetensors.numpy.load_file(folder / adapters.WEIGHTS)
+    for folder in (source, to)
+  )
+  assert one.keys() == two.keys()
+  for key in one:
+    np.testing.assert_array_equal(one[key], two[key])
+  here, there = (
+    json.loads((folder / adapters.CONFIG).read_text())
+    for folder in (to, source)
+  )
+  same = ("r", "lora_alpha", "use_rslora", "bias", "peft_type", "task_type")
+  assert [here[key] for key in same] == [there[key] for key in same]
+  ends = {name.split(".")[-1] for name in there["target_modules"]}
+  assert set(here["target_modules"]) == ends
+  assert here["base_model_name_or_path"] == "b"
+  assert adapters.load(to, table())[0] == adapter
+  assert adapters.fingerprint(to) != adapters.fingerprint(source)
+  with pytest.raises(InputError, match="exists"):
+    adapters.save(to, table(), adapter, arrays)
+
+
+def test_module_names_mean_the_targets_alone():
+  def one(name):
+    return spec.ArraySpec((1,), ("layers",), f"h.{{}}.{name}.weight", inputs=1)
+
+  matrices = dict(
+    out=one("attn.c_proj"), up=one("c_fc"), down=one("mlp.c_proj")
+  )
+  names = adapters._module_names
+  assert names(matrices, ("out", "up")) == ["attn.c_proj", "c_fc"]
+  assert names(matrices, ("out", "down")) == ["c_proj"]
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+  adapter, arrays = adapters.load(PLAIN, table())
+
+  def fail(*_):
+    raise OSError("no room")
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+  with pytest.raises(OSError, match="no room"):
+    adapters.save(tmp_path / "a", table(), adapter, arrays)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_module_is_read_but_not_written(tmp_path):
+  # Query, key and value in one module, as Phi-3 has them: 32 + 16 + 16 rows.
+  blocks = {}
+  start = 0
+  for name, one in leaves.matrices(table()).items():
+    if name in ("query", "key", "value"):
+      size = int(np.prod(one.shape[2:]))
+      where = (slice(start, start + size),)
+      shared = spec.Shared((64, 32), (64, 32), where)
+      module = "model.layers.{}.self_attn.qkv_proj.weight"
+      one = spec.ArraySpec(
+        one.shape, one.axes, module, one.inputs, shared=shared
+      )
+      start += size
+    blocks[name] = one
+  fused = {"blocks": blocks}
+  rng = np.random.default_rng(0)
+  name = QUERY.replace("q_proj", "qkv_proj")
+  stored = {}
+  for layer in range(2):
+    stored[name.format(layer, "A")] = rng.normal(size=(4, 32)).astype("f4")
+    stored[name.format(layer, "B")] = rng.normal(size=(64, 4)).astype("f4")
+  shutil.copytree(PLAIN, tmp_path / "a")
+  safetensors.numpy.save_file(stored, tmp_path / "a" / adapters.WEIGHTS)
+  adapter, arrays = adapters.load(tmp_path / "a", fused)
+  assert adapter.targets == ("query", "key", "value")
+  pair = arrays["blocks"]["key"]
+  np.testing.assert_array_equal(pair["a"][1], stored[name.format(1, "A")].T)
+  np.testing.assert_array_equal(
+    pair["b"][1].reshape(4, 16), stored[name.format(1, "B")][32:48].T
+  )
+  with pytest.raises(InputError, match="part of.*qkv_proj.*--merge-adapters"):
+    adapters.save(tmp_path / "b", fused, adapter, arrays)
+
+
+def changed(tmp_path, **values):
+  folder = tmp_path / "a"
+  shutil.copytree(PLAIN, folder)
+  file = folder / adapters.CONFIG
+  file.write_text(json.dumps(json.loads(file.read_text()) | values))
+  return folder
+
+
+@pytest.mark.parametrize(
+  "values,match",
+  [
+    (dict(peft_type="IA3"), "peft_type='IA3' is not supported"),
+    (dict(use_dora=True), "use_dora=True is not computed here"),
+    (dict(bias="lora_only"), "bias='lora_only' is not computed"),
+    (dict(modules_to_save=["lm_head"]), "modules_to_save=.*lm_head"),
+    (dict(layers_to_transform=[0]), "layers_to_transform"),
+    (dict(rank_pattern={"q_proj": 8}), "rank_pattern"),
+    (dict(alpha_pattern={"q_proj": 8}), "alpha_pattern"),
+    (dict(of_tomorrow=1), "of_tomorrow=1 is not computed"),
+    (dict(init_lora_weights="pissa"), "'pissa' changes the base model"),
+    (dict(r=0), "r=0; want a positive number"),
+    (dict(r=5), r"q_proj.lora_A.weight has shape \(4, 32\); want \(5, 32\)"),
+    (dict(lora_alpha=None), "lora_alpha=None"),
+  ],
+)
+def test_what_is_not_plain_lora_is_refused_by_name(tmp_path, values, match):
+  with pytest.raises(InputError, match=match):
+    adapters.load(changed(tmp_path, **values), table())
+
+
+def without(stored):
+  del stored[QUERY.format(1, "B")]
+
+
+def with_another(stored):
+  stored["base_model.model.lm_head.lora_A.weight"] = np.zeros((4, 32), "f4")
+
+
+def not_finite(stored):
+  stored[QUERY.format(0, "A")][0, 0] = np.inf
+
+
+def integers(stored):
+  name = QUERY.format(0, "A")
+  stored[name] = stored[name].astype(np.int32)
+
+
+@pytest.mark.parametrize(
+  "change,match",
+  [
+    (without, "missing tensors: .*layers.1.self_attn.q_proj.lora_B"),
+    (with_another, "unexpected tensors: .*lm_head.lora_A"),
+    (not_finite, "layers.0.*lora_A.weight holds numbers that are not finite"),
+    (integers, "holds int32; want floats"),
+    (dict.clear, "holds no tensor"),
+  ],
+)
+def test_what_is_wrong_with_the_tensors_is_named(tmp_path, change, match):
+  folder = changed(tmp_path)
+  stored = safetensors.numpy.load_file(folder / adapters.WEIGHTS)
+  change(stored)
+  safetensors.numpy.save_file(stored, folder / adapters.WEIGHTS)
+  with pytest.raises(InputError, match=match):
+    adapters.load(folder, table())
+
+
+def test_files_that_are_absent_or_broken_are_named(tmp_path):
+  with pytest.raises(InputError, match="no such folder"):
+    adapters.load(tmp_path / "none", table())
+  with pytest.raises(InputError, match="there is no adapter_config.json"):
+    adapters.load(tmp_path, table())
+  folder = changed(tmp_path)
+  (folder / adapters.WEIGHTS).write_bytes(b"no")
+  with pytest.raises(InputError, match="not a whole safetensors file"):
+    adapters.load(folder, table())
+  (folder / adapters.WEIGHTS).unlink()
+  with pytest.raises(InputError, match="there is no adapter_model.safetensors"):
+    adapters.load(folder, table())
+  (folder / adapters.CONFIG).write_text("{")
+  with pytest.raises(InputError, match="not JSON"):
+    adapters.load(folder, table())
