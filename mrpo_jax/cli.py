@@ -4,6 +4,7 @@
   mrpo train   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
   mrpo export  --workdir=DIR --to=DIR [--merge-adapters]
   mrpo report  --workdir=DIR
+  mrpo inspect FOLDER [--mesh=data=1,fsdp=4,model=2]
   mrpo prepare --data=FILE --to=DIR [--split=NAME]
 
 Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault.
@@ -45,6 +46,27 @@ def export(argv):
   runs.export(values["workdir"], values["to"], merge=merge)
 
 
+def inspect(argv):
+  """Prints the arrays of a model folder and their bytes on each device."""
+  folders = [given for given in argv[1:] if not given.startswith("--")]
+  if len(folders) != 1:
+    raise InputError("give one folder: mrpo inspect FOLDER")
+  rest = [given for given in argv if given not in folders]
+  given = _flags(rest, mesh="")["mesh"]
+  from mrpo_jax import inspection, parallel
+
+  sizes = dict.fromkeys(parallel.AXES, 1)
+  for part in filter(None, given.split(",")):
+    axis, _, size = part.partition("=")
+    if axis not in sizes or not size.isdecimal() or int(size) < 1:
+      raise InputError(
+        f"--mesh: {part!r}; want like {'=1,'.join(parallel.AXES)}=1"
+      )
+    sizes[axis] = int(size)
+  for line in inspection.lines(folders[0], sizes):
+    print(line)
+
+
 def report(argv):
   """Compares the evaluated runs of a folder: a table and results.json."""
   values = _flags(argv, "workdir")
@@ -61,7 +83,7 @@ def prepare(argv):
   print(source.prepare(values["data"], values["to"], split=values["split"]))
 
 
-COMMANDS = {f.__name__: f for f in (train, export, report, prepare)}
+COMMANDS = {f.__name__: f for f in (train, export, inspect, report, prepare)}
 
 
 def main(argv=None):

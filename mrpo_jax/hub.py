@@ -5,7 +5,6 @@ A folder holds config.json and safetensors, in one file or in shards with an
 index.  Pickled weights are never opened, and no code of a folder ever runs.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -15,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,22 +71,21 @@ def load(path, *, dtype=None, mesh=None, rules=None):
     from mrpo_jax import parallel
 
     shardings = parallel.param_shardings(config, mesh, rules)
-  with contextlib.ExitStack() as stack:
-    stored = _open(pathlib.Path(path), stack)
-    names = _match(stored, config, path)
-    embed = names[table["embed"].name]
-    if config.tied:
-      _check_tied(stored, LAYOUTS[config.family].names["head"], embed)
-    if dtype is None:
-      # Without jax_enable_x64, a stored float64 becomes float32.
-      dtype = jax.dtypes.canonicalize_dtype(_tensor(stored, embed).dtype)
-    dtype = _floating(dtype)
-    params = jax.tree.map(
-      lambda spec, to: _leaf(stored, names, spec, dtype, to),
-      table,
-      shardings,
-      is_leaf=specs.is_spec,
-    )
+  stored = _stored(pathlib.Path(path))
+  names = _match(stored, config, path)
+  embed = names[table["embed"].name]
+  if config.tied:
+    _check_tied(stored, LAYOUTS[config.family].names["head"], embed)
+  if dtype is None:
+    # Without jax_enable_x64, a stored float64 becomes float32.
+    dtype = jax.dtypes.canonicalize_dtype(_tensor(stored, embed).dtype)
+  dtype = _floating(dtype)
+  params = jax.tree.map(
+    lambda spec, to: _leaf(stored, names, spec, dtype, to),
+    table,
+    shardings,
+    is_leaf=specs.is_spec,
+  )
   return config, params
 
 
@@ -201,23 +200,35 @@ def _files(folder):
   raise InputError(f"{folder}: there is no {WEIGHTS} and no {INDEX}")
 
 
-def _open(folder, stack):
-  """Name of each stored tensor -> (open file, path); nothing is read yet."""
+class Stored(NamedTuple):
+  """A tensor of a folder, before it is read."""
+
+  path: pathlib.Path
+  dtype: str  # as safetensors names it
+  shape: tuple[int, ...]
+
+
+def _stored(folder):
+  """{name: Stored} of a folder."""
   stored = {}
   for path in _files(folder):
     try:
-      file = stack.enter_context(safetensors.safe_open(path, framework="np"))
+      with safetensors.safe_open(path, framework="np") as file:
+        for name in file.keys():
+          if name in stored:
+            raise InputError(
+              f"{path}: {name} stands in {stored[name].path} too"
+            )
+          tensor = file.get_slice(name)
+          shape = tuple(tensor.get_shape())
+          stored[name] = Stored(path, tensor.get_dtype(), shape)
     except safetensors.SafetensorError as error:
       raise InputError(
         f"{path}: not a whole safetensors file ({error}); fetch it again"
       ) from None
-    for name in file.keys():
-      if name in stored:
-        raise InputError(f"{path}: {name} stands in {stored[name][1]} too")
-      stored[name] = (file, path)
   if not (folder / WEIGHTS).is_file():
     for name, shard in _weight_map(folder).items():
-      if stored.get(name, (None, None))[1] != folder / shard:
+      if name not in stored or stored[name].path != folder / shard:
         raise InputError(f"{folder / INDEX}: {name} is not in {shard}")
   return stored
 
@@ -284,9 +295,7 @@ def _match(stored, config, folder):
 
 
 def _check_tensor(stored, name, shape):
-  file, path = stored[name]
-  tensor = file.get_slice(name)
-  kind, found = tensor.get_dtype(), tuple(tensor.get_shape())
+  path, kind, found = stored[name]
   if kind not in FLOATS:
     raise InputError(f"{path}: {name} holds {kind}; want {', '.join(FLOATS)}")
   if found != shape:
@@ -301,13 +310,15 @@ def _check_tied(stored, head, embed):
     _tensor(stored, head), _tensor(stored, embed)
   ):
     raise InputError(
-      f"{stored[head][1]}: {head} is not the embedding, although config.json "
+      f"{stored[head].path}: {head} is not the embedding, although config.json "
       "says tie_word_embeddings; set that to false"
     )
 
 
 def _tensor(stored, name):
-  return stored[name][0].get_tensor(name)
+  # A file that stays open keeps what was read of it in memory.
+  with safetensors.safe_open(stored[name].path, framework="np") as file:
+    return file.get_tensor(name)
 
 
 def _leaf(stored, names, spec, dtype, sharding):
@@ -319,9 +330,9 @@ def _leaf(stored, names, spec, dtype, sharding):
   def layer(name):
     tensor = _tensor(stored, names[name])
     with np.errstate(over="ignore"):  # refused below
-      array = _view(tensor, spec).astype(dtype)
+      array = _view(tensor, spec).astype(dtype, copy=False)
     if not np.isfinite(array).all():
-      path = stored[names[name]][1]
+      path = stored[names[name]].path
       raise InputError(
         f"{path}: {names[name]} holds numbers that are not finite in {dtype}"
       )

@@ -14,6 +14,7 @@ from mrpo_jax import cli
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = f"{ROOT}/configs/quickstart.py"
 DEBUG = f"--config={CONFIG}:dpo,debug"
+LLAMA = f"{ROOT}/tests/golden/llama_gqa_tied"
 ROW = {"prompt": "p ", "chosen": "good", "rejected": "bad"}
 
 
@@ -37,6 +38,11 @@ def refused(capsys, *argv):
     (["train", "--config=none.py", "--workdir=W"], "none.py: no such file"),
     (["train", f"--config={CONFIG}:grpo", "--workdir=W"], "grpo"),
     (["export", "--workdir=W", "--to=X"], "W holds no run"),
+    (["inspect"], "give one folder: mrpo inspect FOLDER"),
+    (["inspect", "none"], "none: no such folder"),
+    (["inspect", LLAMA, "--mesh=rows=2"], "--mesh: 'rows=2'; want like data="),
+    (["inspect", LLAMA, "--mesh=fsdp=0"], "--mesh: 'fsdp=0'"),
+    (["inspect", LLAMA, "--mesh=fsdp=5"], "does not divide over mesh.fsdp=5"),
     (["report", "--workdir=W"], "no run that was evaluated"),
     (["prepare", "--data=none.jsonl", "--to=X"], "none.jsonl"),
   ],

@@ -11,7 +11,7 @@ import pytest
 FLOORS = (
   "shapes errors|losses|models|data"
   "|parallel optimizer train_state checkpoints hub adapters"
-  "|objective train evaluate tabular writer report"
+  "|objective train evaluate tabular inspection writer report"
   "|settings inputs workdirs runs bandit cli __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
