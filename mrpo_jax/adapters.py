@@ -6,11 +6,9 @@ weights are never opened.  What a config asks for beyond plain LoRA is refused
 by name: a wrong number is worse than none.
 """
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import pathlib
 import shutil
 
@@ -19,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mrpo_jax import hub
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import leaves
 
@@ -81,7 +80,7 @@ def load(path, table):
   return adapter, {"blocks": blocks}
 
 
-def save(path, table, adapter, arrays, *, base=None, tokenizer=None):
+def save(path, table, adapter, arrays, *, base=None, tokenizer=None, card=None):
   """Writes a folder that `load` and PEFT read, or nothing at all.
 
   Args:
@@ -91,6 +90,7 @@ def save(path, table, adapter, arrays, *, base=None, tokenizer=None):
     arrays: tree in the shape of `leaves.adapter_table`.
     base: folder or name of the base model.
     tokenizer: a transformers tokenizer to put beside the weights.
+    card: text of the folder's README.md.
 
   Raises:
     InputError: the folder is taken, or a matrix is only a part of a module of
@@ -111,7 +111,7 @@ def save(path, table, adapter, arrays, *, base=None, tokenizer=None):
         flat = layer.reshape(math.prod(layer.shape[:first]), -1)
         tensors[tensor] = np.ascontiguousarray(flat.T)
   values = _peft_config(matrices, tuple(arrays["blocks"]), adapter, base)
-  with _new_folder(path) as partial:
+  with hub.new_folder(path) as partial:
     text = json.dumps(values, indent=2) + "\n"
     (partial / CONFIG).write_text(text, encoding="utf-8")
     try:
@@ -120,8 +120,7 @@ def save(path, table, adapter, arrays, *, base=None, tokenizer=None):
       raise OSError(f"{partial / WEIGHTS}: {error}") from None
     # safetensors makes files that only their owner may read.
     shutil.copymode(partial / CONFIG, partial / WEIGHTS)
-    if tokenizer is not None:
-      tokenizer.save_pretrained(partial)
+    hub.write_beside(partial, tokenizer, card)
 
 
 def fingerprint(path):
@@ -276,19 +275,3 @@ def _module_names(matrices, targets):
       for name in targets
     }
   )
-
-
-@contextlib.contextmanager
-def _new_folder(path):
-  """A folder to fill, which gets its name only when all has gone well."""
-  path = pathlib.Path(os.path.abspath(path))
-  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-  if os.path.lexists(path) and not empty:
-    raise InputError(f"{path} exists; remove it or name another folder")
-  partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-  partial.mkdir(parents=True)
-  try:
-    yield partial
-    partial.rename(path)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)

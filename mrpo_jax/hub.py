@@ -5,6 +5,7 @@ A folder holds config.json and safetensors, in one file or in shards with an
 index.  Pickled weights are never opened, and no code of a folder ever runs.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -89,7 +90,7 @@ def load(path, *, dtype=None, mesh=None, rules=None):
   return config, params
 
 
-def save(path, config, params, *, tokenizer=None):
+def save(path, config, params, *, tokenizer=None, card=None):
   """Writes a folder that `load` and transformers read, or nothing at all.
 
   Args:
@@ -98,29 +99,48 @@ def save(path, config, params, *, tokenizer=None):
     params: tree of arrays in the shape of `spec.table(config)`; their dtype
       is that of the file.
     tokenizer: a transformers tokenizer to put beside the weights.
+    card: text of the folder's README.md.
 
   Raises:
     InputError: the folder is taken, or the parameters do not fit the config.
     OSError: the disk refuses.
   """
-  path = pathlib.Path(os.path.abspath(path))
-  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-  if os.path.lexists(path) and not empty:
-    raise InputError(f"{path} exists; remove it or name another folder")
   leaves = _leaves(config, params)
-  partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-  partial.mkdir(parents=True)
-  try:
+  with new_folder(path) as partial:
     values = families.config_to_hf(config, params["embed"].dtype.name)
     _write_json(partial / "config.json", values)
     ids = {key: values.get(key) for key in ("bos_token_id", "eos_token_id")}
     _write_json(partial / "generation_config.json", ids)
     _write_weights(partial, leaves)
-    if tokenizer is not None:
-      tokenizer.save_pretrained(partial)
+    write_beside(partial, tokenizer, card)
+
+
+@contextlib.contextmanager
+def new_folder(path):
+  """A folder to fill, which gets its name only when all has gone well.
+
+  Raises:
+    InputError: it exists and is not empty.
+  """
+  path = pathlib.Path(os.path.abspath(path))
+  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+  if os.path.lexists(path) and not empty:
+    raise InputError(f"{path} exists; remove it or name another folder")
+  partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+  partial.mkdir(parents=True)
+  try:
+    yield partial
     partial.rename(path)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_beside(folder, tokenizer, card):
+  """The tokenizer and the README.md of a folder, where they are given."""
+  if tokenizer is not None:
+    tokenizer.save_pretrained(folder)
+  if card is not None:
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def fingerprint(path):

@@ -144,7 +144,7 @@ def _counted(reasons):
   return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
-def load_models(config, tokenizers, mesh):
+def load_models(config, tokenizers, mesh, say):
   """[Loaded]: the policy, then the references in their order."""
   bases = {key: base_of(config, key) for key in sections(config)}
   read, loaded = {}, []
@@ -152,7 +152,10 @@ def load_models(config, tokenizers, mesh):
     base, view = bases[key], tokenizers.view_of[key]
     if base not in read:
       model = _model_config(config, base, tokenizers)
-      params = base_params(config, base, model, mesh)
+      _check_length(config, key, model)
+      started = time.perf_counter()
+      params = jax.block_until_ready(base_params(config, base, model, mesh))
+      say(_described(key, base, model, params, time.perf_counter() - started))
       read[base] = model, params, _identity(config, base)
     model, params, identity = read[base]
     _check_vocabulary(key, tokenizers.views[view], model)
@@ -173,6 +176,24 @@ def load_models(config, tokenizers, mesh):
     )
     loaded.append(found)
   return loaded
+
+
+def _described(key, base, model, params, seconds):
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
+  return (
+    f"{key}: {model.family}, {spec.count_parameters(model):,} parameters, "
+    f"{base.quantize or base.dtype}, {size:,.1f} MB ({seconds:.1f} s)"
+  )
+
+
+def _check_length(config, key, model):
+  longest = config["data"]["max_prompt"] + config["data"]["max_response"]
+  if model.longest and longest > model.longest:
+    raise InputError(
+      f"config.{key}: beyond {model.longest} tokens this {model.family} looks "
+      "at the longest sequence of a batch, or ends; data.max_prompt + "
+      f"data.max_response is {longest}"
+    )
 
 
 def starts_alike(policy, reference):

@@ -15,6 +15,7 @@ import tqdm
 
 from mrpo_jax import (
   adapters,
+  card,
   checkpoints,
   evaluate,
   hub,
@@ -58,7 +59,7 @@ def train_run(config, workdir, *, say=print):
     )
     for split, rows in pairs.items()
   }
-  policy, *references = inputs.load_models(config, tokenizers, mesh)
+  policy, *references = inputs.load_models(config, tokenizers, mesh, say)
   objective = _objective(config, method, policy, references)
   # 2. The workdir is this run's.
   identity = _identity(config, pairs, tokenizers, [policy, *references])
@@ -116,12 +117,20 @@ def export(workdir, to, *, merge=False):
   section = config["policy"]
   folder = section["tokenizer"] or section["path"]
   tokenizer = vocabulary.load_tokenizer(folder or workdir / "tokenizer-policy")
+  metrics = {
+    key: value
+    for line in writer.read_lines(workdir / "metrics.jsonl")
+    if line["step"] <= step
+    for key, value in line.items()  # of each figure the newest
+  }
+  text = functools.partial(card.text, config, step, metrics)
+  beside = dict(tokenizer=tokenizer, card=text(library="transformers"))
   if adapter is None:
-    hub.save(to, model, params, tokenizer=tokenizer)
+    hub.save(to, model, params, **beside)
   elif merge:
     base = inputs.base_params(config, inputs.base_of(config, "policy"), model)
     whole = leaves.merge(leaves.attach(base, params, adapter))
-    hub.save(to, model, whole, tokenizer=tokenizer)
+    hub.save(to, model, whole, **beside)
   else:
     adapters.save(
       to,
@@ -130,6 +139,7 @@ def export(workdir, to, *, merge=False):
       params,
       base=os.path.abspath(section["path"]) if section["path"] else None,
       tokenizer=tokenizer,
+      card=text(library="peft"),
     )
   print(f"step {step} of {workdir} is now {to}")
 

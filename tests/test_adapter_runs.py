@@ -174,7 +174,7 @@ def load(config):
   pairs = inputs.load_pairs(config)
   tokenizers = inputs.load_tokenizers(config, "", pairs["train"], print)
   mesh = parallel.make_mesh(**config["mesh"])
-  return inputs.load_models(config, tokenizers, mesh)
+  return inputs.load_models(config, tokenizers, mesh, print)
 
 
 def buffers(tree):

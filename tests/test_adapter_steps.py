@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step of an adapter: the laws of test_train.py hold for it."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -16,16 +17,15 @@ from mrpo_jax.objective import policy_parts, reference_figures
 
 CONFIG, BATCH = test_train.CONFIG, test_train.BATCH
 TABLE = spec.table(CONFIG)
+ADAPTER = leaves.Adapter(4, 8.0, ("query", "out", "up"), dropout=0.5)
 
 
-def policy_of(*, dropout=0.0, quantize=None, seed=0):
+def policy_of(dropout=0.5):
   """(base, trained); `b` is not zero, so that everything has a gradient."""
-  adapter = leaves.Adapter(4, 8.0, ("query", "out", "up"), dropout=dropout)
+  adapter = dataclasses.replace(ADAPTER, dropout=dropout)
   params = test_train.params_of()
-  if quantize:
-    params = leaves.quantize(params, TABLE, quantize)
   table = leaves.adapter_table(TABLE, adapter)
-  arrays = leaves.init_adapters(table, jax.random.key(seed))
+  arrays = leaves.init_adapters(table, jax.random.key(0))
   arrays = jax.tree.map(lambda array: array + 0.01, arrays)
   return leaves.split(leaves.attach(params, arrays, adapter))
 
@@ -45,7 +45,7 @@ def gradient_of(policy, references, view, step=0):
 
 def test_micro_batches_equal_one_batch(rng):
   pairs = test_train.some_pairs(rng, BATCH)
-  policy = policy_of()
+  policy = policy_of(dropout=0.0)
   references = (leaves.strip(policy[0]),)
   (many, a), (one, b) = (
     gradient_of(policy, references, (pack.pack(pairs, length=48, rows=rows),))
@@ -59,7 +59,7 @@ def test_micro_batches_equal_one_batch(rng):
 
 def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   view = (pack.pack(test_train.some_pairs(rng, BATCH), length=48),)
-  policy = policy_of(dropout=0.5)
+  policy = policy_of()
   references = (leaves.strip(policy[0]),)
   first, again, second = (
     gradient_of(policy, references, view, step)[0]["loss"] for step in (0, 0, 1)
@@ -69,39 +69,31 @@ def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   frozen = reference_figures(objective, references, (view,))
   with_dropout, without = (
     evaluate._policy(objective, references, *given, (view,), frozen)
-    for given in (policy, policy_of())
+    for given in (policy, policy_of(dropout=0.0))
   )
   np.testing.assert_array_equal(with_dropout["logp_BC"], without["logp_BC"])
   assert len(policy_parts(objective, (view,), frozen)) == len(view)
 
 
-def curve(policy, mesh, pairs, *, steps=4):
+def curve(policy, mesh, pairs, *, steps=3):
   """(losses of the first steps against the base, state)."""
   base, trained = policy
   objective = test_train.objective_of()
   transformation, _ = optimizer.make(peak_lr=1e-2, steps=steps, warmup=0.0)
   method_state = objective.method.init(1)
-  table = leaves.adapter_table(
-    TABLE, leaves.Adapter(4, 8.0, ("query", "out", "up"))
-  )
+  table = leaves.adapter_table(TABLE, ADAPTER)
   shardings = train_state.shardings(table, transformation, mesh, method_state)
   create = functools.partial(
     train_state.create, transformation=transformation, method_state=method_state
   )
   state = jax.jit(create, out_shardings=shardings)(trained)
   to = parallel.param_shardings(CONFIG, mesh)
-  plain = jax.device_put(test_train.params_of(), to)
-  frozen = leaves.quantize(plain, TABLE, "int8")
-  holes = {
-    name: leaf.replace(base=frozen["blocks"][name])
-    for name, leaf in base["blocks"].items()
-    if leaves.is_lora(leaf)
-  }
-  base = {**frozen, "blocks": {**frozen["blocks"], **holes}}
+  frozen = jax.device_put(leaves.strip(base), to)
+  base, _ = leaves.split(leaves.attach(frozen, trained, ADAPTER))
   step = train.compile_step(
     objective, transformation, shardings, parallel.rows_sharding(mesh)
   )
-  packing = loader.Packing(batch=BATCH, length=48, rows=8)
+  packing = loader.Packing(batch=BATCH, length=48, rows=2)
   found = []
   batches = loader.training([pairs], packing, seed=0)
   for _, views in itertools.islice(batches, steps):
@@ -111,13 +103,13 @@ def curve(policy, mesh, pairs, *, steps=4):
   return found, state
 
 
-def test_eight_devices_equal_one(rng, monkeypatch):
+def test_four_devices_equal_one(rng, monkeypatch):
   # The embedding has 101 tokens: nothing divides them, so they stay whole.
   monkeypatch.setattr(parallel, "RULES", {**parallel.RULES, "vocab": None})
   pairs = test_train.some_pairs(rng)
-  policy = policy_of(dropout=0.5, quantize="int8")
+  policy = policy_of()
   one, _ = curve(policy, parallel.make_mesh(devices=jax.devices()[:1]), pairs)
-  mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
+  mesh = parallel.make_mesh(fsdp=2, model=2, devices=jax.devices()[:4])
   many, state = curve(policy, mesh, pairs)
   np.testing.assert_allclose(many, one, atol=1e-5)
   assert one[0] != one[-1]

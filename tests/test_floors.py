@@ -12,7 +12,7 @@ FLOORS = (
   "shapes errors|losses|models|data"
   "|parallel optimizer train_state checkpoints hub adapters"
   "|objective train evaluate tabular inspection writer report"
-  "|settings inputs workdirs runs bandit cli __main__"
+  "|settings inputs workdirs card runs bandit cli __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 PLAIN = {"jax", "mrpo_jax", *sys.stdlib_module_names}

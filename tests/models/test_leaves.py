@@ -104,6 +104,7 @@ def test_a_new_adapter_starts_as_peft_starts_it():
   # Uniform within 1 / sqrt(inputs), of 4 heads x 8.
   bound = np.abs(np.asarray(arrays["a"])).max() * np.sqrt(32)
   assert 0.9 < bound <= 1.0
+  assert abs(np.mean(arrays["a"])) < 0.2 * bound / np.sqrt(32)
   assert not np.any(arrays["b"])
 
 
@@ -299,6 +300,11 @@ def test_dequantised_first_or_in_the_product_is_the_same():
 )
 def test_groups_go_over_heads(group, tiles):
   assert leaves._tiles("out", TABLE["blocks"]["out"], group) == tiles
+
+
+def test_a_group_of_one_and_a_half_heads_is_refused():
+  with pytest.raises(ValueError, match="of 12 do not divide the 4 x 8 inputs"):
+    leaves._tiles("out", TABLE["blocks"]["out"], 12)
 
 
 @pytest.mark.parametrize("group", [3, 12, 24, 64, 128])
