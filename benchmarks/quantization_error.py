@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What integers do to log-probabilities: a Markdown table, a row per model.
 
-  python benchmarks/quantization_error.py FOLDER ... \
+  python benchmarks/quantization_error.py [FOLDER ...] \
     [--data=FILE] [--pairs=32] [--groups=32,128]
 
 With --data, response tokens are those of its preference pairs under the
 model's own tokenizer; without, random ids after a random prompt, which say
 little about a trained model.  bytes: of all weights, as a device holds them.
+Without folders: a random bfloat16 model of each family, of about 4 M weights.
 """
 
 import argparse
@@ -18,8 +19,23 @@ import numpy as np
 
 from mrpo_jax import hub
 from mrpo_jax.data import encode, source, vocabulary
-from mrpo_jax.models import leaves, spec, transformer
+from mrpo_jax.models import families, leaves, spec, transformer
 
+VOCABULARY = 2048
+SPREAD = 2.5  # standard deviation of logits
+SIZES = dict(
+  vocab_size=VOCABULARY,
+  hidden_size=256,
+  num_hidden_layers=4,
+  num_attention_heads=4,
+  num_key_value_heads=4,
+  intermediate_size=768,
+)
+ALSO = dict(
+  gpt2=dict(n_embd=256, n_layer=4, n_head=4, num_key_value_heads=None),
+  gpt_neox=dict(num_key_value_heads=None),
+  granite=dict(attention_multiplier=1 / 64),
+)
 LENGTH = 128  # tokens of a sequence, at most
 
 
@@ -78,9 +94,23 @@ def size_of(params):
   )
 
 
-def rows_of(folder, data, pairs, groups):
+def random_models():
+  """(name, ModelConfig, params) of every family, all of one size."""
+  for family in families.FAMILIES:
+    sizes = SIZES | ALSO.get(family, {}) | {"model_type": family}
+    config = families.config_from_hf(sizes)
+    params = spec.init(config, jax.random.key(0), jnp.bfloat16)
+    tokens_1T = jax.random.randint(jax.random.key(1), (1, 64), 0, VOCABULARY)
+    logits = transformer.apply(config, params, tokens_1T)
+    # The final norm, so that the logits spread as those of a trained model.
+    factor = SPREAD / jnp.std(logits)
+    scale = (config.norm_shift + params["norm"]) * factor - config.norm_shift
+    params["norm"] = scale.astype(jnp.bfloat16)
+    yield "random", config, params
+
+
+def rows_of(name, config, params, folder, data, pairs, groups):
   """Lines of the table: what each kind changes in this model."""
-  config, params = hub.load(folder)
   sequences = (
     responses(config, folder, data, pairs)
     if data
@@ -91,8 +121,8 @@ def rows_of(folder, data, pairs, groups):
   dtype = params["norm"].dtype.name
   for group in (None, *groups):
     kind = "int4" if group else "int8"
-    name = f"{kind}, groups of {group}" if group else kind
-    start = f"| {pathlib.Path(folder).name} | {config.family} | {name} |"
+    weights = f"{kind}, groups of {group}" if group else kind
+    start = f"| {name} | {config.family} | {weights} |"
     try:
       small = leaves.quantize(params, spec.table(config), kind, group=group)
     except ValueError as error:
@@ -108,7 +138,7 @@ def rows_of(folder, data, pairs, groups):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("folders", nargs="+")
+  parser.add_argument("folders", nargs="*")
   parser.add_argument("--data", default="", help="file of preference pairs")
   parser.add_argument("--pairs", type=int, default=32)
   parser.add_argument("--groups", default="32,128", help="of int4")
@@ -119,8 +149,10 @@ def main():
     "| 99 % | bytes | tokens |"
   )
   print("|---|---|---|---|---|---|---|")
-  for folder in given.folders:
-    for row in rows_of(folder, given.data, given.pairs, groups):
+  folders = ((f, pathlib.Path(f).name, *hub.load(f)) for f in given.folders)
+  models = folders if given.folders else ((None, *m) for m in random_models())
+  for folder, *model in models:
+    for row in rows_of(*model, folder, given.data, given.pairs, groups):
       print(row, flush=True)
 
 

@@ -13,7 +13,7 @@ tags:
 
 # {loss}, step {step}
 
-Trained with [mrpo_jax](https://arxiv.org/abs/2405.16388) on preference pairs.
+Trained with mrpo_jax on preference pairs.
 
 | | |
 |---|---|

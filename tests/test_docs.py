@@ -9,6 +9,7 @@ import runpy
 import pytest
 
 from mrpo_jax import losses
+from mrpo_jax.models import families
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 MAKER = runpy.run_path(str(DOCS / "make_losses.py"))
@@ -26,6 +27,12 @@ def test_the_page_holds_every_public_name():
   assert missing == ["TRL_NAMES"]
   for name in losses.names():
     assert f"| `{name}` |" in page, name
+
+
+def test_the_page_of_models_names_every_family():
+  page = (DOCS / "models.md").read_text(encoding="utf-8")
+  for family in families.FAMILIES:
+    assert f"| `{family}` |" in page and f"| {family} |" in page, family
 
 
 @pytest.mark.parametrize("name", MAKER["MODULES"])

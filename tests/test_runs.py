@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -299,6 +300,15 @@ def test_export_writes_the_trained_policy(finished, tmp_path, capsys):
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(want), strict=True):
     np.testing.assert_array_equal(a, b)
   assert (to / "tokenizer.json").exists()
+  card = (to / "README.md").read_text()
+  assert card.startswith("---\nlibrary_name: transformers\ntags:\n- mrpo_jax\n")
+  _, metrics, _, config, _ = re.split("```(?:json)?\n", card)
+  assert json.loads(config) == json.loads(
+    (finished / "config.json").read_text()
+  )
+  last = lines_of(finished)[-1]
+  assert json.loads(metrics)["step"] == last["step"] == 8
+  assert json.loads(metrics)["eval/loss"] == last["eval/loss"]
   assert mrpo("export", f"--workdir={finished}", f"--to={to}") == 2
   assert "exists" in capsys.readouterr().err
 
