@@ -6,10 +6,12 @@ weights are never opened.  What a config asks for beyond plain LoRA is refused
 by name: a wrong number is worse than none.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
 import pathlib
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -27,7 +29,8 @@ PREFIX = "base_model.model."
 # other one is refused unless it is null, false, empty or "none".
 HARMLESS = set(
   "peft_type task_type auto_mapping base_model_name_or_path revision "
-  "peft_version inference_mode r lora_alpha lora_dropout use_rslora "
+  "peft_version inference_mode r lora_alpha rank_pattern alpha_pattern "
+  "lora_dropout use_rslora "
   "target_modules exclude_modules fan_in_fan_out init_lora_weights "
   "megatron_core loftq_config eva_config qalora_group_size "
   "ensure_weight_tying".split()
@@ -47,6 +50,7 @@ def load(path, table):
     (adapter, arrays): leaves.Adapter without dropout, and float32 arrays of
     the host in the shape of `leaves.adapter_table`.  Of a module that holds
     several leaves (a fused query, key and value), each gets its own `a`.
+    Where modules differ in rank, smaller ones are filled up with zeros.
 
   Raises:
     InputError or OSError: names the file, the key or the tensor that is wrong.
@@ -69,15 +73,21 @@ def load(path, table):
     if any(names[0] in stored for names in _names(spec))
   )
   _check_names(file, stored, [matrices[name] for name in targets])
-  rank = values["r"]
-  blocks = {name: _pair(file, stored, matrices[name], rank) for name in targets}
-  adapter = leaves.Adapter(
-    rank=rank,
-    alpha=float(values["lora_alpha"]),
-    targets=targets,
-    rslora=bool(values.get("use_rslora")),
-  )
-  return adapter, {"blocks": blocks}
+  own = {name: _adapter_of(values, _module(matrices[name])) for name in targets}
+  scales = {adapter.scale for adapter in own.values()}
+  if not math.isclose(min(scales), max(scales)):
+    raise InputError(
+      f"{folder / CONFIG}: alpha / rank differs between modules: "
+      f"{', '.join(map(str, sorted(scales)))}"
+    )
+  widest = max(own.values(), key=lambda adapter: adapter.rank)
+  blocks = {
+    name: _widened(
+      _pair(file, stored, matrices[name], adapter.rank), widest.rank
+    )
+    for name, adapter in own.items()
+  }
+  return dataclasses.replace(widest, targets=targets), {"blocks": blocks}
 
 
 def save(path, table, adapter, arrays, *, base=None, tokenizer=None, card=None):
@@ -93,24 +103,16 @@ def save(path, table, adapter, arrays, *, base=None, tokenizer=None, card=None):
     card: text of the folder's README.md.
 
   Raises:
-    InputError: the folder is taken, or a matrix is only a part of a module of
-      the base model, which PEFT can adapt as a whole alone.
+    InputError: the folder is taken.
     OSError: the disk refuses.
   """
-  matrices, tensors = leaves.matrices(table), {}
-  for name, pair in arrays["blocks"].items():
-    spec = matrices[name]
-    if spec.shared:
-      raise InputError(
-        f"{name} is a part of {spec.name}, which PEFT adapts as a whole: "
-        "export with --merge-adapters"
-      )
-    for kind, names in zip("ab", _names(spec), strict=True):
-      for tensor, layer in zip(names, np.asarray(pair[kind]), strict=True):
-        first = spec.inputs if kind == "a" else 1
-        flat = layer.reshape(math.prod(layer.shape[:first]), -1)
-        tensors[tensor] = np.ascontiguousarray(flat.T)
-  values = _peft_config(matrices, tuple(arrays["blocks"]), adapter, base)
+  matrices, tensors, modules = leaves.matrices(table), {}, {}
+  for name in arrays["blocks"]:
+    modules.setdefault(matrices[name].name, []).append(name)
+  for names in modules.values():
+    parts = [(matrices[name], arrays["blocks"][name]) for name in names]
+    tensors |= _module_tensors(parts)
+  values = _peft_config(matrices, modules, adapter, base)
   with hub.new_folder(path) as partial:
     text = json.dumps(values, indent=2) + "\n"
     (partial / CONFIG).write_text(text, encoding="utf-8")
@@ -160,10 +162,18 @@ def _read_config(folder):
       f"{file}: init_lora_weights={start!r} changes the base model; convert "
       "the adapter to a plain LoRA when saving it"
     )
-  for key, kinds in (("r", int), ("lora_alpha", (int, float))):
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-      raise InputError(f"{file}: {key}={value!r}; want a positive number")
+  for key, pattern, kinds in (
+    ("r", "rank_pattern", int),
+    ("lora_alpha", "alpha_pattern", (int, float)),
+  ):
+    own = values.get(pattern) or {}
+    if not isinstance(own, dict):
+      raise InputError(f"{file}: {pattern}={own!r}; want an object")
+    numbers = {key: values.get(key)}
+    numbers |= {f"{pattern}.{module}": value for module, value in own.items()}
+    for name, n in numbers.items():
+      if isinstance(n, bool) or not isinstance(n, kinds) or not n > 0:
+        raise InputError(f"{file}: {name}={n!r}; want a positive number")
   return values
 
 
@@ -197,8 +207,7 @@ def _check_names(file, stored, matrices):
 def _pair(file, stored, spec, rank):
   """{"a", "b"} of one leaf, all layers stacked."""
   inputs, outputs = _sizes(spec)
-  whole = spec.shared.whole if spec.shared else None
-  rows = math.prod(whole) // math.prod(inputs) if whole else math.prod(outputs)
+  rows = _outputs(spec)
   a_names, b_names = _names(spec)
   shape = (rank, math.prod(inputs))
   a = [_tensor(file, stored, name, shape).T for name in a_names]
@@ -220,15 +229,58 @@ def _sizes(spec):
 
 def _part(tensor, spec):
   """The rows of a stored [out, rank] that belong to this leaf."""
-  if spec.shared is None:
-    return tensor
-  # A row of the whole for each output, split as the weight itself is.
-  size, outer = tensor.shape[0], spec.shared.split
+  return tensor[_rows(spec)] if spec.shared else tensor
+
+
+def _rows(spec):
+  """Which outputs of the stored module are this leaf's, split as its weight."""
+  size, outer = _outputs(spec), spec.shared.split
   if spec.inputs_first:
-    index = np.arange(size)[spec.shared.part[-1]]
-  else:
-    index = np.arange(size).reshape(outer[: -spec.inputs])[spec.shared.part]
-  return tensor[index.reshape(-1)]
+    return np.arange(size)[spec.shared.part[-1]]
+  index = np.arange(size).reshape(outer[: -spec.inputs])[spec.shared.part]
+  return index.reshape(-1)
+
+
+def _outputs(spec):
+  """Outputs of the stored module."""
+  inputs, outputs = _sizes(spec)
+  if spec.shared is None:
+    return math.prod(outputs)
+  return math.prod(spec.shared.whole) // math.prod(inputs)
+
+
+def _module(spec):
+  """The name of the module within a layer."""
+  return spec.name.partition("{}.")[2].removesuffix(".weight")
+
+
+def _adapter_of(values, module):
+  """The Adapter that a config gives to a module: its own rank, its own alpha.
+
+  Patterns are regular expressions for the end of a module's name, as in PEFT.
+  """
+
+  def own(key, default):
+    for pattern, value in (values.get(key) or {}).items():
+      if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        return value
+    return default
+
+  return leaves.Adapter(
+    rank=own("rank_pattern", values["r"]),
+    alpha=float(own("alpha_pattern", values["lora_alpha"])),
+    rslora=bool(values.get("use_rslora")),
+  )
+
+
+def _widened(pair, rank):
+  """A pair of a larger rank: zeros that change nothing and stay zero."""
+  more = rank - pair["a"].shape[-1]
+  a, b = pair["a"], pair["b"]
+  return {
+    "a": np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)]),
+    "b": np.pad(b, [(0, 0), (0, more)] + [(0, 0)] * (b.ndim - 2)),
+  }
 
 
 def _tensor(file, stored, name, shape):
@@ -246,7 +298,46 @@ def _tensor(file, stored, name, shape):
 # Writing.
 
 
-def _peft_config(matrices, targets, adapter, base):
+def _module_tensors(parts):
+  """{name: tensor} of one module of all layers, from its leaves.
+
+  Of several leaves that share it: their `a` below each other, their `b` in
+  blocks, so that each reads its own, and the rank is the sum.
+
+  Args:
+    parts: [(ArraySpec, {"a", "b"})].
+  """
+  spec = parts[0][0]
+  tensors = {}
+  for layer, names in enumerate(zip(*_names(spec), strict=True)):
+    a = [_flat(pair["a"][layer], one.inputs).T for one, pair in parts]
+    b = [_flat(pair["b"][layer], 1).T for _, pair in parts]
+    if spec.shared:
+      rank = a[0].shape[0]
+      blocks = np.zeros((_outputs(spec), rank * len(parts)), b[0].dtype)
+      for i, ((one, _), part) in enumerate(zip(parts, b, strict=True)):
+        blocks[_rows(one), i * rank : (i + 1) * rank] = part
+      a, b = [np.concatenate(a)], [blocks]
+    for name, (tensor,) in zip(names, (a, b), strict=True):
+      tensors[name] = np.ascontiguousarray(tensor)
+  return tensors
+
+
+def _flat(array, first):
+  """A matrix: the first axes, and the others."""
+  array = np.asarray(array)
+  return array.reshape(math.prod(array.shape[:first]), -1)
+
+
+def _peft_config(matrices, modules, adapter, base):
+  targets = [name for names in modules.values() for name in names]
+  ranks, alphas = {}, {}
+  for first, *others in modules.values():
+    if others:  # the same scale at a rank that is so many times as large
+      module, times = _module(matrices[first]), 1 + len(others)
+      ranks[module] = times * adapter.rank
+      factor = math.sqrt(times) if adapter.rslora else times
+      alphas[module] = adapter.alpha * factor
   alpha = adapter.alpha
   return {
     "peft_type": "LORA",
@@ -254,6 +345,8 @@ def _peft_config(matrices, targets, adapter, base):
     "base_model_name_or_path": base,
     "r": adapter.rank,
     "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+    "rank_pattern": ranks,
+    "alpha_pattern": alphas,
     "use_rslora": adapter.rslora,
     "lora_dropout": adapter.dropout,
     "target_modules": _module_names(matrices, targets),
@@ -269,9 +362,7 @@ def _module_names(matrices, targets):
   others = {short[name] for name in matrices if name not in targets}
   return sorted(
     {
-      matrices[name].name.partition("{}.")[2].removesuffix(".weight")
-      if short[name] in others
-      else short[name]
+      _module(matrices[name]) if short[name] in others else short[name]
       for name in targets
     }
   )

@@ -121,7 +121,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_part_of_a_module_is_read_but_not_written(tmp_path):
+def test_a_part_of_a_module_is_read(tmp_path):
   # Query, key and value in one module, as Phi-3 has them: 32 + 16 + 16 rows.
   blocks = {}
   start = 0
@@ -152,8 +152,53 @@ def test_a_part_of_a_module_is_read_but_not_written(tmp_path):
   np.testing.assert_array_equal(
     pair["b"][1].reshape(4, 16), stored[name.format(1, "B")][32:48].T
   )
-  with pytest.raises(InputError, match="part of.*qkv_proj.*--merge-adapters"):
-    adapters.save(tmp_path / "b", fused, adapter, arrays)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(
+  "name", ["phi3_partial", "gpt_neox_parallel", "gpt2_bare"]
+)
+def test_parts_of_a_module_are_written_in_blocks(tmp_path, name, rslora):
+  config, params = hub.load(GOLDEN / name, dtype="float32")
+  whole = spec.table(config)
+  targets = ("query", "value", "up", "down")  # of three parts two
+  adapter = leaves.Adapter(2, 3.0, targets, rslora)
+  keys = iter(jax.random.split(jax.random.key(0), 99))
+  arrays = spec.map_specs(
+    lambda one: jax.random.normal(next(keys), one.shape),
+    leaves.adapter_table(whole, adapter),
+  )
+  adapters.save(tmp_path / "a", whole, adapter, arrays)
+  values = json.loads((tmp_path / "a" / adapters.CONFIG).read_text())
+  assert 4 in values["rank_pattern"].values()
+  again, read = adapters.load(tmp_path / "a", whole)
+  assert again.rank == 4 and again.scale == pytest.approx(adapter.scale)
+  tokens = np.arange(12)[None]
+  want, got = (
+    transformer.apply(config, leaves.attach(params, pair, one), tokens)
+    for pair, one in ((arrays, adapter), (read, again))
+  )
+  assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+
+
+def test_a_smaller_rank_is_filled_with_zeros(tmp_path):
+  shutil.copytree(PLAIN, tmp_path / "a")
+  file = tmp_path / "a" / adapters.WEIGHTS
+  stored = safetensors.numpy.load_file(file)
+  for key in stored:
+    if "q_proj" in key:
+      cut = stored[key][:3] if "lora_A" in key else stored[key][:, :3]
+      stored[key] = np.ascontiguousarray(cut)
+  safetensors.numpy.save_file(stored, file)
+  given = dict(rank_pattern={"q_proj": 3}, alpha_pattern={"q_p.*": 4.5})
+  config = tmp_path / "a" / adapters.CONFIG
+  config.write_text(json.dumps(json.loads(config.read_text()) | given))
+  adapter, arrays = adapters.load(tmp_path / "a", table())
+  assert adapter == leaves.Adapter(4, 6.0, ("query", "value", "out"))
+  query = arrays["blocks"]["query"]
+  assert query["a"].shape == (2, 32, 4) and not query["a"][..., 3].any()
+  assert query["b"].shape == (2, 4, 4, 8) and not query["b"][:, 3].any()
+  assert query["a"][..., :3].all()
 
 
 def changed(tmp_path, **values):
@@ -172,8 +217,10 @@ def changed(tmp_path, **values):
     (dict(bias="lora_only"), "bias='lora_only' is not computed"),
     (dict(modules_to_save=["lm_head"]), "modules_to_save=.*lm_head"),
     (dict(layers_to_transform=[0]), "layers_to_transform"),
-    (dict(rank_pattern={"q_proj": 8}), "rank_pattern"),
-    (dict(alpha_pattern={"q_proj": 8}), "alpha_pattern"),
+    (dict(rank_pattern={"q_proj": 8}), "alpha / rank differs.*0.75, 1.5"),
+    (dict(alpha_pattern={"q_proj": 8}), "alpha / rank differs.*1.5, 2.0"),
+    (dict(rank_pattern={"q_proj": 0}), "rank_pattern.q_proj=0; want a pos"),
+    (dict(rank_pattern=[8]), r"rank_pattern=\[8\]; want an object"),
     (dict(of_tomorrow=1), "of_tomorrow=1 is not computed"),
     (dict(init_lora_weights="pissa"), "'pissa' changes the base model"),
     (dict(r=0), "r=0; want a positive number"),

@@ -96,8 +96,6 @@ def check():
   golden = np.load(HERE / "adapter.npz")
   for name, (base, _) in ADAPTERS.items():
     table = spec.table(hub.read_config(HERE / base))
-    if any(one.shared for one in table["blocks"].values()):
-      continue  # which we read, but do not write
     adapter, arrays = adapters.load(HERE / f"adapter_{name}", table)
     with tempfile.TemporaryDirectory() as scratch:
       folder = pathlib.Path(scratch) / "adapter"
@@ -106,7 +104,8 @@ def check():
       ours = logits(model, golden["tokens"])
     gap = np.abs(ours - golden[f"{name}_logits"]).max()
     print(f"{name}: logits off by {gap:.1e}")
-    assert gap == 0
+    # A module of several of our leaves gets blocks, which sum in another order.
+    assert gap <= 1e-6 * np.abs(golden[f"{name}_logits"]).max()
 
 
 if __name__ == "__main__":
