@@ -11,12 +11,9 @@ import math
 from collections.abc import Callable
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.models.rope import Rope
+from mrpo_jax.models import rope_config
+from mrpo_jax.models.config_values import UnsupportedModel, Values
 from mrpo_jax.models.spec import ModelConfig
-
-
-class UnsupportedModel(InputError):
-  """Names the architecture or the feature that is not computed here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,68 +42,12 @@ KEYS = dict(  # field of ModelConfig -> key of config.json
   bos_id="bos_token_id",
   eos_id="eos_token_id",
 )
-READERS = {  # kind -> what a value must be
-  "size": ("a positive integer", lambda v: type(v) is int and v > 0),
-  "number": (
-    "a positive number",
-    lambda v: type(v) in (int, float) and 0 < v < 1e38,  # float32 later
-  ),
-  "flag": ("true or false", lambda v: type(v) is bool),
-  "token": (
-    "a token id or null",
-    lambda v: v is None or (type(v) is int and v >= 0),
-  ),
-}
 KINDS = {  # of the fields in KEYS that are no sizes
   "norm_epsilon": "number",
   "tied": "flag",
   "bos_id": "token",
   "eos_id": "token",
 }
-
-
-class Values:
-  """The values of a config.json, checked as they are asked for."""
-
-  def __init__(self, values, defaults):
-    self.values, self.defaults = values, defaults
-
-  def get(self, key):
-    """Null counts as given: some defaults apply to an absent key alone."""
-    return self.values.get(key, self.defaults.get(key))
-
-  def read(self, kind, key, fallback=None):
-    value = self.get(key)
-    value = fallback if value is None else value
-    if kind == "token" and isinstance(value, list):
-      value = value[0] if value else None
-    want, fits = READERS[kind]
-    if not fits(value):
-      problem = (
-        f"{key}={value!r}" if key in self.values else f"{key} is missing"
-      )
-      raise InputError(f"{problem}; want {want}")
-    return float(value) if kind == "number" else value
-
-  def flag(self, key):
-    return self.read("flag", key)
-
-  def number(self, key):
-    return self.read("number", key)
-
-  def optional(self, kind, key):
-    """None where the key is null, or absent without a default."""
-    return None if self.get(key) is None else self.read(kind, key)
-
-  def choice(self, key, choices):
-    """The value that `choices` gives for what the key names."""
-    value = self.get(key)
-    if not isinstance(value, str) or value not in choices:
-      known = ", ".join(sorted(choices))
-      raise UnsupportedModel(
-        f"{key}={value!r} is not computed here; want one of {known}"
-      )
-    return choices[value]
 
 
 ACTIVATIONS = {
@@ -118,7 +59,6 @@ ACTIVATIONS = {
   "gelu_fast": "gelu_tanh",
   "relu": "relu",
 }
-ORIGINAL = "original_max_position_embeddings"
 SLIDING, FULL = "sliding_attention", "full_attention"
 EVERYWHERE = dict(  # like Family.only, for every family
   quantization_config=(None,),
@@ -613,156 +553,15 @@ def _family(values):
   return name, family
 
 
-# Ropes.
-
-
 def _ropes(name, family, given, fields):
   """One for each kind of layer: full ones first, then Gemma 3's sliding."""
-  scaling = given.values.get("rope_scaling") or {}
-  parameters = given.values.get("rope_parameters") or {}
-  for key, value in (
-    ("rope_scaling", scaling),
-    ("rope_parameters", parameters),
-  ):
-    if not isinstance(value, dict):
-      raise InputError(f"{key}={value!r}; want an object or null")
+
+  def read(parameters):
+    return rope_config.read(given, fields, parameters, family.ropes)
+
   if name == "gemma3_text":
-    full = {**_object(parameters, FULL), **scaling}
-    local = _object(parameters, SLIDING)
+    full, local = rope_config.by_layer(given, FULL, SLIDING)
     theta = given.number("rope_local_base_freq")
-    local = {"rope_theta": theta, **local}
-    return tuple(_rope(family, given, fields, r) for r in (full, local))
-  rope = _rope(family, given, fields, scaling or parameters)
+    return read(full), read({"rope_theta": theta, **local})
+  rope = read(rope_config.parameters(given))
   return (rope, None) if name == "smollm3" else (rope,)
-
-
-def _object(values, key):
-  found = values.get(key) or {}
-  if not isinstance(found, dict):
-    raise InputError(f"rope_parameters.{key}={found!r}; want an object")
-  return found
-
-
-def _rope(family, given, fields, parameters):
-  if any(isinstance(value, dict) for value in parameters.values()):
-    raise UnsupportedModel("rope_parameters: one for each type of layer")
-  parameters = dict(parameters)
-  if ORIGINAL in {**family.defaults, **given.values}:
-    parameters.pop(ORIGINAL, None)  # as in transformers, it counts less
-  rope = Values({**given.values, **parameters}, given.defaults)
-  kind = parameters.get("rope_type", parameters.get("type", "default"))
-  if family is FAMILIES["phi3"] and kind in ("su", "yarn"):
-    kind = "longrope"  # as Phi-3 named it first
-  if kind not in family.ropes:
-    known = ", ".join(family.ropes)
-    raise UnsupportedModel(
-      f"rope_type={kind!r} is not computed here; want one of {known}"
-    )
-  theta, dims = _theta(rope), _dims(family, rope, fields)
-  settings = SETTINGS[kind](rope, fields) if kind in SETTINGS else {}
-  return Rope(theta, dims, kind, tuple(sorted(settings.items())))
-
-
-def _theta(rope):
-  key = "rope_theta"
-  if key not in rope.values and "rotary_emb_base" in rope.values:
-    key = "rotary_emb_base"  # GPT-NeoX of transformers 4
-  return rope.number(key)
-
-
-def _dims(family, rope, fields):
-  """How many dims of a head turn; None for all."""
-  share = rope.values.get("partial_rotary_factor")
-  if share is None:
-    share = rope.values.get("rotary_pct")
-  if share is None:
-    share = rope.defaults.get("partial_rotary_factor", 1)
-  if type(share) not in (int, float) or not 0 < share <= 1:
-    raise InputError(f"partial_rotary_factor={share!r}; want a share up to 1")
-  if share == 1:
-    return None
-  if "partial_rotary_factor" not in family.defaults:
-    raise UnsupportedModel(
-      f"partial_rotary_factor={share} is not computed here"
-    )
-  return int(fields["head_dim"] * share)
-
-
-def _original(rope, fields):
-  return rope.read("size", ORIGINAL, fields["max_positions"])
-
-
-def _factor(rope, fields):
-  if rope.values.get("factor") is not None:
-    return rope.number("factor")
-  return fields["max_positions"] / _original(rope, fields)
-
-
-def _dynamic(rope, fields):
-  return dict(
-    factor=rope.number("factor"),
-    max_position_embeddings=fields["max_positions"],
-  )
-
-
-def _llama3(rope, fields):
-  names = ("factor", "low_freq_factor", "high_freq_factor")
-  return {name: rope.number(name) for name in names} | dict(
-    original_max_position_embeddings=_original(rope, fields)
-  )
-
-
-def _yarn(rope, fields):
-  factor = _factor(rope, fields)
-
-  def hotter(scale):
-    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-  # A zero counts as absent.
-  one, all_dims = (
-    rope.values.get(k) or 0 for k in ("mscale", "mscale_all_dim")
-  )
-  attention = rope.values.get("attention_factor")
-  if attention is None:
-    both = one and all_dims
-    attention = hotter(one) / hotter(all_dims) if both else hotter(1.0)
-  truncate = rope.values.get("truncate")
-  return dict(
-    factor=factor,
-    attention_factor=float(attention),
-    beta_fast=float(rope.values.get("beta_fast") or 32),
-    beta_slow=float(rope.values.get("beta_slow") or 1),
-    original_max_position_embeddings=_original(rope, fields),
-    truncate=True if truncate is None else bool(truncate),
-  )
-
-
-def _longrope(rope, fields):
-  original = _original(rope, fields)
-  factor = _factor(rope, fields)
-  attention = rope.values.get("attention_factor")
-  if attention is None:
-    hot = math.log(factor) / math.log(original) if factor > 1 else 0.0
-    attention = math.sqrt(1 + hot)
-  dims = _dims(FAMILIES["phi3"], rope, fields) or fields["head_dim"]
-  lists = {}
-  for name in ("short_factor", "long_factor"):
-    numbers = rope.values.get(name)
-    if not isinstance(numbers, list) or len(numbers) != dims // 2:
-      raise InputError(f"{name}: want a list of {dims // 2} numbers")
-    if not all(type(n) in (int, float) and n > 0 for n in numbers):
-      raise InputError(f"{name}: want positive numbers")
-    lists[name] = tuple(map(float, numbers))
-  return lists | dict(
-    attention_factor=float(attention),
-    original_max_position_embeddings=original,
-  )
-
-
-SETTINGS = {
-  "linear": lambda rope, fields: dict(factor=rope.number("factor")),
-  "dynamic": _dynamic,
-  "llama3": _llama3,
-  "yarn": _yarn,
-  "longrope": _longrope,
-}
