@@ -10,7 +10,12 @@ and computes in float32 or better.
 """
 
 from mrpo_jax.losses.batch import adaptive_beta, aot, aot_unpaired, dr_dpo
-from mrpo_jax.losses.diagnostics import preference_metrics, reference_metrics
+from mrpo_jax.losses.diagnostics import (
+  gradient_metrics,
+  preference_metrics,
+  reference_metrics,
+  reference_relations,
+)
 from mrpo_jax.losses.dispersion import (
   dispersion_scale,
   mallows_phi,
@@ -97,6 +102,8 @@ from mrpo_jax.losses.weighting import (
   accuracy_weights,
   adaptive_weights,
   discrimination_weights,
+  measured,
+  scale_factors,
   sliding_window,
   thompson,
   uniform_weights,
@@ -142,6 +149,7 @@ __all__ = [
   "focal_dpo",
   "forward_kl_dpo",
   "geometric",
+  "gradient_metrics",
   "harmonic",
   "hinge",
   "hypo",
@@ -152,6 +160,7 @@ __all__ = [
   "mallows_phi",
   "mallows_theta",
   "maximum",
+  "measured",
   "minimum",
   "minor_dpo",
   "mnpo",
@@ -169,7 +178,9 @@ __all__ = [
   "r_dpo",
   "rainbow_po",
   "reference_metrics",
+  "reference_relations",
   "robust_dpo",
+  "scale_factors",
   "simpo",
   "slic",
   "sliding_window",

@@ -27,11 +27,16 @@ MIXTURES = {
 RULES = {
   "uniform": lambda: weighting.stateless(weighting.uniform_weights),
   "adaptive": lambda: weighting.stateless(weighting.adaptive_weights),
+  "discrimination": lambda: weighting.measured(
+    weighting.discrimination_weights
+  ),
+  "accuracy": lambda: weighting.measured(weighting.accuracy_weights),
   "sliding_window": weighting.sliding_window,
   "thompson": lambda prior=5.0, seed=0: weighting.thompson(
     jax.random.PRNGKey(seed), prior
   ),
 }
+SCALES = ("sum", "mean", "character", "zscore")
 TOKEN_WEIGHTS = {
   "temporal_decay": tokens.temporal_decay,
   "length_desensitized": tokens.length_desensitized,
@@ -153,11 +158,27 @@ def _weigh_tokens(function, keywords, places):
   return function(*arrays, **keywords)
 
 
-def per_token(scale):
-  """Is the loss to read means per response token?"""
-  if scale not in ("sum", "mean"):
-    raise ValueError(f"unknown scale {scale!r}; known: sum, mean")
-  return scale == "mean"
+def scale(given):
+  """The unit of log-probabilities, by name."""
+  if given not in SCALES:
+    raise ValueError(f"unknown scale {given!r}; known: {', '.join(SCALES)}")
+  return given
+
+
+def betas(given):
+  """One beta per reference, or None."""
+  if given is None:
+    return None
+  try:
+    beta_K = () if isinstance(given, str) else tuple(map(float, given))
+  except (TypeError, ValueError):
+    beta_K = ()
+  if not beta_K or not all(0 < beta < math.inf for beta in beta_K):
+    raise ValueError(
+      f"betas must be a tuple of positive numbers, one per reference, got "
+      f"{given!r}"
+    )
+  return beta_K
 
 
 def dispersion(given):

@@ -8,6 +8,9 @@ from mrpo_jax.losses.mixture import power_mean, trust_region
 from mrpo_jax.losses.weighting import normalised_weight
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
+ALONE = 0.99  # of the mixture: the others move its logarithm by 0.01 nats
+SATURATED = (0.01, 0.99)  # of a gradient scale
+
 
 def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
   """Implicit rewards and how often they agree with the label.
@@ -94,14 +97,94 @@ def reference_metrics(
   }
 
 
-def _responsibility(ref_logp_BCK, weight_BK, *, p):
-  """d log mixture / d log r_k at the chosen response."""
+def reference_relations(
+  ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
+):
+  """How the references stand to each other.
+
+  Args:
+    ref_logp_BCK: nats, summed over response tokens, not clipped.
+    weight: [K] or [B, K], non-negative.
+    p: see `power_mean`.
+    epsilon_max: see `trust_region`; None means no clipping.
+    adaptive_epsilon: see `trust_region`.
+
+  Returns:
+    dict: `agreement`, value_BKK, 1 where two references rank the pair alike (a
+    reference that is undecided agrees with none, itself included); `cancels`,
+    value_B, 1 where one reference has at least 0.99 of the mixture at both
+    responses, and not by its weight alone: the weights then drop out of their
+    difference and change nothing (0 for K = 1 and p = 0).
+
+  >>> import jax.numpy as jnp
+  >>> logp = jnp.array([[[-1.0, -9.0], [-2.0, -8.0]]])
+  >>> figures = reference_relations(logp, jnp.ones(2))
+  >>> figures["agreement"][0].tolist(), figures["cancels"].tolist()
+  ([[1.0, 0.0], [0.0, 1.0]], [1.0])
+  """
+  check("B 2 K", ref_logp_BCK)
+  ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
+  weight_BK = normalised_weight(weight, ref_logp_BCK)
+  sign_BK = jnp.sign(ref_logp_BCK[:, CHOSEN] - ref_logp_BCK[:, REJECTED])
+  alike_BKK = sign_BK[:, :, None] * sign_BK[:, None, :] > 0
+  mixed_BCK = ref_logp_BCK
+  if epsilon_max is not None:
+    mixed_BCK = trust_region(
+      ref_logp_BCK, epsilon_max=epsilon_max, adaptive=adaptive_epsilon
+    )
+  # A share that is a weight's alone changes with it.
+  cancels_BK = weight_BK < ALONE
+  for choice in (CHOSEN, REJECTED):
+    share_BK = _responsibility(mixed_BCK, weight_BK, p=p, choice=choice)
+    cancels_BK &= share_BK >= ALONE
+  dtype = ref_logp_BCK.dtype
+  return {
+    "agreement": alike_BKK.astype(dtype),
+    "cancels": jnp.any(cancels_BK, axis=-1).astype(dtype),
+  }
+
+
+def gradient_metrics(margin_B):
+  """The factor on a pair's gradient in DPO, and where it is saturated.
+
+      gradient_scale = sigmoid(-m),   m = beta * ( log-ratio margin )
+
+  Near 0 a pair is learnt and ignored, near 1 it counts whole whatever the
+  policy does.
+
+  Args:
+    margin_B: reward margins, beta included.
+
+  Returns:
+    dict of value_B: `gradient_scale`, `gradient_scale/low` (1 below 0.01),
+    `gradient_scale/high` (1 above 0.99).
+
+  Source: DPO, arXiv:2305.18290, equation 7.
+
+  >>> import jax.numpy as jnp
+  >>> figures = gradient_metrics(jnp.array([0.0, 9.0]))
+  >>> figures["gradient_scale/low"].tolist()
+  [0.0, 1.0]
+  """
+  check("B", margin_B)
+  scale_B = jax.nn.sigmoid(-widen(margin_B))
+  low, high = SATURATED
+  return {
+    "gradient_scale": scale_B,
+    "gradient_scale/low": (scale_B < low).astype(scale_B.dtype),
+    "gradient_scale/high": (scale_B > high).astype(scale_B.dtype),
+  }
+
+
+def _responsibility(ref_logp_BCK, weight_BK, *, p, choice=CHOSEN):
+  """d log mixture / d log r_k at one response."""
+  ref_logp_BK = ref_logp_BCK[:, choice]
   if abs(p) == float("inf"):
     extreme_BC = power_mean(ref_logp_BCK, weight_BK, p=p)
-    hit_BK = ref_logp_BCK[:, CHOSEN] == extreme_BC[:, CHOSEN, None]
+    hit_BK = ref_logp_BK == extreme_BC[:, choice, None]
     hit_BK = (hit_BK & (weight_BK > 0)).astype(weight_BK.dtype)
     return hit_BK / jnp.sum(hit_BK, axis=-1, keepdims=True)
   kept_BK = weight_BK > 0
   log_weight_BK = jnp.log(jnp.where(kept_BK, weight_BK, 1.0))
-  term_BK = log_weight_BK + p * ref_logp_BCK[:, CHOSEN]
+  term_BK = log_weight_BK + p * ref_logp_BK
   return jax.nn.softmax(term_BK, axis=-1, where=kept_BK)

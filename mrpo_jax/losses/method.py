@@ -20,7 +20,13 @@ from mrpo_jax.losses.mixture import virtual_reference
 from mrpo_jax.losses.pair import margin
 from mrpo_jax.losses.references import weighted_losses
 from mrpo_jax.losses.unreferenced import nll
-from mrpo_jax.losses.weighting import WeightRule
+from mrpo_jax.losses.weighting import (
+  WeightRule,
+  normalised_weight,
+  scale_factors,
+  stateless,
+  uniform_weights,
+)
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 # Arrays that come from a reference.
@@ -71,7 +77,8 @@ class Method:
   epsilon_max: float | None
   adaptive_epsilon: bool
   official_weights: bool
-  mean: bool  # log-probabilities per response token, not sums
+  betas: tuple[float, ...] | None  # one per reference
+  scale: str  # "sum", "mean", "character", "zscore": unit of log-probabilities
   token_weight: Callable | None  # dict of arrays of one shape -> weights
   token_arrays: tuple[str, ...]  # which of them it reads
   pair_weight: Callable | None  # mean_excess_BC -> weight_B
@@ -93,7 +100,8 @@ class Method:
       state: see `init`; None is the state before the first step.
       **figures: what else the method needs, of these: `length_BC`, response
         tokens; `ref_length_BCK`, the same under each reference's tokenizer
-        (`length_BC` unless given); `kl_BC`, see `tdpo`; `mean_excess_BC`, see
+        (`length_BC` unless given); `character_BC`, response characters, one
+        count for all models; `kl_BC`, see `tdpo`; `mean_excess_BC`, see
         `wpo_weight`; `normalised_entropy_BC` under reference 0; `valid_B`,
         the real pairs.
 
@@ -102,14 +110,19 @@ class Method:
     """
     check("B 2", policy_logp_BC)
     state = self._state(state, ref_logp_BCK)
-    policy_BC, ref_BCK = self.scaled(policy_logp_BC, ref_logp_BCK, **figures)
+    policy_BC, ref_BCK = self.scaled(
+      policy_logp_BC, ref_logp_BCK, state=state, **figures
+    )
     hyper = self._hyper(state, policy_BC, ref_BCK, figures)
     given = self._given(policy_logp_BC, policy_BC, figures)
 
-    def loss_against(ref_BC):
+    def loss_against(ref_BC, beta=None):
       made = {**given, **_against(policy_BC, ref_BC)}
       arrays = [_need(self.name, made, key)() for key in arrays_of(self.loss)]
-      return _per_pair(self.loss(*arrays, **hyper), policy_BC)
+      if beta is not None and jnp.ndim(beta) == 1:
+        return _with_betas(self.loss, arrays, hyper, beta)
+      own = hyper if beta is None else {**hyper, "beta": beta}
+      return _per_pair(self.loss(*arrays, **own), policy_BC)
 
     loss_B = self._mixed(loss_against, state, ref_BCK)
     if self.pair_weight is not None:
@@ -126,13 +139,21 @@ class Method:
     """Names of what `__call__` must be given beside log-probabilities."""
     names = {*arrays_of(self.loss), *(["mean_logp_B"] if self.nll else [])}
     found = {"kl_BC", "length_BC"} & names
-    if self.mean or names & {"mean_logp_B", "gold_mean_logp_B"}:
+    if self.scale == "mean" or names & {"mean_logp_B", "gold_mean_logp_B"}:
       found.add("length_BC")
+    if self.scale == "character":
+      found.add("character_BC")
     if self.pair_weight is not None:
       found.add("mean_excess_BC")
     if self.dispersion is not None:
       found.add("normalised_entropy_BC")
     return found
+
+  @property
+  def measures(self):
+    """Splits whose references `measure` wants to see before the first step."""
+    found = {"train"} if self.scale == "zscore" else set()
+    return found | ({"validation"} if self.rule.measure else set())
 
   @property
   def takes_reference(self):
@@ -163,22 +184,65 @@ class Method:
       return None
     zero_BC, one_BC = jnp.zeros((1, 2)), jnp.ones((1, 2))
     figures = {key: one_BC for key in self.needs} | {"kl_BC": zero_BC}
-    return float(self(zero_BC, zero_BC[..., None], **figures)[0])
+    if self.betas is not None:
+      zero_BCK = jnp.zeros((1, 2, len(self.betas)))
+      return float(self(zero_BC, zero_BCK, **figures)[0])
+    # References that agree are one, whatever weighs them.
+    rule = stateless(uniform_weights)
+    alone = dataclasses.replace(self, rule=rule, official_weights=False)
+    return float(alone(zero_BC, zero_BC[..., None], **figures)[0])
 
   # What it remembers.
 
   def init(self, K):
     """The state before the first step: a tree of arrays, empty for most."""
     state = {"weights": self.rule.init(K)}
+    if self.scale == "zscore":
+      state["scale"] = jnp.ones(K)
     if self.running is not None:
       state["margin"] = jnp.zeros(3)  # sums of mean, deviation, 1
     if self.learns:
       state["accuracy"] = jnp.full((), -1.0)  # none so far
     return state
 
+  def measure(self, state, *, train=None, validation=None):
+    """The state before the first step, from the references' data sets.
+
+    The scale's factors come first, then the weights, on log-probabilities in
+    the method's unit.
+
+    Args:
+      state: of `init`.
+      train: dict(ref_logp_NCK=..., ref_length_NCK=..., character_NC=...) of
+        the training pairs; the last two as the scale needs.
+      validation: the same of held-out pairs.
+
+    Raises:
+      ValueError: a split that the method `measures` is missing.
+    """
+    state, splits = dict(state), dict(train=train, validation=validation)
+    for split in sorted(self.measures):
+      if splits[split] is None:
+        raise ValueError(f"loss {self.name!r} measures the {split} pairs")
+    if self.scale == "zscore":
+      check("N 2 K", train["ref_logp_NCK"], "K", state["scale"])
+      factor_K = scale_factors(train["ref_logp_NCK"])
+      state["scale"] = factor_K.astype(state["scale"].dtype)
+    if self.rule.measure:
+      score_NCK = self._scaled_references(
+        validation["ref_logp_NCK"],
+        validation.get("ref_length_NCK"),
+        validation.get("character_NC"),
+        state,
+      )
+      state["weights"] = self.rule.measure(state["weights"], score_NCK)
+    return state
+
   def update(self, state, policy_logp_BC, ref_logp_BCK, **figures):
     """The state after a step on these pairs; arguments as in `__call__`."""
-    policy_BC, ref_BCK = self.scaled(policy_logp_BC, ref_logp_BCK, **figures)
+    policy_BC, ref_BCK = self.scaled(
+      policy_logp_BC, ref_logp_BCK, state=state, **figures
+    )
     state = dict(state)
     if self.running is not None:
       valid_B = figures.get("valid_B")
@@ -225,26 +289,43 @@ class Method:
     policy_logp_BC,
     ref_logp_BCK,
     *,
+    state=None,
     length_BC=None,
     ref_length_BCK=None,
+    character_BC=None,
     **figures,
   ):
-    """Both in the method's unit: sums, or means per response token."""
+    """Both in the method's unit; see `build` for what that may be."""
     del figures
-    policy_BC = widen(policy_logp_BC)
-    ref_BCK = None
-    if ref_logp_BCK is not None:
-      check("B 2", policy_BC, "B 2 K", ref_logp_BCK)
-      ref_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
-    if not self.mean:
-      return policy_BC, ref_BCK
-    length_BC = _need(self.name, dict(length_BC=length_BC), "length_BC")
-    policy_BC = policy_BC / jnp.maximum(widen(length_BC), 1.0)
-    if ref_BCK is not None:
-      if ref_length_BCK is None:
-        ref_length_BCK = jnp.asarray(length_BC)[..., None]
-      ref_BCK = ref_BCK / jnp.maximum(widen(ref_length_BCK), 1.0)
-    return policy_BC, ref_BCK
+    policy_BC = self._per(widen(policy_logp_BC), length_BC, character_BC)
+    if ref_logp_BCK is None:
+      return policy_BC, None
+    check("B 2", policy_BC, "B 2 K", ref_logp_BCK)
+    if ref_length_BCK is None and length_BC is not None:
+      ref_length_BCK = jnp.asarray(length_BC)[..., None]
+    return policy_BC, self._scaled_references(
+      ref_logp_BCK, ref_length_BCK, character_BC, state
+    )
+
+  def _scaled_references(self, ref_logp_BCK, length_BCK, character_BC, state):
+    ref_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
+    if self.scale == "zscore":
+      factor_K = self._state(state, ref_BCK)["scale"]
+      check("B 2 K", ref_BCK, "K", factor_K)
+      return ref_BCK * factor_K[None, None]
+    if character_BC is not None:
+      character_BC = jnp.asarray(character_BC)[..., None]
+    return self._per(ref_BCK, length_BCK, character_BC)
+
+  def _per(self, value, length, character):
+    """value per token or character, where that is the unit."""
+    counts = {"mean": ("length_BC", length)}
+    counts["character"] = ("character_BC", character)
+    if self.scale not in counts:
+      return value
+    key, count = counts[self.scale]
+    count = widen(jnp.asarray(_need(self.name, {key: count}, key)))
+    return value / jnp.maximum(count, 1.0)
 
   def weights(self, state, ref_BCK):
     """[K] or [B, K] of references in the method's unit."""
@@ -255,6 +336,24 @@ class Method:
         "name a mixture: harmonic, geometric, arithmetic, multi, ..."
       )
     return self.rule.weights(state["weights"], ref_BCK)
+
+  def mixing(self, state, ref_BCK):
+    """weight_BK that the mixture uses: the weights, times betas if given."""
+    return self._mixing(state, ref_BCK)[0]
+
+  def _mixing(self, state, ref_BCK):
+    """(weight, beta_B); the second is None where there is one beta."""
+    weight = self.weights(state, ref_BCK)
+    if self.betas is None:
+      return weight, None
+    K = ref_BCK.shape[-1]
+    if len(self.betas) != K:
+      raise ValueError(
+        f"loss {self.name!r} has {len(self.betas)} betas, but K={K} references"
+      )
+    share_BK = normalised_weight(weight, ref_BCK)
+    share_BK = share_BK * jnp.asarray(self.betas, share_BK.dtype)[None]
+    return share_BK, jnp.sum(share_BK, axis=-1)
 
   def virtual(self, ref_BCK, state=None):
     """logp_BC, in the method's unit, of the one reference that stands for K.
@@ -267,7 +366,7 @@ class Method:
   def _virtual(self, state, ref_BCK):
     return virtual_reference(
       ref_BCK,
-      weight=self.weights(state, ref_BCK),
+      weight=self.mixing(state, ref_BCK),
       epsilon_max=self.epsilon_max,
       adaptive_epsilon=self.adaptive_epsilon,
       p=0 if self.p is None else self.p,
@@ -282,14 +381,16 @@ class Method:
       raise ValueError(f"loss {self.name!r} needs a reference")
     if "ref_margin_BK" in arrays_of(self.loss):
       return loss_against(ref_BCK)
+    _, beta_B = self._mixing(state, ref_BCK)
     if self.p is not None:
-      return loss_against(self._virtual(state, ref_BCK))
+      return loss_against(self._virtual(state, ref_BCK), beta_B)
     return weighted_losses(
       loss_against,
       ref_BCK,
       weight=self.weights(state, ref_BCK),
       epsilon_max=self.epsilon_max,
       adaptive_epsilon=self.adaptive_epsilon,
+      betas=self.betas,
     )
 
   # What the loss is called with.
@@ -374,6 +475,21 @@ def _against(policy_BC, ref_BC):
     "ref_mean_logp_BC": lambda: ref_BC,
     "ref_margin_BK": lambda: ref_BC[:, CHOSEN] - ref_BC[:, REJECTED],  # all K
   }
+
+
+def _with_betas(loss, arrays, hyper, beta_B):
+  """loss_B of a loss whose beta is another for each pair."""
+  hyper = dict(hyper)
+  # What is there per pair goes with its pair.
+  own = {"beta": beta_B}
+  if jnp.ndim(hyper.get("scale_B", 1.0)):
+    own["scale_B"] = hyper.pop("scale_B")
+
+  def of_one(arrays, own):
+    arrays = [array[None] for array in arrays]
+    return _per_pair(loss(*arrays, **{**hyper, **own}), arrays[0])[0]
+
+  return jax.vmap(of_one)(arrays, own)
 
 
 def _need(name, arrays, key):

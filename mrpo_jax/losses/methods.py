@@ -110,17 +110,21 @@ def build(
       loss without a mixture takes a single reference.
     clip: None, or dict(epsilon_max=0.1, adaptive=True); see `trust_region`.
     weights: a tuple of numbers, one per reference, or the name of a rule,
-      "uniform", "adaptive", "sliding_window", "thompson", alone or as
-      dict(name=..., and its keywords).
+      "uniform", "adaptive", "discrimination", "accuracy", "sliding_window",
+      "thompson", alone or as dict(name=..., and its keywords).
     token_weight: None, or one of "temporal_decay", "length_desensitized",
       "down_sample", "bridged" and "wpo", alone or as dict(name=..., and its
       keywords).  `temporal_decay` takes offset="prompt" too.
     dispersion: None, or the mean of -log dispersion over the data set, a
       number or dict(mean=...): MallowsPO's factor on each pair's margin.
     nll: weight of the chosen response's `nll`, added to the loss.
-    scale: "sum", or "mean": log-probabilities per response token, for policy
-      and references, before anything else.
-    **hyper: keywords of the loss, `beta` first; `official_weights`, see
+    scale: the unit of log-probabilities, before anything else: "sum";
+      "mean", per response token, each model by its own count; "character",
+      per response character; "zscore", references by `scale_factors` of the
+      training pairs (1 until `Method.measure`).
+    **hyper: keywords of the loss, `beta` first; `betas`, one per reference:
+      the objective sum_k w_k beta_k KL(policy || r_k) has beta = sum_k w_k
+      beta_k, and mixes by w_k beta_k; `official_weights`, see
       `virtual_reference`; `adaptive_beta`, strength of beta-DPO's beta, with
       `running`, momentum of its running margin (also of `alpha_dpo`);
       `losses` and `loss_weights` of "combine"; `win_rate` of "sppo" and `phi`
@@ -179,7 +183,6 @@ def _method(name, loss, given):
   rule, learns = choices.rule(given.get("weights", "uniform"))
   hyper = {key: given[key] for key in keywords if key in given}
   mixture = given.get("mixture")
-  per_token = choices.per_token(given.get("scale", "sum"))
   return Method(
     name=name,
     loss=loss,
@@ -190,7 +193,8 @@ def _method(name, loss, given):
     rule=rule,
     learns=learns,
     official_weights=given.get("official_weights", False),
-    mean=per_token or not MEANS.isdisjoint(arrays),
+    betas=_betas(name, given),
+    scale=_scale(name, given, arrays),
     token_weight=token_weight,
     token_arrays=token_arrays,
     pair_weight=pair_weight,
@@ -220,11 +224,36 @@ def _taken(loss, given):
     taken |= {"mixture", "clip", "weights", "official_weights"}
     if "beta" in keywords:
       taken |= {"adaptive_beta"}
+      # One beta for all: what looks across the batch, or swaps the weights.
+      memory = [given.get(key) for key in ("adaptive_beta", "running")]
+      coupled = "valid_B" in keywords or any(x is not None for x in memory)
+      if not coupled and not given.get("official_weights"):
+        taken |= {"betas"}
   if "ref_margin_BK" in arrays:  # it mixes by itself
     taken -= {"mixture", "clip", "official_weights", "weight"}
   if "std" in keywords or given.get("adaptive_beta") is not None:
     taken |= {"running"}
   return taken
+
+
+def _betas(name, given):
+  betas = choices.betas(given.get("betas"))
+  if betas and given.get("mixture") is None and len(betas) != 1:
+    raise ValueError(
+      f"{_called(name)} takes one reference, got {len(betas)} betas; name a "
+      "mixture"
+    )
+  return betas
+
+
+def _scale(name, given, arrays):
+  """The unit by name; a loss of means has no other."""
+  scale = choices.scale(given.get("scale", "sum"))
+  if scale == "zscore" and REFERENCED.isdisjoint(arrays):
+    raise ValueError(
+      f"{_called(name)} has no references for scale 'zscore' to act on"
+    )
+  return scale if MEANS.isdisjoint(arrays) else "mean"
 
 
 def _called(name):

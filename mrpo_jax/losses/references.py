@@ -102,16 +102,23 @@ def multi_dpo(
 
 
 def weighted_losses(
-  loss_against, ref_logp_BCK, *, weight, epsilon_max, adaptive_epsilon
+  loss_against,
+  ref_logp_BCK,
+  *,
+  weight,
+  epsilon_max,
+  adaptive_epsilon,
+  betas=None,
 ):
   """sum_k w_k * loss_against(log r_k), the references clipped before.
 
   Args:
-    loss_against: ref_logp_BC -> loss_B.
+    loss_against: ref_logp_BC -> loss_B; with betas (ref_logp_BC, beta).
     ref_logp_BCK: nats; no gradient.
     weight: [K] or [B, K], non-negative, normalised to sum 1.
     epsilon_max: see `trust_region`; None means no clipping.
     adaptive_epsilon: see `trust_region`.
+    betas: one number per reference, or None.
 
   Returns:
     loss_B.
@@ -124,7 +131,10 @@ def weighted_losses(
     )
   # A dropped reference may hold anything; 0 * nan would not be dropped.
   ref_logp_BCK = jnp.where(weight_BK[:, None, :] > 0, ref_logp_BCK, 0.0)
-  loss_BK = jax.vmap(loss_against, in_axes=-1, out_axes=-1)(ref_logp_BCK)
+  given, axes = (ref_logp_BCK,), (-1,)
+  if betas is not None:
+    given, axes = (ref_logp_BCK, jnp.asarray(betas)), (-1, 0)
+  loss_BK = jax.vmap(loss_against, in_axes=axes, out_axes=-1)(*given)
   return jnp.sum(weight_BK * loss_BK, axis=-1)
 
 

@@ -139,8 +139,10 @@ class WeightRule(NamedTuple):
   """Weights with a memory, in the manner of an optax transformation.
 
   `init(K) -> state`; `weights(state, ref_logp_BCK) -> weight`, [K] or [B, K];
-  `update(state, ref_logp_BCK, feedback=None) -> state` after the step.  All
-  three are pure; a state is a tree of arrays.
+  `update(state, ref_logp_BCK, feedback=None) -> state` after the step;
+  `measure(state, score_NCK) -> state` before the first step, where a rule
+  looks at held-out pairs, else None.  All are pure; a state is a tree of
+  arrays.
 
   >>> import jax.numpy as jnp
   >>> rule = sliding_window(window=2)
@@ -151,6 +153,7 @@ class WeightRule(NamedTuple):
   init: Callable
   weights: Callable
   update: Callable
+  measure: Callable | None = None
 
 
 def stateless(weigh):
@@ -165,6 +168,70 @@ def stateless(weigh):
     init=lambda K: (),
     weights=lambda state, ref_logp_BCK: weigh(ref_logp_BCK),
     update=lambda state, ref_logp_BCK, feedback=None: state,
+  )
+
+
+def measured(weigh):
+  """The rule that keeps what `weigh(score_NCK)` says of held-out pairs.
+
+  Args:
+    weigh: score_NCK -> weight_K, `discrimination_weights` for one.
+
+  Returns:
+    WeightRule with weight_K; uniform until it is measured.
+
+  >>> import jax.numpy as jnp
+  >>> rule = measured(accuracy_weights)
+  >>> score_NCK = jnp.array([[[-1.0, -4.0], [-2.0, -3.0]]])
+  >>> state = rule.measure(rule.init(2), score_NCK)
+  >>> rule.weights(state, score_NCK).tolist()
+  [1.0, 0.0]
+  """
+
+  def weights(state, ref_logp_BCK):
+    check("B 2 K", ref_logp_BCK, "K", state)
+    return state
+
+  def measure(state, score_NCK):
+    check("N 2 K", score_NCK, "K", state)
+    return weigh(score_NCK).astype(state.dtype)
+
+  return WeightRule(
+    init=lambda K: jnp.full(K, 1.0 / max(K, 1)),
+    weights=weights,
+    update=lambda state, ref_logp_BCK, feedback=None: state,
+    measure=measure,
+  )
+
+
+def scale_factors(ref_logp_NCK):
+  """What gives every reference's margins the spread of the base's.
+
+      s_k = sqrt( mean_n Delta_k(n)^2 ),   Delta_k = log r_k(y_w) - log r_k(y_l)
+      factor_k = s_0 / s_k
+
+  A z-score of Delta_k whose centre is 0: exchanging the responses of a pair
+  flips the sign of Delta, so the factors read no label.  The unit is the
+  base's, so its factor is 1 and beta keeps its meaning.
+
+  Args:
+    ref_logp_NCK: nats, summed over response tokens, of a whole data set.
+
+  Returns:
+    factor_K: no gradient; 1 where a spread is 0.
+
+  >>> import jax.numpy as jnp
+  >>> ref_logp_NCK = jnp.array([[[-1.0, -10.0], [-3.0, -30.0]]])
+  >>> [round(x, 4) for x in scale_factors(ref_logp_NCK).tolist()]
+  [1.0, 0.1]
+  """
+  check("N 2 K", ref_logp_NCK)
+  ref_logp_NCK = jax.lax.stop_gradient(widen(ref_logp_NCK))
+  margin_NK = ref_logp_NCK[:, CHOSEN] - ref_logp_NCK[:, REJECTED]
+  spread_K = jnp.sqrt(jnp.mean(margin_NK**2, axis=0))
+  usable_K = (spread_K > 0) & (spread_K[0] > 0)
+  return jnp.where(
+    usable_K, spread_K[0] / jnp.where(usable_K, spread_K, 1.0), 1.0
   )
 
 

@@ -262,6 +262,7 @@ OTHER = dict(
   clip=dict(epsilon_max=0.02, adaptive=False),
   weights=(1.0, 2.0, 3.0),
   official_weights=True,
+  betas=(0.3, 0.7, 0.2),
 )
 # What a keyword needs beside it to have an effect.
 WITH = {
@@ -270,7 +271,7 @@ WITH = {
   ("mallows_phi", "epsilon"): dict(beta=0.01),
   ("alpha_dpo", "running"): dict(running=0.9),
 }
-MIXED = ("mixture", "clip", "weights", "official_weights")
+MIXED = ("mixture", "clip", "weights", "official_weights", "betas")
 
 
 def keywords_of(name):
@@ -561,6 +562,15 @@ def test_the_loss_where_policy_and_reference_agree():
     ("sppo", 25.0),
   ):
     assert losses.build(name).start_loss == pytest.approx(want), name
+  # References that agree are one, whatever their number and weights.
+  for given in (
+    dict(weights=(1.0, 2.0, 3.0)),
+    dict(weights=(1.0, 2.0), scale="zscore"),
+    dict(official_weights=True),
+    dict(weights="accuracy", scale="character"),
+    dict(weights="thompson", scale="mean"),
+  ):
+    assert losses.build("mrpo", **given).start_loss == pytest.approx(np.log(2))
   # Here it depends on lengths, on the policy or on the reference.
   for name in ("r_dpo", "simpo", "wpo", "mpo", "hypo", "nll"):
     assert losses.build(name).start_loss is None, name
@@ -601,7 +611,13 @@ def test_references_get_no_gradient():
     (dict(name="mnpo", weight=1.0), "does not take 'weight'"),
     (dict(name="dpo", scale_B=2.0), "does not take 'scale_B'"),
     (dict(name="aot", valid_B=None), "does not take 'valid_B'"),
-    (dict(name="dpo", scale="max"), "unknown scale 'max'; known: sum, mean"),
+    (
+      dict(name="dpo", scale="max"),
+      "unknown scale 'max'; known: sum, mean, character, zscore",
+    ),
+    (dict(name="cpo", scale="zscore"), "'cpo' has no references for scale 'zs"),
+    (dict(name="rainbow_po", scale="zscore"), "does not take 'scale'"),
+    (dict(name="mrpo", weights=dict(name="accuracy", window=2)), "'window'"),
     (dict(name="dpo", dispersion=0.0), "must be positive, got 0"),
     (
       dict(name="dpo", dispersion=dict(std=1)),

@@ -114,6 +114,38 @@ def test_the_rule_without_a_memory():
   assert rule.update(state, LOGP, feedback=True) is state
 
 
+@pytest.mark.parametrize(
+  "weigh,want", [(WEIGHTS[2], [8, 5, 9]), (WEIGHTS[3], [2, 1, 1])]
+)
+def test_the_rule_that_was_measured(weigh, want):
+  rule = losses.measured(weigh)
+  state = rule.init(3)
+  unread = jnp.full((1, 2, 3), jnp.nan)
+  np.testing.assert_allclose(rule.weights(state, unread), [1 / 3] * 3)
+  # Margins of 6, 1, 9 and 2, 4, 0; see `LOGP`.
+  state = rule.measure(state, LOGP.astype(jnp.bfloat16))
+  assert state.dtype == jnp.float32
+  want_K = np.array(want) / sum(want)
+  np.testing.assert_allclose(rule.weights(state, unread), want_K, rtol=1e-6)
+  assert rule.update(state, unread) is state
+  assert rule.update(state, unread, feedback=True) is state
+  # What was there before does not matter.
+  again = rule.measure(rule.measure(state, LOGP[:, ::-1]), LOGP)
+  np.testing.assert_array_equal(again, state)
+  assert not jax.grad(lambda x: rule.measure(state, x)[0])(LOGP).any()
+  for function in (rule.weights, rule.measure):
+    with pytest.raises(ValueError, match="K=3"):
+      function(rule.init(2), LOGP)
+    with pytest.raises(ValueError, match=r"\[[BN] 2 K\]"):
+      function(state, LOGP[0])
+
+
+def test_other_rules_measure_nothing():
+  assert losses.WeightRule(len, len, len).measure is None
+  assert losses.sliding_window().measure is None
+  assert weighting.stateless(losses.adaptive_weights).measure is None
+
+
 def test_a_window_of_one_is_the_last_batch():
   rule = losses.sliding_window(window=1)
   state = rule.init(2)
