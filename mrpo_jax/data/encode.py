@@ -10,23 +10,11 @@ import dataclasses
 import itertools
 from collections import Counter
 
+from mrpo_jax.data.split import CANNOT_BE_CUT, splitter
+from mrpo_jax.data.templates import chat_template
 from mrpo_jax.errors import InputError
 
 PAIRS_AT_ONCE = 333  # three texts a pair: about 1,000 in one tokenizer call
-
-# HH-RLHF's layout, for conversations when the tokenizer has no template.
-TRANSCRIPT_TEMPLATE = (
-  r"{% for message in messages %}"
-  r"{% if message['role'] == 'system' %}"
-  r"{{ ('' if loop.first else '\n\n') + message['content'] }}"
-  r"{% elif message['role'] == 'user' %}"
-  r"{{ '\n\nHuman: ' + message['content'] }}"
-  r"{% elif message['role'] == 'assistant' %}"
-  r"{{ '\n\nAssistant: ' + message['content'] + (eos_token or '') }}"
-  r"{% else %}{{ raise_exception('unknown role ' + message['role']) }}"
-  r"{% endif %}{% endfor %}"
-  r"{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +24,10 @@ class Encoded:
   `prompt_ids + chosen_ids` is the whole chosen sequence, EOS included; which
   ids are the response follows from the lengths.  There is no mask: one made
   by comparing ids would lose the EOS of a tokenizer whose pad is its EOS.
+
+  `characters` is how many of the two responses' contents are scored, white
+  space that a template strips included: what the `Cut` keeps, else all of
+  them, also where ids are cut to max_response afterwards.
   """
 
   prompt_ids: list[int]
@@ -43,10 +35,12 @@ class Encoded:
   rejected_ids: list[int]
   dropped: str | None = None  # why the pair cannot be used; then no ids
   truncated: bool = False  # the prompt or a response was cut
-  response_cut: bool = False
+  response_cut: bool = False  # at a token, not by a Cut
+  characters: tuple[int, int] = dataclasses.field(default=(0, 0), compare=False)
+  left_out: str | None = None  # by the chat template, "a system turn"
 
 
-def encode(tokenizer, pair, *, max_prompt, max_response):
+def encode(tokenizer, pair, *, max_prompt, max_response, cut=None):
   """One PreferencePair as `Encoded`; odd content is dropped, never raised.
 
   Plain text: prompt_ids + response_ids are tokenizer(prompt + response) and
@@ -66,37 +60,48 @@ def encode(tokenizer, pair, *, max_prompt, max_response):
       {"role", "content"}.
     max_prompt: tokens; a longer prompt keeps its end, and its BOS.
     max_response: tokens; a longer response keeps its start.
+    cut: a `Cut`: the text is cut so before it is tokenized.  A prompt keeps
+      its BOS; neither EOS nor closing text follows a cut response.
 
   Returns:
     Encoded.  `dropped` is "empty response", "equal responses" (also when cut
-    to equality), "empty prompt", "not encodable: ..." or "refused by the
-    chat template: ...".
+    to equality), "empty prompt", "not encodable: ...", "refused by the
+    chat template: ..." or, with a Cut, "cannot be cut: ...".
   """
   limits = {"max_prompt": max_prompt, "max_response": max_response}
-  return encode_all(tokenizer, [pair], **limits)[0]
+  cuts = None if cut is None else [cut]
+  return encode_all(tokenizer, [pair], cuts=cuts, **limits)[0]
 
 
-def encode_all(tokenizer, pairs, *, max_prompt, max_response, progress=None):
+def encode_all(
+  tokenizer, pairs, *, max_prompt, max_response, cuts=None, progress=None
+):
   """`encode` for many pairs, about 1,000 texts in one tokenizer call.
 
-  `progress` is called with the number of pairs just done, as in tqdm.update.
+  `cuts` has a Cut for each pair.  `progress` is called with the number of
+  pairs just done, as in tqdm.update.
   """
-  for name, limit in (("prompt", max_prompt), ("response", max_response)):
-    if not limit >= 1:
-      raise InputError(f"max_{name} must be at least 1 token, is {limit}")
+  check_limits(max_prompt, max_response)
   encoded, pairs = [], iter(pairs)
-  template = chat_template(tokenizer)
+  cuts = itertools.repeat(None) if cuts is None else iter(cuts)
+  split_all = splitter(tokenizer, chat_template(tokenizer))
   while chunk := list(itertools.islice(pairs, PAIRS_AT_ONCE)):
-    jobs = [_texts(tokenizer, template, pair) for pair in chunk]
-    ids = _tokenize(tokenizer, jobs)
-    for job in jobs:
-      pair = _split(tokenizer, job, ids, max_prompt, max_response)
+    kept = list(itertools.islice(cuts, len(chunk)))
+    for split, cut in zip(split_all(chunk, kept), kept, strict=True):
+      pair = _limited(tokenizer, split, cut, max_prompt, max_response)
       if isinstance(pair, str):
         pair = Encoded([], [], [], dropped=pair)
       encoded.append(pair)
     if progress is not None:
       progress(len(chunk))
   return encoded
+
+
+def check_limits(max_prompt, max_response):
+  """InputError unless both are at least one token."""
+  for name, limit in (("prompt", max_prompt), ("response", max_response)):
+    if not limit >= 1:
+      raise InputError(f"max_{name} must be at least 1 token, is {limit}")
 
 
 def count(encoded):
@@ -112,142 +117,26 @@ def count(encoded):
   }
 
 
-def chat_template(tokenizer):
-  """The template in use: the tokenizer's own, else the transcript's.
-
-  The transcript starts with BOS when the tokenizer starts plain text so.
-  """
-  if getattr(tokenizer, "chat_template", None):
-    return tokenizer.get_chat_template()
-  bos = tokenizer.bos_token_id
-  adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
-  return ("{{ bos_token }}" if adds_bos else "") + TRANSCRIPT_TEMPLATE
-
-
-# Below, a string in place of a list is the reason to drop the pair.
-
-
-def _texts(tokenizer, template, pair):
-  """Prompt alone and both whole sequences, each as (text, is it plain)."""
-  plain = isinstance(pair.prompt, str)
-  for side in (pair.chosen, pair.rejected):
-    said = side if plain else "".join(map(_content, side))
-    if not said.strip():
-      return "empty response"
-  whole = [pair.prompt + side for side in (pair.chosen, pair.rejected)]
-  if plain:
-    return [(text, plain) for text in (pair.prompt, *whole)]
-  try:
-    texts = [_render(tokenizer, template, messages) for messages in whole]
-    alone = _render_prompt(tokenizer, template, pair.prompt)
-  except ImportError:  # jinja2 is missing: no fault of the row
-    raise
-  except Exception as error:  # templates fail in any way they like
-    return f"refused by the chat template: {_first_line(error)}"
-  return [(text, plain) for text in (alone, *texts)]
-
-
-def _content(message):
-  return str(message.get("content") or "")
-
-
-def _render(tokenizer, template, messages, **options):
-  # As a batch of one, because an empty conversation alone is an error.
-  return tokenizer.apply_chat_template(
-    [messages], chat_template=template, tokenize=False, **options
-  )[0]
-
-
-def _render_prompt(tokenizer, template, messages):
-  try:
-    return _render(tokenizer, template, messages, add_generation_prompt=True)
-  except Exception:
-    if messages:
-      raise
-    return ""
-
-
-def _tokenize(tokenizer, jobs):
-  """{(text, plain): ids} for all texts of the jobs."""
-  ids = {}
-  jobs = [job for job in jobs if not isinstance(job, str)]
-  for plain in (True, False):
-    texts = [text for job in jobs for text, kind in job if kind == plain]
-    try:
-      found = _call(tokenizer, texts, plain)
-    except Exception:  # tokenizers raises bare Exception; find the culprit
-      found = [_call_one(tokenizer, text, plain) for text in texts]
-    ids |= {(t, plain): f for t, f in zip(texts, found, strict=True)}
-  return ids
-
-
-def _call(tokenizer, texts, plain):
-  if not texts:
-    return []
-  return tokenizer(
-    texts,
-    add_special_tokens=plain,  # a chat template writes its own
-    return_attention_mask=False,
-    return_token_type_ids=False,
-    verbose=False,  # what is longer than model_max_length is cut later
-  ).input_ids
-
-
-def _call_one(tokenizer, text, plain):
-  try:
-    text.encode()  # its error names the lone surrogate, the tokenizer's not
-    return _call(tokenizer, [text], plain)[0]
-  except Exception as error:
-    return f"not encodable: {_first_line(error)}"
-
-
-def _first_line(error):
-  return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def _split(tokenizer, job, ids, max_prompt, max_response):
+def _limited(tokenizer, split, cut, max_prompt, max_response):
   """Encoded, or the reason why there is none."""
-  if isinstance(job, str):
-    return job
-  sequences = [ids[key] for key in job]
-  for sequence in sequences:
-    if isinstance(sequence, str):
-      return sequence
-  bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-  if job[0][1]:  # plain text
-    sequences = [_one_bos(sequence, bos) for sequence in sequences]
-    sequences[1:] = [_one_eos(sequence, eos) for sequence in sequences[1:]]
-  whole, length = sequences[1:], _shared_length(sequences)
-  if not length and all(s[:1] == [bos] for s in whole):
-    length = 1
-  prompt = whole[0][:length] or [eos if bos is None else bos]
-  if prompt == [None]:
-    return "empty prompt"
-  responses = [sequence[length:] for sequence in whole]
-  if any(response in ([], [eos]) for response in responses):
-    return "empty response"
-  cut = [response[:max_response] for response in responses]
-  if cut[0] == cut[1]:
+  if isinstance(split, str):
+    return split
+  prompt, responses, job = split.prompt, split.responses, split.job
+  short = [response[:max_response] for response in responses]
+  response_cut = short != responses
+  too_long = response_cut or len(prompt) > max_prompt
+  if too_long and cut is not None and not job.can_be_cut():
+    return CANNOT_BE_CUT
+  if short[0] == short[1]:
     return "equal responses"
-  response_cut = cut != responses
-  truncated = response_cut or len(prompt) > max_prompt
   if len(prompt) > max_prompt:
-    start = prompt[:1] if prompt[0] == bos else []
+    start = prompt[:1] if prompt[0] == tokenizer.bos_token_id else []
     prompt = start + prompt[len(prompt) - max_prompt + len(start) :]
-  return Encoded(prompt, *cut, truncated=truncated, response_cut=response_cut)
-
-
-def _one_bos(ids, bos):
-  while bos is not None and ids[:2] == [bos, bos]:
-    ids = ids[1:]
-  return ids
-
-
-def _one_eos(ids, eos):
-  return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-
-
-def _shared_length(sequences):
-  together = enumerate(zip(*sequences, strict=False))
-  apart = (i for i, tokens in together if len(set(tokens)) > 1)
-  return next(apart, min(map(len, sequences)))
+  return Encoded(
+    prompt,
+    *short,
+    truncated=too_long or bool(cut),
+    response_cut=response_cut,
+    characters=job.characters(),
+    left_out=job.left_out(),
+  )

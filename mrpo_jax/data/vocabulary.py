@@ -5,6 +5,7 @@ Importing this module loads neither `tokenizers` nor `transformers`, which
 takes seconds; calling it does.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ import pathlib
 import string
 from collections import Counter
 
-from mrpo_jax.data.encode import chat_template
+from mrpo_jax.data import templates
 from mrpo_jax.errors import InputError
 
 SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 0, 1, 2 in both kinds
@@ -68,8 +69,11 @@ def train_tokenizer(texts, *, kind, vocab_size):
   )
 
 
-def load_tokenizer(folder):
-  """The tokenizer saved in `folder`; nothing is downloaded, no code runs."""
+def load_tokenizer(folder, template=""):
+  """The tokenizer saved in `folder`; nothing is downloaded, no code runs.
+
+  `template` names its chat template, see `with_template`.
+  """
   from transformers import AutoTokenizer
 
   folder = pathlib.Path(folder)
@@ -85,7 +89,22 @@ def load_tokenizer(folder):
   except Exception as error:  # tokenizers raises bare Exception
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     raise InputError(f"{folder}: no tokenizer loads: {reason}") from error
-  return tokenizer
+  return with_template(tokenizer, template)
+
+
+def with_template(tokenizer, template):
+  """The tokenizer with a chat template; itself where the name is empty.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer; it is not changed.
+    template: a name or path as in `templates.load_template`.  A named one
+      begins with BOS where plain text does; a file says so itself.
+  """
+  if not template:
+    return tokenizer
+  changed = copy.copy(tokenizer)
+  changed.chat_template = templates.template_for(tokenizer, template)
+  return changed
 
 
 def fingerprint(tokenizer):
@@ -97,7 +116,7 @@ def fingerprint(tokenizer):
   parts = json.loads(tokenizer.backend_tokenizer.to_str())
   parts |= {"truncation": None, "padding": None}
   parts["ends"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-  parts["chat_template"] = chat_template(tokenizer)
+  parts["chat_template"] = templates.chat_template(tokenizer)
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

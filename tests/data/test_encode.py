@@ -411,6 +411,83 @@ def test_a_saved_cut_or_padding_is_not_applied(tokenizer):
   assert run(tokenizer, *pair) == want
 
 
+@pytest.mark.parametrize(
+  "template, left_out",
+  [
+    ("{% for m in messages %}{{ m['content'] }}{% endfor %}", None),
+    ("{{ messages[1]['content'] + messages[-1]['content'] }}", "a system turn"),
+    ("{{ messages[-1]['content'] }}", "a system turn and a user turn"),
+    # Its one letter stands in the text, but not as the user's turn.
+    (
+      "{{ 'a' + messages[0]['content'] + messages[-1]['content'] }}",
+      "a user turn",
+    ),
+    # It needs something to read; then the text is looked through.
+    (
+      "{{ messages[0]['content'][:9] + messages[-1]['content']"
+      " + 'a' * (1 // messages[0]['content'].count('e')) }}",
+      "a user turn",
+    ),
+  ],
+)
+def test_a_turn_that_the_template_leaves_out_is_told(
+  tokenizer, template, left_out
+):
+  tokenizer.chat_template = template
+  prompt = [turn("system", " Be brief "), turn("user", "a"), *said("z")]
+  encoded = run(tokenizer, prompt, said("Yes"), said("No"))
+  assert (encoded.dropped, encoded.left_out) == (None, left_out)
+  prompt = [turn("system", " \n"), turn("user", ""), *said("")]
+  if "count" not in template:
+    assert run(tokenizer, prompt, said("Yes"), said("No")).left_out is None
+
+
+def test_characters_are_those_of_the_responses(tokenizer):
+  assert run(tokenizer, "a b", " cde", "日本", (1, 1)).characters == (4, 2)
+  chosen = [*said(" b "), turn("user", "c"), *said("日本")]
+  tokenizer.chat_template = INST
+  encoded = run(tokenizer, [turn("user", "aaa")], chosen, said("d"))
+  assert encoded.characters == (6, 1)
+
+
+@pytest.mark.parametrize(
+  "name, prompt, chosen",
+  [
+    (
+      "transcript",
+      "Brief.\n\nHuman: a\n\nAssistant: b<eos>\n\nHuman: c\n\nAssistant:",
+      " d<eos>",
+    ),
+    (
+      "chatml",
+      "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+      "<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+      "<|im_start|>assistant\n",
+      "d<|im_end|>\n",
+    ),
+    (
+      "alpaca",
+      "Brief.\n\n### Instruction:\na\n\n### Response:\nb<eos>\n\n"
+      "### Instruction:\nc\n\n### Response:\n",
+      "d<eos>",
+    ),
+    ("plain", "Brief.\n\na\n\nb<eos>\n\nc\n\n", "d<eos>"),
+  ],
+)
+def test_named_templates_by_hand(trained, name, prompt, chosen):
+  tokenizer = vocabulary.with_template(trained["unigram"], name)
+  turns = [turn("system", "Brief."), turn("user", "a"), *said("b")]
+  encoded = run(tokenizer, [*turns, turn("user", "c")], said("d"), said("e"))
+  assert tokenizer.decode(encoded.prompt_ids) == "<bos>" + prompt
+  assert tokenizer.decode(encoded.chosen_ids) == chosen
+  one = run(tokenizer, [turn("tool", "a")], said("d"), said("e"))
+  assert one.dropped == "refused by the chat template: unknown role tool"
+  # The answer may come first, and there may be no EOS.
+  bare = vocabulary.with_template(small(bos=None, eos=None), name)
+  assert run(bare, [turn("user", "c")], said("a"), said("b")).dropped is None
+  assert run(tokenizer, [], said("d"), said("e")).dropped is None
+
+
 def test_count_groups_the_reasons():
   kept = Encoded([1], [2], [3])
   reasons = ["not encodable: x", "not encodable: y", "empty response"]

@@ -10,11 +10,13 @@ import sys
 
 import pytest
 
+from mrpo_jax.data.templates import TEMPLATES, chat_template, load_template
 from mrpo_jax.data.vocabulary import (
   SMALLEST,
   fingerprint,
   load_tokenizer,
   train_tokenizer,
+  with_template,
 )
 from mrpo_jax.errors import InputError
 
@@ -135,6 +137,76 @@ def test_a_fingerprint_tells_what_encodes_differently(tokenizer):
   others[2].backend_tokenizer.post_processor = processors.ByteLevel()
   others.append(train_tokenizer(TEXTS[:2], kind="bpe", vocab_size=300))
   assert len({fingerprint(other) for other in [tokenizer, *others]}) == 5
+
+
+def test_a_named_template_is_set_and_goes_into_the_fingerprint(
+  tokenizer, tmp_path
+):
+  tokenizer.save_pretrained(tmp_path / "saved")
+  loaded = {
+    name: load_tokenizer(tmp_path / "saved", name) for name in TEMPLATES
+  }
+  for name, one in loaded.items():
+    assert one.chat_template == "{{ bos_token }}" + TEMPLATES[name]
+    one.save_pretrained(tmp_path / name)
+    again = load_tokenizer(tmp_path / name)
+    assert fingerprint(again) == fingerprint(one)
+  marks = [fingerprint(one) for one in loaded.values()]
+  assert len(set(marks)) == len(TEMPLATES) == 4
+  # That of the transcript is what a tokenizer without a template uses.
+  bare = load_tokenizer(tmp_path / "saved", "")
+  assert not bare.chat_template and fingerprint(bare) == marks[0]
+
+
+def test_a_template_leaves_the_tokenizer_given_alone(tokenizer):
+  before = tokenizer.chat_template
+  changed = with_template(tokenizer, "chatml")
+  assert tokenizer.chat_template == before != changed.chat_template
+  assert changed(TEXTS).input_ids == tokenizer(TEXTS).input_ids
+  assert with_template(tokenizer, "") is tokenizer
+
+
+def test_a_template_has_bos_only_where_plain_text_has_it(tokenizer, tmp_path):
+  path = tmp_path / "mine.jinja"
+  path.write_text("{{ messages }}\n", encoding="utf-8")
+  assert chat_template(with_template(tokenizer, str(path))) == (
+    "{{ messages }}\n"  # a file says so itself
+  )
+  bare = copy.deepcopy(tokenizer)
+  bare.backend_tokenizer.post_processor = None
+  assert with_template(bare, "alpaca").chat_template == TEMPLATES["alpaca"]
+
+
+@pytest.mark.parametrize(
+  "name, content, message",
+  [
+    ("vicuna", None, "the named are transcript, chatml, alpaca, plain"),
+    ("none.jinja", None, "no such .jinja file"),
+    ("mine.txt", b"{{ messages }}", "no such .jinja file"),
+    ("mine.jinja", b"\xff", "mine.jinja: is not UTF-8"),
+    ("mine.jinja", b"a" * 100_001, "mine.jinja: more than 100000 bytes"),
+    ("mine.jinja", b"a\n{% if %}", "mine.jinja line 2: "),
+    ("mine.jinja", b"{% nonsense %}", "mine.jinja line 1: "),
+  ],
+)
+def test_what_is_no_template_is_refused(
+  name, content, message, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(InputError) as info:
+    load_template(name)
+  assert message in str(info.value) and "\n" not in str(info.value)
+
+
+def test_a_template_file_may_refuse_an_empty_conversation(tmp_path):
+  path = tmp_path / "mine.jinja"
+  for source in ("{{ messages[0]['content'] + 1 }}", "a" * 100_000, ""):
+    for encoding in ("utf-8", "utf-8-sig"):
+      if len(source.encode(encoding)) <= 100_000:
+        path.write_text(source, encoding=encoding)
+        assert load_template(str(path)) == source
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chat templates: named ones, files, and where one puts a turn's content."""
+
+import dataclasses
+import itertools
+import pathlib
+import re
+
+from mrpo_jax.errors import InputError
+
+LARGEST = 100_000  # bytes of a template's file
+FIRST_MARK = 0xF0000  # private characters, one for each turn of a frame
+MARK = re.compile("([\U000f0000-\U000ffffd])")
+
+
+def _each(system, user, assistant, prompt):
+  """A template from what stands for each role, and before an answer."""
+  unknown = "raise_exception('unknown role ' + message['role'])"
+  return (
+    "{% for message in messages %}"
+    f"{{% if message['role'] == 'system' %}}{{{{ {system} }}}}"
+    f"{{% elif message['role'] == 'user' %}}{{{{ {user} }}}}"
+    f"{{% elif message['role'] == 'assistant' %}}{{{{ {assistant} }}}}"
+    f"{{% else %}}{{{{ {unknown} }}}}"
+    "{% endif %}{% endfor %}"
+    f"{{% if add_generation_prompt %}}{{{{ {prompt} }}}}{{% endif %}}"
+  )
+
+
+_APART = r"('' if loop.first else '\n\n') + "
+_CONTENT = "message['content']"
+_ANSWER = "message['content'] + (eos_token or '')"
+_CHATML_TURN = (
+  r"'<|im_start|>' + message['role'] + '\n' + message['content'] "
+  r"+ '<|im_end|>\n'"
+)
+TEMPLATES = {
+  # HH-RLHF's layout, for conversations when the tokenizer has no template.
+  "transcript": _each(
+    _APART + _CONTENT,
+    r"'\n\nHuman: ' + " + _CONTENT,
+    r"'\n\nAssistant: ' + " + _ANSWER,
+    r"'\n\nAssistant:'",
+  ),
+  "chatml": _each(
+    *[_CHATML_TURN] * 3,
+    r"'<|im_start|>assistant\n'",
+  ),
+  "alpaca": _each(
+    _APART + _CONTENT,
+    _APART + r"'### Instruction:\n' + " + _CONTENT,
+    _APART + r"'### Response:\n' + " + _ANSWER,
+    r"('\n\n' if messages else '') + '### Response:\n'",
+  ),
+  # No roles, for base models.
+  "plain": _each(
+    _APART + _CONTENT,
+    _APART + _CONTENT,
+    _APART + _ANSWER,
+    r"'\n\n' if messages else ''",
+  ),
+}
+
+
+def load_template(name):
+  """Jinja source of a chat template.
+
+  Args:
+    name: one of TEMPLATES, or the path of a .jinja file in UTF-8, at most
+      100 kB.
+
+  Raises:
+    InputError: it is neither, cannot be read, or is not Jinja.
+  """
+  if name in TEMPLATES:
+    return TEMPLATES[name]
+  source = _read(name)
+  _check_syntax(name, source)
+  return source
+
+
+def chat_template(tokenizer):
+  """The template in use: the tokenizer's own, else the transcript's.
+
+  The transcript starts with BOS when the tokenizer starts plain text so.
+  """
+  if getattr(tokenizer, "chat_template", None):
+    return tokenizer.get_chat_template()
+  return template_for(tokenizer, "transcript")
+
+
+def template_for(tokenizer, name):
+  """`load_template`; a named one starts with BOS where plain text does."""
+  source = load_template(name)
+  bos = tokenizer.bos_token_id
+  adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+  return ("{{ bos_token }}" if adds_bos and name in TEMPLATES else "") + source
+
+
+def _read(name):
+  path = pathlib.Path(name)
+  known = ", ".join(TEMPLATES)
+  if path.suffix != ".jinja" or not path.is_file():
+    raise InputError(
+      f"chat template {name!r}: no such .jinja file; the named are {known}"
+    )
+  try:
+    with path.open("rb") as file:
+      source = file.read(LARGEST + 1)
+    if len(source) > LARGEST:
+      raise InputError(f"chat template {name}: more than {LARGEST} bytes")
+    return source.decode("utf-8-sig")
+  except OSError as error:
+    raise InputError(f"chat template {name}: {error.strerror}") from None
+  except UnicodeDecodeError:
+    raise InputError(f"chat template {name}: is not UTF-8") from None
+
+
+def _check_syntax(name, source):
+  import jinja2
+  from transformers.utils.chat_template_utils import render_jinja_template
+
+  try:
+    render_jinja_template([[]], chat_template=source)
+  except jinja2.TemplateSyntaxError as error:
+    raise InputError(
+      f"chat template {name} line {error.lineno}: {error.message}"
+    ) from None
+  except Exception:  # that it refuses an empty conversation is no fault
+    return
+
+
+# Rendering, and the places of contents.
+
+
+def render(tokenizer, template, messages, **options):
+  """The text of a conversation; raises whatever the template raises."""
+  # As a batch of one, because an empty conversation alone is an error.
+  return tokenizer.apply_chat_template(
+    [messages], chat_template=template, tokenize=False, **options
+  )[0]
+
+
+def content(message):
+  """What a turn says, as a string."""
+  return str(message.get("content") or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """What a template writes around the contents of turns of given roles."""
+
+  literals: tuple  # before, between and after the contents
+  order: tuple  # index of the turn between two literals
+
+
+def frame(tokenizer, template, roles, generation=False):
+  """The Frame of a conversation, None where the template refuses it."""
+  turns = [
+    {"role": role, "content": chr(FIRST_MARK + i)}
+    for i, role in enumerate(roles)
+  ]
+  try:
+    text = render(tokenizer, template, turns, add_generation_prompt=generation)
+  except Exception:  # templates fail in any way they like
+    return None
+  parts = MARK.split(text)
+  order = tuple(ord(mark) - FIRST_MARK for mark in parts[1::2])
+  return Frame(tuple(parts[::2]), order)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where the content of one turn stands in the whole text, in characters."""
+
+  before: int  # of the contents of the turns before it
+  size: int  # of the content, white space that is stripped included
+  lead: int  # of those, stripped at its start
+  start: int  # in the whole text
+  stop: int
+
+
+def find(text, frame, contents):
+  """A Place for each content, None for one that the template leaves out.
+
+  None in place of the list: the text is not the frame around the contents,
+  stripped or not, each once and in order.
+  """
+  if frame is None or list(frame.order) != sorted(set(frame.order)):
+    return None
+  places = [None] * len(contents)
+  before = [0, *itertools.accumulate(map(len, contents))]
+  if not text.startswith(frame.literals[0]):
+    return None
+  at = len(frame.literals[0])
+  for i, after in zip(frame.order, frame.literals[1:], strict=True):
+    said = contents[i]
+    for kept in (said, said.rstrip(), said.lstrip(), said.strip()):
+      if text.startswith(kept + after, at):
+        break
+    else:
+      return None
+    lead = said.index(kept)
+    places[i] = Place(before[i], len(said), lead, at, at + len(kept))
+    at += len(kept) + len(after)
+  return places if at == len(text) else None
+
+
+def start_of(places, characters):
+  """Position in the text after so many characters of the contents.
+
+  Where two turns meet it is the later one's start; after all of them the end
+  of the last.
+  """
+  places = [place for place in places if place]
+  for place in places:
+    if characters < place.before + place.size:
+      return _inside(place, characters)
+  return places[-1].stop if places else 0
+
+
+def stop_of(places, characters):
+  """As `start_of`, but where two turns meet it is the earlier one's end."""
+  inside = [p for p in places if p and p.before < characters]
+  return _inside(inside[-1], characters) if inside else 0
+
+
+def characters_before(places, position):
+  """How many characters of the contents stand before a position."""
+  count = 0
+  for place in filter(None, places):
+    if position < place.stop:
+      inside = position - place.start
+      return place.before + place.lead + inside if inside > 0 else count
+    count = place.before + place.size
+  return count
+
+
+def _inside(place, characters):
+  offset = max(characters - place.before - place.lead, 0)
+  return min(place.start + offset, place.stop)
