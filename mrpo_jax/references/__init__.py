@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References: scored once, kept in a store, watched."""

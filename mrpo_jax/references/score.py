@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one frozen reference over pairs, once, into its store."""
+
+import functools
+import time
+
+import jax
+import numpy as np
+
+from mrpo_jax.models import rows as packed
+from mrpo_jax.references.store import Scores
+
+SHARD = 4096  # pairs in a file of the store
+SECONDS = 20.0  # after which a file is written, however few there are
+
+
+def score(
+  store,
+  fingerprints,
+  encoded,
+  params,
+  *,
+  config,
+  packing,
+  place,
+  forward=(),
+  part=(0, 1),
+  progress=None,
+):
+  """Writes what the store does not hold of these pairs.
+
+  A batch is a run of `packing.batch` neighbours, of which those are scored
+  that are missing, packed together.  A shard holds whole batches: a run that
+  was killed repeats the batches whose shard it had not written, pair for pair,
+  and ends with the same bits.
+
+  Args:
+    store: `store.Store` of the reference.
+    fingerprints: of every pair, in the order of the data.
+    encoded: list of Encoded in the reference's tokens, aligned.
+    params: its parameters.
+    config: its ModelConfig.
+    packing: loader.Packing.
+    place: rows per view on the host -> the same on the mesh.
+    forward: `kernel`, ... of `transformer.hidden`, as items.
+    part: (i, n) scores batches i, i + n, ... only: n processes that share a
+      store divide the work.
+    progress: called with the number of pairs that are done.
+
+  Returns:
+    How many pairs were scored.
+  """
+  figures_of = jax.jit(
+    functools.partial(_figures, config, packing.batch, store.per_token, forward)
+  )
+  known, waiting, scored = store.known(), [], 0
+  written = time.monotonic()
+  starts = range(0, len(encoded), packing.batch)
+  for first in starts[part[0] :: part[1]]:
+    batch = range(first, min(first + packing.batch, len(encoded)))
+    # A pair that stands twice in the batch is scored once.
+    found = {fingerprints[i]: i for i in batch}
+    missing = [i for name, i in found.items() if name not in known]
+    if missing:
+      views = packing.of([encoded], np.array(missing))
+      figures = jax.device_get(figures_of(params, place(views)[0]))
+      waiting.append(_scores(missing, fingerprints, encoded, views[0], figures))
+      known.update(fingerprints[i] for i in missing)
+      scored += len(missing)
+    if progress is not None:
+      progress(len(batch))
+    late = time.monotonic() - written > SECONDS
+    if waiting and (late or sum(len(w[0]) for w in waiting) >= SHARD):
+      _write(store, waiting)
+      waiting, written = [], time.monotonic()
+  if waiting:
+    _write(store, waiting)
+  return scored
+
+
+def _figures(config, pairs, per_token, forward, params, parts):
+  """Sums per response of one batch; with tokens, what each one got."""
+  tokens = [
+    packed.all_token_figures(
+      config, params, rows, pairs, also=("entropy",), **dict(forward)
+    )
+    for rows in parts
+  ]
+  figures = {
+    name: sum(
+      packed.per_response(part[name], rows.slots_RM, pairs)
+      for part, rows in zip(tokens, parts, strict=True)
+    )
+    for name in ("logp", "entropy")
+  }
+  if per_token:
+    figures["token_logp"] = [part["logp"] for part in tokens]
+  return figures
+
+
+def _scores(missing, fingerprints, encoded, parts, figures):
+  """(fingerprints, Scores) of one batch."""
+  P = len(missing)
+  token_logps = None
+  if "token_logp" in figures:
+    slots = np.concatenate([rows.slots_RM.reshape(-1) for rows in parts])
+    logps = np.concatenate([part.reshape(-1) for part in figures["token_logp"]])
+    token_logps = [
+      tuple(logps[slots == 2 * n + choice] for choice in (0, 1))
+      for n in range(P)
+    ]
+  pairs = [encoded[i] for i in missing]
+  return [fingerprints[i] for i in missing], Scores(
+    logp_PC=figures["logp"][:P],
+    token_PC=np.array(
+      [[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs], np.int32
+    ),
+    character_PC=np.array([p.characters for p in pairs], np.int32),
+    entropy_PC=figures["entropy"][:P],
+    token_logps=token_logps,
+  )
+
+
+def _write(store, waiting):
+  names, scores = zip(*waiting, strict=True)
+  token_logps = None
+  if scores[0].token_logps is not None:
+    token_logps = [pair for one in scores for pair in one.token_logps]
+  arrays = {
+    name: np.concatenate([getattr(one, name) for one in scores])
+    for name in ("logp_PC", "token_PC", "character_PC", "entropy_PC")
+  }
+  store.write(
+    [name for some in names for name in some],
+    Scores(**arrays, token_logps=token_logps),
+  )
