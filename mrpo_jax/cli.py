@@ -2,6 +2,11 @@
 """The command `mrpo`: flags and config files become plain arguments.
 
   mrpo train   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
+               [--store=DIR] [--no-autoscore]
+  mrpo score   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
+               [--store=DIR] [--part=0/1]
+  mrpo store   ls|verify|prune [KEY ...] --store=DIR
+  mrpo store   export KEY --store=DIR --to=FILE
   mrpo export  --workdir=DIR --to=DIR [--merge-adapters]
   mrpo report  --workdir=DIR
   mrpo inspect FOLDER [--mesh=data=1,fsdp=4,model=2]
@@ -23,13 +28,79 @@ from mrpo_jax.errors import InputError, StoppedRun
 
 
 def train(argv):
-  """Trains as the config says; the same command resumes."""
-  values = _flags(argv, "workdir", config=True)
+  """Trains as the config says; the same command resumes.
+
+  Scores first what the store lacks of references in mode "scored"; with
+  --no-autoscore it names the command that does.  --store=DIR is shared by
+  runs; unless given, it is the workdir's own.
+  """
+  values = _flags(
+    argv, "workdir", config=True, switches=("no-autoscore",), store=""
+  )
   from mrpo_jax import bandit, runs, settings
 
   config = settings.read(values["config"].to_dict())
-  kind = bandit if "bandit" in config else runs
-  kind.train_run(config, values["workdir"])
+  if "bandit" in config:
+    return bandit.train_run(config, values["workdir"])
+  runs.train_run(
+    config,
+    values["workdir"],
+    store=values["store"],
+    autoscore=not values["no-autoscore"],
+    command=" ".join(a for a in argv[1:] if "no-autoscore" not in a),
+  )
+
+
+def score(argv):
+  """Scores every reference in mode "scored" over the pairs of the config.
+
+  What is in the store is not scored again.  --part=i/n scores the i-th of n
+  shares of the data, i from 0: n commands, on any machines that share the
+  store, divide the work.
+  """
+  values = _flags(argv, "workdir", config=True, store="", part="0/1")
+  from mrpo_jax import runs, settings
+
+  config = settings.read(values["config"].to_dict())
+  if "bandit" in config:
+    raise InputError("a bandit has no references to score")
+  part, _, parts = values["part"].partition("/")
+  if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+    raise InputError(f"--part: {values['part']!r}; want like 0/4, from 0 on")
+  part = int(part), int(parts)
+  runs.score_run(config, values["workdir"], store=values["store"], part=part)
+
+
+def store(argv):
+  """Looks after a store: ls, verify, prune, export.
+
+  ls lists what it holds; verify re-reads every file and says which is broken;
+  prune removes the keys that it is given, what verify finds broken, and what
+  killed writers left; export writes one key as .parquet, .jsonl or .csv.  The
+  start of a key will do.
+  """
+  words = [given for given in argv[1:] if not given.startswith("--")]
+  given = ["store", *(one for one in argv if one.startswith("--"))]
+  action, *keys = words or [""]
+  if action not in STORE_ACTIONS:
+    raise InputError(f"store {action!r}; known: {', '.join(STORE_ACTIONS)}")
+  values = _flags(given, "store", *(["to"] if action == "export" else []))
+  root, to = values["store"], values.get("to")
+  from mrpo_jax import report
+  from mrpo_jax.references import store
+
+  if action == "ls":
+    print(report.stored(store.entries(root)))
+  elif action == "verify":
+    report.verified(root, store.verify(root, keys))
+  elif action == "prune":
+    for path in store.prune(root, keys):
+      print(f"removed {path}")
+  elif len(keys) != 1:
+    raise InputError("give one key: mrpo store export KEY --store=DIR --to=F")
+  else:
+    store.export(root, keys[0], to)
+    print(f"{keys[0]} of {root} is now {to}")
 
 
 def export(argv):
@@ -83,7 +154,10 @@ def prepare(argv):
   print(source.prepare(values["data"], values["to"], split=values["split"]))
 
 
-COMMANDS = {f.__name__: f for f in (train, export, inspect, report, prepare)}
+STORE_ACTIONS = ("ls", "verify", "prune", "export")
+COMMANDS = {
+  f.__name__: f for f in (train, score, store, export, inspect, report, prepare)
+}
 
 
 def main(argv=None):

@@ -16,17 +16,18 @@ from mrpo_jax.objective import (
   policy_parts,
   reference_figures,
   reference_logps,
+  summary,
 )
 
 
 @dataclasses.dataclass
 class HeldOut:
-  """Packed batches, kept on the host; references are scored once."""
+  """Packed batches, kept on the host; references that stay are run once."""
 
-  batches: list  # of (indices, views)
+  batches: list  # of (indices, (views, given))
   places: list  # of each pair among those of the file
   objective: Objective
-  place: object  # views on the host -> views on the mesh
+  place: object  # (views, given) on the host -> the same on the mesh
 
   def __post_init__(self):
     self._policy = jax.jit(functools.partial(_policy, self.objective))
@@ -41,25 +42,26 @@ class HeldOut:
 
     `base` is the policy's frozen weights; see `train.train_step`.
     """
-    if self._frozen is None:
+    references = train.moved_references(state, base, references)
+    if self._frozen is None or state.moving:
       self._frozen = [
-        self._references(references, self.place(views))
-        for _, views in self.batches
+        self._references(references, *self.place(*batch))
+        for _, batch in self.batches
       ]
-    sums, pairs = {}, []
-    for (indices, views), frozen in zip(
+    found, pairs = {}, []
+    for (indices, batch), frozen in zip(
       self.batches, self._frozen, strict=True
     ):
-      views = self.place(views)
+      views, _ = self.place(*batch)
       figures = self._policy(references, base, state.params, views, frozen)
       values = self._metrics(state.method_state, figures, frozen)
-      kept = slice(len(indices))
       for name, value_B in values.items():
-        total = np.sum(np.asarray(value_B, np.float64)[kept])
-        sums[name] = sums.get(name, 0.0) + total
+        value_B = np.asarray(value_B, np.float64)[: len(indices)]
+        found.setdefault(name, []).append(value_B)
       places = [self.places[index] for index in indices]
       pairs += _records(places, figures, frozen)
-    return {name: total / len(pairs) for name, total in sums.items()}, pairs
+    found = {name: np.concatenate(parts) for name, parts in found.items()}
+    return summary(found, lambda value_N: float(np.mean(value_N))), pairs
 
 
 def _policy(objective, references, base, trained, views, frozen):

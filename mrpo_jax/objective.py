@@ -8,6 +8,7 @@ micro-batches, each of which leaves 0 at the responses that it does not hold.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ class Model:
   config: ModelConfig
   view: int = 0  # which tokenizer's rows it reads
   forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype
+  scored: bool = False  # its figures are given: no parameters, no rows
 
   def token_figures(self, params, rows, pairs, **wanted):
     """`rows.token_figures` of one micro-batch."""
@@ -60,6 +62,12 @@ class Objective:
   method: Method  # losses.build(...)
   seed: int = 0  # of what the method draws
 
+  @property
+  def views(self):
+    """How many tokenizers' rows the step reads."""
+    online = [model.view for model in self.references if not model.scored]
+    return 1 + max([self.policy.view, *online])
+
   def compares_tokens(self):
     """Do references have to read the policy's tokens?"""
     return self.method.token_weight is not None or self.needs("kl_BC")
@@ -81,6 +89,11 @@ class Objective:
         "but there is no reference"
       )
     if self.needs("kl_BC"):
+      if self.references and self.references[0].scored:
+        raise ValueError(
+          f"loss {self.method.name!r} needs every probability of reference "
+          f"{self.names[0]!r}, so its mode must be 'online'"
+        )
       sizes = [m.config.vocab_size for m in (self.policy, *self.references)]
       if len(set(sizes)) > 1:
         raise ValueError(
@@ -94,55 +107,86 @@ class Objective:
     jax.eval_shape(self.method, pair_BC, ref_BCK if K else None, **figures)
 
 
-def reference_figures(objective, references, views):
+def reference_figures(objective, references, views, given):
   """What does not depend on the policy's parameters.
 
+  Args:
+    objective: Objective.
+    references: tuple of K frozen parameter trees, None where scored before.
+    views: see `train.train_step`.
+    given: dict of what is known of the pairs beforehand: `character_BC`,
+      characters of the responses; where references were scored `ref_logp_BCK`
+      and `ref_length_BCK` (of the others any number), `entropy_BC` of
+      reference 0 and `ref_token_logp_ARMK`, as below, if the method needs
+      them.  It may be empty where all are online.
+
   Returns:
-    dict: `length_BC` in the policy's tokens, `valid_B`, and with references
-    `ref_logp_BCK`, `ref_length_BCK`; where the method needs them
-    `normalised_entropy_BC` of reference 0, and `token_logp_ARMK`, a tuple
-    over the parts of the policy's view.  Where the method needs the
-    divergence from the reference, its log-probabilities come with that, in
-    `policy_figures`.
+    dict: `length_BC` in the policy's tokens, `valid_B`, `character_BC` as
+    given; with references `ref_logp_BCK`, `ref_length_BCK`, and what of these
+    the method needs: `normalised_entropy_BC` of reference 0,
+    `token_logp_ARMK`, a tuple over the parts of the policy's view.  Where it
+    needs the divergence from the reference, that one's log-probabilities come
+    with it, in `policy_figures`.
   """
   pairs, method = objective.pairs, objective.method
   length_BC = objective.policy.lengths(views, pairs)
   figures = {"length_BC": length_BC, "valid_B": length_BC[:, 0] > 0}
-  if not references:
+  if "character_BC" in given:
+    figures["character_BC"] = given["character_BC"]
+  if not objective.references:
     return figures
-  ref_lengths = [m.lengths(views, pairs) for m in objective.references]
+  ref_lengths = [
+    given["ref_length_BCK"][..., k]
+    if model.scored
+    else model.lengths(views, pairs)
+    for k, model in enumerate(objective.references)
+  ]
   figures["ref_length_BCK"] = jnp.stack(ref_lengths, axis=-1)
   if objective.needs("kl_BC"):
     return figures
-  tokens = []
+  wants_entropy = objective.needs("normalised_entropy_BC")
+  logps, tokens = [], []
   for k, (model, params) in enumerate(
     zip(objective.references, references, strict=True)
   ):
-    entropy = k == 0 and objective.needs("normalised_entropy_BC")
-    also = ("entropy",) if entropy else ()
-    tokens.append(model.all_token_figures(params, views, pairs, also=also))
-
-  def summed(k, name):
-    rows = views[objective.references[k].view]
-    return sum(
-      packed.per_response(part[name], one.slots_RM, pairs)
-      for part, one in zip(tokens[k], rows, strict=True)
-    )
-
-  logps = [summed(k, "logp") for k in range(len(references))]
+    if model.scored:
+      logps.append(given["ref_logp_BCK"][..., k])
+      tokens.append(None)
+      continue
+    also = ("entropy",) if k == 0 and wants_entropy else ()
+    parts = model.all_token_figures(params, views, pairs, also=also)
+    rows = views[model.view]
+    logps.append(_summed("logp", parts, rows, pairs))
+    tokens.append([part["logp"] for part in parts])
+    if also:
+      given = {**given, "entropy_BC": _summed("entropy", parts, rows, pairs)}
   figures["ref_logp_BCK"] = jnp.stack(logps, axis=-1)
-  if objective.needs("normalised_entropy_BC"):
+  if wants_entropy:
     figures["normalised_entropy_BC"] = losses.normalised_entropy(
-      summed(0, "entropy"),
+      given["entropy_BC"],
       ref_lengths[0],
       vocab_size=objective.references[0].config.vocab_size,
     )
   if method.token_weight is not None:
     figures["token_logp_ARMK"] = tuple(
-      jnp.stack([part["logp"] for part in parts], axis=-1)
-      for parts in zip(*tokens, strict=True)
+      jnp.stack(
+        [
+          given["ref_token_logp_ARMK"][n][..., k] if one is None else one[n]
+          for k, one in enumerate(tokens)
+        ],
+        axis=-1,
+      )
+      for n in range(len(views[objective.policy.view]))
     )
   return jax.lax.stop_gradient(figures)
+
+
+def _summed(name, parts, rows, pairs):
+  """sum_BC of a figure of every token, over the parts of a view."""
+  return sum(
+    packed.per_response(part[name], one.slots_RM, pairs)
+    for part, one in zip(parts, rows, strict=True)
+  )
 
 
 def policy_parts(objective, views, frozen):
@@ -205,7 +249,8 @@ def method_arguments(figures, frozen):
   """(policy, references, further keywords) of a call of the method."""
   policy_BC = figures.get("score_BC", figures["logp_BC"])
   ref_BCK = figures.get("ref_score_BCK", reference_logps(figures, frozen))
-  names = ("length_BC", "ref_length_BCK", "valid_B", "normalised_entropy_BC")
+  names = ("length_BC", "ref_length_BCK", "character_BC", "valid_B")
+  names += ("normalised_entropy_BC",)
   more = {name: frozen[name] for name in names if name in frozen}
   if "kl_BC" in figures:
     more["kl_BC"] = figures["kl_BC"]
@@ -250,22 +295,82 @@ def pair_metrics(objective, state, figures, frozen):
   if ref_logp_BCK is None:
     return values | against(logp_BC, zero_BC)
   values |= against(logp_BC, ref_logp_BCK[..., 0])
-  lengths = {"length_BC": length_BC, "ref_length_BCK": frozen["ref_length_BCK"]}
-  policy_BC, ref_BCK = method.scaled(logp_BC, ref_logp_BCK, **lengths)
+  names = ("length_BC", "ref_length_BCK", "character_BC")
+  counts = {name: frozen[name] for name in names if name in frozen}
+  policy_BC, ref_BCK = method.scaled(
+    logp_BC, ref_logp_BCK, state=state, **counts
+  )
   virtual_BC = method.virtual(ref_BCK, state)
-  values |= _rewards("virtual", against(policy_BC, virtual_BC))
-  about = losses.reference_metrics(
-    ref_BCK,
-    method.weights(state, ref_BCK),
+  rewards = against(policy_BC, virtual_BC)
+  values |= _rewards("virtual", rewards)
+  values |= losses.gradient_metrics(rewards["rewards/margins"])
+  values |= _of_each_reference(objective, state, ref_BCK)
+  return values | _as_they_are(objective, ref_logp_BCK, frozen)
+
+
+def _of_each_reference(objective, state, ref_BCK):
+  """What each says and does in the mixture, in the method's unit."""
+  method, names = objective.method, objective.names
+  arguments = dict(
     p=0 if method.p is None else method.p,
     epsilon_max=method.epsilon_max,
     adaptive_epsilon=method.adaptive_epsilon,
   )
-  values["effective_references"] = about.pop("effective_references")
-  for k, name in enumerate(objective.names):
+  weight = method.mixing(state, ref_BCK)
+  about = losses.reference_metrics(ref_BCK, weight, **arguments)
+  values = {"effective_references": about.pop("effective_references")}
+  for k, name in enumerate(names):
     for figure, value_BK in about.items():
       values[f"references/{name}/{figure}"] = value_BK[:, k]
+  if len(names) == 1:
+    return values
+  relations = losses.reference_relations(ref_BCK, weight, **arguments)
+  values["weights_cancel"] = relations["cancels"]
+  for j, k in itertools.combinations(range(len(names)), 2):
+    key = f"references/{names[j]}/agreement/{names[k]}"
+    values[key] = relations["agreement"][:, j, k]
   return values
+
+
+def _as_they_are(objective, ref_logp_BCK, frozen):
+  """How likely each reference finds the responses, whatever the loss does."""
+  values = {}
+  size_BCK = {"token_logp": frozen["ref_length_BCK"]}
+  if "character_BC" in frozen:
+    character_BC = frozen["character_BC"]
+    values["characters"] = jnp.mean(character_BC, axis=1)
+    size_BCK["character_logp"] = character_BC[..., None]
+  for figure, count_BCK in size_BCK.items():
+    mean_BK = jnp.mean(ref_logp_BCK / jnp.maximum(count_BCK, 1.0), axis=1)
+    for k, name in enumerate(objective.names):
+      values[f"references/{name}/{figure}"] = mean_BK[:, k]
+  for k, name in enumerate(objective.names):
+    about = f"references/{name}/"
+    values[about + "tokens"] = jnp.mean(frozen["ref_length_BCK"][..., k], 1)
+    values[about + "logp_size"] = jnp.mean(jnp.abs(ref_logp_BCK[..., k]), 1)
+  for (j, one), (k, other) in itertools.combinations(
+    enumerate(objective.names), 2
+  ):
+    apart_BC = jnp.abs(ref_logp_BCK[..., j] - ref_logp_BCK[..., k])
+    values[f"references/{one}/distance/{other}"] = jnp.mean(apart_BC, axis=1)
+  return values
+
+
+def summary(values, mean):
+  """Means of value_B over pairs, and the deviations of those that spread.
+
+  `mean` takes one value_B, an array of any library.
+  """
+  means = {name: mean(value_B) for name, value_B in values.items()}
+  for name, value_B in values.items():
+    if name == "gradient_scale" or _is_margin(name):
+      variance = mean((value_B - means[name]) ** 2)
+      means[f"{name}_sd"] = variance**0.5
+  return means
+
+
+def _is_margin(name):
+  return name.startswith("references/") and name.endswith("/margin")
 
 
 def _rewards(prefix, values):

@@ -95,3 +95,17 @@ def global_rows(view, mesh):
   return jax.tree.map(
     lambda array: jax.make_array_from_process_local_data(sharding, array), view
   )
+
+
+def global_figures(given, mesh):
+  """Figures of all pairs, the same on every process, as global arrays.
+
+  Those of tokens are split as their rows are.
+  """
+
+  def place(path, array):
+    is_of_tokens = path[0].key.endswith("_ARMK")
+    sharding = rows_sharding(mesh) if is_of_tokens else replicated(mesh)
+    return jax.make_array_from_process_local_data(sharding, array)
+
+  return jax.tree.map_with_path(place, given)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several runs on the same held-out pairs, side by side."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -42,8 +41,8 @@ def compare(workdir):
 
 def result(run, pairs):
   """The figures of one run on the given records of held-out pairs."""
-  beta = json.loads((run / "config.json").read_text())["loss"].get("beta", 0.1)
-  margin_N = np.array([beta * _margin(pair) for pair in pairs])
+  beta = writer.read_json(run / "config.json")["loss"].get("beta", 0.1)
+  margin_N = np.array([beta * margin(pair) for pair in pairs])
   lines = writer.read_lines(run / "metrics.jsonl")
   # The first step holds the compilation.
   rates = [line["pairs"] / line["seconds"] for line in lines[1:]]
@@ -60,7 +59,8 @@ def result(run, pairs):
   }
 
 
-def _margin(pair):
+def margin(pair):
+  """Log-ratio difference against reference 0, nats, of a line of PAIRS."""
   (chosen, rejected), base = pair["policy"], pair["references"][0]
   return (chosen - base[0]) - (rejected - base[1])
 
@@ -81,6 +81,36 @@ def table(results):
       )
     )
   return aligned(rows)
+
+
+def stored(entries):
+  """What a store holds, a line per key, from `store.entries`."""
+  rows = [("key", "pairs", "files", "MB", "dtype", "weights")]
+  for one in entries:
+    about = one["material"]
+    rows.append(
+      (
+        one["key"][:16],
+        f"{one['pairs']:,}",
+        str(one["shards"]),
+        f"{one['bytes'] / 1e6:.1f}",
+        about.get("quantize") or about.get("dtype", "-"),
+        about.get("weights", "-")[:40],
+      )
+    )
+  return aligned(rows)
+
+
+def verified(root, problems):
+  """Prints that nothing is wrong with a store; else raises InputError."""
+  for problem in problems:
+    print(problem)
+  if problems:
+    raise InputError(
+      f"{len(problems)} broken in {root}; mrpo store prune removes them, and "
+      "mrpo score fills the gap"
+    )
+  print(f"{root}: every file is as it was written")
 
 
 def aligned(rows):

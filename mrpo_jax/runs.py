@@ -4,13 +4,14 @@
 import contextlib
 import dataclasses
 import functools
-import json
+import math
 import os
 import pathlib
 import signal
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import tqdm
 
 from mrpo_jax import (
@@ -20,87 +21,99 @@ from mrpo_jax import (
   evaluate,
   hub,
   inputs,
-  losses,
+  loading,
   optimizer,
   parallel,
   report,
+  scoring,
+  setups,
   train,
-  train_state,
   workdirs,
   writer,
 )
-from mrpo_jax.data import loader, pack, source, vocabulary
+from mrpo_jax.data import loader, pack, vocabulary
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models import families, leaves
 from mrpo_jax.models import spec as specs
 from mrpo_jax.objective import Objective
+from mrpo_jax.references import watch
+
+WATCHED = 10  # steps, over which warnings judge
 
 
-def train_run(config, workdir, *, say=print):
+def train_run(
+  config, workdir, *, store="", autoscore=True, command="", say=print
+):
   """Trains to `steps`, from the newest checkpoint if there is one.
 
   Args:
     config: nested dict that `settings.read` returned.
     workdir: folder of the run; made if it does not exist.
+    store: folder of the references' scores; "" is the workdir's own.
+    autoscore: score what is missing, or refuse to start?
+    command: the flags that `mrpo score` needs, for that refusal.
     say: receives lines for a person.
   """
   stop = _stop_signal()
   workdir = pathlib.Path(workdir)
-  known = workdirs.known_run(workdir, config)
   # 1. Everything that can be wrong, before anything is written.
-  method = _method(config)
-  mesh = parallel.make_mesh(**config["mesh"])
-  packing = _packing(config, mesh, method)
-  pairs = inputs.load_pairs(config)
-  tokenizers = inputs.load_tokenizers(config, workdir, pairs["train"], say)
-  tables = {
-    split: inputs.encode_table(
-      config, split, rows, tokenizers, say, chosen_only=method.supervised
-    )
-    for split, rows in pairs.items()
-  }
-  policy, *references = inputs.load_models(config, tokenizers, mesh, say)
-  objective = _objective(config, method, policy, references)
-  # 2. The workdir is this run's.
-  identity = _identity(config, pairs, tokenizers, [policy, *references])
-  if known is not None:
-    workdirs.refuse_other(workdir, {"identity": identity}, known)
-  # 3. State: restored first, else from the start.
+  setup = setups.set_up(config, workdir, say)
+  steps = checkpoints.steps(workdir)
+  plan = setups.plan(setup, store, fresh=not steps)
+  scored = steps[:1] == [config["steps"]]  # Or it reads none any more.
+  if not scored:
+    if not autoscore:
+      scoring.refuse_missing(plan.missing(), command)
+    plan.fill(setup.mesh, setup.packing, say)
+  loaded = loading.load_models(config, setup.described, setup.mesh, say)
+  policy = loaded["policy"]
+  # 2. State: restored first, else from the start.
+  rounds = config["rounds"]["count"]
   transformation, schedule = optimizer.make(
-    steps=config["steps"], **config["optimizer"]
+    steps=config["steps"] // rounds, **config["optimizer"]
   )
-  method_state = method.init(len(references))
-  state, start = _state(
-    policy, method_state, transformation, mesh, workdir, say
-  )
+  moves = setups.moves(config)
+  state, start = setups.state(setup, policy, transformation, moves, plan, say)
   if start == config["steps"]:
     say(f"finished before: {workdir} stands at step {start}")
     return
+  if scored:  # the newest checkpoint could not be read
+    plan.fill(setup.mesh, setup.packing, say)
   if start:
     say(f"resuming at step {start}")
-  workdirs.claim(workdir, {**config, "identity": identity}, tokenizers.made)
-  del pairs, tokenizers
+  # 3. The workdir is this run's.
+  content = {**config, "identity": setup.identity}
+  workdirs.claim(workdir, content, setup.tokenizers.made)
   # 4. The loop.
-  expected = None
-  alike = functools.partial(inputs.starts_alike, policy)
-  if start == 0 and references and all(map(alike, references)):
-    expected = method.start_loss
+  base, _ = leaves.split(policy.params)
+  frozen = base, setups.frozen(setup, loaded, moves)
+  expected = None if start else setups.expected(setup, policy.adapter)
   run = Run(
     config,
     workdir,
-    objective,
+    setup.objective,
     policy.adapter,
-    tables,
-    packing,
-    mesh,
+    setup.tables,
+    {split: plan.known(split) for split in setup.splits},
+    setup.packing,
+    setup.mesh,
     schedule,
+    moves,
     say,
     expected,
   )
-  base, _ = leaves.split(policy.params)
-  frozen = base, tuple(reference.params for reference in references)
-  del policy, references
+  del policy, loaded, setup, plan
   run.go(transformation, state, frozen, start, stop)
+
+
+def score_run(config, workdir, *, store="", part=(0, 1), say=print):
+  """Scores what `train_run` of the same config would, and stops there."""
+  setup = setups.set_up(config, pathlib.Path(workdir), say)
+  plan = setups.plan(setup, store, fresh=True)
+  plan.fill(setup.mesh, setup.packing, say, part=part)
+  for name, one in plan.stores.items():
+    if plan.splits[name]:
+      say(f"references.{name}: {len(one.known())} pairs in {one.folder}")
 
 
 def export(workdir, to, *, merge=False):
@@ -112,11 +125,14 @@ def export(workdir, to, *, merge=False):
   workdir = pathlib.Path(workdir)
   if not (workdir / workdirs.CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {workdirs.CONFIG})")
-  config = json.loads((workdir / workdirs.CONFIG).read_text(encoding="utf-8"))
+  config = writer.read_json(workdir / workdirs.CONFIG)
   step, params, model, adapter = checkpoints.newest_policy(workdir)
   section = config["policy"]
   folder = section["tokenizer"] or section["path"]
-  tokenizer = vocabulary.load_tokenizer(folder or workdir / "tokenizer-policy")
+  tokenizer = vocabulary.with_template(
+    vocabulary.load_tokenizer(folder or workdir / "tokenizer-policy"),
+    section["template"],
+  )
   metrics = {
     key: value
     for line in writer.read_lines(workdir / "metrics.jsonl")
@@ -128,7 +144,7 @@ def export(workdir, to, *, merge=False):
   if adapter is None:
     hub.save(to, model, params, **beside)
   elif merge:
-    base = inputs.base_params(config, inputs.base_of(config, "policy"), model)
+    base = loading.base_params(config, loading.base_of(config, "policy"), model)
     whole = leaves.merge(leaves.attach(base, params, adapter))
     hub.save(to, model, whole, **beside)
   else:
@@ -142,100 +158,6 @@ def export(workdir, to, *, merge=False):
       card=text(library="peft"),
     )
   print(f"step {step} of {workdir} is now {to}")
-
-
-# Set-up.
-
-
-def _identity(config, pairs, tokenizers, models):
-  """Hashes of everything read, so that a resumed run reads the same."""
-  data = {f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()}
-  weights = {
-    key: loaded.identity
-    for key, loaded in zip(inputs.sections(config), models, strict=True)
-  }
-  return {**data, **tokenizers.identity, **weights}
-
-
-def _method(config):
-  keywords = {k: v for k, v in config["loss"].items() if k != "name"}
-  name, references = config["loss"]["name"], config["references"]["names"]
-  try:
-    method = losses.build(name, **keywords)
-  except (TypeError, ValueError) as error:
-    raise InputError(f"config.loss: {error}") from None
-  evaluates = config["data"]["eval"] and config["eval_every"]
-  if method.learns and not evaluates:
-    raise InputError(
-      "config.loss.weights learns from held-out accuracy: set config.data.eval "
-      "and config.eval_every"
-    )
-  if method.takes_reference and not references:
-    problem = "needs a reference"
-  elif method.supervised and references:
-    problem = "takes no reference"
-  else:
-    return method
-  raise InputError(
-    f"config.loss.name={name!r} {problem}, but config.references.names is "
-    f"{tuple(references)}"
-  )
-
-
-def _packing(config, mesh, method):
-  shards = parallel.row_shards(mesh)
-  rows = config["data"]["rows"] or shards
-  if rows % shards:
-    raise InputError(
-      f"config.data.rows={rows} does not divide over the {shards} shards of "
-      "mesh.data * mesh.fsdp"
-    )
-  try:
-    return loader.Packing(
-      batch=config["batch"],
-      length=config["data"]["row_length"],
-      rows=rows,
-      process=jax.process_index(),
-      processes=jax.process_count(),
-      mark_differences=method.reads_differences,
-    )
-  except ValueError as error:
-    raise InputError(f"config: {error}") from None
-
-
-def _objective(config, method, policy, references):
-  objective = Objective(
-    pairs=config["batch"],
-    policy=policy.model,
-    references=tuple(reference.model for reference in references),
-    names=tuple(config["references"]["names"]),
-    method=method,
-    seed=config["seed"],
-  )
-  try:
-    objective.check()
-  except (TypeError, ValueError) as error:
-    raise InputError(f"config.loss: {error}") from None
-  return objective
-
-
-def _state(policy, method_state, transformation, mesh, workdir, say):
-  """(state, steps done)."""
-  table = specs.table(policy.model.config)
-  if policy.adapter is not None:
-    table = leaves.adapter_table(table, policy.adapter)
-  shardings = train_state.shardings(table, transformation, mesh, method_state)
-  _, trained = leaves.split(policy.params)
-  create = functools.partial(
-    train_state.create, transformation=transformation, method_state=method_state
-  )
-  shapes = jax.eval_shape(create, trained)
-  abstract = checkpoints.abstract(shapes, shardings)
-  restored = checkpoints.restore(workdir, abstract, say=say)
-  if restored is None:
-    return jax.jit(create, out_shardings=shardings)(trained), 0
-  step, state = restored
-  return state, step
 
 
 def _stop_signal():
@@ -257,15 +179,21 @@ class Run:
   objective: Objective
   adapter: leaves.Adapter | None  # of the policy
   tables: dict
+  known: dict  # split -> loader.Known
   packing: loader.Packing
   mesh: jax.sharding.Mesh
   schedule: Callable
+  moves: train.Moves | None
   say: Callable
   expected: float | None  # the first loss, where it is known beforehand
   _metrics: writer.Metrics | None = None
   _bar: tqdm.tqdm | None = None
   _line: tuple | None = None  # of a step that an evaluation may still join
   _counts: dict = dataclasses.field(default_factory=dict)  # step -> tokens
+  _seen: list = dataclasses.field(
+    default_factory=list
+  )  # metrics of first steps
+  _warned: set = dataclasses.field(default_factory=set)
 
   def go(self, transformation, state, frozen, start, stop):
     """Steps from `start` to the end, or to the step where `stop()` is True.
@@ -277,6 +205,7 @@ class Run:
       transformation,
       jax.tree.map(lambda array: array.sharding, state),
       parallel.rows_sharding(self.mesh),
+      self.moves,
     )
     held_out = self._held_out()
     steps = self.config["steps"]
@@ -298,7 +227,7 @@ class Run:
 
       step, _ = train.fit(
         state,
-        lambda state, views: step_function(state, *frozen, views),
+        lambda state, batch: step_function(state, *frozen, *batch),
         self._batches(start),
         steps=steps,
         record=self._record,
@@ -321,20 +250,31 @@ class Run:
 
   def _batches(self, start):
     seed, view = self.config["seed"], self.objective.policy.view
-    views = self.tables["train"].views
-    for step, rows in loader.training(
-      views, self.packing, seed=seed, start=start
-    ):
+    batches = loader.training(
+      self._views("train"),
+      self.packing,
+      seed=seed,
+      start=start,
+      known=self.known["train"],
+    )
+    for step, (rows, given) in batches:
       self._counts[step] = pack.token_counts(rows[view])
-      yield step, self._place(rows)
+      yield step, self._place(rows, given)
 
-  def _place(self, views):
-    return tuple(parallel.global_rows(view, self.mesh) for view in views)
+  def _views(self, split):
+    """Of the tokenizers that the step reads."""
+    return self.tables[split].views[: self.objective.views]
+
+  def _place(self, views, given):
+    rows = tuple(parallel.global_rows(view, self.mesh) for view in views)
+    return rows, parallel.global_figures(given, self.mesh)
 
   def _held_out(self):
     if "eval" not in self.tables:
       return None
-    batches = loader.evaluation(self.tables["eval"].views, self.packing)
+    batches = loader.evaluation(
+      self._views("eval"), self.packing, known=self.known["eval"]
+    )
     places = self.tables["eval"].places
     return evaluate.HeldOut(list(batches), places, self.objective, self._place)
 
@@ -355,7 +295,7 @@ class Run:
     real, slots = self._counts.pop(step)
     values = {
       **metrics,
-      "learning_rate": float(self.schedule(step - 1)),
+      "learning_rate": self._learning_rate(step),
       "tokens/real": real,
       "tokens/slots": slots,
       "pairs": self.config["batch"],
@@ -363,12 +303,17 @@ class Run:
       "truncated": self.tables["train"].truncated,
       "seconds": round(seconds, 4),
     }
+    self._watch(step, metrics)
     self._bar.update()
     self._bar.set_postfix(loss=f"{metrics['loss']:.4f}")
     if step == 1 or self._boundary(step) or self._due(step, "log_every"):
       self._line = step, values
     if not self._boundary(step):
       self._write_line()
+
+  def _learning_rate(self, step):
+    length = self.moves.round if self.moves else 0
+    return float(self.schedule((step - 1) % length if length else step - 1))
 
   def _write_line(self):
     if self._line is None:
@@ -379,9 +324,32 @@ class Run:
     if self._bar.disable and (step == 1 or step % max(1, steps // 5) == 0):
       self.say(f"step {step}/{steps}  loss {values['loss']:.4f}")
 
+  def _watch(self, step, metrics):
+    """Judges the mean of the first steps that this process sees."""
+    if len(self._seen) == WATCHED:
+      return
+    self._seen.append(metrics)
+    if len(self._seen) == WATCHED or step == self.config["steps"]:
+      self._warn(
+        {name: np.mean([one[name] for one in self._seen]) for name in metrics}
+      )
+
+  def _warn(self, figures):
+    """Says what looks wrong with the references, each thing once."""
+    names, references = self.objective.names, self.objective.references
+    sizes = [math.log(model.config.vocab_size) for model in references]
+    found = watch.warnings(
+      figures, names, log_vocab=dict(zip(names, sizes, strict=True))
+    )
+    for what, sentence in found:
+      if what not in self._warned:
+        self._warned.add(what)
+        self.say(f"warning: {sentence}")
+
   def _evaluate(self, held_out, state, frozen):
     """The state, with what its method learns from the held-out pairs."""
     means, pairs = held_out(state, *frozen)
+    self._warn(means)
     writer.write_lines(self.workdir / report.PAIRS, pairs)
     figures = {f"eval/{name}": value for name, value in means.items()}
     if self._line is not None:

@@ -20,6 +20,10 @@ def share(value):
   return None if 0 <= value < 1 else "must be at least 0 and less than 1"
 
 
+def fraction(value):
+  return None if 0 < value <= 1 else "must be more than 0 and at most 1"
+
+
 def anything(value):
   return None
 
@@ -39,6 +43,7 @@ FIELDS = {
   "checkpoint_every": (0, int, not_negative),
   "data.train": (REQUIRED, str, anything),
   "data.eval": ("", str, anything),
+  "data.validation": ("", str, anything),  # weights of references measure here
   "data.max_prompt": (512, int, positive),
   "data.max_response": (512, int, positive),
   "data.row_length": (2048, int, positive),
@@ -46,6 +51,13 @@ FIELDS = {
   "mesh.data": (-1, int, anything),
   "mesh.fsdp": (1, int, anything),
   "mesh.model": (1, int, anything),
+  # TR-DPO: reference 0 moves so far towards the policy, every so many steps.
+  "reference_update.every": (0, int, not_negative),  # 0: never
+  "reference_update.rate": (1.0, float, fraction),  # 1: all the way
+  # APO: so many runs, one after the other, each from where the last one ended
+  # and `alpha` times as far again.
+  "rounds.count": (1, int, positive),
+  "rounds.alpha": (0.0, float, not_negative),
   "optimizer.peak_lr": (REQUIRED, float, positive),
   "optimizer.warmup": (0.1, float, not_negative),
   "optimizer.end_lr": (0.0, float, not_negative),
@@ -58,6 +70,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MODEL = {
   "path": ("", str, anything),
   "tokenizer": ("", str, anything),
+  "template": ("", str, anything),  # a name, or a file with a chat template
   "dtype": ("float32", str, one_of(*DTYPES)),
   "quantize": ("", str, one_of("", "int8", "int4")),
   "quantize_group": (32, int, positive),  # inputs that share a scale in int4
@@ -70,7 +83,8 @@ POLICY = {
 REFERENCE = {
   **MODEL,
   "dtype": ("", str, one_of("", *DTYPES)),  # the policy's, or float32
-  "mode": ("online", str, one_of("online")),
+  "mode": ("online", str, one_of("online", "scored")),
+  "beta": (None, float, positive),  # of this reference; None: loss.beta
   "adapter": ("", str, anything),  # a folder of PEFT, on top of `path`
 }
 ADAPTER = {  # of the policy: only this is trained then
@@ -169,6 +183,7 @@ def read(values):
     _section(values, "references"), checked["policy"]
   )
   checked["loss"] = _loss(_section(values, "loss"))
+  _check_moves(checked)
   if checked["optimizer"]["warmup"] > 1:
     raise InputError("optimizer.warmup is a share of the steps: at most 1")
   return checked
@@ -212,6 +227,8 @@ def _value(key, section, name, field):
   value = default if section.get(name) is None else section[name]
   if value is REQUIRED:
     raise InputError(f"config.{key} is missing")
+  if value is None:
+    return None
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if not isinstance(value, kind) or (isinstance(value, bool) != (kind is bool)):
@@ -318,6 +335,41 @@ def _reference(where, given, policy):
       )
     section |= {key: policy[key] for key in ("quantize", "quantize_group")}
   return section
+
+
+def _check_moves(config):
+  """Can reference 0 follow the policy, where the config says so?"""
+  every, rounds = config["reference_update"]["every"], config["rounds"]["count"]
+  if config["steps"] % rounds:
+    raise InputError(
+      f"config.rounds.count={rounds} does not divide config.steps="
+      f"{config['steps']}"
+    )
+  if not every and rounds == 1:
+    return
+  key = "reference_update.every" if every else "rounds.count"
+  policy, references = config["policy"], config["references"]
+  names = references["names"]
+  if not names or references[names[0]]["path"] != "policy":
+    raise InputError(
+      f"config.{key} moves the first reference, whose path must be 'policy'"
+    )
+  where, base = f"references.{names[0]}", references[names[0]]
+  for name, want in (
+    ("mode", "online"),
+    ("adapter", ""),
+    *((name, policy[name]) for name in ("dtype", "quantize")),
+  ):
+    if base[name] != want:
+      raise InputError(
+        f"config.{key} moves the first reference: config.{where}.{name} must "
+        f"be {want!r}, got {base[name]!r}"
+      )
+  if policy["adapter"] and "path" in policy["adapter"]:
+    raise InputError(
+      f"config.{key} moves the first reference, but an imported adapter does "
+      "not start where it does; merge the adapter into a model first"
+    )
 
 
 def _named(where, given, check):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step, one XLA program, and the loop around it."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -9,23 +10,92 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mrpo_jax import losses
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import leaves
 from mrpo_jax.models import rows as packed
 from mrpo_jax.objective import (
+  Objective,
   losses_of,
   method_arguments,
   pair_metrics,
   policy_figures,
   policy_parts,
   reference_figures,
+  summary,
 )
 from mrpo_jax.train_state import TrainState
 
 DROPOUT = 1  # tells its draws from the method's, which use the key itself
 
 
-def train_step(state, base, references, views, *, objective, transformation):
+@dataclasses.dataclass(frozen=True)
+class Moves:
+  """How reference 0 follows the policy; 0 steps mean that it does not."""
+
+  every: int = 0  # TR-DPO: steps between updates
+  rate: float = 1.0  # how far it moves then; 1: the policy itself
+  round: int = 0  # APO: steps of a round
+  alpha: float = 0.0  # how far the next round starts beyond the outcome
+
+  @property
+  def names(self):
+    """What of `TrainState.moving` it needs."""
+    if self.round:
+      return ("reference", "previous")
+    return ("reference",) if self.every else ()
+
+  def __call__(self, state, transformation):
+    """The state from which the next step starts.
+
+    Source: TR-DPO, arXiv:2404.09656; APO, arXiv:2410.06293, equation 3.7: the
+    next round's policy and reference are the extrapolated outcome, and its
+    optimizer starts anew.
+    """
+    is_first = state.step == 0
+
+    def updated(state):
+      reference = losses.ema(
+        state.moving["reference"], state.params, rate=self.rate
+      )
+      return state.replace(moving={**state.moving, "reference": reference})
+
+    def next_round(state):
+      params = losses.accelerate(
+        state.params, state.moving["previous"], alpha=self.alpha
+      )
+      return state.replace(
+        params=params,
+        opt_state=transformation.init(params),
+        moving={"reference": params, "previous": state.params},
+      )
+
+    for steps, moved in ((self.every, updated), (self.round, next_round)):
+      if steps:
+        is_due = ~is_first & (state.step % steps == 0)
+        state = jax.lax.cond(is_due, moved, lambda state: state, state)
+    return state
+
+
+def moved_references(state, base, references):
+  """References with the one that moves in its present place."""
+  if "reference" not in state.moving:
+    return references
+  first = leaves.join(base, state.moving["reference"])
+  return (first, *references[1:])
+
+
+def train_step(
+  state,
+  base,
+  references,
+  views,
+  given,
+  *,
+  objective: Objective,
+  transformation,
+  moves=None,
+):
   """One optimizer step on exactly B pairs.
 
   The loss is the mean over the pairs of the step, however they are packed;
@@ -37,15 +107,21 @@ def train_step(state, base, references, views, *, objective, transformation):
     state: TrainState, donated by the caller's jit.
     base: the policy's frozen weights, see `leaves.split`; None where all of
       them are trained.  Not donated: references may share its arrays.
-    references: tuple of K frozen parameter trees.
+    references: tuple of K frozen parameter trees; None for one that was
+      scored before, and for one that moves, which stands in the state.
     views: per tokenizer the tuple of Rows [A, R, T] of `pack.pack_step`.
+    given: what is known of the pairs beforehand; see `reference_figures`.
     objective: Objective, static.
     transformation: optax transformation, static.
+    moves: Moves of reference 0, static; None where it stays.
 
   Returns:
     (state, metrics): metrics are float32 scalars.
   """
-  frozen = reference_figures(objective, references, views)
+  if moves is not None:
+    state = moves(state, transformation)
+  references = moved_references(state, base, references)
+  frozen = reference_figures(objective, references, views, given)
   valid_B = frozen["valid_B"]
   count = jnp.maximum(jnp.sum(valid_B), 1).astype(jnp.float32)
   key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
@@ -83,16 +159,16 @@ def train_step(state, base, references, views, *, objective, transformation):
   )
   params = optax.apply_updates(state.params, updates)
   values = pair_metrics(objective, state.method_state, figures, frozen)
-  metrics = {name: mean(value_B) for name, value_B in values.items()}
+  metrics = summary(values, mean)
   metrics["grad_norm"] = optax.tree.norm(gradient)
   policy_BC, ref_BCK, more = method_arguments(figures, frozen)
   method_state = objective.method.update(
     state.method_state, policy_BC, ref_BCK, **more
   )
-  return (
-    TrainState(state.step + 1, params, opt_state, method_state),
-    metrics,
+  state = TrainState(
+    state.step + 1, params, opt_state, method_state, state.moving
   )
+  return state, metrics
 
 
 def summed_figures(figures_of, params, parts, key):
@@ -146,18 +222,18 @@ def _over_micro_batches(function, parts, key):
   return total
 
 
-def compile_step(objective, transformation, state_shardings, rows_sharding):
+def compile_step(
+  objective, transformation, state_shardings, rows_sharding, moves=None
+):
   """The jitted train step: only the state is donated."""
   step = functools.partial(
-    train_step, objective=objective, transformation=transformation
+    train_step, objective=objective, transformation=transformation, moves=moves
   )
-  views = 1 + max(
-    [objective.policy.view, *(model.view for model in objective.references)]
-  )
+  views = (rows_sharding,) * objective.views
   return jax.jit(
     step,
     donate_argnums=(0,),
-    in_shardings=(state_shardings, None, None, (rows_sharding,) * views),
+    in_shardings=(state_shardings, None, None, views, None),
     out_shardings=(state_shardings, None),
   )
 
@@ -176,8 +252,8 @@ def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
 
   Args:
     state: TrainState after the steps already done.
-    step_function: (state, views) -> (state, metrics), dispatched at once.
-    batches: iterator over (step, views), from the next step on.
+    step_function: (state, batch) -> (state, metrics), dispatched at once.
+    batches: iterator over (step, batch), from the next step on.
     steps: last step.
     record: called as record(step, metrics, seconds), in order.
     boundary: boundary(step) is True where the caller needs the state between
@@ -203,8 +279,8 @@ def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
       record(step, metrics, now - clock)
       pending, clock = None, now
 
-  for step, views in batches:
-    state, metrics = step_function(state, views)
+  for step, batch in batches:
+    state, metrics = step_function(state, batch)
     read()
     pending = step, metrics
     last = step == steps or stop()

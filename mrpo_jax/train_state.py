@@ -20,18 +20,23 @@ class TrainState:
   params: dict
   opt_state: optax.OptState
   method_state: dict  # what the loss remembers; see `Method.init`
+  # Trees like params: "reference" where reference 0 moves, and "previous",
+  # the outcome of the round before; empty where nothing moves.
+  moving: dict = flax.struct.field(default_factory=dict)
 
 
-def create(params, transformation, method_state):
+def create(params, transformation, method_state, moving=()):
+  """The state before the first step; `moving` names what starts as a copy."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=transformation.init(params),
     method_state=method_state,
+    moving={name: jax.tree.map(jnp.copy, params) for name in moving},
   )
 
 
-def shardings(table, transformation, mesh, method_state, rules=None):
+def shardings(table, transformation, mesh, method_state, rules=None, moving=()):
   """A TrainState of NamedSharding; moments follow their parameter.
 
   Args:
@@ -41,6 +46,7 @@ def shardings(table, transformation, mesh, method_state, rules=None):
     mesh: jax.sharding.Mesh.
     method_state: see `Method.init`.
     rules: changes to `parallel.RULES`.
+    moving: see `create`.
   """
   param_shardings = parallel.table_shardings(table, mesh, rules)
   everywhere = parallel.replicated(mesh)
@@ -65,4 +71,5 @@ def shardings(table, transformation, mesh, method_state, rules=None):
     param_shardings,
     opt_state,
     jax.tree.map(lambda _: everywhere, method_state),
+    dict.fromkeys(moving, param_shardings),
   )

@@ -24,6 +24,10 @@ def write_json(path, value):
   write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path):
+  return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
 def write_lines(path, values):
   write_atomically(path, "".join(json.dumps(value) + "\n" for value in values))
 

@@ -39,7 +39,7 @@ def gradient_of(policy, references, view, step=0):
   )
   method_state = objective.method.init(len(references))
   state = train_state.create(trained, keep, method_state).replace(step=step)
-  state, metrics = jax.jit(function)(state, base, references, (view,))
+  state, metrics = jax.jit(function)(state, base, references, (view,), {})
   return metrics, state.opt_state.trace
 
 
@@ -66,7 +66,7 @@ def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   )
   assert first == again != second
   objective = test_train.objective_of()
-  frozen = reference_figures(objective, references, (view,))
+  frozen = reference_figures(objective, references, (view,), {})
   with_dropout, without = (
     evaluate._policy(objective, references, *given, (view,), frozen)
     for given in (policy, policy_of(dropout=0.0))
@@ -96,9 +96,9 @@ def curve(policy, mesh, pairs, *, steps=3):
   packing = loader.Packing(batch=BATCH, length=48, rows=2)
   found = []
   batches = loader.training([pairs], packing, seed=0)
-  for _, views in itertools.islice(batches, steps):
+  for _, (views, given) in itertools.islice(batches, steps):
     views = tuple(parallel.global_rows(view, mesh) for view in views)
-    state, metrics = step(state, base, (frozen,), views)
+    state, metrics = step(state, base, (frozen,), views, given)
     found.append(float(metrics["loss"]))
   return found, state
 

@@ -9,10 +9,11 @@ import sys
 import pytest
 
 FLOORS = (
-  "shapes errors|losses|models|data"
+  "shapes errors|losses|models|data|references"
   "|parallel optimizer train_state checkpoints hub adapters"
   "|objective train evaluate tabular inspection writer report"
-  "|settings inputs workdirs card runs bandit cli __main__"
+  "|settings inputs loading scoring setups workdirs card runs bandit cli"
+  " __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 PLAIN = {"jax", "mrpo_jax", *sys.stdlib_module_names}

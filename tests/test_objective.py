@@ -74,7 +74,7 @@ def step(objective, references, pairs, *, rows=1, state=None, length=48):
   function = functools.partial(
     train.train_step, objective=objective, transformation=keep
   )
-  state, metrics = jax.jit(function)(state, None, references, (view,))
+  state, metrics = jax.jit(function)(state, None, references, (view,), {})
   return metrics, state.opt_state.trace, state.method_state
 
 

@@ -110,9 +110,9 @@ def test_a_finished_run_started_again_changes_nothing(finished, capsys):
   assert "finished before" in capsys.readouterr().out
 
 
-def assert_equal_runs(one, two):
+def assert_equal_runs(one, two, step=8):
   assert untimed(one) == untimed(two)
-  a, b = (jax.tree.leaves(state_of(run, 8)) for run in (one, two))
+  a, b = (jax.tree.leaves(state_of(run, step)) for run in (one, two))
   for x, y in zip(a, b, strict=True):
     np.testing.assert_array_equal(x, y)
 

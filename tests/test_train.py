@@ -75,9 +75,9 @@ def curve(objective, references, pairs, *, steps=5, rows=2, mesh=None, lr=1e-2):
   views = 1 + max([0, *(m.view for m in objective.references)])
   batches = loader.training([pairs] * views, packing, seed=0)
   found = []
-  for _, views in itertools.islice(batches, steps):
+  for _, (views, given) in itertools.islice(batches, steps):
     views = tuple(parallel.global_rows(view, mesh) for view in views)
-    state, metrics = step(state, None, references, views)
+    state, metrics = step(state, None, references, views, given)
     found.append({name: float(value) for name, value in metrics.items()})
   return found, state
 
@@ -140,7 +140,7 @@ def gradient_of(objective, references, view):
   )
   method_state = objective.method.init(len(references))
   state = train_state.create(params_of(), keep, method_state)
-  state, metrics = jax.jit(step)(state, None, references, (view,))
+  state, metrics = jax.jit(step)(state, None, references, (view,), {})
   return metrics, state.opt_state.trace
 
 
@@ -236,7 +236,7 @@ def test_no_logits_tensor_in_the_compiled_step(rng):
       ),
       donate_argnums=0,
     )
-    .lower(state, None, (params_of(), params_of(1)), (view,))
+    .lower(state, None, (params_of(), params_of(1)), (view,), {})
     .compile()
     .as_text()
   )

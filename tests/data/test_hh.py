@@ -42,7 +42,8 @@ def test_no_dialogue_stands_on_both_sides():
 def test_rows_of_sixty_four_pairs_are_nearly_full(encoded, length, rows):
   packing = loader.Packing(batch=64, length=length, rows=rows)
   batches = loader.training([encoded], packing, seed=0)
-  counts = [pack.token_counts(v) for _, (v,) in itertools.islice(batches, 20)]
+  batches = itertools.islice(batches, 20)
+  counts = [pack.token_counts(view) for _, ((view,), _) in batches]
   real, slots = np.sum(counts, axis=0)
   assert real / slots >= 0.95
 

@@ -36,25 +36,25 @@ def test_any_step_is_reached_without_replaying():
 
 
 def test_an_epoch_holds_every_pair_once_and_the_next_has_another_order():
-  order = [p for _, (view,) in steps(5) for p in prompts(view)]
+  order = [p for _, ((view,), _) in steps(5) for p in prompts(view)]
   assert sorted(order) == sorted([*range(10)] * 2)
-  batches = [prompts(view) for _, (view,) in steps(10)]
+  batches = [prompts(view) for _, ((view,), _) in steps(10)]
   assert batches[:5] != batches[5:]
 
 
 def test_the_seed_decides():
-  one, two = ([prompts(r) for _, (r,) in steps(3, seed=s)] for s in (0, 1))
+  one, two = ([prompts(r) for _, ((r,), _) in steps(3, seed=s)] for s in (0, 1))
   assert one != two
 
 
 def test_processes_share_a_batch():
-  whole = [view for _, (view,) in steps(3)]
+  whole = [view for _, ((view,), _) in steps(3)]
   shares = []
   for process in range(2):
     packing = loader.Packing(
       batch=4, length=16, rows=2, process=process, processes=2
     )
-    shares.append([view for _, (view,) in steps(3, packing)])
+    shares.append([view for _, ((view,), _) in steps(3, packing)])
   for want, left, right in zip(whole, *shares, strict=True):
     assert prompts(left) + prompts(right) != []
     assert sorted(prompts(left) + prompts(right)) == prompts(want)
@@ -66,7 +66,7 @@ def test_processes_share_a_batch():
 def test_evaluation_sees_every_pair_in_order_once():
   batches = list(loader.evaluation([PAIRS], PACKING))
   assert [len(indices) for indices, _ in batches] == [4, 4, 2]
-  seen = [p for _, (view,) in batches for p in prompts(view)]
+  seen = [p for _, ((view,), _) in batches for p in prompts(view)]
   assert seen == list(range(10))
 
 

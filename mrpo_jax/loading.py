@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models of a run, from checked settings: described, then loaded."""
+
+import dataclasses
+import functools
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+
+from mrpo_jax import adapters, hub, parallel
+from mrpo_jax.errors import InputError
+from mrpo_jax.inputs import is_scored, sections
+from mrpo_jax.models import leaves, spec
+from mrpo_jax.objective import Model
+
+ADAPTED = " with adapter "  # in the identity of what was imported
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """Weights without adapters: equal ones are the same arrays in a run."""
+
+  path: str
+  new: str  # where there is no path: the key whose `new` describes the model
+  dtype: str
+  quantize: str
+  group: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+  """A model of the run before it is loaded."""
+
+  model: Model
+  base: Base
+  identity: str  # of what it says of a text
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """Parameters of a model of the run, on the mesh."""
+
+  params: dict | None  # see `leaves`; equal bases are the same arrays
+  adapter: leaves.Adapter | None  # what they hold
+
+
+def describe_models(config, tokenizers):
+  """{key: Described} of every model, the policy first; loads no weights."""
+  described = {}
+  for key, section in sections(config).items():
+    base, view = base_of(config, key), tokenizers.view_of[key]
+    model = _model_config(config, base, tokenizers)
+    _check_length(config, key, model)
+    _check_vocabulary(key, tokenizers.views[view], model)
+    forward = {"remat": "none", **_forward(config, key)}
+    described[key] = Described(
+      Model(model, view, tuple(forward.items()), scored=is_scored(section)),
+      base,
+      _identity(config, base) + _adapter_identity(config, key),
+    )
+  return described
+
+
+def load_models(config, described, mesh, say):
+  """{key: Loaded} of the policy and of every reference that is online."""
+  online = {k: one for k, one in described.items() if not one.model.scored}
+  bases = [one.base for one in online.values()]
+  read, loaded = {}, {}
+  for key, one in online.items():
+    if one.base not in read:
+      read[one.base] = _base_params(config, key, one, mesh, say)
+    params = read[one.base]
+    adapter, params = _adapted(config, key, one.model.config, params, mesh)
+    if key == "policy" and adapter is None and bases.count(one.base) > 1:
+      # The step is given the policy's own arrays to overwrite.
+      copied = functools.partial(jnp.array, copy=True)
+      read[one.base] = jax.tree.map(copied, params)
+    loaded[key] = Loaded(params, adapter)
+  return loaded
+
+
+def load_reference(config, key, one, mesh, say):
+  """Parameters of one reference by itself, to score with."""
+  params = _base_params(config, key, one, mesh, say)
+  return _adapted(config, key, one.model.config, params, mesh)[1]
+
+
+def _base_params(config, key, one, mesh, say):
+  started = time.perf_counter()
+  params = jax.block_until_ready(
+    base_params(config, one.base, one.model.config, mesh)
+  )
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
+  say(
+    f"{key}: {one.model.config.family}, "
+    f"{spec.count_parameters(one.model.config):,} parameters, "
+    f"{one.base.quantize or one.base.dtype}, {size:,.1f} MB "
+    f"({time.perf_counter() - started:.1f} s)"
+  )
+  return params
+
+
+def _check_length(config, key, model):
+  longest = config["data"]["max_prompt"] + config["data"]["max_response"]
+  if model.longest and longest > model.longest:
+    raise InputError(
+      f"config.{key}: beyond {model.longest} tokens this {model.family} looks "
+      "at the longest sequence of a batch, or ends; data.max_prompt + "
+      f"data.max_response is {longest}"
+    )
+
+
+def starts_alike(policy, adapter, reference):
+  """Do both say the same of every pair before the first step?
+
+  `policy` and `reference` are Described, `adapter` the policy's or None.
+  """
+  imported = adapter is not None and ADAPTED in policy.identity
+  return (
+    reference.identity == policy.identity
+    and reference.model.view == policy.model.view
+    # Of a new adapter the dropout drops zeros.
+    and not (imported and adapter.dropout)
+  )
+
+
+def base_of(config, key):
+  """The Base of the model of that key."""
+  section = sections(config)[key]
+  described = "policy" if section["path"] == "policy" else key
+  path = sections(config)[described]["path"]
+  kind = section["quantize"]
+  group = section["quantize_group"] if kind == "int4" else None
+  new = "" if path else described
+  return Base(path, new, section["dtype"], kind, group)
+
+
+def base_params(config, base, model, mesh=None):
+  """The parameters of a Base of that ModelConfig, on the mesh or one device."""
+  if base.path:
+    _, params = hub.load(base.path, dtype=base.dtype, mesh=mesh)
+  else:
+    make = functools.partial(spec.init, model, dtype=base.dtype)
+    to = None if mesh is None else parallel.param_shardings(model, mesh)
+    key = _random_key(config["seed"], base.new)
+    params = jax.jit(make, out_shardings=to)(key)
+  if not base.quantize:
+    return params
+  try:
+    return leaves.quantize(
+      params, spec.table(model), base.quantize, group=base.group
+    )
+  except ValueError as error:
+    raise InputError(
+      f"config: quantize={base.quantize!r} of {base.path or base.new}: {error}"
+    ) from None
+
+
+def _identity(config, base):
+  if base.path:
+    mark = hub.fingerprint(base.path)
+  else:
+    new = json.dumps(sections(config)[base.new]["new"], sort_keys=True)
+    mark = f"{base.new} from seed {config['seed']}: {new}"
+  kind = f" {base.quantize}" if base.quantize else ""
+  return mark + kind + (f" in groups of {base.group}" if base.group else "")
+
+
+def _model_config(config, base, tokenizers):
+  if base.path:
+    return hub.read_config(base.path)
+  tokenizer = tokenizers.views[tokenizers.view_of[base.new]]
+  return _new_config(base.new, sections(config)[base.new]["new"], tokenizer)
+
+
+def _check_vocabulary(key, tokenizer, model):
+  if len(tokenizer) > model.vocab_size:
+    raise InputError(
+      f"config.{key}: its tokenizer has {len(tokenizer)} tokens, the model "
+      f"only {model.vocab_size}"
+    )
+
+
+def _adapted(config, key, model, params, mesh):
+  """(Adapter, params with its leaves); without one (None, params)."""
+  given = sections(config)[key]["adapter"]
+  if not given:
+    return None, params
+  table = spec.table(model)
+  if _is_new(config, key):
+    adapter = leaves.Adapter(**_adapter_fields(given))
+    make = functools.partial(
+      leaves.init_adapters, _adapter_table(key, table, adapter)
+    )
+    arrays = make(_random_key(config["seed"], f"{key}.adapter"))
+  else:
+    adapter, arrays = adapters.load(_adapter_folder(config, key), table)
+    if key == "policy":
+      adapter = dataclasses.replace(adapter, dropout=given["dropout"])
+  to = parallel.table_shardings(_adapter_table(key, table, adapter), mesh)
+  arrays = jax.device_put(arrays, to)
+  return adapter, leaves.attach(params, arrays, adapter)
+
+
+def _is_new(config, key):
+  """Is its adapter made here?"""
+  return key == "policy" and "rank" in config["policy"]["adapter"]
+
+
+def _adapter_folder(config, key):
+  given = sections(config)[key]["adapter"]
+  return given["path"] if key == "policy" else given
+
+
+def _adapter_identity(config, key):
+  if not sections(config)[key]["adapter"] or _is_new(config, key):
+    return ""
+  return ADAPTED + adapters.fingerprint(_adapter_folder(config, key))
+
+
+def _adapter_fields(given):
+  return {**given, "targets": tuple(given["targets"])}
+
+
+def _adapter_table(key, table, adapter):
+  try:
+    return leaves.adapter_table(table, adapter)
+  except ValueError as error:
+    raise InputError(f"config.{key}.adapter: {error}") from None
+
+
+def _forward(config, key):
+  """Keywords of the forward pass: only the policy has a backward one."""
+  policy = config["policy"]
+  names = ("kernel", "remat") if key == "policy" else ("kernel",)
+  return {name: policy[name] for name in names}
+
+
+def _random_key(seed, name):
+  key = jax.random.key(seed)
+  for letter in name.encode():  # policy and references start apart
+    key = jax.random.fold_in(key, letter)
+  return key
+
+
+def _new_config(key, new, tokenizer):
+  if new["width"] % new["heads"]:
+    raise InputError(
+      f"config.{key}.new: width={new['width']} is not a multiple of "
+      f"heads={new['heads']}"
+    )
+  shape = ("layers", "width", "heads", "kv_heads", "mlp_width")
+  try:
+    return spec.ModelConfig(
+      **{name: new[name] for name in shape},
+      head_dim=new["width"] // new["heads"],
+      vocab_size=len(tokenizer),
+      tied=True,
+      bos_id=tokenizer.bos_token_id,
+      eos_id=tokenizer.eos_token_id,
+    )
+  except ValueError as error:
+    raise InputError(f"config.{key}.new: {error}") from None

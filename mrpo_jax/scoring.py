@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run takes from the store, and what it puts there first."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import tqdm
+
+from mrpo_jax import inputs, loading, parallel
+from mrpo_jax.data import encode, loader, vocabulary
+from mrpo_jax.errors import InputError
+from mrpo_jax.references import score
+from mrpo_jax.references.store import MissingRows, Store
+
+FOLDER = "store"  # in the workdir, unless the command names another
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+  """Which references of a run are scored over which splits, into what."""
+
+  config: dict
+  tables: dict  # split -> inputs.Table
+  described: dict  # key -> loading.Described
+  stores: dict  # reference's name -> Store
+  splits: dict  # reference's name -> splits whose scores the run reads
+
+  def missing(self):
+    """{(name, split): how many pairs are not in the store}."""
+    counts = {}
+    for name, splits in self.splits.items():
+      known = self.stores[name].known() if splits else ()
+      for split in splits:
+        rows = set(self.tables[split].fingerprints)
+        counts[name, split] = len(rows.difference(known))
+    return {key: count for key, count in counts.items() if count}
+
+  def fill(self, mesh, packing, say, *, part=(0, 1)):
+    """Scores what is missing, one reference in memory at a time."""
+    missing, packing = self.missing(), _for_scores(packing)
+
+    def place(views):
+      return [parallel.global_rows(view, mesh) for view in views]
+
+    for name in dict.fromkeys(name for name, _ in missing):
+      key = f"references.{name}"
+      one = self.described[key]
+      params = loading.load_reference(self.config, key, one, mesh, say)
+      for split in self.splits[name]:
+        if (name, split) not in missing:
+          continue
+        table = self.tables[split]
+        with _bar(f"{name} {split}", table, packing, part) as bar:
+          scored = score.score(
+            self.stores[name],
+            table.fingerprints,
+            table.views[one.model.view],
+            params,
+            config=one.model.config,
+            packing=packing,
+            place=place,
+            forward=one.model.forward,
+            part=part,
+            progress=bar.update,
+          )
+        say(f"{key}: scored {scored} pairs of {split}")
+      del params
+
+  def of(self, name, split):
+    """Scores of every pair of the split, in its order."""
+    table = self.tables[split]
+    try:
+      return self.stores[name].read(table.fingerprints)
+    except MissingRows as error:
+      place = table.places[error.indices[0]]
+      raise InputError(
+        f"{self.config['data'][split]}: pair {place} is not scored under "
+        f"reference {name!r}, and {len(error.indices) - 1} others; run mrpo "
+        "score"
+      ) from None
+
+  def known(self, split):
+    """loader.Known of the split: what the step reads of scored references."""
+    table, names = self.tables[split], self.config["references"]["names"]
+    characters = [one.characters for one in table.views[0]]
+    arrays = {"character_BC": np.array(characters, np.float32).reshape(-1, 2)}
+    scores = {
+      k: self.of(name, split)
+      for k, name in enumerate(names)
+      if inputs.is_scored(self.config["references"][name])
+    }
+    if not scores:
+      return loader.Known(arrays)
+    shape = (len(table.places), 2, len(names))
+    logp_NCK = np.zeros(shape, np.float32)
+    length_NCK = np.ones(shape, np.float32)
+    for k, one in scores.items():
+      logp_NCK[..., k], length_NCK[..., k] = one.logp_PC, one.token_PC
+    arrays |= {"ref_logp_BCK": logp_NCK, "ref_length_BCK": length_NCK}
+    if 0 in scores:
+      arrays["entropy_BC"] = scores[0].entropy_PC
+    token_logps = [
+      scores[k].token_logps if k in scores else None for k in range(len(names))
+    ]
+    with_tokens = any(one is not None for one in token_logps)
+    return loader.Known(arrays, tuple(token_logps) if with_tokens else ())
+
+  def measured(self, split):
+    """The arguments of `Method.measure`: every reference on one split."""
+    names = self.config["references"]["names"]
+    scores = [self.of(name, split) for name in names]
+    return {
+      "ref_logp_NCK": np.stack([one.logp_PC for one in scores], -1),
+      "ref_length_NCK": np.stack([one.token_PC for one in scores], -1),
+      "character_NC": scores[0].character_PC,
+    }
+
+
+def plan(config, method, tables, tokenizers, described, root, *, fresh):
+  """The Scoring of a run.
+
+  Args:
+    config: of the run.
+    method: its loss.
+    tables: {split: inputs.Table}.
+    tokenizers: inputs.Tokenizers.
+    described: {key: loading.Described}.
+    root: folder of the store.
+    fresh: does the run start at step 0?  Then the method measures first.
+  """
+  measures = method.measures if fresh else ()
+  stores, splits = {}, {}
+  for name in config["references"]["names"]:
+    key = f"references.{name}"
+    tokenizer = tokenizers.views[tokenizers.view_of[key]]
+    stores[name] = Store(
+      root,
+      _material(config, described[key], tokenizer),
+      per_token=method.token_weight is not None,
+    )
+    scored = described[key].model.scored
+    splits[name] = [
+      split
+      for split in tables
+      if split in measures or scored and split != "validation"
+    ]
+  return Scoring(config, tables, described, stores, splits)
+
+
+def refuse_missing(missing, config_file):
+  """Raises InputError that names the command to run first."""
+  if missing:
+    (name, split), count = next(iter(missing.items()))
+    raise InputError(
+      f"{count} pairs of {split} are not scored under reference {name!r}; run "
+      f"first: mrpo score {config_file}"
+    )
+
+
+def _material(config, described, tokenizer):
+  """What the figures of a reference depend on: see `references.store`."""
+  data, base = config["data"], described.base
+  return {
+    "weights": described.identity,
+    "dtype": base.dtype,
+    "quantize": base.quantize,
+    "vocab_size": described.model.config.vocab_size,
+    "tokenizer": vocabulary.fingerprint(tokenizer),
+    "template": encode.chat_template(tokenizer),
+    "max_prompt": data["max_prompt"],
+    "max_response": data["max_response"],
+  }
+
+
+def folder(workdir, given):
+  """The folder of the store."""
+  return pathlib.Path(given) if given else pathlib.Path(workdir) / FOLDER
+
+
+def _for_scores(packing):
+  return dataclasses.replace(packing, mark_differences=False)
+
+
+def _bar(title, table, packing, part):
+  starts = range(0, len(table.places), packing.batch)[part[0] :: part[1]]
+  total = sum(min(packing.batch, len(table.places) - first) for first in starts)
+  return tqdm.tqdm(total=total, desc=title, disable=None)

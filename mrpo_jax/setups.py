@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From checked settings to all that the first step needs."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+
+from mrpo_jax import (
+  checkpoints,
+  inputs,
+  loading,
+  losses,
+  parallel,
+  scoring,
+  train,
+  train_state,
+  workdirs,
+)
+from mrpo_jax.data import loader, source
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import leaves
+from mrpo_jax.models import spec as specs
+from mrpo_jax.objective import Objective
+
+
+@dataclasses.dataclass
+class SetUp:
+  """All of a run that is checked before weights are read."""
+
+  config: dict
+  workdir: pathlib.Path
+  splits: list  # that the steps and evaluations read
+  method: losses.Method
+  mesh: jax.sharding.Mesh
+  packing: loader.Packing
+  tokenizers: inputs.Tokenizers
+  tables: dict
+  described: dict
+  objective: Objective
+  identity: dict
+
+
+def set_up(config, workdir, say):
+  """The SetUp of a run, or InputError; writes nothing."""
+  known = workdirs.known_run(workdir, config)
+  method = _method(config)
+  mesh = parallel.make_mesh(**config["mesh"])
+  packing = _packing(config, mesh, method)
+  read = [s for s in ("train", "eval") if config["data"][s]]
+  measured = ["validation"] if "validation" in method.measures else []
+  pairs = inputs.load_pairs(config, read + measured)
+  tokenizers = inputs.load_tokenizers(config, workdir, pairs["train"], say)
+  tables = {
+    split: inputs.encode_table(
+      config, split, rows, tokenizers, say, chosen_only=method.supervised
+    )
+    for split, rows in pairs.items()
+  }
+  described = loading.describe_models(config, tokenizers)
+  objective = _objective(config, method, described)
+  identity = {
+    **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
+    **tokenizers.identity,
+    **{key: one.identity for key, one in described.items()},
+  }
+  if known is not None:
+    # Hashes of everything read, so that a resumed run reads the same.
+    workdirs.refuse_other(workdir, {"identity": identity}, known)
+  return SetUp(
+    config,
+    workdir,
+    read,
+    method,
+    mesh,
+    packing,
+    tokenizers,
+    tables,
+    described,
+    objective,
+    identity,
+  )
+
+
+def plan(setup, store, *, fresh):
+  """scoring.Scoring of the run; `store` as given to the command."""
+  return scoring.plan(
+    setup.config,
+    setup.method,
+    setup.tables,
+    setup.tokenizers,
+    setup.described,
+    scoring.folder(setup.workdir, store),
+    fresh=fresh,
+  )
+
+
+def moves(config):
+  """train.Moves of reference 0; None where it stays."""
+  update, rounds = config["reference_update"], config["rounds"]
+  if rounds["count"] == 1 and not update["every"]:
+    return None
+  length = config["steps"] // rounds["count"] if rounds["count"] > 1 else 0
+  return train.Moves(**update, round=length, alpha=rounds["alpha"])
+
+
+def frozen(setup, loaded, moves):
+  """Per reference its parameters, None where the step finds it elsewhere."""
+  names = setup.config["references"]["names"]
+  found = [loaded.get(f"references.{name}") for name in names]
+  params = [None if one is None else one.params for one in found]
+  if moves is not None:
+    params[0] = None
+  return tuple(params)
+
+
+def expected(setup, adapter):
+  """The first loss, where policy and references agree; else None."""
+  policy, *references = setup.described.values()
+  alike = functools.partial(loading.starts_alike, policy, adapter)
+  if references and all(map(alike, references)):
+    return setup.method.start_loss
+  return None
+
+
+def _method(config):
+  keywords = {k: v for k, v in config["loss"].items() if k != "name"}
+  name, references = config["loss"]["name"], config["references"]["names"]
+  betas = [config["references"][one]["beta"] for one in references]
+  try:
+    method = losses.build(name, **keywords)
+    if any(betas):
+      betas = tuple(beta or method.beta for beta in betas)
+      method = losses.build(name, **keywords, betas=betas)
+  except (TypeError, ValueError) as error:
+    raise InputError(f"config.loss: {error}") from None
+  evaluates = config["data"]["eval"] and config["eval_every"]
+  if method.learns and not evaluates:
+    raise InputError(
+      "config.loss.weights learns from held-out accuracy: set config.data.eval "
+      "and config.eval_every"
+    )
+  if "validation" in method.measures and not config["data"]["validation"]:
+    raise InputError(
+      "config.loss.weights measures the references on held-out pairs: name "
+      "them in config.data.validation"
+    )
+  if method.takes_reference and not references:
+    problem = "needs a reference"
+  elif method.supervised and references:
+    problem = "takes no reference"
+  else:
+    return method
+  raise InputError(
+    f"config.loss.name={name!r} {problem}, but config.references.names is "
+    f"{tuple(references)}"
+  )
+
+
+def _packing(config, mesh, method):
+  shards = parallel.row_shards(mesh)
+  rows = config["data"]["rows"] or shards
+  if rows % shards:
+    raise InputError(
+      f"config.data.rows={rows} does not divide over the {shards} shards of "
+      "mesh.data * mesh.fsdp"
+    )
+  try:
+    return loader.Packing(
+      batch=config["batch"],
+      length=config["data"]["row_length"],
+      rows=rows,
+      process=jax.process_index(),
+      processes=jax.process_count(),
+      mark_differences=method.reads_differences,
+    )
+  except ValueError as error:
+    raise InputError(f"config: {error}") from None
+
+
+def _objective(config, method, described):
+  policy, *references = (one.model for one in described.values())
+  objective = Objective(
+    pairs=config["batch"],
+    policy=policy,
+    references=tuple(references),
+    names=tuple(config["references"]["names"]),
+    method=method,
+    seed=config["seed"],
+  )
+  try:
+    objective.check()
+  except (TypeError, ValueError) as error:
+    raise InputError(f"config.loss: {error}") from None
+  return objective
+
+
+def state(setup, policy, transformation, moves, plan, say):
+  """(TrainState, steps done): restored, or else made and measured."""
+  model, mesh = setup.described["policy"].model.config, setup.mesh
+  method, K = setup.method, len(setup.objective.references)
+  table = specs.table(model)
+  if policy.adapter is not None:
+    table = leaves.adapter_table(table, policy.adapter)
+  method_state = method.init(K)
+  moving = () if moves is None else moves.names
+  shardings = train_state.shardings(
+    table, transformation, mesh, method_state, moving=moving
+  )
+  _, trained = leaves.split(policy.params)
+  create = functools.partial(
+    train_state.create, transformation=transformation, moving=moving
+  )
+  shapes = jax.eval_shape(create, trained, method_state=method_state)
+  abstract = checkpoints.abstract(shapes, shardings)
+  restored = checkpoints.restore(setup.workdir, abstract, say=say)
+  if restored is not None:
+    step, state = restored
+    return state, step
+  if method.measures:
+    measured = {split: plan.measured(split) for split in method.measures}
+    method_state = method.measure(method_state, **measured)
+  make = jax.jit(create, out_shardings=shardings)
+  return make(trained, method_state=method_state), 0

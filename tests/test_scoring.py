@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References scored once give what online ones give, and are scored once."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import every_method
+import jax
+import numpy as np
+import pytest
+
+from mrpo_jax import cli, hub, writer
+from mrpo_jax.data import formats, vocabulary
+from mrpo_jax.models import spec
+from mrpo_jax.references import store
+
+MODES = ("online", "scored")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Forty human pairs; models `base`, `second`, `third` with own tokenizers."""
+  folder = tmp_path_factory.mktemp("inputs")
+  every_method.make_inputs(folder)
+  texts = [
+    text
+    for pair in formats.read(folder / "pairs.jsonl")
+    for text in formats.texts(pair)
+  ]
+  tokenizer = vocabulary.train_tokenizer(texts, kind="bpe", vocab_size=350)
+  config = spec.ModelConfig(
+    vocab_size=len(tokenizer),
+    width=24,
+    layers=2,
+    heads=2,
+    kv_heads=2,
+    head_dim=12,
+    mlp_width=40,
+    bos_id=tokenizer.bos_token_id,
+    eos_id=tokenizer.eos_token_id,
+  )
+  params = spec.init(config, jax.random.key(7))
+  hub.save(folder / "third", config, params, tokenizer=tokenizer)
+  return folder
+
+
+def command(name, folder, workdir, *overrides, loss="mrpo", mode="scored"):
+  references = [
+    f"--config.references.{key}.mode={mode}" for key in ("base", "second")
+  ]
+  if loss not in every_method.SEVERAL:
+    references = references[:1]
+  return [
+    name,
+    f"--config={every_method.__file__}:{loss},inputs={folder}",
+    f"--workdir={workdir}",
+    *references,
+    *overrides,
+  ]
+
+
+def lines_of(workdir):
+  return writer.read_lines(workdir / "metrics.jsonl")
+
+
+def with_three(folder, mode):
+  """Overrides that add a third reference with a third tokenizer."""
+  return [
+    "--config.references.names=('base','second','third')",
+    f"--config.references.third={{'path':'{folder}/third','mode':'{mode}'}}",
+    f"--config.data.eval={folder}/pairs.jsonl",
+    "--config.eval_every=5",
+  ]
+
+
+def test_online_and_scored_give_the_same_curve(folder, tmp_path):
+  curves = []
+  for mode in MODES:
+    given = with_three(folder, mode)
+    argv = command("train", folder, tmp_path / mode, *given, mode=mode)
+    assert cli.main(argv) == 0
+    curves.append(lines_of(tmp_path / mode))
+  assert len(curves[0]) == 5
+  for online, scored in zip(*curves, strict=True):
+    assert online.keys() == scored.keys()
+    for name in online.keys() - {"seconds"}:
+      assert scored[name] == pytest.approx(online[name], abs=1e-5, rel=1e-5)
+  assert "eval/references/third/margin" in curves[0][-1]
+  assert curves[0][0]["loss"] != curves[0][-1]["loss"]
+
+
+@pytest.mark.parametrize("name", ["sampo", "mallows_theta", "wpo", "r_dpo"])
+def test_what_methods_need_of_tokens_is_stored(folder, tmp_path, name):
+  curves = []
+  for mode in MODES:
+    argv = command("train", folder, tmp_path / mode, loss=name, mode=mode)
+    assert cli.main(argv) == 0
+    curves.append([line["loss"] for line in lines_of(tmp_path / mode)])
+  np.testing.assert_allclose(*curves, atol=1e-5)
+
+
+def test_one_scored_and_one_online(folder, tmp_path):
+  curves = []
+  for mode in MODES:
+    other = MODES[mode == "online"]
+    mixed = f"--config.references.second.mode={other}"
+    argv = command("train", folder, tmp_path / mode, mixed, mode=mode)
+    assert cli.main(argv) == 0
+    curves.append([line["loss"] for line in lines_of(tmp_path / mode)])
+  np.testing.assert_allclose(*curves, atol=1e-5)
+
+
+def files_of(place):
+  return {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
+
+
+def test_what_is_scored_is_not_scored_again(folder, tmp_path, capsys):
+  shared = f"--store={tmp_path}/shared"
+  assert cli.main(command("score", folder, tmp_path / "one", shared)) == 0
+  before = files_of(tmp_path / "shared")
+  assert len(before) == 2
+  assert "scored 40 pairs of train" in capsys.readouterr().out
+  strict = (shared, "--no-autoscore")
+  assert cli.main(command("train", folder, tmp_path / "two", *strict)) == 0
+  assert files_of(tmp_path / "shared") == before
+  assert ": scored " not in capsys.readouterr().out
+  assert not (tmp_path / "one" / "metrics.jsonl").exists()
+
+
+def test_without_autoscore_the_command_is_named(folder, tmp_path, capsys):
+  argv = command("train", folder, tmp_path / "w", "--no-autoscore")
+  assert cli.main(argv) == 2
+  error = capsys.readouterr().err
+  assert "40 pairs of train are not scored under reference 'base'" in error
+  assert f"mrpo score {argv[1]} --workdir={tmp_path}/w" in error
+  assert not (tmp_path / "w").exists()
+
+
+def test_a_changed_row_scores_itself_alone(folder, tmp_path, capsys):
+  data = tmp_path / "pairs.jsonl"
+  shutil.copy(folder / "pairs.jsonl", data)
+  shared = (f"--store={tmp_path}/shared", f"--config.data.train={data}")
+  assert cli.main(command("score", folder, tmp_path / "one", *shared)) == 0
+  rows = [json.loads(line) for line in data.read_text().splitlines()]
+  rows[7]["chosen"] += " And one more thing."
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  capsys.readouterr()
+  assert cli.main(command("score", folder, tmp_path / "two", *shared)) == 0
+  said = capsys.readouterr().out
+  assert said.count("scored 1 pairs of train") == 2  # under each reference
+
+
+def test_shares_of_several_commands_make_the_whole(folder, tmp_path):
+  """Each of two commands scores every other batch."""
+  for part in ("0/2", "1/2"):
+    argv = command("score", folder, tmp_path / "w", f"--part={part}")
+    assert cli.main(argv) == 0
+  assert cli.main(command("score", folder, tmp_path / "whole")) == 0
+  assert contents(tmp_path / "w/store") == contents(tmp_path / "whole/store")
+
+
+def contents(root):
+  """{key: rows of its export}, for comparing two stores bit by bit."""
+  found = {}
+  for entry in store.entries(root):
+    to = root / f"{entry['key']}.jsonl"
+    store.export(root, entry["key"], to)
+    found[entry["key"]] = to.read_text()
+    to.unlink()
+  return found
+
+
+def test_kills_leave_the_store_of_an_uninterrupted_run(folder, tmp_path):
+  whole = command("score", folder, tmp_path / "whole")
+  assert cli.main(whole) == 0
+  argv = command("score", folder, tmp_path / "killed")
+  # One file per batch, so that a kill can fall between files.
+  code = (
+    "import sys; from mrpo_jax import cli; "
+    "from mrpo_jax.references import score; score.SHARD = 1; "
+    "sys.exit(cli.main(sys.argv[1:]))"
+  )
+  root = tmp_path / "killed" / "store"
+  for count in (1, 3):  # of files at which to kill
+    process = subprocess.Popen(
+      [sys.executable, "-c", code, *argv],
+      env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and len(files_of(root)) < count:
+      time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert cli.main(argv) == 0
+  assert contents(root) == contents(tmp_path / "whole" / "store")
+  assert store.verify(root) == []
+
+
+def test_a_flipped_byte_is_found(folder, tmp_path, capsys):
+  root = tmp_path / "w" / "store"
+  assert cli.main(command("score", folder, tmp_path / "w")) == 0
+  assert cli.main(["store", "verify", f"--store={root}"]) == 0
+  victim = sorted(files_of(root))[0]
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 1
+  victim.write_bytes(content)
+  capsys.readouterr()
+  assert cli.main(["store", "verify", f"--store={root}"]) == 2
+  assert victim.name in capsys.readouterr().out
+  assert cli.main(["store", "prune", f"--store={root}"]) == 0
+  assert not victim.exists()
+  assert cli.main(command("score", folder, tmp_path / "w")) == 0
+  assert victim.exists()  # the same bytes have the same name
+
+
+def test_the_store_is_listed_and_exported(folder, tmp_path, capsys):
+  root = tmp_path / "w" / "store"
+  assert cli.main(command("score", folder, tmp_path / "w")) == 0
+  capsys.readouterr()
+  assert cli.main(["store", "ls", f"--store={root}"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 3 and all(" 40 " in line for line in lines[1:])
+  key, to = lines[1].split()[0], tmp_path / "rows.csv"
+  argv = ["store", "export", key, f"--store={root}", f"--to={to}"]
+  assert cli.main(argv) == 0
+  assert len(to.read_text().splitlines()) == 41
+  for wrong in (["store"], ["store", "list", f"--store={root}"]):
+    assert cli.main(wrong) == 2
+    assert "ls, verify, prune, export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["2/2", "x", "0/0", "-1/2"])
+def test_a_share_that_is_none_is_refused(folder, tmp_path, part, capsys):
+  argv = command("score", folder, tmp_path / "w", f"--part={part}")
+  assert cli.main(argv) == 2
+  assert "want like 0/4" in capsys.readouterr().err
+
+
+def test_divergences_need_the_reference_itself(folder, tmp_path, capsys):
+  argv = command("train", folder, tmp_path / "w", loss="tdpo")
+  assert cli.main(argv) == 2
+  assert "mode must be 'online'" in capsys.readouterr().err
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("scale", ["zscore", "character"])
+@pytest.mark.parametrize("mode", MODES)
+def test_scales_run_whole(folder, tmp_path, scale, mode):
+  given = (f"--config.loss.scale={scale}", *with_three(folder, mode))
+  argv = command("train", folder, tmp_path / "w", *given, mode=mode)
+  assert cli.main(argv) == 0
+  last = lines_of(tmp_path / "w")[-1]
+  assert np.isfinite(last["eval/loss"])
+  names = ("base", "second", "third")
+  sizes = [
+    np.hypot(
+      last[f"eval/references/{name}/margin"],
+      last[f"eval/references/{name}/margin_sd"],
+    )
+    for name in names
+  ]
+  # Training and held-out pairs are the same here: so are the spreads.
+  if scale == "zscore":
+    np.testing.assert_allclose(sizes, sizes[0], rtol=1e-4)
+  else:
+    assert not np.allclose(sizes, sizes[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("rule", ["discrimination", "accuracy"])
+def test_weights_are_measured_on_the_validation_split(
+  folder, tmp_path, rule, capsys
+):
+  given = (f"--config.loss.weights={rule}",)
+  argv = command("train", folder, tmp_path / "w", *given)
+  assert cli.main(argv) == 2
+  assert "config.data.validation" in capsys.readouterr().err
+  split = f"--config.data.validation={folder}/pairs.jsonl"
+  argv += [split, "--config.loss.clip=None"]
+  assert cli.main(argv) == 0
+  lines = lines_of(tmp_path / "w")
+  names = ("base", "second")
+  first, last = (
+    [line[f"references/{name}/weight"] for name in names]
+    for line in (lines[0], lines[-1])
+  )
+  amounts = [amount(tmp_path / "w" / "store", folder / n, rule) for n in names]
+  np.testing.assert_allclose(first, np.divide(amounts, sum(amounts)), rtol=1e-5)
+  assert first == last and first[0] != first[1]
+
+
+def amount(root, model, rule):
+  """What a reference's weight is proportional to, from its rows alone."""
+  (entry,) = [
+    one
+    for one in store.entries(root)
+    if one["material"]["weights"] == hub.fingerprint(model)
+  ]
+  to = root / "rows.jsonl"
+  store.export(root, entry["key"], to)
+  rows = [json.loads(line) for line in to.read_text().splitlines()]
+  to.unlink()
+  margins = np.array(
+    [row["logp_chosen"] - row["logp_rejected"] for row in rows]
+  )
+  if rule == "accuracy":
+    return (margins > 0).sum()
+  return np.abs(margins).sum()
