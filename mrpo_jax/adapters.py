@@ -127,6 +127,7 @@ def save(path, table, adapter, arrays, *, base=None, tokenizer=None, card=None):
 
 def fingerprint(path):
   """SHA-256, in hex, over the contents of both files."""
+  _read_config(pathlib.Path(path))
   whole = hashlib.sha256()
   for name in (CONFIG, WEIGHTS):
     with open(pathlib.Path(path) / name, "rb") as stream:

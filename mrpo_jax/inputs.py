@@ -5,6 +5,8 @@ import dataclasses
 import pathlib
 import time
 
+import tqdm
+
 from mrpo_jax.data import cut, encode, formats, pack, source, vocabulary
 from mrpo_jax.errors import InputError
 
@@ -98,11 +100,14 @@ def encode_table(config, split, pairs, tokenizers, say, *, chosen_only=False):
   """
   data, started = config["data"], time.perf_counter()
   limits = {name: data[name] for name in ("max_prompt", "max_response")}
-  cuts = cut.cut_to_fit(tokenizers.views, pairs, **limits)
-  views = [
-    encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
-    for tokenizer in tokenizers.views
-  ]
+  times = 1 + len(tokenizers.views)
+  with tqdm.tqdm(total=times * len(pairs), desc=split, disable=None) as bar:
+    limits["progress"] = bar.update
+    cuts = cut.cut_to_fit(tokenizers.views, pairs, **limits)
+    views = [
+      encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
+      for tokenizer in tokenizers.views
+    ]
   for line in _template_notes(split, views, tokenizers):
     say(line)
   if chosen_only:

@@ -84,7 +84,7 @@ REFERENCE = {
   **MODEL,
   "dtype": ("", str, one_of("", *DTYPES)),  # the policy's, or float32
   "mode": ("online", str, one_of("online", "scored")),
-  "beta": (None, float, positive),  # of this reference; None: loss.beta
+  "beta": (0.0, float, not_negative),  # of this reference; 0: loss.beta
   "adapter": ("", str, anything),  # a folder of PEFT, on top of `path`
 }
 ADAPTER = {  # of the policy: only this is trained then
@@ -155,7 +155,11 @@ def _filled(section, fields):
   if not isinstance(section, dict):
     return section
   defaults = {k: f[0] for k, f in fields.items() if f[0] is not REQUIRED}
-  return {**defaults, **section}
+  # None is what a flag cannot override: it means the default.
+  given = {
+    k: v for k, v in section.items() if v is not None or k not in defaults
+  }
+  return {**defaults, **given}
 
 
 def read(values):
@@ -227,8 +231,6 @@ def _value(key, section, name, field):
   value = default if section.get(name) is None else section[name]
   if value is REQUIRED:
     raise InputError(f"config.{key} is missing")
-  if value is None:
-    return None
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if not isinstance(value, kind) or (isinstance(value, bool) != (kind is bool)):

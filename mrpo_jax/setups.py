@@ -45,7 +45,7 @@ class SetUp:
 def set_up(config, workdir, say):
   """The SetUp of a run, or InputError; writes nothing."""
   known = workdirs.known_run(workdir, config)
-  method = _method(config)
+  method = chosen_method(config)
   mesh = parallel.make_mesh(**config["mesh"])
   packing = _packing(config, mesh, method)
   read = [s for s in ("train", "eval") if config["data"][s]]
@@ -124,7 +124,8 @@ def expected(setup, adapter):
   return None
 
 
-def _method(config):
+def chosen_method(config):
+  """The Method of a config, its loss with all its choices."""
   keywords = {k: v for k, v in config["loss"].items() if k != "name"}
   name, references = config["loss"]["name"], config["references"]["names"]
   betas = [config["references"][one]["beta"] for one in references]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that train an adapter, on a frozen base that references share."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -21,6 +22,7 @@ from mrpo_jax import (
   cli,
   hub,
   inputs,
+  loading,
   parallel,
   runs,
   settings,
@@ -174,7 +176,27 @@ def load(config):
   pairs = inputs.load_pairs(config)
   tokenizers = inputs.load_tokenizers(config, "", pairs["train"], print)
   mesh = parallel.make_mesh(**config["mesh"])
-  return inputs.load_models(config, tokenizers, mesh, print)
+  described = loading.describe_models(config, tokenizers)
+  loaded = loading.load_models(config, described, mesh, print)
+  return [Both(described[key], loaded[key]) for key in loaded]
+
+
+@dataclasses.dataclass
+class Both:
+  """A model of a run, described and loaded."""
+
+  described: loading.Described
+  loaded: loading.Loaded
+
+  @property
+  def params(self):
+    return self.loaded.params
+
+
+def alike(policy, reference):
+  return loading.starts_alike(
+    policy.described, policy.loaded.adapter, reference.described
+  )
 
 
 def buffers(tree):
@@ -198,7 +220,7 @@ def test_the_reference_is_the_base_of_the_policy(folder, quantize):
   assert len(references) == 2
   for reference in references:
     assert buffers(reference.params) == buffers(base)
-    assert inputs.starts_alike(policy, reference)
+    assert alike(policy, reference)
   assert not buffers(base) & buffers(trained)
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(trained))
   quantised = isinstance(base["blocks"]["up"].base, qwix.QArray)
@@ -209,8 +231,8 @@ def test_a_policy_that_is_trained_whole_shares_with_none(folder):
   other = dict(path=f"{folder}/base", quantize="int8")
   policy, base, small = load(config_of(folder, small_=other))
   assert not buffers(policy.params) & buffers(base.params)
-  assert inputs.starts_alike(policy, base)
-  assert not inputs.starts_alike(policy, small)
+  assert alike(policy, base)
+  assert not alike(policy, small)
   assert small.params["blocks"]["up"].qvalue.dtype == np.int8
 
 
@@ -224,12 +246,12 @@ def test_adapter_references_share_one_base(folder, plain, tmp_path):
   assert buffers(shared) == buffers(leaves.strip(two.params))
   assert buffers(shared) == buffers(base.params)
   assert not buffers(shared) & buffers(policy.params)
-  assert not inputs.starts_alike(policy, one)
+  assert not alike(policy, one)
   # An imported adapter: the reference with the same one is its start.
   config = config_of(folder, policy_adapter=dict(path=str(to)), one_=other)
   policy, base, one = load(config)
-  assert inputs.starts_alike(policy, one)
-  assert not inputs.starts_alike(policy, base)
+  assert alike(policy, one)
+  assert not alike(policy, base)
   for a, b in zip(
     jax.tree.leaves(policy.params), jax.tree.leaves(one.params), strict=True
   ):
@@ -266,9 +288,9 @@ def test_an_imported_adapter_trains_on(folder, plain, tmp_path):
 def test_exports_compute_what_was_trained(folder, tmp_path, request, run):
   workdir = request.getfixturevalue(run)
   config = json.loads((workdir / "config.json").read_text())
-  base = inputs.base_of(config, "policy")
+  base = loading.base_of(config, "policy")
   model = hub.read_config(folder / "base")
-  params = inputs.base_params(config, base, model)
+  params = loading.base_params(config, base, model)
   adapter = leaves.Adapter(4, 8.0)
   trained = state_of(workdir)["params"]
   tokens_BT = np.arange(24).reshape(2, 12) * 7 % 400

@@ -29,7 +29,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(
   "argv,match",
   [
-    (["trian"], "unknown command 'trian'; known: train, export"),
+    (["trian"], "unknown command 'trian'; known: train, score"),
     (["train"], "give one --config=FILE"),
     (["train", DEBUG, DEBUG, "--workdir=W"], "give one --config=FILE"),
     (["train", DEBUG], "--workdir is missing"),

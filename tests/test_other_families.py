@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mrpo_jax import cli, hub, writer
-from mrpo_jax.data import encode, formats, vocabulary
+from mrpo_jax.data import cut, encode, formats, vocabulary
 from mrpo_jax.models import families, spec, transformer
 
 SMALL = dict(
@@ -78,13 +78,15 @@ def train(folder, workdir, *overrides):
   )
 
 
-def logps_alone(folder, pairs):
+LIMITS = dict(max_prompt=32, max_response=32)  # as in `every_method`
+
+
+def logps_alone(folder, pairs, cuts):
   """[pair][choice] by full logits of each sequence, alone in its row."""
   config, params = hub.load(folder)
   assert config.longest is None
-  encoded = encode.encode_all(
-    vocabulary.load_tokenizer(folder), pairs, max_prompt=32, max_response=32
-  )
+  tokenizer = vocabulary.load_tokenizer(folder)
+  encoded = encode.encode_all(tokenizer, pairs, cuts=cuts, **LIMITS)
   apply = jax.jit(lambda params, *row: transformer.apply(config, params, *row))
 
   def one(prompt, response):
@@ -111,9 +113,13 @@ def test_gemma_2_and_qwen_3_score_the_same_texts(folder, tmp_path):
   records = writer.read_lines(workdir / "eval_pairs.jsonl")
   assert len(records) >= 3
   pairs = [pairs[record["pair"]] for record in records]
-  for k, name in enumerate(("gemma", "qwen")):
+  names = ("base", "gemma", "qwen")  # the policy's cuts too
+  tokenizers = [vocabulary.load_tokenizer(folder / name) for name in names]
+  cuts = cut.cut_to_fit(tokenizers, pairs, **LIMITS)
+  assert any(cuts)
+  for k, name in enumerate(names[1:]):
     got = [record["references"][k] for record in records]
-    want = logps_alone(folder / name, pairs)
+    want = logps_alone(folder / name, pairs, cuts)
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 

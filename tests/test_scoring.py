@@ -15,12 +15,14 @@ import jax
 import numpy as np
 import pytest
 
-from mrpo_jax import cli, hub, writer
+from mrpo_jax import cli, hub, settings, setups, writer
 from mrpo_jax.data import formats, vocabulary
+from mrpo_jax.errors import InputError
 from mrpo_jax.models import spec
 from mrpo_jax.references import store
 
 MODES = ("online", "scored")
+ONLINE = [("online", scale) for scale in ("zscore", "character")]
 
 
 @pytest.fixture(scope="module")
@@ -81,36 +83,33 @@ def with_three(folder, mode):
 
 def test_online_and_scored_give_the_same_curve(folder, tmp_path):
   curves = []
-  for mode in MODES:
-    given = with_three(folder, mode)
-    argv = command("train", folder, tmp_path / mode, *given, mode=mode)
+  for name, mode, third in (
+    ("online", "online", "online"),
+    ("scored", "scored", "scored"),
+    ("mixed", "scored", "online"),
+  ):
+    given = with_three(folder, third)
+    argv = command("train", folder, tmp_path / name, *given, mode=mode)
     assert cli.main(argv) == 0
-    curves.append(lines_of(tmp_path / mode))
+    curves.append(lines_of(tmp_path / name))
   assert len(curves[0]) == 5
-  for online, scored in zip(*curves, strict=True):
-    assert online.keys() == scored.keys()
-    for name in online.keys() - {"seconds"}:
-      assert scored[name] == pytest.approx(online[name], abs=1e-5, rel=1e-5)
+  for online, *others in zip(*curves, strict=True):
+    for other in others:
+      assert online.keys() == other.keys()
+      for name in online.keys() - {"seconds"}:
+        assert other[name] == pytest.approx(online[name], abs=1e-5, rel=1e-5)
   assert "eval/references/third/margin" in curves[0][-1]
   assert curves[0][0]["loss"] != curves[0][-1]["loss"]
 
 
-@pytest.mark.parametrize("name", ["sampo", "mallows_theta", "wpo", "r_dpo"])
+@pytest.mark.parametrize("name", ["sampo", "mallows_theta"])
 def test_what_methods_need_of_tokens_is_stored(folder, tmp_path, name):
   curves = []
   for mode in MODES:
-    argv = command("train", folder, tmp_path / mode, loss=name, mode=mode)
-    assert cli.main(argv) == 0
-    curves.append([line["loss"] for line in lines_of(tmp_path / mode)])
-  np.testing.assert_allclose(*curves, atol=1e-5)
-
-
-def test_one_scored_and_one_online(folder, tmp_path):
-  curves = []
-  for mode in MODES:
-    other = MODES[mode == "online"]
-    mixed = f"--config.references.second.mode={other}"
-    argv = command("train", folder, tmp_path / mode, mixed, mode=mode)
+    short = "--config.steps=2"
+    argv = command(
+      "train", folder, tmp_path / mode, short, loss=name, mode=mode
+    )
     assert cli.main(argv) == 0
     curves.append([line["loss"] for line in lines_of(tmp_path / mode)])
   np.testing.assert_allclose(*curves, atol=1e-5)
@@ -250,21 +249,19 @@ def test_divergences_need_the_reference_itself(folder, tmp_path, capsys):
   assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.parametrize("scale", ["zscore", "character"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode,scale", [("scored", "zscore"), *ONLINE])
 def test_scales_run_whole(folder, tmp_path, scale, mode):
   given = (f"--config.loss.scale={scale}", *with_three(folder, mode))
   argv = command("train", folder, tmp_path / "w", *given, mode=mode)
-  assert cli.main(argv) == 0
+  assert cli.main([*argv, "--config.steps=1"]) == 0
   last = lines_of(tmp_path / "w")[-1]
   assert np.isfinite(last["eval/loss"])
-  names = ("base", "second", "third")
   sizes = [
     np.hypot(
       last[f"eval/references/{name}/margin"],
       last[f"eval/references/{name}/margin_sd"],
     )
-    for name in names
+    for name in ("base", "second", "third")
   ]
   # Training and held-out pairs are the same here: so are the spreads.
   if scale == "zscore":
@@ -282,7 +279,7 @@ def test_weights_are_measured_on_the_validation_split(
   assert cli.main(argv) == 2
   assert "config.data.validation" in capsys.readouterr().err
   split = f"--config.data.validation={folder}/pairs.jsonl"
-  argv += [split, "--config.loss.clip=None"]
+  argv += [split, "--config.steps=2"]
   assert cli.main(argv) == 0
   lines = lines_of(tmp_path / "w")
   names = ("base", "second")
@@ -312,3 +309,17 @@ def amount(root, model, rule):
   if rule == "accuracy":
     return (margins > 0).sum()
   return np.abs(margins).sum()
+
+
+def test_each_reference_has_its_beta(folder):
+  """Where none is named it is the loss's, and its default where that is not."""
+  config = every_method.get_config(f"mrpo,inputs={folder}").to_dict()
+  config["references"]["second"]["beta"] = 0.9
+  assert setups.chosen_method(settings.read(config)).betas == (0.1, 0.9)
+  config["loss"]["beta"] = 0.2
+  assert setups.chosen_method(settings.read(config)).betas == (0.2, 0.9)
+  config["references"]["second"]["beta"] = None
+  assert setups.chosen_method(settings.read(config)).betas is None
+  config["references"]["base"]["beta"] = -1.0
+  with pytest.raises(InputError, match="must not be negative"):
+    settings.read(config)

@@ -76,7 +76,7 @@ def test_an_integer_serves_as_a_number():
     ("policy.path", "", "config.policy.path is empty"),
     ("policy.dtype", "int8", "must be one of 'float32'"),
     ("policy.kernel", "magic", "must be one of 'xla'"),
-    ("references.other.mode", "scored", "must be one of 'online'"),
+    ("references.other.mode", "cached", "must be one of 'online', 'scored'"),
     ("references.names", ("base", "none"), "config.references.none is missing"),
     ("references.names", ("base", "base"), "repeats"),
     ("references.names", "base", "must be a tuple"),

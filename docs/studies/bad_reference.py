@@ -4,7 +4,8 @@
   python -m docs.studies.bad_reference --workdir=/tmp/bad_reference
 
 writes `bad_reference.md` and `bad_reference.svg` beside this file, from 60 runs
-of half a minute each on two CPU cores; started again, it goes on where it was.
+of about half a minute each on two CPU cores; started again, it goes on where it
+was.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from mrpo_jax.data import vocabulary
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = range(5)  # of the order of the data; the models are the same
-STEPS = 20
+STEPS, BATCH = 20, 32
 TREATMENTS = {
   "none": dict(scale="sum", clip=None),
   "z-score": dict(scale="zscore", clip=None),
@@ -93,7 +94,9 @@ def config_of(workdir, treatment, bad, seed):
   names = ("base", "second") + (() if bad == "none" else (bad,))
   path = "sft-base" if bad == "mistokenised" else bad
   c = quickstart.get_config(f"mrpo,models={models}")
-  c.seed, c.steps = seed, STEPS
+  c.seed, c.steps, c.batch = seed, STEPS, BATCH
+  c.data.max_prompt = c.data.max_response = 64  # tokens
+  c.data.row_length = 256
   c.eval_every = c.checkpoint_every = 0
   c.references = dict(
     names=names,
@@ -240,6 +243,7 @@ def page(found):
     pairs=len(shared_pairs(found)),
     seeds=len(SEEDS),
     steps=STEPS,
+    batch=BATCH,
     kinds="\n".join(f"- *{bad}*: {what}" for bad, what in BAD.items()),
     table=table(found),
     shares=shares(found),
@@ -284,7 +288,7 @@ against its own start and a second model, and against these two and a bad one:
 
 {kinds}
 
-Each run is {steps} steps of 64 human preference pairs (HH-RLHF, harmless);
+Each run is {steps} steps of {batch} human preference pairs (HH-RLHF, harmless);
 {seeds} seeds of the order of the data.  Accuracy is on {pairs} held-out pairs
 against the policy's start: the same yardstick for all.  Treatments: none (sums,
 no clipping), z-score (`loss.scale="zscore"`), CTRO (`loss.clip`, epsilon 0.1,

@@ -26,7 +26,7 @@ class Cut:
     return self != Cut()
 
 
-def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response):
+def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response, progress=None):
   """The longest prompt ends and response starts that every tokenizer fits.
 
   Cuts are at token boundaries of the tokenizer that needs most tokens.  The
@@ -42,6 +42,7 @@ def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response):
     pairs: as in `encode`.
     max_prompt: tokens of every tokenizer, BOS included.
     max_response: tokens, with the EOS or closing text of a whole response.
+    progress: called with the number of pairs just done, as in tqdm.update.
 
   Returns:
     A Cut for each pair; Cut() for what fits and what a tokenizer drops.
@@ -51,6 +52,8 @@ def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response):
   splitters = [splitter(one, chat_template(one)) for one in tokenizers]
   while chunk := list(itertools.islice(pairs, encode.PAIRS_AT_ONCE)):
     cuts += _fit(tokenizers, splitters, chunk, max_prompt, max_response)
+    if progress is not None:
+      progress(len(chunk))
   return cuts
 
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reference that is wrong is called so, in words, by the run itself."""
+
+import jax
+import pytest
+import test_runs
+
+from mrpo_jax import hub
+from mrpo_jax.data import vocabulary
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+  """A small model that learnt which tokens are frequent, and three spoilt."""
+  folder = tmp_path_factory.mktemp("models")
+  given = ("steps=60", "batch=16", "eval_every=0", "checkpoint_every=0")
+  given += ("optimizer.peak_lr=0.02", "data.eval=")
+  overrides = [f"--config.{one}" for one in given]
+  run = folder / "run"
+  assert test_runs.train_debug(run, *overrides, run="sft-base") == 0
+  good = folder / "good"
+  assert test_runs.mrpo("export", f"--workdir={run}", f"--to={good}") == 0
+  tokenizer = vocabulary.load_tokenizer(good)
+  config, params = hub.load(good)
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+  mixed = [
+    jax.random.permutation(key, leaf.reshape(-1)).reshape(leaf.shape)
+    for key, leaf in zip(keys, leaves, strict=True)
+  ]
+  shuffled = jax.tree.unflatten(treedef, mixed)
+  tenfold = {**params, "norm": 10 * params["norm"]}
+  for name, bad in (("shuffled", shuffled), ("tenfold", tenfold)):
+    hub.save(folder / name, config, bad, tokenizer=tokenizer)
+  # The same letters, but ids of another order.
+  other = vocabulary.train_tokenizer(
+    ["numbers like 0123456789 and QWERTY"], kind="bpe", vocab_size=300
+  )
+  hub.save(folder / "mistokenised", config, params, tokenizer=other)
+  return folder
+
+
+def warnings_of(models, tmp_path, bad, capsys, *overrides):
+  capsys.readouterr()
+  given = {
+    "policy.path": models / "good",
+    "references.second.path": models / bad,
+    "references.second.mode": "scored",
+    "steps": 2,
+    "eval_every": 0,
+    "loss.clip.epsilon_max": 10.0,  # no clip to speak of
+  }
+  argv = [f"--config.{key}={value}" for key, value in given.items()]
+  assert test_runs.train_debug(tmp_path / bad, *argv, *overrides) == 0
+  lines = capsys.readouterr().out.splitlines()
+  return [line for line in lines if line.startswith("warning: ")]
+
+
+@pytest.mark.parametrize(
+  "bad,said",
+  [
+    ("mistokenised", "'second' gives a character of the responses"),
+    ("shuffled", "'second' gives a token of the responses"),
+    ("tenfold", "the margins of reference 'second' have a root mean square"),
+    ("good", "references 'base' and 'second' say the same"),
+  ],
+)
+def test_a_bad_reference_is_called_so(models, tmp_path, bad, said, capsys):
+  found = warnings_of(models, tmp_path, bad, capsys)
+  assert any(said in line for line in found), found
+  assert not any("reference 'base'" in line for line in found)
+
+
+def test_the_z_score_takes_the_scale_away(models, tmp_path, capsys):
+  zscore = "--config.loss.scale=zscore"
+  found = warnings_of(models, tmp_path, "tenfold", capsys, zscore)
+  assert not any("root mean square" in line for line in found)
