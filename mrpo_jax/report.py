@@ -107,8 +107,8 @@ def verified(root, problems):
     print(problem)
   if problems:
     raise InputError(
-      f"{len(problems)} broken in {root}; mrpo store prune removes them, and "
-      "mrpo score fills the gap"
+      f"{len(problems)} broken in {root}; mrpo store prune removes broken "
+      "rows, and mrpo score fills the gap"
     )
   print(f"{root}: every file is as it was written")
 

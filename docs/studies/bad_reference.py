@@ -11,7 +11,9 @@ was.
 import argparse
 import datetime
 import functools
+import gzip
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -19,7 +21,7 @@ import platform
 import jax
 import numpy as np
 
-from configs import quickstart
+from configs import common, quickstart
 from mrpo_jax import evaluate, hub, report, runs, settings, writer
 from mrpo_jax.data import vocabulary
 
@@ -67,6 +69,16 @@ def make_model(workdir, name):
     runs.export(workdir / name, to)
 
 
+def training_pairs(workdir):
+  """The pairs of one epoch, as a file."""
+  file = workdir / "train.jsonl"
+  if not file.exists():
+    with gzip.open(common.HH_HARMLESS / "train.jsonl.gz", "rb") as rows:
+      some = itertools.islice(rows, STEPS * BATCH)
+      writer.write_atomically(file, b"".join(some))
+  return file
+
+
 def make_bad(models):
   second = models / "sft-second"
   tokenizer = vocabulary.load_tokenizer(second)
@@ -95,6 +107,7 @@ def config_of(workdir, treatment, bad, seed):
   path = "sft-base" if bad == "mistokenised" else bad
   c = quickstart.get_config(f"mrpo,models={models}")
   c.seed, c.steps, c.batch = seed, STEPS, BATCH
+  c.data.train = str(training_pairs(workdir))
   c.data.max_prompt = c.data.max_response = 64  # tokens
   c.data.row_length = 256
   c.eval_every = c.checkpoint_every = 0

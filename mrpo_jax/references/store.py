@@ -305,7 +305,10 @@ def verify(root, keys=()):
     folder = pathlib.Path(root) / key
     material = _material(folder)
     if material is None or key_of(material) != key:
-      problems.append(f"{folder / MANIFEST}: missing, or not of this key")
+      problems.append(
+        f"{folder / MANIFEST}: missing, or not of this key; prune the key by "
+        "name"
+      )
     for path in _shards(folder):
       if problem := _problem(path):
         problems.append(f"{path}: {problem}")
