@@ -40,9 +40,27 @@ def models(tmp_path_factory):
   return folder
 
 
-def test_every_bad_reference_is_called_so(models, tmp_path, capsys):
-  """One run against all three; the base, which is fine, is left alone."""
-  bad = ("mistokenised", "shuffled", "tenfold")
+@pytest.mark.parametrize(
+  "bad,sentences",
+  [
+    (
+      ("mistokenised", "shuffled"),
+      (
+        "'mistokenised' gives a character of the responses",
+        "'shuffled' gives a token of the responses",
+      ),
+    ),
+    (
+      ("tenfold",),
+      (
+        "the margins of reference 'tenfold' have a root mean square",
+        "reference 'tenfold' carries",
+      ),
+    ),
+  ],
+)
+def test_a_bad_reference_is_called_so(models, tmp_path, capsys, bad, sentences):
+  """And the base, which is fine, is left alone."""
   given = {
     "policy.path": models / "good",
     "references.names": ("base", *bad),
@@ -60,11 +78,6 @@ def test_every_bad_reference_is_called_so(models, tmp_path, capsys):
   assert test_runs.train_debug(tmp_path / "run", *argv) == 0
   lines = capsys.readouterr().out.splitlines()
   found = "\n".join(line for line in lines if line.startswith("warning: "))
-  for said in (
-    "'mistokenised' gives a character of the responses",
-    "'shuffled' gives a token of the responses",
-    "the margins of reference 'tenfold' have a root mean square",
-    "reference 'tenfold' carries",
-  ):
+  for said in sentences:
     assert said in found
   assert "reference 'base'" not in found
