@@ -4,9 +4,9 @@
   python benchmarks/kill_scoring.py --workdir=/tmp/kills [--kills=10]
 
 The quickstart's pairs under two references made on the spot.  Each attempt is
-killed (SIGKILL) after a random share of the time that the whole takes; the last
-one may finish.  Every row must then equal that of a run that nobody disturbed,
-bit by bit, and every file be as it was written.
+killed (SIGKILL) some milliseconds after a random number of files is there; the
+last one may finish.  Every row must then equal that of a run that nobody
+disturbed, bit by bit, and every file be as it was written.
 """
 
 import argparse
@@ -33,27 +33,32 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--kills", type=int, default=10)
+  parser.add_argument("--seed", type=int, default=0)
   given = parser.parse_args()
   workdir = pathlib.Path(given.workdir)
-  started = time.monotonic()
   assert score(workdir / "whole").wait() == 0
-  whole = time.monotonic() - started
-  rng, files = random.Random(0), []
-  for _ in range(given.kills):
+  whole = files_of(workdir / "whole")
+  rng, left = random.Random(given.seed), []
+  for count in sorted(rng.sample(range(1, whole - 1), given.kills)):
     process = score(workdir / "killed")
-    try:
-      process.wait(timeout=rng.uniform(0.3, 1.0) * whole)
-    except subprocess.TimeoutExpired:
-      process.kill()
-      process.wait()
-    files.append(len(list((workdir / "killed").rglob("*.parquet"))))
+    while files_of(workdir / "killed") < count:
+      assert process.poll() is None
+      time.sleep(0.002)
+    time.sleep(rng.uniform(0.0, 0.05))
+    process.kill()
+    process.wait()
+    left.append(files_of(workdir / "killed"))
   assert score(workdir / "killed").wait() == 0
-  print(f"files after each of {given.kills} kills: {files}")
+  print(f"of {whole} files, there after each kill: {left}")
   one, other = (contents(workdir / name) for name in ("whole", "killed"))
   assert one == other, "the stores differ"
   assert store.verify(workdir / "killed" / "store") == []
   rows = sum(table.num_rows for table in one.values())
   print(f"{rows} rows under {len(one)} references: equal, bit by bit")
+
+
+def files_of(workdir):
+  return len(list(workdir.rglob("*.parquet")))
 
 
 def score(workdir):
