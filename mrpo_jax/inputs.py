@@ -31,7 +31,7 @@ class Table:
 
   views: list  # per tokenizer a list of Encoded, aligned over pairs
   places: list  # of each pair among those of the file
-  fingerprints: list  # of each pair's text, as far as it is used
+  fingerprints: list  # of each pair and of where it is cut
   dropped: int  # rows left out
   truncated: int  # rows kept of which something was cut
 

@@ -44,7 +44,7 @@ FIGURES = {  # per response: (type, field of Scores, unit)
 }
 TOKENS = "token_logps"  # where a loss needs them
 COLUMNS = {  # column -> unit
-  "pair": "SHA-256 of the pair's text, as far as it is used",
+  "pair": "SHA-256 of the pair and of where it is cut",
   **{
     f"{name}_{c}": unit for name, (*_, unit) in FIGURES.items() for c in CHOICES
   },
