@@ -49,6 +49,7 @@ class Loaded:
 def describe_models(config, tokenizers):
   """{key: Described} of every model, the policy first; loads no weights."""
   described = {}
+  identity_of = functools.cache(functools.partial(_identity, config))
   for key, section in sections(config).items():
     base, view = base_of(config, key), tokenizers.view_of[key]
     model = _model_config(config, base, tokenizers)
@@ -58,7 +59,7 @@ def describe_models(config, tokenizers):
     described[key] = Described(
       Model(model, view, tuple(forward.items()), scored=is_scored(section)),
       base,
-      _identity(config, base) + _adapter_identity(config, key),
+      identity_of(base) + _adapter_identity(config, key),
     )
   return described
 

@@ -60,11 +60,10 @@ def train_run(
   setup = setups.set_up(config, workdir, say)
   steps = checkpoints.steps(workdir)
   plan = setups.plan(setup, store, fresh=not steps)
-  scored = steps[:1] == [config["steps"]]  # Or it reads none any more.
-  if not scored:
-    if not autoscore:
-      scoring.refuse_missing(plan.missing(), command)
-    plan.fill(setup.mesh, setup.packing, say)
+  refusal = None if autoscore else command
+  ended = steps[:1] == [config["steps"]]  # then nothing reads the scores
+  if not ended:
+    _score_missing(setup, plan, refusal, say)
   loaded = loading.load_models(config, setup.described, setup.mesh, say)
   policy = loaded["policy"]
   # 2. State: restored first, else from the start.
@@ -77,8 +76,8 @@ def train_run(
   if start == config["steps"]:
     say(f"finished before: {workdir} stands at step {start}")
     return
-  if scored:  # the newest checkpoint could not be read
-    plan.fill(setup.mesh, setup.packing, say)
+  if ended:  # but the newest checkpoint could not be read
+    _score_missing(setup, plan, refusal, say)
   if start:
     say(f"resuming at step {start}")
   # 3. The workdir is this run's.
@@ -106,10 +105,22 @@ def train_run(
   run.go(transformation, state, frozen, start, stop)
 
 
+def _score_missing(setup, plan, refusal, say):
+  """Fills the store; or refuses, naming the flags of `mrpo score`."""
+  if refusal is not None:
+    scoring.refuse_missing(plan.missing(), refusal)
+  plan.fill(setup.mesh, setup.packing, say)
+
+
 def score_run(config, workdir, *, store="", part=(0, 1), say=print):
   """Scores what `train_run` of the same config would, and stops there."""
   setup = setups.set_up(config, pathlib.Path(workdir), say)
   plan = setups.plan(setup, store, fresh=True)
+  if not any(plan.splits.values()):
+    raise InputError(
+      "no reference has config.references.<name>.mode='scored', so there is "
+      "nothing to score"
+    )
   plan.fill(setup.mesh, setup.packing, say, part=part)
   for name, one in plan.stores.items():
     if plan.splits[name]:

@@ -73,11 +73,11 @@ class Scoring:
     try:
       return self.stores[name].read(table.fingerprints)
     except MissingRows as error:
-      place = table.places[error.indices[0]]
+      count, place = len(error.indices), table.places[error.indices[0]]
       raise InputError(
-        f"{self.config['data'][split]}: pair {place} is not scored under "
-        f"reference {name!r}, and {len(error.indices) - 1} others; run mrpo "
-        "score"
+        f"{self.config['data'][split]}: {count} of {len(table.places)} pairs "
+        f"are not scored under reference {name!r}, the first is pair {place}; "
+        "run mrpo score"
       ) from None
 
   def known(self, split):
@@ -148,13 +148,13 @@ def plan(config, method, tables, tokenizers, described, root, *, fresh):
   return Scoring(config, tables, described, stores, splits)
 
 
-def refuse_missing(missing, config_file):
+def refuse_missing(missing, flags):
   """Raises InputError that names the command to run first."""
   if missing:
     (name, split), count = next(iter(missing.items()))
     raise InputError(
       f"{count} pairs of {split} are not scored under reference {name!r}; run "
-      f"first: mrpo score {config_file}"
+      f"first: mrpo score {flags}"
     )
 
 

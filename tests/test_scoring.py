@@ -139,6 +139,27 @@ def test_without_autoscore_the_command_is_named(folder, tmp_path, capsys):
   assert not (tmp_path / "w").exists()
 
 
+def test_a_missing_row_is_named(folder, tmp_path):
+  config = every_method.get_config(f"mrpo,inputs={folder}").to_dict()
+  for name in ("base", "second"):
+    config["references"][name]["mode"] = "scored"
+  config = settings.read(settings.with_defaults(config))
+  setup = setups.set_up(config, tmp_path / "w", print)
+  plan = setups.plan(setup, "", fresh=True)
+  plan.fill(setup.mesh, setup.packing, print)
+  assert plan.known("train").arrays["ref_logp_BCK"].shape == (40, 2, 2)
+  # The third pair becomes another, which nobody has scored.
+  setup.tables["train"].fingerprints[2] = 64 * "0"
+  with pytest.raises(InputError, match="1 of 40 pairs.*the first is pair 2;"):
+    plan.known("train")
+
+
+def test_nothing_to_score_is_said(folder, tmp_path, capsys):
+  argv = command("score", folder, tmp_path / "w", mode="online")
+  assert cli.main(argv) == 2
+  assert "nothing to score" in capsys.readouterr().err
+
+
 def test_a_changed_row_scores_itself_alone(folder, tmp_path, capsys):
   data = tmp_path / "pairs.jsonl"
   shutil.copy(folder / "pairs.jsonl", data)
