@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mrpo_jax import adapters, hub, parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.inputs import is_scored, sections
-from mrpo_jax.models import leaves, spec
+from mrpo_jax.models import kernels, leaves, spec
 from mrpo_jax.objective import Model
 
 ADAPTED = " with adapter "  # in the identity of what was imported
@@ -55,9 +55,9 @@ def describe_models(config, tokenizers):
     model = _model_config(config, base, tokenizers)
     _check_length(config, key, model)
     _check_vocabulary(key, tokenizers.views[view], model)
-    forward = {"remat": "none", **_forward(config, key)}
+    forward, head = _forward(config, key, base, model)
     described[key] = Described(
-      Model(model, view, tuple(forward.items()), scored=is_scored(section)),
+      Model(model, view, forward, head, scored=is_scored(section)),
       base,
       identity_of(base) + _adapter_identity(config, key),
     )
@@ -232,11 +232,23 @@ def _adapter_table(key, table, adapter):
     raise InputError(f"config.{key}.adapter: {error}") from None
 
 
-def _forward(config, key):
-  """Keywords of the forward pass: only the policy has a backward one."""
+def _forward(config, key, base, model):
+  """What `Model` says of its computation: no reference has a backward pass."""
   policy = config["policy"]
-  names = ("kernel", "remat") if key == "policy" else ("kernel",)
-  return {name: policy[name] for name in names}
+  try:
+    kernels.check(policy["kernel"], model, base.dtype)
+  except ValueError as error:
+    raise InputError(f"config.policy.kernel: {error}") from None
+  whole = config["mesh"]["model"] != 1
+  remat = policy["remat"] if key == "policy" else "none"
+  return (
+    (("kernel", policy["kernel"]), ("remat", remat)),
+    (
+      ("chunk", policy["chunk"] or None),
+      # Blocks of a vocabulary that is split would be collected.
+      ("vocabulary", model.vocab_size if whole else None),
+    ),
+  )
 
 
 def _random_key(seed, name):

@@ -26,20 +26,26 @@ class Model:
   config: ModelConfig
   view: int = 0  # which tokenizer's rows it reads
   forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype
+  head: tuple[tuple[str, object], ...] = ()  # chunk, vocabulary
   scored: bool = False  # its figures are given: no parameters, no rows
 
   def token_figures(self, params, rows, pairs, **wanted):
     """`rows.token_figures` of one micro-batch."""
-    forward = dict(self.forward)
+    how = dict(self.forward + self.head)
     return packed.token_figures(
-      self.config, params, rows, pairs, **wanted, **forward
+      self.config, params, rows, pairs, **wanted, **how
     )
 
   def all_token_figures(self, params, views, pairs, *, also=()):
     """List over the parts of the model's view of dict of value_ARM."""
     return [
       packed.all_token_figures(
-        self.config, params, rows, pairs, also=also, **dict(self.forward)
+        self.config,
+        params,
+        rows,
+        pairs,
+        also=also,
+        **dict(self.forward + self.head),
       )
       for rows in views[self.view]
     ]

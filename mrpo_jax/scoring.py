@@ -60,7 +60,7 @@ class Scoring:
             config=one.model.config,
             packing=packing,
             place=place,
-            forward=one.model.forward,
+            forward=one.model.forward + one.model.head,
             part=part,
             progress=bar.update,
           )

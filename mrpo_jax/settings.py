@@ -77,8 +77,13 @@ MODEL = {
 }
 POLICY = {
   **MODEL,
-  "kernel": ("xla", str, one_of("xla", "dense")),
-  "remat": ("none", str, one_of("none", "dots", "full")),
+  "kernel": (
+    "auto",
+    str,
+    one_of("auto", "xla", "blockwise", "cudnn", "splash"),
+  ),
+  "remat": ("dots", str, one_of("none", "dots", "full")),
+  "chunk": (0, int, not_negative),  # scored positions of a row; 0: chosen
 }
 REFERENCE = {
   **MODEL,

@@ -75,7 +75,7 @@ def test_an_integer_serves_as_a_number():
     ("policy.pth", "x", "config.policy.pth is not known.*path"),
     ("policy.path", "", "config.policy.path is empty"),
     ("policy.dtype", "int8", "must be one of 'float32'"),
-    ("policy.kernel", "magic", "must be one of 'xla'"),
+    ("policy.kernel", "magic", "must be one of 'auto'"),
     ("references.other.mode", "cached", "must be one of 'online', 'scored'"),
     ("references.names", ("base", "none"), "config.references.none is missing"),
     ("references.names", ("base", "base"), "repeats"),

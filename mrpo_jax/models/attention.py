@@ -1,46 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who sees whom, and the kernels that compute it."""
+"""Who sees whom, and the oracle that every attention kernel must equal."""
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.shapes import check, widen
+from mrpo_jax.shapes import widen
 
 
-def visible(segments_RT, branches_RT):
-  """mask_RTS: may position T look at position S?
+@flax.struct.dataclass
+class Layout:
+  """What the tokens of packed rows are to each other, [R, T] each."""
 
-  Causal within a segment (one pair of a packed row, or one sequence); a
-  response sees its prompt (branch 0) and its own branch, never its sibling.
-  Padding (segment 0) sees itself alone, so that its softmax is defined.
+  positions: jax.Array  # place in the token's own sequence, from 0
+  segments: jax.Array  # equal numbers are one pair or sequence; 0 is padding
+  branches: jax.Array  # 0 prompt, 1 chosen, 2 rejected
+
+
+def sees(of, at, of_place_T, at_place_S, window):
+  """mask_RTS: may a token of one Layout look at one of another?
+
+  Causal within a segment; a response sees its prompt (branch 0) and its own
+  branch, never its sibling.  Padding sees itself alone, so that its softmax is
+  defined.
+
+  Args:
+    of: Layout [R, T] of the queries.
+    at: Layout [R, S] of the keys.
+    of_place_T: where the queries stand in their row.
+    at_place_S: where the keys stand.
+    window: nobody sees what lies so many tokens or more before, counted in
+      each token's own sequence, so that packing changes nothing; None or 0 is
+      no limit.
   """
-  check("R T", segments_RT, "R T", branches_RT)
-  place_T = jnp.arange(segments_RT.shape[1])
-  before_TS = place_T[None, :, None] >= place_T[None, None, :]
-  same_RTS = segments_RT[:, :, None] == segments_RT[:, None, :]
-  branch_RTS = (branches_RT[:, None, :] == 0) | (
-    branches_RT[:, None, :] == branches_RT[:, :, None]
+
+  def rows(array_RT):
+    return array_RT[:, :, None]
+
+  def columns(array_RS):
+    return array_RS[:, None, :]
+
+  before_RTS = of_place_T[None, :, None] >= at_place_S[None, None, :]
+  same_RTS = rows(of.segments) == columns(at.segments)
+  branch_RTS = (columns(at.branches) == 0) | (
+    columns(at.branches) == rows(of.branches)
   )
-  real_RT1 = (segments_RT > 0)[:, :, None]
-  self_TS = place_T[None, :, None] == place_T[None, None, :]
-  return (real_RT1 & before_TS & same_RTS & branch_RTS) | self_TS
+  mask_RTS = rows(of.segments > 0) & before_RTS & same_RTS & branch_RTS
+  if window is not None:
+    back_RTS = rows(of.positions) - columns(at.positions)
+    mask_RTS &= (back_RTS < window) | (window == 0)
+  return mask_RTS | (of_place_T[None, :, None] == at_place_S[None, None, :])
 
 
-def within(window, positions_RT, mask_RTS):
-  """mask_RTS without what lies `window` tokens or more before; 0 is no limit.
+def dense(
+  query_RTHE, key_RSGE, value_RSGE, layout, window=None, *, scale, softcap
+):
+  """softmax(scale * q k) v, written out in float32 or better: the oracle.
 
-  Counted in each token's own sequence, so that packing changes nothing.
+  Args:
+    query_RTHE: queries, turned by their positions.
+    key_RSGE: keys, turned by theirs; G divides H.
+    value_RSGE: values.
+    layout: Layout of the rows.
+    window: see `sees`; an int32 scalar or None.
+    scale: of the products.
+    softcap: see `capped`; None for none.
+
+  Returns:
+    out_RTHE in the dtype of the queries.
   """
-  if window is None:
-    return mask_RTS
-  back_RTS = positions_RT[:, :, None] - positions_RT[:, None, :]
-  return mask_RTS & ((back_RTS < window) | (window == 0))
-
-
-def dense(query_RTHE, key_RSGE, value_RSGE, mask_RTS, *, scale, softcap):
-  """softmax(scale * q k) v, written out in float32 or better: the oracle."""
   R, T, H, E = query_RTHE.shape
   G = key_RSGE.shape[2]
+  place_T = jnp.arange(T)
+  mask_RTS = sees(layout, layout, place_T, place_T, window)
   query_RTGHE = widen(query_RTHE).reshape(R, T, G, H // G, E)
   score_RGHTS = jnp.einsum("RTGHE,RSGE->RGHTS", query_RTGHE, widen(key_RSGE))
   score_RGHTS = capped(score_RGHTS * scale, softcap)
@@ -50,26 +82,8 @@ def dense(query_RTHE, key_RSGE, value_RSGE, mask_RTS, *, scale, softcap):
   return out_RTGHE.reshape(R, T, H, E).astype(query_RTHE.dtype)
 
 
-def xla(query_RTHE, key_RSGE, value_RSGE, mask_RTS, *, scale, softcap):
-  """jax.nn.dot_product_attention with the dense mask."""
-  if softcap is not None:  # which it does not know
-    given = (query_RTHE, key_RSGE, value_RSGE, mask_RTS)
-    return dense(*given, scale=scale, softcap=softcap)
-  return jax.nn.dot_product_attention(
-    query_RTHE,
-    key_RSGE,
-    value_RSGE,
-    mask=mask_RTS[:, None],
-    scale=scale,
-    implementation="xla",
-  )
-
-
 def capped(score, softcap):
   """cap * tanh(score / cap), or the score where there is no cap."""
   if softcap is None:
     return score
   return softcap * jnp.tanh(score / softcap)
-
-
-KERNELS = {"dense": dense, "xla": xla}

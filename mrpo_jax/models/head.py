@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Log-probabilities of scored tokens without a logits tensor.
 
-The vocabulary projection runs over chunks of scored positions, forward and
-backward, and only over as many chunks as the rows hold: nothing of shape
-[rows, T, V] exists, and prompts and padding cost nothing here.
+The vocabulary projection runs over blocks of the vocabulary and, for each,
+over chunks of scored positions, as many as the rows hold: nothing of shape
+[rows, T, V] exists, prompts and padding cost nothing here, and the gradient of
+each block of the head is summed where it is and written once.
 """
 
 import functools
@@ -12,21 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.models.attention import capped
+from mrpo_jax.models.leaves import dense
 from mrpo_jax.shapes import check
 
 CHUNK_TOKENS = 2048  # positions projected at once, over all rows
+VOCABULARY = 2048  # tokens of the vocabulary projected onto at once
+NEVER = -1e30  # a logit without probability; finite, so that 0 times it is 0
 DIFFERENTIABLE = ("logp", "kl")
 
 
 def chunk_size(R, M):
-  """Scored positions of each row in one chunk: at most a quarter of M."""
-  return max(1, min(CHUNK_TOKENS // R, -(-M // 4)))
+  """Scored positions of each row in one chunk: at most an eighth of M."""
+  return max(1, min(CHUNK_TOKENS // R, -(-M // 8)))
 
 
-def token_logps(hidden_RMD, head_VD, targets_RM, used=None, *, chunk=None):
+def token_logps(hidden_RMD, head_VD, targets_RM, used=None, **keywords):
   """log p(target) at each scored position: logp_RM of `token_figures`."""
-  figures = token_figures(hidden_RMD, head_VD, targets_RM, used, chunk=chunk)
-  return figures["logp"]
+  return token_figures(hidden_RMD, head_VD, targets_RM, used, **keywords)[
+    "logp"
+  ]
 
 
 def token_figures(
@@ -39,12 +44,13 @@ def token_figures(
   against=None,
   softcaps=(None, None),
   chunk=None,
+  vocabulary=None,
 ):
   """What the next-token distribution says at each scored position.
 
   Args:
     hidden_RMD: hidden states at the scored positions, in order.
-    head_VD: vocabulary projection, one row per token.
+    head_VD: vocabulary projection, one row per token; an array or a QArray.
     targets_RM: the token ids to score.
     used: int32 scalar; only the first `used` places of every row are
       computed, the others give 0.  None means all.
@@ -53,6 +59,8 @@ def token_figures(
       "kl" and "ref_logp".
     softcaps: of the logits, and of the reference's; see `attention.capped`.
     chunk: places of each row in one chunk; None chooses from the shapes.
+    vocabulary: tokens of the vocabulary in one block; None chooses.  All V
+      where the head is split over a mesh, which blocks would collect.
 
   Returns:
     dict of value_RM; nats, float32:
@@ -79,7 +87,7 @@ def token_figures(
     against = jax.lax.stop_gradient((pad(against[0]), against[1]))
   chunks = jnp.minimum((used + chunk - 1) // chunk, (M + padding) // chunk)
   figures = _token_figures(
-    chunk,
+    (chunk, _block(head_VD.shape[0], vocabulary or VOCABULARY)),
     tuple(also),
     tuple(softcaps),
     pad(hidden_RMD),
@@ -101,21 +109,56 @@ def token_figures(
   }
 
 
+def _block(V, most):
+  """The least size that cuts V into as few blocks of at most `most`."""
+  return -(-V // -(-V // most))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _token_figures(
-  chunk, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
+  sizes, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
 ):
   given = (hidden_RMD, head_VD, targets_RM, chunks, against)
-  return _forward(chunk, also, softcaps, *given)[0]
+  return _forward(sizes, also, softcaps, *given)[0]
 
 
-def _logits(hidden_RcD, head_VD, softcap):
-  wide = jnp.promote_types(hidden_RcD.dtype, jnp.float32)
-  head_VD = head_VD.astype(hidden_RcD.dtype)
-  logits_RcV = jnp.einsum(
-    "RcD,VD->RcV", hidden_RcD, head_VD, preferred_element_type=wide
-  )
-  return capped(logits_RcV, softcap)
+class _Block:
+  """Some rows of the vocabulary projection: the b-th block of v tokens."""
+
+  def __init__(self, b, v, V):
+    self.start = jnp.minimum(b * v, V - v)  # the last one may reach back
+    self.tokens_11v = self.start + jnp.arange(v)[None, None]
+    # False for what the block before has done.
+    self.is_new_11v = None if V % v == 0 else self.tokens_11v >= b * v
+
+  def of(self, head_VD, dtype):
+    """head_vD in the dtype of the activations."""
+    v = self.tokens_11v.size
+    rows = jax.tree.map(
+      lambda array: jax.lax.dynamic_slice_in_dim(array, self.start, v), head_VD
+    )
+    return dense(rows, dtype)
+
+  def logits(self, hidden_RcD, head_vD, softcap):
+    wide = jnp.promote_types(hidden_RcD.dtype, jnp.float32)
+    logits_nv = jnp.matmul(
+      _flat(hidden_RcD), head_vD.T, preferred_element_type=wide
+    )
+    logits_Rcv = logits_nv.reshape(*hidden_RcD.shape[:2], -1)
+    logits_Rcv = capped(logits_Rcv, softcap)
+    if self.is_new_11v is None:
+      return logits_Rcv
+    return jnp.where(self.is_new_11v, logits_Rcv, NEVER)
+
+  def hits(self, targets_Rc):
+    """hit_Rcv: a comparison shards over V, a gather would collect it."""
+    hit_Rcv = targets_Rc[:, :, None] == self.tokens_11v
+    return hit_Rcv if self.is_new_11v is None else hit_Rcv & self.is_new_11v
+
+
+def _flat(array_Rcx):
+  """Of rows and chunk one axis: XLA's CPU backend knows that product."""
+  return array_Rcx.reshape(-1, array_Rcx.shape[-1])
 
 
 def _cut(array, i, chunk):
@@ -126,105 +169,172 @@ def _paste(array, piece, i, chunk):
   return jax.lax.dynamic_update_slice_in_dim(array, piece, i * chunk, axis=1)
 
 
-def _is_target(targets_Rc, V):
-  # A comparison shards over V where a gather would collect the vocabulary.
-  return targets_Rc[:, :, None] == jnp.arange(V)[None, None, :]
+def _seen(sums, logits_Rcv, hit_Rcv):
+  """Running sums of the softmax with the logits of one more block.
 
-
-def _log_probabilities(hidden_RMD, head_VD, softcap, i, chunk):
-  """(logits_RcV, norm_Rc): their difference is the log-probability."""
-  logits_RcV = _logits(_cut(hidden_RMD, i, chunk), head_VD, softcap)
-  return logits_RcV, jax.nn.logsumexp(logits_RcV, axis=-1)
-
-
-def _pick(logits_RcV, targets_Rc):
-  hit_RcV = _is_target(targets_Rc, logits_RcV.shape[-1])
-  return jnp.sum(jnp.where(hit_RcV, logits_RcV, 0.0), axis=-1)
+  `top`, the greatest logit; `sum` of exp(logit - top); `hit`, the target's
+  logit.  Returns (sums, share_Rcv, fade_Rc): exp(logit - top), and what
+  earlier sums are worth against the new top.
+  """
+  top_Rc = jnp.maximum(sums["top"], jnp.max(logits_Rcv, axis=-1))
+  share_Rcv = jnp.exp(logits_Rcv - top_Rc[:, :, None])
+  fade_Rc = jnp.exp(sums["top"] - top_Rc)
+  found = {
+    "top": top_Rc,
+    "sum": sums["sum"] * fade_Rc + jnp.sum(share_Rcv, axis=-1),
+    "hit": sums["hit"] + jnp.sum(jnp.where(hit_Rcv, logits_Rcv, 0.0), axis=-1),
+  }
+  return found, share_Rcv, fade_Rc
 
 
 def _forward(
-  chunk, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
+  sizes, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
 ):
+  (chunk, v), V = sizes, head_VD.shape[0]
   softcap, ref_softcap = softcaps
-  wide = jnp.promote_types(hidden_RMD.dtype, jnp.float32)
-  names = ("logp", "norm", *also)
+  dtype = hidden_RMD.dtype
+  wide = jnp.promote_types(dtype, jnp.float32)
+  zero_RM = jnp.zeros(targets_RM.shape, wide)
+  start = {"top": jnp.full_like(zero_RM, NEVER), "sum": zero_RM, "hit": zero_RM}
+  sums = {"policy": start | dict.fromkeys(also, zero_RM)}
   if against is not None:
-    names += ("ref_logp", "ref_norm", "kl")
+    sums["reference"] = start | {"kl": zero_RM}
 
-  def body(i, carry):
-    targets_Rc = _cut(targets_RM, i, chunk)
-    logits_RcV, norm_Rc = _log_probabilities(
-      hidden_RMD, head_VD, softcap, i, chunk
-    )
-    found = {"logp": _pick(logits_RcV, targets_Rc) - norm_Rc, "norm": norm_Rc}
-    logp_RcV = logits_RcV - norm_Rc[:, :, None]
-    if "entropy" in also:
-      found["entropy"] = -jnp.sum(jnp.exp(logp_RcV) * logp_RcV, axis=-1)
-    if "log_sum_sq" in also:
-      found["log_sum_sq"] = jax.nn.logsumexp(2.0 * logp_RcV, axis=-1)
+  def one_block(b, sums):
+    block = _Block(b, v, V)
+    head_vD = block.of(head_VD, dtype)
     if against is not None:
-      ref_RcV, ref_norm_Rc = _log_probabilities(*against, ref_softcap, i, chunk)
-      found["ref_logp"] = _pick(ref_RcV, targets_Rc) - ref_norm_Rc
-      found["ref_norm"] = ref_norm_Rc
-      ref_logp_RcV = ref_RcV - ref_norm_Rc[:, :, None]
-      gap_RcV = ref_logp_RcV - logp_RcV
-      found["kl"] = jnp.sum(jnp.exp(ref_logp_RcV) * gap_RcV, axis=-1)
-    return {
-      name: _paste(carry[name], found[name].astype(wide), i, chunk)
-      for name in names
-    }
+      ref_head_vD = block.of(against[1], against[0].dtype)
 
-  start = {name: jnp.zeros(targets_RM.shape, wide) for name in names}
+    def one_chunk(i, sums):
+      old = jax.tree.map(lambda sum_RM: _cut(sum_RM, i, chunk), sums)
+      hit_Rcv = block.hits(_cut(targets_RM, i, chunk))
+      logits_Rcv = block.logits(_cut(hidden_RMD, i, chunk), head_vD, softcap)
+      found, share_Rcv, fade_Rc = _seen(old["policy"], logits_Rcv, hit_Rcv)
+      if "entropy" in also:  # the sum of share * (logit - top)
+        below_Rcv = share_Rcv * (logits_Rcv - found["top"][:, :, None])
+        lowered_Rc = old["policy"]["top"] - found["top"]
+        old_Rc = (
+          old["policy"]["entropy"] + lowered_Rc * old["policy"]["sum"]
+        ) * fade_Rc
+        found["entropy"] = old_Rc + jnp.sum(below_Rcv, axis=-1)
+      if "log_sum_sq" in also:  # the sum of share^2
+        square_Rc = jnp.sum(jnp.square(share_Rcv), axis=-1)
+        old_Rc = old["policy"]["log_sum_sq"] * jnp.square(fade_Rc)
+        found["log_sum_sq"] = old_Rc + square_Rc
+      found = {"policy": found}
+      if against is not None:
+        ref_Rcv = block.logits(
+          _cut(against[0], i, chunk), ref_head_vD, ref_softcap
+        )
+        of_ref = old["reference"]
+        ref, share_Rcv, fade_Rc = _seen(of_ref, ref_Rcv, hit_Rcv)
+        # The sum of share * (reference's logit - policy's).
+        gap_Rc = jnp.sum(share_Rcv * (ref_Rcv - logits_Rcv), axis=-1)
+        ref["kl"] = of_ref["kl"] * fade_Rc + gap_Rc
+        found["reference"] = ref
+      return jax.tree.map(
+        lambda sum_RM, new_Rc: _paste(sum_RM, new_Rc, i, chunk), sums, found
+      )
+
+    return jax.lax.fori_loop(0, chunks, one_chunk, sums)
+
   with jax.named_scope("head"):
-    found = jax.lax.fori_loop(0, chunks, body, start)
-  norms = found.pop("norm"), found.pop("ref_norm", None)
+    sums = jax.lax.fori_loop(0, -(-V // v), one_block, sums)
+  policy, norms = sums["policy"], {}
+  for name, of in sums.items():
+    # Places past the chunks in use have no sum; their figures are dropped.
+    norms[name] = of["top"] + jnp.log(jnp.maximum(of["sum"], 1.0))
+  figures = {"logp": policy["hit"] - norms["policy"]}
+  if "entropy" in also:
+    mean_RM = policy["entropy"] / policy["sum"]
+    figures["entropy"] = jnp.log(policy["sum"]) - mean_RM
+  if "log_sum_sq" in also:
+    square_RM = jnp.square(policy["sum"])
+    figures["log_sum_sq"] = jnp.log(policy["log_sum_sq"] / square_RM)
+  if against is not None:
+    ref = sums["reference"]
+    figures["ref_logp"] = ref["hit"] - norms["reference"]
+    figures["kl"] = ref["kl"] / ref["sum"] + (
+      norms["policy"] - norms["reference"]
+    )
   given = (hidden_RMD, head_VD, targets_RM, chunks, against)
-  return found, (*given, norms)
+  return figures, (*given, norms)
 
 
-def _backward(chunk, also, softcaps, kept, grads):
+def _backward(sizes, also, softcaps, kept, grads):
+  (chunk, v), V = sizes, kept[1].shape[0]
   softcap, ref_softcap = softcaps
   hidden_RMD, head_VD, targets_RM, chunks, against, norms = kept
-  norm_RM, ref_norm_RM = norms
+  dtype = hidden_RMD.dtype
+  wide = norms["policy"].dtype
 
-  def logits(hidden_RMD, head_VD, softcap, i):
-    return _logits(_cut(hidden_RMD, i, chunk), head_VD, softcap)
+  # A quantised head is frozen, and so is its gradient.
+  is_trained = isinstance(head_VD, jax.Array)
 
-  def share(logits_RcV, norm_RM, i):
-    return jnp.exp(logits_RcV - _cut(norm_RM, i, chunk)[:, :, None])
-
-  def body(i, carry):
+  def one_block(b, carry):
     grad_hidden_RMD, grad_head_VD = carry
-    logits_RcV = logits(hidden_RMD, head_VD, softcap, i)
-    share_RcV = share(logits_RcV, norm_RM, i)
-    hit_RcV = _is_target(_cut(targets_RM, i, chunk), head_VD.shape[0])
-    grad_Rc1 = _cut(grads["logp"], i, chunk)[:, :, None]
-    grad_RcV = grad_Rc1 * (hit_RcV.astype(share_RcV.dtype) - share_RcV)
+    block = _Block(b, v, V)
+    head_vD = block.of(head_VD, dtype)
     if against is not None:
-      grad_Rc1 = _cut(grads["kl"], i, chunk)[:, :, None]
-      ref_RcV = share(logits(*against, ref_softcap, i), ref_norm_RM, i)
-      grad_RcV += grad_Rc1 * (share_RcV - ref_RcV)
-    if softcap is not None:  # the slope of the cap, from what it gave
-      grad_RcV *= 1.0 - jnp.square(logits_RcV / softcap)
-    grad_RcV = grad_RcV.astype(hidden_RMD.dtype)
-    grad_hidden_RcD = jnp.einsum(
-      "RcV,VD->RcD", grad_RcV, head_VD.astype(hidden_RMD.dtype)
+      ref_head_vD = block.of(against[1], against[0].dtype)
+
+    def share(logits_Rcv, name, i):
+      return jnp.exp(logits_Rcv - _cut(norms[name], i, chunk)[:, :, None])
+
+    def one_chunk(i, carry):
+      grad_hidden_RMD, grad_head_vD = carry
+      hidden_RcD = _cut(hidden_RMD, i, chunk)
+      logits_Rcv = block.logits(hidden_RcD, head_vD, softcap)
+      share_Rcv = share(logits_Rcv, "policy", i)
+      hit_Rcv = block.hits(_cut(targets_RM, i, chunk))
+      grad_Rc1 = _cut(grads["logp"], i, chunk)[:, :, None]
+      grad_Rcv = grad_Rc1 * (hit_Rcv.astype(wide) - share_Rcv)
+      if against is not None:
+        grad_Rc1 = _cut(grads["kl"], i, chunk)[:, :, None]
+        ref_Rcv = block.logits(
+          _cut(against[0], i, chunk), ref_head_vD, ref_softcap
+        )
+        grad_Rcv += grad_Rc1 * (share_Rcv - share(ref_Rcv, "reference", i))
+      if softcap is not None:  # the slope of the cap, from what it gave
+        grad_Rcv *= 1.0 - jnp.square(logits_Rcv / softcap)
+      if block.is_new_11v is not None:
+        grad_Rcv = jnp.where(block.is_new_11v, grad_Rcv, 0.0)
+      grad_nv = _flat(grad_Rcv.astype(dtype))
+      grad_hidden_RcD = _cut(grad_hidden_RMD, i, chunk) + jnp.matmul(
+        grad_nv, head_vD, preferred_element_type=wide
+      ).reshape(hidden_RcD.shape)
+      if is_trained:
+        grad_head_vD += jnp.matmul(
+          grad_nv.T, _flat(hidden_RcD), preferred_element_type=wide
+        )
+      return _paste(grad_hidden_RMD, grad_hidden_RcD, i, chunk), grad_head_vD
+
+    start = (
+      grad_hidden_RMD,
+      jnp.zeros(head_vD.shape, wide) if is_trained else (),
     )
-    grad_head_VD += jnp.einsum(
-      "RcV,RcD->VD",
-      grad_RcV,
-      _cut(hidden_RMD, i, chunk),
-      preferred_element_type=grad_head_VD.dtype,
+    grad_hidden_RMD, grad_head_vD = jax.lax.fori_loop(
+      0, chunks, one_chunk, start
     )
-    return _paste(grad_hidden_RMD, grad_hidden_RcD, i, chunk), grad_head_VD
+    if not is_trained:
+      return grad_hidden_RMD, ()
+    if block.is_new_11v is not None:
+      grad_head_vD += jax.lax.dynamic_slice_in_dim(grad_head_VD, block.start, v)
+    return grad_hidden_RMD, jax.lax.dynamic_update_slice_in_dim(
+      grad_head_VD, grad_head_vD.astype(grad_head_VD.dtype), block.start, 0
+    )
 
   start = (
-    jnp.zeros_like(hidden_RMD),
-    jnp.zeros(head_VD.shape, jnp.promote_types(head_VD.dtype, jnp.float32)),
+    jnp.zeros(hidden_RMD.shape, wide),
+    jnp.zeros_like(head_VD) if is_trained else (),
   )
   with jax.named_scope("head_gradient"):
-    grad_hidden_RMD, grad_head_VD = jax.lax.fori_loop(0, chunks, body, start)
-  return grad_hidden_RMD, grad_head_VD.astype(head_VD.dtype), None, None, None
+    grad_hidden_RMD, grad_head_VD = jax.lax.fori_loop(
+      0, -(-V // v), one_block, start
+    )
+  grad_hidden_RMD = grad_hidden_RMD.astype(dtype)
+  return grad_hidden_RMD, grad_head_VD if is_trained else None, *[None] * 3
 
 
 _token_figures.defvjp(_forward, _backward)

@@ -62,8 +62,8 @@ def project(x, leaf, einsum):
   """The product of activations with a weight, in the activations' dtype."""
   if isinstance(leaf, LoRA):
     into, out_of = _through_rank(einsum)
-    narrow = jnp.einsum(into, _dropped(x, leaf), leaf.a.astype(x.dtype))
-    change = jnp.einsum(out_of, narrow, leaf.b.astype(x.dtype))
+    narrow = _dense_product(_dropped(x, leaf), leaf.a, into)
+    change = _dense_product(narrow, leaf.b, out_of)
     return project(x, leaf.base, einsum) + leaf.scale * change
   if isinstance(leaf, qwix.QArray):
     # The backward pass keeps the integers: kept as floats, the weights of all
@@ -76,16 +76,33 @@ def project(x, leaf, einsum):
 
 
 def _dense_product(x, leaf, einsum):
-  return jnp.einsum(einsum, x, dense(leaf, x.dtype))
+  """The einsum as one product of two matrices.
+
+  With more axes XLA's CPU backend transposes the activations for the gradient
+  of the weight, which takes longer than the product.
+  """
+  weight = dense(leaf, x.dtype)
+  inputs, outputs = _sides(einsum)
+  n = len(inputs)
+  rows, columns = math.prod(weight.shape[:n]), math.prod(weight.shape[n:])
+  y = x.reshape(-1, rows) @ weight.reshape(rows, columns)
+  return y.reshape(*x.shape[: x.ndim - n], *weight.shape[n:])
+
+
+def _sides(einsum):
+  """ "RTD,DHE->RTHE" -> ("D", "HE"): what of a weight is summed, what stays."""
+  given, out = einsum.split("->")
+  weight = given.split(",")[1]
+  inputs = "".join(axis for axis in weight if axis not in out)
+  return inputs, weight.removeprefix(inputs)
 
 
 def _through_rank(einsum):
   """ "RTD,DHE->RTHE" -> ("RTD,Dr->RTr", "RTr,rHE->RTHE")."""
   given, out = einsum.split("->")
-  x, weight = given.split(",")
-  inputs = "".join(axis for axis in weight if axis not in out)
-  narrow = "".join(axis for axis in x if axis not in inputs) + "r"
-  outputs = weight.removeprefix(inputs)
+  x = given.split(",")[0]
+  inputs, outputs = _sides(einsum)
+  narrow = x.removesuffix(inputs) + "r"
   return f"{x},{inputs}r->{narrow}", f"{narrow},r{outputs}->{out}"
 
 

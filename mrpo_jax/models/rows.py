@@ -30,7 +30,16 @@ class Rows:
 
 
 def token_figures(
-  config, params, rows, pairs, *, also=(), against=None, chunk=None, **forward
+  config,
+  params,
+  rows,
+  pairs,
+  *,
+  also=(),
+  against=None,
+  chunk=None,
+  vocabulary=None,
+  **forward,
 ):
   """What a model says of every scored token of the rows.
 
@@ -43,17 +52,20 @@ def token_figures(
     against: (config, params, forward) of a reference with the same
       vocabulary, run on the same rows; see `head.token_figures`.
     chunk: see `head.token_figures`.
+    vocabulary: see `head.token_figures`.
     **forward: `kernel`, `remat`, `dtype` of `transformer.hidden`.
 
   Returns:
     dict of value_RM, `logp` among them.
   """
   check("R T", rows.tokens_RT, "R M", rows.slots_RM)
-  mask_RTS = attention.visible(rows.segments_RT, rows.branches_RT)
+  layout = attention.Layout(
+    rows.positions_RT, rows.segments_RT, rows.branches_RT
+  )
 
   def scored(config, params, forward):
     hidden_RTD = transformer.hidden(
-      config, params, rows.tokens_RT, rows.positions_RT, mask_RTS, **forward
+      config, params, rows.tokens_RT, layout, **forward
     )
     hidden_RMD = jnp.take_along_axis(
       hidden_RTD, rows.places_RM[:, :, None], axis=1
@@ -70,6 +82,7 @@ def token_figures(
     against=None if against is None else scored(*against),
     softcaps=(config.logits_softcap, ref_config.logits_softcap),
     chunk=chunk,
+    vocabulary=vocabulary,
   )
 
 

@@ -6,14 +6,19 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.models import attention
+from mrpo_jax.models import attention, kernels
+from mrpo_jax.models.blockwise import SAVED
 from mrpo_jax.models.leaves import dense, project, rows_of
 from mrpo_jax.models.rope import rotary, rotate
 from mrpo_jax.shapes import check, widen
 
 REMAT = {
   "none": None,  # keep every activation
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Keep the products and what attention gave, compute the rest again.
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(SAVED),
+  ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 ACTIVATIONS = {
@@ -53,7 +58,7 @@ def affine(x, weights, name, einsum):
   return y
 
 
-def attend(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS):
+def attend(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, *of_whom):
   """Attention of one layer: y_RTD."""
   query_RTHE = affine(x_RTD, weights, "query", "RTD,DHE->RTHE")
   key_RSGE = affine(x_RTD, weights, "key", "RTD,DGE->RTGE")
@@ -67,7 +72,7 @@ def attend(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS):
     query_RTHE,
     key_RSGE,
     value_RSGE,
-    mask_RTS,
+    *of_whom,
     scale=config.attention_scale or config.head_dim**-0.5,
     softcap=config.attention_softcap,
   )
@@ -85,8 +90,11 @@ def mlp(config, x_RTD, weights):
   return affine(y_RTF, weights, "down", "RTF,FD->RTD")
 
 
-def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS):
-  """One layer: attention and MLP, each a branch that is added to x."""
+def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, *of_whom):
+  """One layer: attention and MLP, each a branch that is added to x.
+
+  `of_whom`: the Layout of the rows and the layer's window, for the kernel.
+  """
 
   def add(x_RTD, y_RTD):
     return x_RTD + jnp.asarray(config.residual_scale, x_RTD.dtype) * y_RTD
@@ -94,7 +102,7 @@ def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS):
   with jax.named_scope("attention"):
     y_RTD = norm(config, x_RTD, weights, "attention_norm")
     seen_RTD = attend(
-      config, kernel, y_RTD, weights, cos_RT1E, sin_RT1E, mask_RTS
+      config, kernel, y_RTD, weights, cos_RT1E, sin_RT1E, *of_whom
     )
     seen_RTD = norm(config, seen_RTD, weights, "attention_out_norm")
     middle_RTD = add(x_RTD, seen_RTD)
@@ -110,10 +118,9 @@ def hidden(
   config,
   params,
   tokens_RT,
-  positions_RT,
-  mask_RTS,
+  layout,
   *,
-  kernel="xla",
+  kernel="auto",
   remat="none",
   dtype=None,
 ):
@@ -123,22 +130,22 @@ def hidden(
     config: ModelConfig.
     params: tree of leaves in the shape of `spec.table(config)`.
     tokens_RT: token ids; padding may hold any valid id.
-    positions_RT: place of each token in its own sequence, from 0.
-    mask_RTS: see `attention.visible`.
-    kernel: a key of `attention.KERNELS`.
+    layout: `attention.Layout` of the rows.
+    kernel: a key of `kernels.KERNELS`, or "auto".
     remat: a key of REMAT: what the backward pass keeps of each layer.
     dtype: of the activations; None means that of the parameters.
 
   Returns:
     hidden_RTD.
   """
-  check("R T", tokens_RT, "R T", positions_RT, "R T T", mask_RTS)
+  positions_RT = layout.positions
+  check("R T", tokens_RT, "R T", positions_RT, "R T", layout.segments)
   dtype = dtype or params["norm"].dtype
   wide = jnp.promote_types(dtype, jnp.float32)
   cos_KRT1E, sin_KRT1E = rotary(
     config.ropes, config.head_dim, positions_RT, wide
   )
-  step = functools.partial(block, config, attention.KERNELS[kernel])
+  step = functools.partial(block, config, kernels.choose(kernel, config, dtype))
   if remat != "none":
     # prevent_cse is needless under scan and would cost fusions.
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
@@ -150,7 +157,8 @@ def hidden(
       weights,
       cos_KRT1E[0 if rope is None else rope],
       sin_KRT1E[0 if rope is None else rope],
-      attention.within(window, positions_RT, mask_RTS),
+      layout,
+      window,
     ), None
 
   x_RTD = embed(config, params, tokens_RT, positions_RT, dtype)
@@ -174,7 +182,7 @@ def embed(config, params, tokens_RT, positions_RT, dtype):
 
 def head(params):
   """head_VD: the vocabulary projection; the embedding where it is tied."""
-  return dense(params.get("head", params["embed"]), params["norm"].dtype)
+  return params.get("head", params["embed"])
 
 
 def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
@@ -198,14 +206,14 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
   if positions_BT is None:
     positions_BT = _positions(segments_BT)
   check("B T", tokens_BT, "B T", positions_BT, "B T", segments_BT)
-  mask_BTS = attention.visible(segments_BT, jnp.zeros_like(segments_BT))
-  hidden_BTD = hidden(
-    config, params, tokens_BT, positions_BT, mask_BTS, kernel="dense"
+  layout = attention.Layout(
+    positions_BT, segments_BT, jnp.zeros_like(segments_BT)
   )
+  hidden_BTD = hidden(config, params, tokens_BT, layout, kernel="xla")
   logits_BTV = jnp.einsum(
     "BTD,VD->BTV",
     hidden_BTD,
-    head(params).astype(hidden_BTD.dtype),
+    dense(head(params), hidden_BTD.dtype),
     preferred_element_type=jnp.promote_types(hidden_BTD.dtype, jnp.float32),
   )
   return attention.capped(logits_BTV, config.logits_softcap)

@@ -42,7 +42,7 @@ def score(
     config: its ModelConfig.
     packing: loader.Packing.
     place: rows per view on the host -> the same on the mesh.
-    forward: `kernel`, ... of `transformer.hidden`, as items.
+    forward: `kernel`, `chunk`, ... of `rows.token_figures`, as items.
     part: (i, n) scores batches i, i + n, ... only: n processes that share a
       store divide the work.
     progress: called with the number of pairs that are done.

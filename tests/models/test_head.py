@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mrpo_jax.models import head
+from mrpo_jax.models import head, leaves
 
 R, M, D, V = 2, 13, 8, 37
 
@@ -30,14 +30,18 @@ def plain(hidden_RMD, head_VD, targets_RM, softcap=None):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 13, 50, None])
-def test_chunks_change_nothing(rng, chunk):
+@pytest.mark.parametrize("vocabulary", [10, 37])  # 10: the last reaches back
+def test_chunks_change_nothing(rng, chunk, vocabulary):
   given = inputs(rng)
-  got = head.token_logps(*given, chunk=chunk)
+  got = head.token_logps(*given, chunk=chunk, vocabulary=vocabulary)
   np.testing.assert_allclose(got, plain(*given), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk,softcap", [(4, None), (13, None), (4, 3.0)])
-def test_gradients_equal_the_plain_ones(rng, chunk, softcap):
+@pytest.mark.parametrize(
+  "chunk,vocabulary,softcap",
+  [(4, 37, None), (13, 10, None), (4, 10, 3.0), (4, 37, 3.0)],
+)
+def test_gradients_equal_the_plain_ones(rng, chunk, vocabulary, softcap):
   hidden_RMD, head_VD, targets_RM = inputs(rng)
   weight_RM = jnp.asarray(rng.normal(size=(R, M)).astype(np.float32))
 
@@ -45,8 +49,9 @@ def test_gradients_equal_the_plain_ones(rng, chunk, softcap):
     return jnp.sum(weight_RM * function(hidden_RMD, head_VD, targets_RM))
 
   def chunked(*given):
+    sizes = dict(chunk=chunk, vocabulary=vocabulary)
     capped = (softcap, None)
-    return head.token_figures(*given, chunk=chunk, softcaps=capped)["logp"]
+    return head.token_figures(*given, **sizes, softcaps=capped)["logp"]
 
   expected = functools.partial(plain, softcap=softcap)
   got = jax.grad(total, (1, 2))(chunked, hidden_RMD, head_VD)
@@ -88,10 +93,10 @@ def test_bfloat16_sums_in_float32(rng):
   np.testing.assert_allclose(got, want, atol=2e-2)
 
 
-def test_a_chunk_is_at_most_a_quarter_of_a_row():
+def test_a_chunk_is_at_most_an_eighth_of_a_row():
   for rows in (1, 8, 64):
     for places in (16, 512, 4096):
-      assert head.chunk_size(rows, places) <= max(1, places // 4)
+      assert head.chunk_size(rows, places) <= max(1, places // 8)
 
 
 def test_wrong_axes_are_refused(rng):
@@ -125,10 +130,11 @@ def reference(rng, dtype=np.float32, width=D + 3):
 ALSO = ("entropy", "log_sum_sq")
 
 
-@pytest.mark.parametrize("chunk", [4, 13])
-def test_figures_equal_the_plain_ones(rng, chunk):
+@pytest.mark.parametrize("chunk,vocabulary", [(4, 37), (13, 10), (13, 1)])
+def test_figures_equal_the_plain_ones(rng, chunk, vocabulary):
   given, against = inputs(rng), reference(rng)
-  got = head.token_figures(*given, also=ALSO, against=against, chunk=chunk)
+  sizes = dict(chunk=chunk, vocabulary=vocabulary)
+  got = head.token_figures(*given, also=ALSO, against=against, **sizes)
   want = plain_figures(*given, against)
   assert set(got) == set(want)
   for name, value_RM in want.items():
@@ -167,7 +173,7 @@ def test_gradients_of_log_probability_and_divergence(rng):
     return jnp.sum(weight_2RM * jnp.stack([figures["logp"], figures["kl"]]))
 
   def chunked(*given):
-    return head.token_figures(*given, against=against, chunk=4)
+    return head.token_figures(*given, against=against, chunk=4, vocabulary=10)
 
   def plain(*given):
     return plain_figures(*given, against)
@@ -195,3 +201,19 @@ def test_a_reference_of_another_vocabulary_is_refused(rng):
   hidden_RMD, head_VD = reference(rng)
   with pytest.raises(ValueError, match=f"V={V}"):
     head.token_figures(*inputs(rng), against=(hidden_RMD, head_VD[1:]))
+
+
+def test_a_quantised_head_is_projected_block_by_block(rng):
+  hidden_RMD, head_VD, targets_RM = inputs(rng)
+  params = {"embed": head_VD, "norm": jnp.ones(D), "blocks": {}}
+  quantised = leaves.quantize(params, {"blocks": {}}, "int8")["embed"]
+  whole = leaves.dense(quantised, jnp.float32)
+
+  def total(hidden_RMD, head):
+    return jnp.sum(token_logps(hidden_RMD, head, targets_RM, vocabulary=10))
+
+  token_logps = head.token_logps
+  got, got_grad = jax.value_and_grad(total)(hidden_RMD, quantised)
+  want, want_grad = jax.value_and_grad(total)(hidden_RMD, whole)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  np.testing.assert_allclose(got_grad, want_grad, rtol=1e-5, atol=1e-6)

@@ -126,10 +126,10 @@ def loss_packed(params, packed, ref_logp_BCK, config, kernel):
 @pytest.mark.parametrize(
   "kernel,changes",
   [
-    ("dense", {}),
+    ("blockwise", {}),
     ("xla", dict(tied=True)),
-    ("xla", SANDWICH),
-    ("dense", PARALLEL),
+    ("blockwise", SANDWICH),
+    ("xla", PARALLEL),
   ],
   ids=("llama", "tied", "sandwich", "parallel"),
 )
@@ -162,7 +162,9 @@ def test_chosen_never_sees_rejected_nor_another_pair():
   packed = pack.pack(pairs, length=600)
   micro = rows.micro_batch(packed, 0)
   params = params_of()
-  mask = attention.visible(micro.segments_RT, micro.branches_RT)
+  layout = attention.Layout(
+    micro.positions_RT, micro.segments_RT, micro.branches_RT
+  )
 
   def chosen_of_first(embedded_RTD):
     # The embedding is the identity here, so tokens are continuous inputs.
@@ -171,8 +173,7 @@ def test_chosen_never_sees_rejected_nor_another_pair():
       CONFIG,
       {**params, "embed": embedded_RTD[0]},
       tokens,
-      micro.positions_RT,
-      mask,
+      layout,
     )
     is_chosen = (micro.segments_RT == 1) & (micro.branches_RT == 1)
     return jnp.sum(jnp.square(hidden) * is_chosen[..., None])
