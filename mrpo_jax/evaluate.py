@@ -53,7 +53,9 @@ class HeldOut:
       self.batches, self._frozen, strict=True
     ):
       views, _ = self.place(*batch)
-      figures = self._policy(references, base, state.params, views, frozen)
+      figures = self._policy(
+        references, base, state.params, state.seed, views, frozen
+      )
       values = self._metrics(state.method_state, figures, frozen)
       for name, value_B in values.items():
         value_B = np.asarray(value_B, np.float64)[: len(indices)]
@@ -64,9 +66,9 @@ class HeldOut:
     return summary(found, lambda value_N: float(np.mean(value_N))), pairs
 
 
-def _policy(objective, references, base, trained, views, frozen):
+def _policy(objective, references, base, trained, seed, views, frozen):
   # What a method draws is the same at every evaluation.
-  key = jax.random.key(objective.seed)
+  key = jax.random.key(seed)
   figures_of = functools.partial(policy_figures, objective, references)
   parts = policy_parts(objective, views, frozen)
   params = leaves.join(base, trained)

@@ -236,13 +236,17 @@ def _forward(config, key, base, model):
   """What `Model` says of its computation: no reference has a backward pass."""
   policy = config["policy"]
   try:
-    kernels.check(policy["kernel"], model, base.dtype)
+    kernels.check(policy["kernel"], model, policy["compute"] or base.dtype)
   except ValueError as error:
     raise InputError(f"config.policy.kernel: {error}") from None
   whole = config["mesh"]["model"] != 1
   remat = policy["remat"] if key == "policy" else "none"
   return (
-    (("kernel", policy["kernel"]), ("remat", remat)),
+    (
+      ("kernel", policy["kernel"]),
+      ("remat", remat),
+      ("dtype", policy["compute"] or None),
+    ),
     (
       ("chunk", policy["chunk"] or None),
       # Blocks of a vocabulary that is split would be collected.

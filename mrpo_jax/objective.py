@@ -66,7 +66,6 @@ class Objective:
   references: tuple[Model, ...]  # K of them; 0 is the base
   names: tuple[str, ...]
   method: Method  # losses.build(...)
-  seed: int = 0  # of what the method draws
 
   @property
   def views(self):

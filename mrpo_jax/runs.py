@@ -299,7 +299,7 @@ class Run:
   def _boundary(self, step):
     return self._evaluates(step) or self._due(step, "checkpoint_every")
 
-  def _record(self, step, metrics, seconds):
+  def _record(self, step, metrics, seconds, waited):
     """Takes the figures of one step; an evaluation may still join them."""
     if step == 1 and self.expected is not None:
       _check_start(metrics["loss"], self.expected, self.config)
@@ -313,6 +313,7 @@ class Run:
       "dropped": self.tables["train"].dropped,
       "truncated": self.tables["train"].truncated,
       "seconds": round(seconds, 4),
+      "seconds/input": round(waited, 4),
     }
     self._watch(step, metrics)
     self._bar.update()
@@ -377,6 +378,7 @@ class Run:
 
 def _check_start(loss, expected, config):
   dtypes = {section["dtype"] for section in inputs.sections(config).values()}
+  dtypes |= {config["policy"]["compute"] or "float32"}
   tolerance = 1e-3 if dtypes == {"float32"} else 5e-2
   if abs(loss - expected) > tolerance * max(1.0, abs(expected)):
     raise StoppedRun(

@@ -77,6 +77,9 @@ MODEL = {
 }
 POLICY = {
   **MODEL,
+  # Of the activations of all models; bfloat16 over float32 weights keeps these
+  # as masters.
+  "compute": ("", str, one_of("", "float32", "bfloat16")),  # "": as stored
   "kernel": (
     "auto",
     str,

@@ -188,7 +188,6 @@ def _objective(config, method, described):
     references=tuple(references),
     names=tuple(config["references"]["names"]),
     method=method,
-    seed=config["seed"],
   )
   try:
     objective.check()
@@ -223,4 +222,5 @@ def state(setup, policy, transformation, moves, plan, say):
     measured = {split: plan.measured(split) for split in method.measures}
     method_state = method.measure(method_state, **measured)
   make = jax.jit(create, out_shardings=shardings)
-  return make(trained, method_state=method_state), 0
+  seed = setup.config["seed"]
+  return make(trained, method_state=method_state, seed=seed), 0

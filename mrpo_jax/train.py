@@ -24,7 +24,6 @@ from mrpo_jax.objective import (
   reference_figures,
   summary,
 )
-from mrpo_jax.train_state import TrainState
 
 DROPOUT = 1  # tells its draws from the method's, which use the key itself
 
@@ -124,7 +123,7 @@ def train_step(
   frozen = reference_figures(objective, references, views, given)
   valid_B = frozen["valid_B"]
   count = jnp.maximum(jnp.sum(valid_B), 1).astype(jnp.float32)
-  key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
+  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
   def figures_of(key, trained, micro):
     params = leaves.join(base, trained, jax.random.fold_in(key, DROPOUT))
@@ -165,8 +164,11 @@ def train_step(
   method_state = objective.method.update(
     state.method_state, policy_BC, ref_BCK, **more
   )
-  state = TrainState(
-    state.step + 1, params, opt_state, method_state, state.moving
+  state = state.replace(
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    method_state=method_state,
   )
   return state, metrics
 
@@ -247,15 +249,23 @@ def finite(step, metrics):
   return values
 
 
+def _is_done(metrics):
+  """Are they computed?  Asked without waiting."""
+  arrays = jax.tree.leaves(metrics)
+  return all(a.is_ready() for a in arrays if isinstance(a, jax.Array))
+
+
 def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
   """Runs to `steps`, reading a step's metrics while the next one computes.
 
   Args:
     state: TrainState after the steps already done.
     step_function: (state, batch) -> (state, metrics), dispatched at once.
-    batches: iterator over (step, batch), from the next step on.
+    batches: iterator over (step, batch), from the next step on, endless; the
+      batch on the devices.
     steps: last step.
-    record: called as record(step, metrics, seconds), in order.
+    record: called as record(step, metrics, seconds, waited), in order; waited
+      is how long the devices had nothing to do for want of data, at most.
     boundary: boundary(step) is True where the caller needs the state between
       two steps, to evaluate or to save it.
     visit: (step, state) -> state, called at every boundary and at the end,
@@ -269,20 +279,31 @@ def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
     StoppedRun: at the first loss or gradient that is not finite.
   """
   pending, clock = None, time.perf_counter()
+  batches = iter(batches)
+
+  def following():
+    """(step, batch, seconds waited) of the next step."""
+    begun = time.perf_counter()
+    step, batch = next(batches)
+    busy = pending is not None and not _is_done(pending[1])
+    return step, batch, 0.0 if busy else time.perf_counter() - begun
 
   def read():
     nonlocal pending, clock
     if pending is not None:
-      step, metrics = pending
+      step, metrics, waited = pending
       metrics = finite(step, jax.device_get(metrics))
       now = time.perf_counter()
-      record(step, metrics, now - clock)
+      record(step, metrics, now - clock, waited)
       pending, clock = None, now
 
-  for step, batch in batches:
-    state, metrics = step_function(state, batch)
+  while True:
+    step, batch, waited = following()
+    # The batch is on the devices: a step that reaches for the host is a fault.
+    with jax.transfer_guard("disallow"):
+      state, metrics = step_function(state, batch)
     read()
-    pending = step, metrics
+    pending = step, metrics, waited
     last = step == steps or stop()
     if last or boundary(step):
       read()

@@ -17,6 +17,7 @@ class TrainState:
   """The donated argument of the train step: what is trained, nothing else."""
 
   step: jax.Array  # optimizer steps done
+  seed: jax.Array  # of what the steps draw; no constant of their program
   params: dict
   opt_state: optax.OptState
   method_state: dict  # what the loss remembers; see `Method.init`
@@ -25,10 +26,11 @@ class TrainState:
   moving: dict = flax.struct.field(default_factory=dict)
 
 
-def create(params, transformation, method_state, moving=()):
+def create(params, transformation, method_state, moving=(), seed=0):
   """The state before the first step; `moving` names what starts as a copy."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
+    seed=jnp.asarray(seed, jnp.int32),
     params=params,
     opt_state=transformation.init(params),
     method_state=method_state,
@@ -67,6 +69,7 @@ def shardings(table, transformation, mesh, method_state, rules=None, moving=()):
     transform_non_params=lambda _: everywhere,
   )
   return TrainState(
+    everywhere,
     everywhere,
     param_shardings,
     opt_state,

@@ -20,7 +20,7 @@ from mrpo_jax import checkpoints, cli, hub, runs, train, writer
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = f"{ROOT}/configs/quickstart.py"
-UNTIMED = ("seconds",)
+UNTIMED = ("seconds", "seconds/input")
 PROMISED = {
   "step",
   "loss",

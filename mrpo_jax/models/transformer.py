@@ -140,7 +140,7 @@ def hidden(
   """
   positions_RT = layout.positions
   check("R T", tokens_RT, "R T", positions_RT, "R T", layout.segments)
-  dtype = dtype or params["norm"].dtype
+  dtype = jnp.dtype(dtype or params["norm"].dtype)
   wide = jnp.promote_types(dtype, jnp.float32)
   cos_KRT1E, sin_KRT1E = rotary(
     config.ropes, config.head_dim, positions_RT, wide
