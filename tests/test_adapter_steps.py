@@ -68,7 +68,7 @@ def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   objective = test_train.objective_of()
   frozen = reference_figures(objective, references, (view,), {})
   with_dropout, without = (
-    evaluate._policy(objective, references, *given, (view,), frozen)
+    evaluate._policy(objective, references, *given, 0, (view,), frozen)
     for given in (policy, policy_of(dropout=0.0))
   )
   np.testing.assert_array_equal(with_dropout["logp_BC"], without["logp_BC"])
