@@ -6,8 +6,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Tests compile more than they compute: without LLVM's optimizations, and with
-# the older emitters where they are known to be, it takes a fraction of the time.
+# Tests compile more than they compute: without optimizations by LLVM, and with
+# the older emitters where they are known to be, it takes far less time.
 OLDER = ["--xla_cpu_use_fusion_emitters=false"]
 if not importlib.metadata.version("jaxlib").startswith("0.10."):
   OLDER = []  # XLA refuses flags that it does not know
