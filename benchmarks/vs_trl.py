@@ -71,12 +71,13 @@ def trl(name, python, job, *arguments, **more):
 
 
 def tell(given, players, **more):
-  """Plays all rounds and delivers the table."""
+  """Plays all rounds and delivers the table; returns the replies."""
   replies = turns.play(players, given.rounds + 1, **more)
   shape = {name: getattr(given, name) for name in ("shape", "steps", "batch")}
   text = turns.markdown(players, replies)
   text += "\n\n" + turns.circumstances(players, replies, **shape)
   turns.deliver(text, given.out)
+  return replies
 
 
 def losses(given, python):

@@ -28,15 +28,14 @@ def player(job, references=1, mode="online", change=None, say=print):
     raise SystemExit("error: some pairs of the job cannot be used")
 
   def turn(number):
-    found = [one.step(pairs) for pairs in job["rounds"][number]]
-    memory, _ = bench.peak_memory()
+    steps = job["rounds"][number]
+    found = [one.step(pairs) for pairs in steps]
     return {
       "seconds": sum(step["seconds"] for step in found),
-      "pairs": sum(step["pairs"] for step in found),
+      "pairs": sum(map(len, steps)),
       "flops": sum(step["flops"] for step in found),
       "losses": [step["loss"] for step in found],
       "real": sum(s["tokens"] for s in found) / sum(s["slots"] for s in found),
-      "memory": memory,
       "peak": one.matmul_peak(),
     }
 
@@ -47,7 +46,11 @@ def player(job, references=1, mode="online", change=None, say=print):
 def main():
   given = turns.worker_arguments(__doc__, references=1, mode="online")
   about, turn = player(given.job, given.references, given.mode)
-  turns.serve(given.channel, about, turn)
+
+  def reply(number):
+    return turn(number) | {"memory": bench.peak_memory()[0]}
+
+  turns.serve(given.channel, about, reply)
 
 
 if __name__ == "__main__":
