@@ -13,7 +13,7 @@ import random
 import jax
 
 from configs import common, quickstart
-from mrpo_jax import hub
+from mrpo_jax import hub, writer
 from mrpo_jax.data import encode, formats, vocabulary
 from mrpo_jax.models import spec
 
@@ -91,8 +91,9 @@ def prepare(
   """The work of a comparison, in files; returns the path of job.json.
 
   It names the folder `model`, the folders `references` (weights of other
-  seeds), the file `pairs`, and for each of the `rounds` the pairs of its
-  steps, by their place in the file.
+  seeds), the files `pairs` and `ids` (of prompt, chosen and rejected response,
+  a line per pair), and for each of the `rounds` the pairs of its steps, by
+  their place in the files.
   """
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -110,20 +111,25 @@ def prepare(
       params = spec.init(config, jax.random.key(seed), dtype)
       hub.save(folder, config, params, tokenizer=tokenizer)
     folders.append(str(folder.resolve()))
-  kept = [pair for pair in pairs if fits(tokenizer, pair)]
+  limits = dict(max_prompt=LONGEST, max_response=LONGEST)
+  encoded = encode.encode_all(tokenizer, pairs, **limits)
+  kept = [one for one in zip(pairs, encoded, strict=True) if fits(one[1])]
   random.Random(0).shuffle(kept)
   count = rounds * steps * batch
   if count > len(kept):
     raise SystemExit(f"error: {count} pairs asked for, but {len(kept)} fit")
-  file = workdir / "pairs.jsonl"
-  with open(file, "w") as lines:
-    for pair in kept[:count]:
-      lines.write(json.dumps(vars(pair)) + "\n")
+  texts, ids = workdir / "pairs.jsonl", workdir / "ids.jsonl"
+  writer.write_lines(texts, [vars(pair) for pair, _ in kept[:count]])
+  writer.write_lines(
+    ids,
+    [[e.prompt_ids, e.chosen_ids, e.rejected_ids] for _, e in kept[:count]],
+  )
   places = iter(range(count))
   job = {
     "model": folders[0],
     "references": folders,
-    "pairs": str(file.resolve()),
+    "pairs": str(texts.resolve()),
+    "ids": str(ids.resolve()),
     "rounds": [
       [[next(places) for _ in range(batch)] for _ in range(steps)]
       for _ in range(rounds)
@@ -140,10 +146,8 @@ def prepare(
   return path
 
 
-def fits(tokenizer, pair):
-  """Do prompt and either response take at most LONGEST tokens?"""
-  limits = dict(max_prompt=LONGEST, max_response=LONGEST)
-  one = encode.encode(tokenizer, pair, **limits)
+def fits(one):
+  """Do prompt and either response of Encoded take at most LONGEST tokens?"""
   longer = max(len(one.chosen_ids), len(one.rejected_ids))
   return not one.dropped and len(one.prompt_ids) + longer <= LONGEST
 

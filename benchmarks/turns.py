@@ -73,6 +73,13 @@ def worker_arguments(description, **choices):
   return given
 
 
+def lines(path):
+  """The values of a file of JSON lines."""
+  return [
+    json.loads(line) for line in pathlib.Path(path).read_text().splitlines()
+  ]
+
+
 def resident():
   """Bytes that this process held at most so far; None but on Linux."""
   status = pathlib.Path("/proc/self/status")
@@ -140,7 +147,8 @@ class Process:
     return self._reply()
 
   def stop(self):
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
     self._process.wait()
     self._answers.close()
 

@@ -35,6 +35,9 @@ def parser(description, **defaults):
   found.add_argument("--rounds", type=int, default=defaults.get("rounds", 8))
   found.add_argument("--steps", type=int, default=defaults.get("steps", 8))
   found.add_argument("--batch", type=int, default=defaults.get("batch", 8))
+  found.add_argument(
+    "--row_length", type=int, default=2 * material.LONGEST, help="of ours"
+  )
   found.add_argument("--out", default="", help="file for the table")
   return found
 
@@ -47,6 +50,7 @@ def prepared(given, **more):
     rounds=given.rounds + 1,
     steps=given.steps,
     batch=given.batch,
+    row_length=given.row_length,
     **more,
   )
 
@@ -73,26 +77,29 @@ def trl(name, python, job, *arguments, **more):
 def tell(given, players, **more):
   """Plays all rounds and delivers the table; returns the replies."""
   replies = turns.play(players, given.rounds + 1, **more)
-  shape = {name: getattr(given, name) for name in ("shape", "steps", "batch")}
+  names = ("shape", "steps", "batch", "row_length")
+  shape = {name: getattr(given, name) for name in names}
   text = turns.markdown(players, replies)
   text += "\n\n" + turns.circumstances(players, replies, **shape)
   turns.deliver(text, given.out)
   return replies
 
 
-def losses(given, python):
-  """Both curves, and how far they are apart."""
+def losses(given, peer):
+  """Both curves of 20 steps, and how far they are apart.
+
+  `peer(job)` gives the other player, which keeps the order of the pairs.
+  """
+  given.rounds, given.steps = 1, 10  # and the round of the warm-up
   job = prepared(given, lr=LOSSES_LR)
-  players = [
-    ours("mrpo_jax", job),
-    trl("TRL", python, job, "--kind=default"),
-  ]
+  players = [ours("mrpo_jax online", job), peer(job)]
   replies = turns.play(players, given.rounds + 1, warmup=0)
   curves = [
     [loss for reply in replies[one.name] for loss in reply["losses"]]
     for one in players
   ]
-  lines = ["| step | mrpo_jax | TRL | difference |", "|---|---|---|---|"]
+  names = " | ".join(player.name for player in players)
+  lines = [f"| step | {names} | difference |", "|---|---|---|---|"]
   for step, (a, b) in enumerate(zip(*curves, strict=True), 1):
     lines.append(f"| {step} | {a:.6f} | {b:.6f} | {abs(a - b):.1e} |")
   largest = max(abs(a - b) for a, b in zip(*curves, strict=True))
@@ -108,8 +115,7 @@ def main():
   given = flags.parse_args()
   python = trl_python(given)
   if given.losses:
-    given.rounds, given.steps = 1, 10  # with the first round 20 steps
-    losses(given, python)
+    losses(given, lambda job: trl("TRL", python, job, "--kind=default"))
     return
   job = prepared(given)
   online, scored = "mrpo_jax online", "mrpo_jax scored"

@@ -82,19 +82,17 @@ class Turns(transformers.TrainerCallback):
     )
 
 
-def rows_of(job, tokenizer, *, sort):
+def rows_of(job, *, sort):
   """The pairs in the order in which the steps see them."""
-  pairs = datasets.Dataset.from_json(job["pairs"]).to_list()
-
-  def length(place):
-    pair = pairs[place]
-    texts = (pair["prompt"] + pair[side] for side in ("chosen", "rejected"))
-    return max(len(tokenizer(text).input_ids) for text in texts)
-
+  pairs = turns.lines(job["pairs"])
+  lengths = [
+    len(prompt) + max(len(chosen), len(rejected))
+    for prompt, chosen, rejected in turns.lines(job["ids"])
+  ]
   order = []
   for steps in job["rounds"]:
     places = [place for step in steps for place in step]
-    order += sorted(places, key=length) if sort else places
+    order += sorted(places, key=lengths.__getitem__) if sort else places
   return datasets.Dataset.from_list([pairs[place] for place in order])
 
 
@@ -130,7 +128,7 @@ def trainer(job, kind, references, callback):
     model=load(job["model"]),
     ref_model=None if cached else load(job["references"][0]),
     args=arguments,
-    train_dataset=rows_of(job, tokenizer, sort=kind != "default"),
+    train_dataset=rows_of(job, sort=kind != "default"),
     processing_class=tokenizer,
     callbacks=[callback],
   )
