@@ -35,7 +35,6 @@ def player(job, references=1, mode="online", change=None, say=print):
       "pairs": sum(map(len, steps)),
       "flops": sum(step["flops"] for step in found),
       "losses": [step["loss"] for step in found],
-      "real": sum(s["tokens"] for s in found) / sum(s["slots"] for s in found),
       "peak": one.matmul_peak(),
     }
 
