@@ -9,6 +9,8 @@
   mrpo store   export KEY --store=DIR --to=FILE
   mrpo export  --workdir=DIR --to=DIR [--merge-adapters]
   mrpo report  --workdir=DIR
+  mrpo bench   --config=FILE[:args] [--config.a.b=value ...] [--steps=20]
+               [--warmup=3] [--store=DIR] [--json=FILE] [--trace=DIR]
   mrpo inspect FOLDER [--mesh=data=1,fsdp=4,model=2]
   mrpo prepare --data=FILE --to=DIR [--split=NAME]
 
@@ -20,6 +22,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import tempfile
 
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
@@ -146,6 +149,43 @@ def report(argv):
   print(report.compare(values["workdir"]))
 
 
+def bench(argv):
+  """Times the train step of a config on its data: pairs/s, useful FLOP/s.
+
+  After --warmup steps it times --steps of them; nothing is trained, evaluated
+  or saved.  References in mode "scored" are scored first, into --store=DIR
+  where it is given.  --json=FILE has all figures, --trace=DIR a profile of
+  the timed steps.
+  """
+  values = _flags(
+    argv, config=True, steps="20", warmup="3", store="", json="", trace=""
+  )
+  counts = {}
+  for name, least in (("steps", 1), ("warmup", 0)):
+    if not values[name].isdecimal() or int(values[name]) < least:
+      raise InputError(
+        f"--{name}: {values[name]!r}; want a number from {least}"
+      )
+    counts[name] = int(values[name])
+  to = values["json"]
+  if to and not pathlib.Path(to).resolve().parent.is_dir():
+    raise InputError(f"--json {to}: no such folder")
+  from mrpo_jax import bench, settings
+
+  config = settings.read(values["config"].to_dict())
+  if "bandit" in config:
+    raise InputError("a bandit has no step to time")
+  with tempfile.TemporaryDirectory() as workdir:
+    bench.run(
+      config,
+      workdir,
+      **counts,
+      store=values["store"],
+      to=to,
+      trace=values["trace"],
+    )
+
+
 def prepare(argv):
   """Turns a file of preference rows into a TFDS data set, once."""
   values = _flags(argv, "data", "to", split="train")
@@ -156,7 +196,8 @@ def prepare(argv):
 
 STORE_ACTIONS = ("ls", "verify", "prune", "export")
 COMMANDS = {
-  f.__name__: f for f in (train, score, store, export, inspect, report, prepare)
+  f.__name__: f
+  for f in (train, score, store, export, report, bench, inspect, prepare)
 }
 
 

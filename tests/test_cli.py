@@ -14,6 +14,7 @@ from mrpo_jax import cli
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = f"{ROOT}/configs/quickstart.py"
 DEBUG = f"--config={CONFIG}:dpo,debug"
+BANDIT = f"--config={ROOT}/configs/mallows_bandit.py"
 LLAMA = f"{ROOT}/tests/golden/llama_gqa_tied"
 ROW = {"prompt": "p ", "chosen": "good", "rejected": "bad"}
 
@@ -45,6 +46,12 @@ def refused(capsys, *argv):
     (["inspect", LLAMA, "--mesh=fsdp=5"], "does not divide over mesh.fsdp=5"),
     (["report", "--workdir=W"], "no run that was evaluated"),
     (["prepare", "--data=none.jsonl", "--to=X"], "none.jsonl"),
+    (["bench"], "give one --config=FILE"),
+    (["bench", DEBUG, "--steps=0"], "--steps: '0'; want a number from 1"),
+    (["bench", DEBUG, "--warmup=-1"], "--warmup: '-1'; want a number from 0"),
+    (["bench", DEBUG, "--json=none/x.json"], "none/x.json: no such folder"),
+    (["bench", DEBUG, "--config.data.train=none.jsonl"], "none.jsonl"),
+    (["bench", BANDIT], "a bandit has no step to time"),
   ],
 )
 def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):

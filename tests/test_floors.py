@@ -11,8 +11,8 @@ import pytest
 FLOORS = (
   "shapes errors|losses|models|data|references"
   "|parallel optimizer train_state checkpoints hub adapters"
-  "|objective train evaluate tabular inspection writer report"
-  "|settings inputs loading scoring setups workdirs card runs bandit cli"
+  "|objective flops train evaluate tabular inspection writer report"
+  "|settings inputs loading scoring setups workdirs card runs bench bandit cli"
   " __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
