@@ -128,8 +128,9 @@ class Bench:
     }
 
   def matmul_peak(self):
-    """Operations per second of `matmul_peak` in the policy's dtype."""
-    return matmul_peak(self._setup.mesh, self._setup.config["policy"]["dtype"])
+    """Operations per second of `matmul_peak` in what is computed with."""
+    policy = self._setup.config["policy"]
+    return matmul_peak(self._setup.mesh, policy["compute"] or policy["dtype"])
 
   def _packed(self, indices):
     rows = self._setup.packing.of(self._views, indices)
