@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mrpo_jax.models.attention import Layout, capped, sees
 
-BLOCK = 64  # tokens; at 128 short sequences waste more than loops cost
+BLOCK = 64  # tokens; with 128 short sequences waste more than loops cost
 NEVER = -1e30  # a score that has no share; finite, so that no difference is nan
 SAVED = "attention"  # what the backward pass needs, for `transformer.REMAT`
 
