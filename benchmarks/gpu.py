@@ -13,7 +13,7 @@ import subprocess
 
 from benchmarks import turns, vs_trl
 
-LIGER = ("liger-kernel==0.8.0",)
+LIGER = ("liger-kernel==0.8.5",)
 
 
 def name_of_gpu():

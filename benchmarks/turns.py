@@ -25,6 +25,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable
 
@@ -164,12 +165,29 @@ class Process:
     )
 
 
+def busy_cores(seconds=0.5):
+  """Cores that this machine keeps busy meanwhile; None but on Linux."""
+  stat = pathlib.Path("/proc/stat")
+  if not stat.exists():
+    return None
+
+  def ticks():
+    user, nice, system = stat.read_text().split(maxsplit=4)[1:4]
+    return int(user) + int(nice) + int(system)
+
+  before, started = ticks(), time.perf_counter()
+  time.sleep(seconds)
+  passed = time.perf_counter() - started
+  return (ticks() - before) / os.sysconf("SC_CLK_TCK") / passed
+
+
 def play(players, rounds, *, warmup=1, together=True, say=print):
   """{name: replies of the rounds after the warm-up}.
 
   Everyone is there from the start, and each round begins with another player.
   Unless `together`: then each plays all rounds alone, for memory that does not
-  hold all of them, and ratios say less.
+  hold all of them, and ratios say less.  After each round, when all wait,
+  `others` is how many cores somebody else keeps busy.
   """
   groups = [players] if together else [[player] for player in players]
   replies = {player.name: [] for player in players}
@@ -182,10 +200,12 @@ def play(players, rounds, *, warmup=1, together=True, say=print):
         say(f"{player.name}: ready")
       for number in range(rounds):
         first = number % len(group)
-        for player in group[first:] + group[:first]:
-          reply = player.turn(number)
-          if number >= warmup:
-            replies[player.name].append(reply)
+        order = group[first:] + group[:first]
+        found = {player.name: player.turn(number) for player in order}
+        others = busy_cores()
+        if number >= warmup:
+          for name, reply in found.items():
+            replies[name].append({**reply, "others": others})
     finally:
       for player in started:
         player.stop()
@@ -260,6 +280,9 @@ def circumstances(players, replies, **more):
   peaks = [r["peak"] for some in replies.values() for r in some if "peak" in r]
   if peaks:
     where["matmul GFLOP/s"] = f"{max(peaks) / 1e9:.0f}"
+  others = [r["others"] for some in replies.values() for r in some]
+  if None not in others:
+    where["others' cores"] = f"{max(others):.1f}"
   lines = [", ".join(f"{key} {value}" for key, value in where.items())]
   names = {}
   for player in players:
