@@ -57,8 +57,11 @@ def test_a_step_by_hand():
 @pytest.mark.parametrize("window", [0, 1, 2, 3, 9])
 def test_visible_keys_are_those_of_the_mask(window):
   rows = pack.pack(PAIRS, length=12)
-  mask_RTS = attention.visible(rows.segments_RT[0], rows.branches_RT[0])
-  mask_RTS = attention.within(window, rows.positions_RT[0], mask_RTS)
+  layout = attention.Layout(
+    rows.positions_RT[0], rows.segments_RT[0], rows.branches_RT[0]
+  )
+  place_T = np.arange(12)
+  mask_RTS = attention.sees(layout, layout, place_T, place_T, window)
   is_real_RT = rows.segments_RT[0] > 0
   seen = int(np.asarray(mask_RTS)[is_real_RT].sum())
   assert flops.visible_keys(LENGTH_N3, window) == seen
