@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -55,6 +56,18 @@ class Model:
     return sum(
       packed.response_lengths(rows, pairs) for rows in views[self.view]
     )
+
+
+@flax.struct.dataclass
+class Stacked:
+  """Parameters of references that differ in their numbers alone.
+
+  It stands at the first of them, None at the others: one program, compiled
+  once, runs them one after the other.
+  """
+
+  params: dict  # leaves with an axis in front, one place for each member
+  members: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +130,8 @@ def reference_figures(objective, references, views, given):
 
   Args:
     objective: Objective.
-    references: tuple of K frozen parameter trees, None where scored before.
+    references: tuple of K frozen parameter trees, None where scored before;
+      or of Stacked ones.
     views: see `train.train_step`.
     given: dict of what is known of the pairs beforehand: `character_BC`,
       characters of the responses; where references were scored `ref_logp_BCK`
@@ -150,20 +164,18 @@ def reference_figures(objective, references, views, given):
   if objective.needs("kl_BC"):
     return figures
   wants_entropy = objective.needs("normalised_entropy_BC")
+  also = ("entropy",) if wants_entropy else ()
+  parts_of = _online_figures(objective, references, views, also)
   logps, tokens = [], []
-  for k, (model, params) in enumerate(
-    zip(objective.references, references, strict=True)
-  ):
+  for k, model in enumerate(objective.references):
     if model.scored:
       logps.append(given["ref_logp_BCK"][..., k])
       tokens.append(None)
       continue
-    also = ("entropy",) if k == 0 and wants_entropy else ()
-    parts = model.all_token_figures(params, views, pairs, also=also)
-    rows = views[model.view]
+    parts, rows = parts_of[k], views[model.view]
     logps.append(_summed("logp", parts, rows, pairs))
     tokens.append([part["logp"] for part in parts])
-    if also:
+    if k == 0 and wants_entropy:
       given = {**given, "entropy_BC": _summed("entropy", parts, rows, pairs)}
   figures["ref_logp_BCK"] = jnp.stack(logps, axis=-1)
   if wants_entropy:
@@ -184,6 +196,27 @@ def reference_figures(objective, references, views, given):
       for n in range(len(views[objective.policy.view]))
     )
   return jax.lax.stop_gradient(figures)
+
+
+def _online_figures(objective, references, views, also_of_first):
+  """{k: `Model.all_token_figures`} of the references that are online."""
+  found = {}
+  for k, (model, params) in enumerate(
+    zip(objective.references, references, strict=True)
+  ):
+    figures_of = functools.partial(
+      model.all_token_figures,
+      views=views,
+      pairs=objective.pairs,
+      also=also_of_first if k == 0 else (),
+    )
+    if isinstance(params, Stacked):
+      stacked = jax.lax.map(figures_of, params.params)
+      for n, member in enumerate(params.members):
+        found[member] = jax.tree.map(lambda value, n=n: value[n], stacked)
+    elif params is not None:
+      found[k] = figures_of(params)
+  return found
 
 
 def _summed(name, parts, rows, pairs):

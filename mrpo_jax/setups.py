@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From checked settings to all that the first step needs."""
 
+import collections
 import dataclasses
 import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 
 from mrpo_jax import (
   checkpoints,
@@ -22,7 +24,7 @@ from mrpo_jax.data import loader, source
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import leaves
 from mrpo_jax.models import spec as specs
-from mrpo_jax.objective import Objective
+from mrpo_jax.objective import Objective, Stacked
 
 
 @dataclasses.dataclass
@@ -106,13 +108,63 @@ def moves(config):
 
 
 def frozen(setup, loaded, moves):
-  """Per reference its parameters, None where the step finds it elsewhere."""
+  """Per reference its parameters, None where the step finds it elsewhere.
+
+  Those that differ in their numbers alone are `Stacked`; `loaded` then holds
+  them no more.
+  """
   names = setup.config["references"]["names"]
-  found = [loaded.get(f"references.{name}") for name in names]
-  params = [None if one is None else one.params for one in found]
+  keys = [f"references.{name}" for name in names]
+  params = [loaded[key].params if key in loaded else None for key in keys]
   if moves is not None:
     params[0] = None
-  return tuple(params)
+  taken = [loaded["policy"].params]
+  if setup.objective.needs("kl_BC"):
+    taken.append(params[0])  # which runs beside the policy
+  stacked = stack(setup.objective.references, params, taken)
+  for key, one in zip(keys, stacked, strict=True):
+    if one is None:
+      loaded.pop(key, None)
+  return stacked
+
+
+def stack(models, trees, taken=()):
+  """The trees of references, those alike as one `Stacked`.
+
+  Args:
+    models: `Model` of each.
+    trees: parameters of each, or None.
+    taken: trees whose arrays are also used elsewhere: what shares one of them,
+      or one with another reference, stays as it is.
+  """
+  uses = collections.Counter(
+    id(array) for tree in (*trees, *taken) for array in jax.tree.leaves(tree)
+  )
+  alike = {}
+  for k, (model, tree) in enumerate(zip(models, trees, strict=True)):
+    arrays, treedef = jax.tree.flatten(tree)
+    if arrays and max(uses[id(array)] for array in arrays) == 1:
+      kinds = tuple((a.shape, a.dtype, a.sharding) for a in arrays)
+      alike.setdefault((model, treedef, kinds), []).append(k)
+  trees = list(trees)
+  for members in alike.values():
+    if len(members) > 1:
+      params = jax.tree.map(_stacked, *(trees[k] for k in members))
+      for k in members:
+        trees[k] = None
+      trees[members[0]] = Stacked(params, tuple(members))
+  return tuple(trees)
+
+
+def _stacked(*arrays):
+  """One array with an axis in front, sharded as each was."""
+  sharding = arrays[0].sharding
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec)
+    sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+  return jax.jit(lambda *arrays: jnp.stack(arrays), out_shardings=sharding)(
+    *arrays
+  )
 
 
 def expected(setup, adapter):
