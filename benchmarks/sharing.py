@@ -80,11 +80,12 @@ def laid_out(setup, *, split=whole, lay_out=rows_together, length=None):
 
 
 def one_chunk(setup):
-  """The set-up with a head that projects all scored tokens of a row at once."""
+  """The set-up with a head that projects a row onto the vocabulary at once."""
 
   def whole_rows(model):
-    chunk = ("chunk", setup.packing.length)
-    return dataclasses.replace(model, forward=(*model.forward, chunk))
+    sizes = {"chunk": setup.packing.length}
+    sizes["vocabulary"] = model.config.vocab_size
+    return dataclasses.replace(model, head=tuple(sizes.items()))
 
   objective = dataclasses.replace(
     setup.objective,

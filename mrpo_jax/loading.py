@@ -55,7 +55,7 @@ def describe_models(config, tokenizers):
     model = _model_config(config, base, tokenizers)
     _check_length(config, key, model)
     _check_vocabulary(key, tokenizers.views[view], model)
-    forward, head = _forward(config, key, base, model)
+    forward, head = _computation(config, key, base, model)
     described[key] = Described(
       Model(model, view, forward, head, scored=is_scored(section)),
       base,
@@ -232,8 +232,8 @@ def _adapter_table(key, table, adapter):
     raise InputError(f"config.{key}.adapter: {error}") from None
 
 
-def _forward(config, key, base, model):
-  """What `Model` says of its computation: no reference has a backward pass."""
+def _computation(config, key, base, model):
+  """`forward` and `head` of a Model; no reference has a backward pass."""
   policy = config["policy"]
   try:
     kernels.check(policy["kernel"], model, policy["compute"] or base.dtype)

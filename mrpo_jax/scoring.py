@@ -161,9 +161,11 @@ def refuse_missing(missing, flags):
 def _material(config, described, tokenizer):
   """What the figures of a reference depend on: see `references.store`."""
   data, base = config["data"], described.base
+  compute = config["policy"]["compute"] or base.dtype
+  narrowed = "" if compute == base.dtype else f", computed in {compute}"
   return {
     "weights": described.identity,
-    "dtype": base.dtype,
+    "dtype": base.dtype + narrowed,
     "quantize": base.quantize,
     "vocab_size": described.model.config.vocab_size,
     "tokenizer": vocabulary.fingerprint(tokenizer),

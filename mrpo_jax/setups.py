@@ -110,26 +110,24 @@ def moves(config):
 def frozen(setup, loaded, moves):
   """Per reference its parameters, None where the step finds it elsewhere.
 
-  Those that differ in their numbers alone are `Stacked`; `loaded` then holds
-  them no more.
+  Those that differ in their numbers alone are `Stacked`; see `stack`.
   """
   names = setup.config["references"]["names"]
-  keys = [f"references.{name}" for name in names]
-  params = [loaded[key].params if key in loaded else None for key in keys]
+  found = [loaded.get(f"references.{name}") for name in names]
+  params = [None if one is None else one.params for one in found]
   if moves is not None:
     params[0] = None
   taken = [loaded["policy"].params]
   if setup.objective.needs("kl_BC"):
     taken.append(params[0])  # which runs beside the policy
-  stacked = stack(setup.objective.references, params, taken)
-  for key, one in zip(keys, stacked, strict=True):
-    if one is None:
-      loaded.pop(key, None)
-  return stacked
+  return stack(setup.objective.references, params, taken)
 
 
 def stack(models, trees, taken=()):
   """The trees of references, those alike as one `Stacked`.
+
+  Their arrays are deleted one by one as they are copied, so that no second set
+  stands in memory.
 
   Args:
     models: `Model` of each.
@@ -162,9 +160,11 @@ def _stacked(*arrays):
   if isinstance(sharding, jax.sharding.NamedSharding):
     spec = jax.sharding.PartitionSpec(None, *sharding.spec)
     sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-  return jax.jit(lambda *arrays: jnp.stack(arrays), out_shardings=sharding)(
-    *arrays
-  )
+  make = jax.jit(lambda *arrays: jnp.stack(arrays), out_shardings=sharding)
+  stacked = jax.block_until_ready(make(*arrays))
+  for array in arrays:
+    array.delete()
+  return stacked
 
 
 def expected(setup, adapter):

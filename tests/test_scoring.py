@@ -128,6 +128,10 @@ def test_what_is_scored_is_not_scored_again(folder, tmp_path, capsys):
   assert files_of(tmp_path / "shared") == before
   assert ": scored " not in capsys.readouterr().out
   assert not (tmp_path / "one" / "metrics.jsonl").exists()
+  # Computed in less precision they say something else: another key.
+  narrow = (*strict, "--config.policy.compute=bfloat16")
+  assert cli.main(command("train", folder, tmp_path / "three", *narrow)) == 2
+  assert "40 pairs of train are not scored" in capsys.readouterr().err
 
 
 def test_without_autoscore_the_command_is_named(folder, tmp_path, capsys):

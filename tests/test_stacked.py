@@ -5,6 +5,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -31,9 +32,11 @@ def test_those_alike_stand_together_and_say_the_same():
     objective(3), references=(Model(CONFIG), Model(OTHER), Model(CONFIG))
   )
   trees = (params_of(1), other_shape(), params_of(2))
-  stacked = setups.stack(some.references, trees)
+  copies = [jax.tree.map(jnp.copy, tree) for tree in trees]
+  stacked = setups.stack(some.references, copies)
   assert isinstance(stacked[0], Stacked) and stacked[0].members == (0, 2)
-  assert stacked[1] is trees[1] and stacked[2] is None
+  assert stacked[1] is copies[1] and stacked[2] is None
+  assert all(array.is_deleted() for array in jax.tree.leaves(copies[::2]))
   pairs = test_objective.some_pairs()
   got, got_gradient, _ = test_objective.step(some, stacked, pairs)
   want, want_gradient, _ = test_objective.step(some, trees, pairs)
@@ -48,9 +51,8 @@ def test_those_alike_stand_together_and_say_the_same():
 def products(K):
   """Matrix products in the program of a step with K references alike."""
   some = objective(K)
-  references = setups.stack(
-    some.references, [params_of(k) for k in range(1, K + 1)]
-  )
+  copies = [jax.tree.map(jnp.copy, params_of(k)) for k in range(1, K + 1)]
+  references = setups.stack(some.references, copies)
   keep = optax.trace(decay=0.0)
   view = pack.pack_step(
     test_objective.some_pairs(),

@@ -244,14 +244,15 @@ def _forward(
   policy, norms = sums["policy"], {}
   for name, of in sums.items():
     # Places past the chunks in use have no sum; their figures are dropped.
-    norms[name] = of["top"] + jnp.log(jnp.maximum(of["sum"], 1.0))
+    of["sum"] = jnp.maximum(of["sum"], 1.0)  # the top's own share is 1
+    norms[name] = of["top"] + jnp.log(of["sum"])
   figures = {"logp": policy["hit"] - norms["policy"]}
   if "entropy" in also:
     mean_RM = policy["entropy"] / policy["sum"]
     figures["entropy"] = jnp.log(policy["sum"]) - mean_RM
   if "log_sum_sq" in also:
-    square_RM = jnp.square(policy["sum"])
-    figures["log_sum_sq"] = jnp.log(policy["log_sum_sq"] / square_RM)
+    square_RM = jnp.maximum(policy["log_sum_sq"], 1.0)
+    figures["log_sum_sq"] = jnp.log(square_RM) - 2 * jnp.log(policy["sum"])
   if against is not None:
     ref = sums["reference"]
     figures["ref_logp"] = ref["hit"] - norms["reference"]

@@ -16,7 +16,8 @@ def cudnn(
   query_RTHE, key_RSGE, value_RSGE, layout, window=None, *, scale, softcap
 ):
   """cuDNN's fused attention, on GPUs, in half precision; knows no softcap."""
-  assert softcap is None  # refused in `check`
+  if softcap is not None:
+    raise ValueError("'cudnn' knows no softcap")
   place_T = jnp.arange(query_RTHE.shape[1])
   mask_RTS = sees(layout, layout, place_T, place_T, window)
   return jax.nn.dot_product_attention(
@@ -69,9 +70,8 @@ def splash(
 
   def of_window(size, query_RGMXE, key_RGXE, value_RGXE):
     kernel = _splash(H // G, X, size, softcap, interpret)
-    ids = _segment_ids(segments_RX)
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    return jax.vmap(heads)(query_RGMXE, key_RGXE, value_RGXE, ids)
+    return jax.vmap(heads)(query_RGMXE, key_RGXE, value_RGXE, segments_RX)
 
   given = query_RGMXE, key_RGXE, value_RGXE
   if len(windows) == 1:
@@ -140,6 +140,8 @@ def _expansion(X, segments_T, branches_T):
 
 
 def _splash(heads, X, window, softcap, interpret):
+  """f(query_MXE, key_XE, value_XE, segments_X) of the heads of one key."""
+  # Pallas takes a while to import, and only TPUs need it.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernel,
   )
@@ -155,20 +157,18 @@ def _splash(heads, X, window, softcap, interpret):
   names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv")
   names += ("block_kv_dkv", "block_kv_dkv_compute", "block_q_dq")
   sizes = kernel.BlockSizes(**dict.fromkeys((*names, "block_kv_dq"), block))
-  return kernel.make_splash_mqa_single_device(
+  made = kernel.make_splash_mqa_single_device(
     masks.MultiHeadMask([mask] * heads),
     block_sizes=sizes,
     attn_logits_soft_cap=softcap,
     interpret=interpret,
   )
 
+  def attend(query_MXE, key_XE, value_XE, segments_X):
+    ids = kernel.SegmentIds(segments_X, segments_X)
+    return made(query_MXE, key_XE, value_XE, ids)
 
-def _segment_ids(segments_RX):
-  from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as kernel,
-  )
-
-  return kernel.SegmentIds(segments_RX, segments_RX)
+  return attend
 
 
 KERNELS = {

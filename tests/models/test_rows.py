@@ -249,3 +249,23 @@ def test_sums_of_several_references_at_once(rng):
   for k in range(3):
     one_BC = rows.per_response(jnp.asarray(value[..., k]), packed.slots_RM, 2)
     np.testing.assert_array_equal(got_BCK[..., k], one_BC)
+
+
+def test_bfloat16_over_float32_weights_stays_close_and_keeps_them():
+  pairs = real_pairs()[:3]
+  micro = rows.micro_batch(pack.pack(pairs, length=600), 0)
+  params = params_of()
+
+  def total(params, dtype):
+    figures = rows.token_figures(CONFIG, params, micro, 3, dtype=dtype)
+    return jnp.sum(figures["logp"])
+
+  compute = jax.jit(jax.value_and_grad(total), static_argnums=1)
+  want, want_grads = compute(params, None)
+  got, grads = compute(params, "bfloat16")
+  assert got != want and abs(got - want) < 0.02 * abs(want)
+  for a, b in zip(
+    jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True
+  ):
+    assert a.dtype == jnp.float32
+    assert jnp.linalg.norm(a - b) < 0.1 * jnp.linalg.norm(b)
