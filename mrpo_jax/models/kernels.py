@@ -109,7 +109,7 @@ def _expansion(X, segments_T, branches_T):
   place_T = jnp.arange(T)
 
   def count(of_T):
-    """Tokens of each segment, at each token; segments are at most T."""
+    """Tokens of each of S = T + 1 segments; no row holds more."""
     return jax.ops.segment_sum(of_T.astype(jnp.int32), segments_T, T + 1)
 
   is_prompt_T = (branches_T == 0) & (segments_T > 0)
