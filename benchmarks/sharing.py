@@ -21,39 +21,51 @@ from mrpo_jax.data import loader, pack
 TOLERANCE = 1e-3  # between the losses of two layouts
 
 
-def rows_together(pairs, slots, *, length, batch):
+def whole(pair, slot):
+  """[(encoded, slot)]: the prompt of a pair once."""
+  return [(pair, slot)]
+
+
+def halves(pair, slot):
+  """The same: each response with a prompt of its own."""
+  return [
+    (dataclasses.replace(pair, chosen_ids=ids, rejected_ids=[]), slot + choice)
+    for choice, ids in enumerate((pair.chosen_ids, pair.rejected_ids))
+  ]
+
+
+def rows_together(pairs, length, batch):
   """Packed into rows, one row at a time."""
-  return pack.pack(pairs, length=length, batches=batch, slots=slots)
+  sizes = [sum(pack.size(part) for part, _ in parts) for parts in pairs]
+  row_of = pack.first_fit(sizes, length)
+  rows = [[] for _ in range(batch)]
+  for parts, row in zip(pairs, row_of, strict=True):
+    rows[row] += parts  # all of a pair in one: its loss takes both responses
+  return _joined([_row(parts, length) for parts in rows], axis=0)
 
 
-def rows_apart(pairs, slots, *, length, batch):
-  """One row each, one row at a time."""
-  rows = [
-    pack.pack([pair], length=length, slots=slots[n : n + 1])
-    for n, pair in enumerate(pairs)
-  ]
-  return jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
+def rows_apart(pairs, length, batch):
+  """One row for each part; those of a pair at a time."""
+  return _joined([_rows(parts, length) for parts in pairs], axis=0)
 
 
-def rows_at_once(pairs, slots, *, length, batch):
-  """One row each, all rows at once, as a padded batch."""
-  rows = rows_apart(pairs, slots, length=length, batch=batch)
-  return jax.tree.map(lambda array_ART: array_ART.swapaxes(0, 1), rows)
+def rows_at_once(pairs, length, batch):
+  """One row for each part, all of them at once, as a padded batch."""
+  return _joined([_rows(parts, length) for parts in pairs], axis=1)
 
 
-def whole(pairs):
-  """(pairs, slots): the prompt of a pair once."""
-  return pairs, 2 * np.arange(len(pairs))
+def _row(parts, length):
+  encoded = [part for part, _ in parts]
+  slots = np.array([slot for _, slot in parts], int)
+  return pack.pack(encoded, length=length, batches=1, slots=slots)
 
 
-def halves(pairs):
-  """(responses, slots): each response with a prompt of its own."""
-  responses = [
-    dataclasses.replace(pair, chosen_ids=ids, rejected_ids=[])
-    for pair in pairs
-    for ids in (pair.chosen_ids, pair.rejected_ids)
-  ]
-  return responses, np.arange(len(responses))
+def _rows(parts, length):
+  return _joined([_row([part], length) for part in parts], axis=1)
+
+
+def _joined(rows, axis):
+  return jax.tree.map(lambda *ART: np.concatenate(ART, axis), *rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +78,8 @@ class Layout(loader.Packing):
   def of(self, views, indices):
     found = []
     for view in views:
-      parts, slots = self.split([view[i] for i in indices])
-      size = dict(length=self.length, batch=2 * self.batch)
-      found.append((self.lay_out(parts, slots, **size),))
+      pairs = [self.split(view[i], 2 * n) for n, i in enumerate(indices)]
+      found.append((self.lay_out(pairs, self.length, self.batch),))
     return tuple(found)
 
 
