@@ -4,6 +4,8 @@
 import jax
 import optax
 
+from mrpo_jax.shapes import widen
+
 
 def make(
   *,
@@ -37,11 +39,16 @@ def make(
     decay_steps=max(steps, rise + 1),
     end_value=end_lr * peak_lr,
   )
-  transformation = optax.chain(
+  chain = optax.chain(
     optax.clip_by_global_norm(clip_norm),
     optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
   )
-  return transformation, schedule
+
+  def init(params):
+    # Moments are as wide as the gradient that they average, from the start.
+    return chain.init(jax.tree.map(widen, params))
+
+  return optax.GradientTransformation(init, chain.update), schedule
 
 
 def decays(params):

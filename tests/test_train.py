@@ -210,6 +210,21 @@ def test_supervised_loss_is_the_mean_token_loss_of_the_chosen(rng):
   np.testing.assert_allclose(metrics["loss"], np.mean(want), rtol=1e-5)
 
 
+def test_a_step_leaves_the_kinds_of_narrow_parameters_as_they_were(rng):
+  params = jax.tree.map(lambda array: array.astype("bfloat16"), params_of())
+  transformation, _ = optimizer.make(peak_lr=1e-3, steps=2)
+  objective = objective_of()
+  state = train_state.create(params, transformation, objective.method.init(1))
+  packing = loader.Packing(batch=BATCH, length=48, rows=2)
+  views = packing.of([some_pairs(rng)], np.arange(BATCH))
+  step = train.compile_step(objective, transformation, None, None)
+  after, metrics = jax.eval_shape(step, state, None, (params,), views, {})
+  kinds = functools.partial(jax.tree.map, lambda array: str(array.dtype))
+  assert kinds(after) == kinds(state)
+  assert set(jax.tree.leaves(kinds(state.opt_state[1][0].nu))) == {"float32"}
+  assert metrics["grad_norm"].dtype == jnp.float32
+
+
 def test_the_references_are_left_as_they_are(rng):
   reference = params_of(1)
   before = jax.tree.map(np.array, reference)
