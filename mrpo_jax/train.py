@@ -178,49 +178,75 @@ def summed_figures(figures_of, params, parts, key):
 
   `figures_of(key, params, micro)` is `policy_figures` of one micro-batch.
   """
-  return _over_micro_batches(
-    lambda key, micro: figures_of(key, params, micro), parts, key
-  )
+
+  def add(figures, key, micro):
+    return _sum(figures, figures_of(key, params, micro))
+
+  start = _no_figures(figures_of, params, parts, key)
+  return _over_micro_batches(add, start, parts, key)
 
 
 def accumulated_gradient(share, figures_of, params, parts, key):
   """(gradient, figures) summed over all micro-batches, in float32.
 
   `share(figures)` is a scalar whose gradient is that micro-batch's share.
+  Every layer adds its part to the sum where that stands: no second gradient
+  exists, unless the parameters are narrower than the sum.
   """
+  arrays, treedef = jax.tree.flatten(params)
 
-  def loss(params, key, micro):
-    figures = figures_of(key, params, micro)
+  def loss(arrays, key, micro):
+    figures = figures_of(key, jax.tree.unflatten(treedef, arrays), micro)
     return share(figures), figures
 
-  return _over_micro_batches(
-    lambda key, micro: jax.grad(loss, has_aux=True)(params, key, micro),
-    parts,
-    key,
-  )
+  def add(total, key, micro):
+    sums, figures = total
+    value, pull, one = jax.vjp(
+      lambda arrays: loss(arrays, key, micro), arrays, has_aux=True
+    )
+    refs = [
+      jax.new_ref(x) if x.dtype == array.dtype else jax.ad.GradValue()
+      for x, array in zip(sums, arrays, strict=True)
+    ]
+    (found,) = pull.with_refs(refs)(jnp.ones_like(value))
+    sums = [
+      jax.freeze(ref) if isinstance(ref, jax.Ref) else _sum(x, y)
+      for x, ref, y in zip(sums, refs, found, strict=True)
+    ]
+    return sums, _sum(figures, one)
+
+  start = _no_figures(figures_of, params, parts, key)
+  start = [_zeros(array) for array in arrays], start
+  sums, figures = _over_micro_batches(add, start, parts, key)
+  return jax.tree.unflatten(treedef, sums), figures
 
 
-def _over_micro_batches(function, parts, key):
-  """The sum of `function(key, micro)`, a tree, in float32 or better.
+def _zeros(array):
+  return jnp.zeros(array.shape, jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _sum(total, one):
+  return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, one)
+
+
+def _no_figures(figures_of, params, parts, key):
+  micro = packed.micro_batch(parts[0], 0)
+  return jax.tree.map(_zeros, jax.eval_shape(figures_of, key, params, micro))
+
+
+def _over_micro_batches(add, total, parts, key):
+  """`add(total, key, micro)`, a tree, of one micro-batch after the other.
 
   The number of micro-batches in use is known at run time alone: nothing is
   computed for the others, and a run compiles once.
   """
-
-  def micro_key(part, a):
-    return jax.random.fold_in(jax.random.fold_in(key, part), a)
-
-  first = jax.eval_shape(lambda: function(key, packed.micro_batch(parts[0], 0)))
-  total = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first
-  )
   for n, part in enumerate(parts):
 
-    def add(a, total, n=n, part=part):
-      one = function(micro_key(n, a), packed.micro_batch(part, a))
-      return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, one)
+    def one(a, total, n=n, part=part):
+      micro_key = jax.random.fold_in(jax.random.fold_in(key, n), a)
+      return add(total, micro_key, packed.micro_batch(part, a))
 
-    total = jax.lax.fori_loop(0, packed.micro_batches(part[0]), add, total)
+    total = jax.lax.fori_loop(0, packed.micro_batches(part[0]), one, total)
   return total
 
 

@@ -225,6 +225,26 @@ def test_a_step_leaves_the_kinds_of_narrow_parameters_as_they_were(rng):
   assert metrics["grad_norm"].dtype == jnp.float32
 
 
+def test_one_gradient_is_in_memory_however_many_micro_batches(rng):
+  config = dataclasses.replace(CONFIG, layers=8, width=128, mlp_width=512)
+  objective = dataclasses.replace(
+    objective_of("simpo", K=0), policy=Model(config)
+  )
+  transformation, _ = optimizer.make(peak_lr=1e-3, steps=2)
+  make = functools.partial(
+    train_state.create, transformation=transformation, method_state={}
+  )
+  params = jax.eval_shape(lambda key: spec.init(config, key), jax.random.key(0))
+  state = jax.eval_shape(make, params)
+  packing = loader.Packing(batch=BATCH, length=48, rows=1)
+  views = packing.of([some_pairs(rng)], np.arange(BATCH))
+  step = train.compile_step(objective, transformation, None, None)
+  compiled = step.lower(state, None, (), views, {}).compile()
+  gradient = sum(4 * array.size for array in jax.tree.leaves(params))
+  # The sum, the update, and half as much of activations.
+  assert compiled.memory_analysis().temp_size_in_bytes < 2.7 * gradient
+
+
 def test_the_references_are_left_as_they_are(rng):
   reference = params_of(1)
   before = jax.tree.map(np.array, reference)
