@@ -57,7 +57,7 @@ PARALLEL = dict(
   logits_scale=0.5,
 )
 METHOD = losses.build("mrpo", weights="uniform")
-REF = -jnp.array([[330.0, 340.0], [310.0, 320.0], [350.0, 345.0]])
+REF = -jnp.array([[330.0, 340.0], [310.0, 320.0], [350.0, 345.0], [6.0, 280.0]])
 HH = pathlib.Path(__file__).parents[1] / "data" / "hh_sample.jsonl"
 
 
@@ -89,6 +89,13 @@ def real_pairs(limit=60):
       prompt = list(texts[0][max(0, same - 2 * limit) : same])
       pairs.append(Encoded(prompt, [*chosen, 256], [*rejected, 256], None))
   return pairs
+
+
+def chinese_pair():
+  """Three bytes a character, responses that differ in length by far."""
+  prompt, chosen = list("用中文问：猫为什么怕水？".encode()), [256]
+  rejected = list("因为它们的毛湿了以后会变得很重。".encode())
+  return Encoded(prompt, chosen, [*rejected, 256], None)
 
 
 def alone(params, pair, config=CONFIG):
@@ -135,7 +142,8 @@ def loss_packed(params, packed, ref_logp_BCK, config, kernel):
 )
 def test_packed_equals_every_sequence_alone_in_float64(kernel, changes):
   config = dataclasses.replace(CONFIG, **changes)
-  pairs = real_pairs()[:3]  # six sequences, each of its own length
+  # Eight sequences, each of its own length; one response is a single token.
+  pairs = [*real_pairs()[:3], chinese_pair()]
   packed = pack.pack(pairs, length=300, rows=1)
   assert rows.micro_batches(packed) == 2
   params = params_of(config)
