@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
 # Sourced: makes .venv in the repository and installs this package with the
 # extra $1, unless that was done since setup.py changed; then activates it.
-python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-  echo "error: $python is older than 3.11; set PYTHON to a newer one" >&2
-  exit 2
-}
+venv=$(pwd -P)/.venv
+# Its last file names its place: another one if the repository was copied.
+if ! grep -qsF -e "=$venv" -e "=\"$venv" -e "='$venv" .venv/bin/activate; then
+  python=${PYTHON:-python3}
+  command -v "$python" >/dev/null || {
+    echo "error: no $python here; set PYTHON to Python 3.11 or newer" >&2
+    exit 2
+  }
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $python is older than 3.11; set PYTHON to a newer one" >&2
+    exit 2
+  }
+  { mkdir -p .venv && [ -w .venv ]; } 2>/dev/null || {
+    echo "error: $venv cannot be written" >&2
+    exit 2
+  }
+  "$python" -m venv --clear .venv
+fi
 mark=.venv/installed-$1
 if ! cmp -s setup.py "$mark"; then
-  [ -d .venv ] || "$python" -m venv .venv
   .venv/bin/pip install --quiet --disable-pip-version-check -e ".[$1]"
   cp setup.py "$mark"
 fi
+# shellcheck disable=SC1091
 source .venv/bin/activate
 # Compiled programs outlive the process that compiled them.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/xla}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$venv/xla}

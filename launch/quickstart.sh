@@ -4,7 +4,8 @@
 #   bash launch/quickstart.sh [workdir]
 # Running it again repeats nothing that is finished.
 set -euo pipefail
-workdir=$(realpath -m "${1:-/tmp/mrpo_quickstart}")
+workdir=${1:-/tmp/mrpo_quickstart}
+[[ $workdir = /* ]] || workdir=$PWD/$workdir
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh tensorboard
 
