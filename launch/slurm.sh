@@ -14,31 +14,29 @@
 #SBATCH --output=slurm-%j.out
 #SBATCH --signal=TERM@120
 # One process for each GPU (ntasks-per-node = gpus-per-node): jax finds the
-# processes and their GPUs in Slurm's variables.  Two minutes before its time is
-# up, and when it is preempted, Slurm sends SIGTERM to the processes, not to this
-# shell; mrpo saves, worker.sh turns that into exit code 75, and the job goes back
+# processes and their GPUs in Slurm's variables.  Two minutes before the time is
+# up, and at a preemption, Slurm sends SIGTERM to the processes, not to this
+# shell; mrpo saves, worker.sh makes that exit code 75, and the job goes back
 # into the queue, where the same command resumes.
-EXTRA=${EXTRA-cuda} # of setup.py; cuda12 where the driver is older than 580
+EXTRA=${EXTRA-cuda} # of setup.py: cuda for CUDA 13, cuda12 for older drivers
 # DRY_RUN=1 prints the commands instead.
 set -euo pipefail
-fail() { echo "error: $*" >&2 && exit 2; }
-step() { if [ -n "${DRY_RUN-}" ]; then printf '%q ' "$@" && echo; else "$@"; fi; }
-
-[ $# -gt 0 ] || fail "no command; want sbatch launch/slurm.sh mrpo train ..."
+cd "${SLURM_SUBMIT_DIR-.}" # Slurm runs a copy of this file
+[ -f launch/common.sh ] || {
+  echo "error: $PWD is not the repository; submit from there" >&2
+  exit 2
+}
+source launch/common.sh
 SLURM_JOB_ID=${SLURM_JOB_ID-${DRY_RUN:+JOB}}
+[ $# -gt 0 ] || fail "no command; want sbatch launch/slurm.sh mrpo train ..."
 [ -n "$SLURM_JOB_ID" ] || fail "no Slurm job; want sbatch launch/slurm.sh $*"
-# Slurm runs a copy of this file.
-cd "${SLURM_SUBMIT_DIR-.}"
-[ -f launch/worker.sh ] || fail "$PWD is not the repository; submit from there"
 
-# Once, before many processes want it.  Without a network here, do it before.
+# Once, before all processes want it.
 step bash -c "set -euo pipefail; source launch/environment.sh $EXTRA"
 code=0
-# Each process ends by itself: the first must not cut short the saving of others.
+# Each process ends by itself: the first must not cut short how others save.
 step srun --kill-on-bad-exit=0 --gpu-bind=none \
-  --cpus-per-task="${SLURM_CPUS_PER_TASK-1}" \
+  "--cpus-per-task=${SLURM_CPUS_PER_TASK-1}" \
   bash launch/worker.sh "$EXTRA" "$@" || code=$?
-if [ "$code" = 75 ]; then
-  step scontrol requeue "$SLURM_JOB_ID"
-fi
+[ "$code" != 75 ] || step scontrol requeue "$SLURM_JOB_ID"
 exit "$code"

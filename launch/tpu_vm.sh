@@ -1,41 +1,43 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # On each VM of a slice, started by tpu_pod.sh: the share, Python, the worker.
-#   bash launch/tpu_vm.sh SHARE MOUNT mrpo train --config=... --workdir=MOUNT/...
+#   bash launch/tpu_vm.sh SHARE MOUNT mrpo train ... --workdir=MOUNT/...
 # SHARE is an NFS export like 10.0.0.2:/share (Filestore) or gs://BUCKET, which
 # Cloud Storage FUSE mounts.  DRY_RUN=1 prints the commands instead.  The run
 # outlives the connection: started again, this waits for the one that is there.
 set -euo pipefail
-[ $# -gt 2 ] || {
-  echo "error: want bash launch/tpu_vm.sh SHARE MOUNT mrpo train ..." >&2
-  exit 2
-}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/common.sh
+[ $# -gt 2 ] || fail "want bash launch/tpu_vm.sh SHARE MOUNT mrpo train ..."
 share=$1 mount=$2
 shift 2
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+site=https://packages.cloud.google.com/apt
+key=/usr/share/keyrings/cloud.google.asc
 
-step() { if [ -n "${DRY_RUN-}" ]; then printf '%q ' "$@" && echo; else "$@"; fi; }
-apt() { step sudo apt-get -o DPkg::Lock::Timeout=600 -y "$@"; } # a new VM updates itself
+apt() { # waits for the updates that a new VM makes
+  step sudo apt-get -o DPkg::Lock::Timeout=600 -y "$@"
+}
+install_gcsfuse() {
+  step sudo curl -fsSL -o $key $site/doc/apt-key.gpg
+  step sudo bash -c ". /etc/os-release; echo \"deb [signed-by=$key] $site \
+gcsfuse-\$VERSION_CODENAME main\" > /etc/apt/sources.list.d/gcsfuse.list"
+  apt update
+  apt install gcsfuse
+}
 mount_share() {
   step sudo mkdir -p "$mount"
   case $share in
     gs://*)
-      if ! command -v gcsfuse >/dev/null; then
-        local site=https://packages.cloud.google.com/apt key=/usr/share/keyrings/google.asc
-        step sudo curl -fsSL -o $key $site/doc/apt-key.gpg
-        step sudo bash -c ". /etc/os-release; echo \"deb [signed-by=$key] $site \
-gcsfuse-\$VERSION_CODENAME main\" > /etc/apt/sources.list.d/gcsfuse.list"
-        apt update
-        apt install gcsfuse
-      fi
+      command -v gcsfuse >/dev/null || install_gcsfuse
       step sudo chown "$(id -un)" "$mount"
       # A checkpoint is complete when its folder gets its name.
-      step gcsfuse --implicit-dirs --rename-dir-limit=100000 "${share#gs://}" "$mount"
+      step gcsfuse --implicit-dirs --rename-dir-limit=100000 \
+        "${share#gs://}" "$mount"
       ;;
     *)
       apt install nfs-common
       step sudo mount -t nfs "$share" "$mount"
-      [ -w "$mount" ] || step sudo chmod 1777 "$mount" # a new export is root's
+      [ -w "$mount" ] || step sudo chmod 1777 "$mount" # a new one is root's
       ;;
   esac
 }
@@ -59,8 +61,8 @@ if flock --nonblock 9; then
     trap '' HUP && set +e
     (set -e && work "$@")
     echo $? > ~/mrpo.exit
-  } > ~/mrpo.log 2>&1 < /dev/null &
+  } > ~/mrpo.log 2>&1 < /dev/null 3>&1 &
 fi
-exec 9>&-
+exec 9>&- # the run holds it
 flock ~/mrpo.lock tail -n 20 ~/mrpo.log
 exit "$(cat ~/mrpo.exit || echo 255)" # 255: the VM went down meanwhile

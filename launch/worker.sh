@@ -1,25 +1,19 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# One process of a run; what the cluster scripts start on every machine.
+# One process of a run: what the scripts for clusters start on every machine.
 #   bash launch/worker.sh EXTRA mrpo train --config=... --workdir=...
-# EXTRA of setup.py brings jax for the machine: tpu, cuda, cuda12.  The exit code
-# is the command's; 75 (try again) where SIGTERM ended it: then mrpo saves and
-# exits with 0, which a scheduler must not take for a finished run.
+# EXTRA of setup.py brings jax for the machine: tpu, cuda, cuda12.  Exits as the
+# command does; with 75 (try again) where SIGTERM ended it: then mrpo saves and
+# exits with 0, which a scheduler must not take for a run that is done.
 set -euo pipefail
-[ $# -gt 1 ] || {
-  echo "error: want bash launch/worker.sh EXTRA mrpo train ..." >&2
-  exit 2
-}
-extra=$1
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/common.sh
+[ $# -gt 1 ] || fail "want bash launch/worker.sh EXTRA mrpo train ..."
+step source launch/environment.sh "$1"
 shift
 if [ -n "${DRY_RUN-}" ]; then
-  printf '%q ' source launch/environment.sh "$extra" && echo
-  printf '%q ' "$@" && echo
-  exit
+  step "$@" && exit
 fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# shellcheck source=launch/environment.sh
-source launch/environment.sh "$extra"
 export PYTHONUNBUFFERED=1 # a log that is followed
 
 "$@" &
@@ -32,7 +26,7 @@ while [ "$seen" != "$signals" ]; do # a signal cuts `wait` short
   wait "$child" || code=$?
 done
 if [ "$signals" != 0 ]; then
-  # Saved; died before it could; and 127, -1: bash no longer knows.
+  # Saved | died before it could | 127, -1: bash no longer knows.
   case $code in 0 | 143 | 127 | -1) code=75 ;; esac
 fi
 exit "$code"

@@ -274,6 +274,12 @@ def _flags(argv, *required, config=False, switches=(), **optional):
   for name in required:
     if not values[name]:
       raise InputError(f"--{name} is missing; see mrpo --help")
+  for name in ("workdir", "store", "to"):
+    if "://" in values.get(name, ""):  # else a folder `gs:` would be made here
+      raise InputError(
+        f"--{name}={values[name]} is no folder; mount the bucket and name the "
+        "folder where it is"
+      )
   return values
 
 
