@@ -207,48 +207,50 @@ def test_what_is_missing_is_said(machine, words, environment, message):
   assert not machine.calls()
 
 
-def test_a_preempted_slice_is_made_again(machine):
-  # The service keeps a state; its first ssh finds the slice preempted, its
-  # second one the code 75 of a run that was asked to stop.
+def fake_service(machine, codes, preempts=()):
+  """Whose connections end with these codes, those `preempts` with the slice."""
   executable(
     machine.fakes / "gcloud",
-    """cd "$(dirname "$CALLED")"
-    echo "$4" >> "$CALLED"
+    f"""cd "$(dirname "$CALLED")" && echo "$4" >> "$CALLED"
     case $4 in
       list) cat state 2>/dev/null || true ;;
       create) echo ACTIVE > state ;;
       delete) rm state ;;
       ssh)
-        echo . >> tries
-        case $(wc -l < tries) in
-          1) echo SUSPENDED > state; exit 255 ;;
-          2) exit 75 ;;
-        esac ;;
+        echo >> tries && n=$(wc -l < tries) && codes=({" ".join(codes)})
+        [[ " {" ".join(preempts)} " != *" $n "* ]] || echo SUSPENDED > state
+        exit "${{codes[n - 1]}}" ;;
     esac
     """,
   )
   executable(machine.fakes / "sleep", "echo sleep >> $CALLED\n")
-  assert machine.run("launch/tpu_pod.sh", "run", *COMMAND, **TPU)[0] == 0
-  first = ["list", "create", "list", "scp", "ssh", "sleep"]
-  second = ["list", "delete", *first]
-  assert machine.calls() == [*first, *second, "list", "scp", "ssh"]
+  code, _, _ = machine.run("launch/tpu_pod.sh", "run", *COMMAND, **TPU)
+  return code, machine.calls()
+
+
+def test_a_preempted_slice_is_made_again(machine):
+  code, calls = fake_service(machine, ["255", "75", "0"], preempts="1")
+  make, go = ["list", "create"], ["list", "scp", "ssh"]
+  again = ["sleep", "list", "delete", *make]
+  assert calls == [*make, *go, *again, *go, "sleep", *go]
+  assert code == 0
   archive = subprocess.run(
     ["tar", "-tzf", machine.root / "mrpo.tgz"], capture_output=True, text=True
   )
   assert "./launch/tpu_vm.sh" in archive.stdout.splitlines()
 
 
-@pytest.mark.parametrize("code, tries", [(2, 1), (1, 3)])
-def test_a_command_that_fails_is_not_tried_for_ever(machine, code, tries):
-  executable(
-    machine.fakes / "gcloud",
-    f"""echo "$4" >> "$CALLED"
-    case $4 in list) echo ACTIVE ;; ssh) exit {code} ;; esac
-    """,
-  )
-  executable(machine.fakes / "sleep", "true\n")
-  assert machine.run("launch/tpu_pod.sh", "run", *COMMAND, **TPU)[0] == code
-  assert machine.calls().count("ssh") == tries
+@pytest.mark.parametrize(
+  "codes, preempts",
+  [
+    (["2"], ""),  # the input is wrong
+    (["1", "1", "1"], ""),
+    (["1", "1", "1", "1", "1"], "2"),  # the third on a new slice
+  ],
+)
+def test_a_command_that_fails_is_not_tried_for_ever(machine, codes, preempts):
+  code, calls = fake_service(machine, codes, preempts)
+  assert code == int(codes[-1]) and calls.count("ssh") == len(codes)
 
 
 def fake_vm(machine, mrpo):
@@ -266,11 +268,13 @@ def test_a_vm_waits_for_the_run_that_is_there(machine):
     until [ -e "{go}" ]; do read -rt 0.05 <> <(:) || true; done; exit 7
     """,
   )
+  flock = shutil.which("flock")
+  executable(machine.fakes / "flock", f'echo $2 >> $CALLED; {flock} "$@"\n')
   words = ["launch/tpu_vm.sh", "h:/s", "/mnt/no share", *COMMAND]
   one = machine.start(*words)
   wait_for(lambda: "mrpo" in machine.calls())
   two = machine.start(*words)
-  time.sleep(0.2)  # for it to start another one, if it did
+  wait_for(lambda: machine.calls().count("tail") == 2)  # both wait
   go.touch()
   for process in (one, two):
     assert "says /mnt/no share/xla" in process.communicate(timeout=20)[0]
