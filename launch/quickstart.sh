@@ -6,6 +6,10 @@
 set -euo pipefail
 workdir=${1:-/tmp/mrpo_quickstart}
 [[ $workdir = /* ]] || workdir=$PWD/$workdir
+[[ $workdir != *,* ]] || { # it separates the arguments of a config
+  echo "error: $workdir has a comma; name another folder" >&2
+  exit 2
+}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh tensorboard
 

@@ -197,6 +197,7 @@ def test_a_job_installs_once_and_starts_all(machine):
     (["launch/slurm.sh", "mrpo"], {}, "no Slurm job"),
     (["launch/slurm.sh", "a"], {"SLURM_SUBMIT_DIR": "/"}, "submit from there"),
     (["launch/worker.sh", "tpu"], {}, "want bash"),
+    (["launch/quickstart.sh", "a,b"], {}, "has a comma"),
   ],
 )
 def test_what_is_missing_is_said(machine, words, environment, message):
@@ -445,6 +446,26 @@ def test_a_copied_repository_gets_its_own_environment(machine):
   machine.repository = copy
   assert environment(machine)[0] == 0
   assert (copy / ".venv/made").exists()
+
+
+def test_the_quickstart_takes_a_path_with_spaces(machine):
+  executable(
+    machine.fakes / "mrpo",
+    'for w; do echo "$w"; done >> $CALLED; echo >> $CALLED',
+  )
+  assert machine.run("launch/quickstart.sh", "a work dir")[0] == 0
+  calls = "\n".join(machine.calls()).strip().split("\n\n")
+  work = machine.repository / "a work dir"
+  config = "--config=configs/quickstart.py:"
+  expected = []
+  for name in ("sft-base", "sft-second"):
+    run, to = f"--workdir={work}/{name}", f"--to={work}/models/{name}"
+    expected += [["train", config + name, run], ["export", run, to]]
+  for name in ("dpo", "mrpo"):
+    models, run = f"{name},models={work}/models", f"--workdir={work}/{name}"
+    expected += [["train", config + models, run]]
+  expected += [["report", f"--workdir={work}"]]
+  assert [call.split("\n") for call in calls] == expected
 
 
 @pytest.mark.parametrize("flag", ["workdir", "store"])
