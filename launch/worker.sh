@@ -6,6 +6,7 @@
 # command does; with 75 (try again) where SIGTERM ended it: then mrpo saves and
 # exits with 0, which a scheduler must not take for a run that is done.
 set -euo pipefail
+trap 'exit 75' TERM # until there is a child
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh
 [ $# -gt 1 ] || fail "want bash launch/worker.sh EXTRA mrpo train ..."
@@ -16,10 +17,15 @@ if [ -n "${DRY_RUN-}" ]; then
 fi
 export PYTHONUNBUFFERED=1 # a log that is followed
 
+signals=0 child=''
+on_term() {
+  signals=$((signals + 1))
+  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
+}
+trap on_term TERM
 "$@" &
 child=$!
-signals=0
-trap 'signals=$((signals + 1)); kill -TERM "$child" 2>/dev/null || true' TERM
+[ "$signals" = 0 ] || on_term # it came before the child had a name
 seen=-1
 while [ "$seen" != "$signals" ]; do # a signal cuts `wait` short
   seen=$signals code=0

@@ -30,7 +30,7 @@ TPU = dict(
 COMMAND = ["mrpo", "train", "--config=a.py:x,y=1 2", "--workdir=/mnt/share/r"]
 FAR = "gcloud srun sbatch scontrol sudo gcsfuse curl mount mrpo sleep".split()
 # Makes what `python -m venv` makes, as far as environment.sh looks at it.
-PYTHON = r"""#!/usr/bin/env bash
+PYTHON = r"""
 if [ "$1" = -c ]; then exit ${OLD:-0}; fi
 mkdir -p .venv/bin && touch .venv/made
 printf '#!/usr/bin/env bash\necho "pip $*" >> pip.log\nexit ${PIP:-0}\n' \
@@ -64,7 +64,7 @@ class Machine:
     self.root, self.repository = root, repository
     self.fakes, self.home = root / "bin", root / "home"
     self.called = root / "called"
-    python = executable(root / "py thon", PYTHON.split("\n", 1)[1])
+    python = executable(root / "py thon", PYTHON)
     self.environment = {
       "PATH": f"{self.fakes}:{os.environ['PATH']}",
       "HOME": str(self.home),
@@ -73,10 +73,10 @@ class Machine:
       "PYTHON": str(python),
     }
 
-  def start(self, *words, at="", **environment):
+  def start(self, *words, **environment):
     return subprocess.Popen(
       ["bash", *words],
-      cwd=at or self.repository,
+      cwd=self.repository,
       env={**self.environment, **environment},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -313,6 +313,15 @@ def test_sigterm_reaches_the_command(machine, ends, code):
   process.communicate(timeout=20)
   assert process.returncode == code
   assert machine.calls() == ["started", "saved"]
+
+
+def test_sigterm_before_the_command(machine):
+  executable(
+    machine.root / "py thon",
+    "if [ $1 = -c ]; then kill -TERM $PPID; fi\n",
+  )
+  assert machine.run("launch/worker.sh", "cpu", *COMMAND)[0] == 75
+  assert "mrpo" not in machine.calls()
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
