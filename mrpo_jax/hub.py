@@ -56,7 +56,7 @@ def load(path, *, dtype=None, mesh=None, rules=None):
     dtype: floating type of all leaves; None keeps that of the embedding.
     mesh: jax.sharding.Mesh to place the leaves on; None means the default
       device.
-    rules: changes to `parallel.RULES`.
+    rules: changes to `parallel.RULES`; see `parallel.rules_of`.
 
   Returns:
     (config, params): ModelConfig and a tree in the shape of `spec.table`.

@@ -27,6 +27,7 @@ class Base:
   dtype: str
   quantize: str
   group: int | None
+  rules: tuple  # (logical axis, mesh axes): how they are split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Loaded:
   adapter: leaves.Adapter | None  # what they hold
 
 
-def describe_models(config, tokenizers):
+def describe_models(config, tokenizers, mesh):
   """{key: Described} of every model, the policy first; loads no weights."""
   described = {}
   identity_of = functools.cache(functools.partial(_identity, config))
@@ -55,7 +56,8 @@ def describe_models(config, tokenizers):
     model = _model_config(config, base, tokenizers)
     _check_length(config, key, model)
     _check_vocabulary(key, tokenizers.views[view], model)
-    forward, head = _computation(config, key, base, model)
+    _check_split(key, base, model, mesh)
+    forward, head = _computation(config, key, base, model, mesh)
     described[key] = Described(
       Model(model, view, forward, head, scored=is_scored(section)),
       base,
@@ -103,6 +105,13 @@ def _base_params(config, key, one, mesh, say):
   return params
 
 
+def _check_split(key, base, model, mesh):
+  try:
+    parallel.param_shardings(model, mesh, dict(base.rules))
+  except InputError as error:
+    raise InputError(f"config.{key}: {error}") from None
+
+
 def _check_length(config, key, model):
   longest = config["data"]["max_prompt"] + config["data"]["max_response"]
   if model.longest and longest > model.longest:
@@ -135,16 +144,30 @@ def base_of(config, key):
   kind = section["quantize"]
   group = section["quantize_group"] if kind == "int4" else None
   new = "" if path else described
-  return Base(path, new, section["dtype"], kind, group)
+  rules = tuple(rules_of(config, key).items())
+  return Base(path, new, section["dtype"], kind, group, rules)
+
+
+def rules_of(config, key):
+  """What the weights of the model of that key are split over."""
+  changes = config["mesh"]["rules"]
+  rules = parallel.rules_of(changes, "config.mesh.rules")
+  if key == "policy":
+    return rules
+  own = sections(config)[key]["rules"]
+  return parallel.rules_of(rules | own, f"config.{key}.rules")
 
 
 def base_params(config, base, model, mesh=None):
   """The parameters of a Base of that ModelConfig, on the mesh or one device."""
   if base.path:
-    _, params = hub.load(base.path, dtype=base.dtype, mesh=mesh)
+    _, params = hub.load(
+      base.path, dtype=base.dtype, mesh=mesh, rules=dict(base.rules)
+    )
   else:
-    make = functools.partial(spec.init, model, dtype=base.dtype)
-    to = None if mesh is None else parallel.param_shardings(model, mesh)
+    make, to = functools.partial(spec.init, model, dtype=base.dtype), None
+    if mesh is not None:
+      to = parallel.param_shardings(model, mesh, dict(base.rules))
     key = _random_key(config["seed"], base.new)
     params = jax.jit(make, out_shardings=to)(key)
   if not base.quantize:
@@ -189,19 +212,23 @@ def _adapted(config, key, model, params, mesh):
   given = sections(config)[key]["adapter"]
   if not given:
     return None, params
-  table = spec.table(model)
+  table, rules = spec.table(model), rules_of(config, key)
+
+  def split(adapter):
+    own = _adapter_table(key, table, adapter)
+    return own, parallel.table_shardings(own, mesh, rules)
+
   if _is_new(config, key):
     adapter = leaves.Adapter(**_adapter_fields(given))
-    make = functools.partial(
-      leaves.init_adapters, _adapter_table(key, table, adapter)
-    )
+    own, to = split(adapter)
+    make = functools.partial(leaves.init_adapters, own)
+    make = jax.jit(make, out_shardings=to)
     arrays = make(_random_key(config["seed"], f"{key}.adapter"))
   else:
     adapter, arrays = adapters.load(_adapter_folder(config, key), table)
     if key == "policy":
       adapter = dataclasses.replace(adapter, dropout=given["dropout"])
-  to = parallel.table_shardings(_adapter_table(key, table, adapter), mesh)
-  arrays = jax.device_put(arrays, to)
+    arrays = jax.device_put(arrays, split(adapter)[1])
   return adapter, leaves.attach(params, arrays, adapter)
 
 
@@ -232,26 +259,24 @@ def _adapter_table(key, table, adapter):
     raise InputError(f"config.{key}.adapter: {error}") from None
 
 
-def _computation(config, key, base, model):
+def _computation(config, key, base, model, mesh):
   """`forward` and `head` of a Model; no reference has a backward pass."""
-  policy = config["policy"]
+  policy, split = config["policy"], parallel.split_of(mesh, dict(base.rules))
+  kernel, dtype = policy["kernel"], policy["compute"] or base.dtype
+  platform = mesh.devices.flat[0].platform
   try:
-    kernels.check(policy["kernel"], model, policy["compute"] or base.dtype)
+    kernels.check(kernel, model, dtype, platform, split)
   except ValueError as error:
     raise InputError(f"config.policy.kernel: {error}") from None
-  whole = config["mesh"]["model"] != 1
   remat = policy["remat"] if key == "policy" else "none"
   return (
     (
-      ("kernel", policy["kernel"]),
+      ("kernel", kernel),
       ("remat", remat),
       ("dtype", policy["compute"] or None),
+      ("split", split),
     ),
-    (
-      ("chunk", policy["chunk"] or None),
-      # Blocks of a vocabulary that is split would be collected.
-      ("vocabulary", model.vocab_size if whole else None),
-    ),
+    (("chunk", policy["chunk"] or None),),
   )
 
 

@@ -26,8 +26,8 @@ class Model:
 
   config: ModelConfig
   view: int = 0  # which tokenizer's rows it reads
-  forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype
-  head: tuple[tuple[str, object], ...] = ()  # chunk, vocabulary
+  forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype, split
+  head: tuple[tuple[str, object], ...] = ()  # chunk
   scored: bool = False  # its figures are given: no parameters, no rows
 
   def token_figures(self, params, rows, pairs, **wanted):

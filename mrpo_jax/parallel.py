@@ -7,23 +7,24 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import spec as specs
+from mrpo_jax.models.split import WHOLE, Split
 
-AXES = ("data", "fsdp", "model")
-RULES = {  # logical axis -> mesh axis
-  "vocab": "model",
-  "embed": "fsdp",
-  "heads": "model",
-  "kv_heads": "model",
-  "mlp": "model",
-  "layers": None,
+AXES = ("data", "fsdp", "context", "model")
+RULES = {  # logical axis -> mesh axes
+  "vocab": ("model", "context"),
+  "embed": ("fsdp",),
+  "heads": ("model",),
+  "kv_heads": ("model",),
+  "mlp": ("model",),
+  "layers": (),
 }
 ROWS = ("data", "fsdp")  # packed rows are split over both
 
 
-def make_mesh(*, data=-1, fsdp=1, model=1, devices=None):
+def make_mesh(*, data=-1, fsdp=1, context=1, model=1, devices=None):
   """A mesh of all devices; -1 takes what the other axes leave."""
   devices = jax.devices() if devices is None else devices
-  sizes = dict(data=data, fsdp=fsdp, model=model)
+  sizes = dict(data=data, fsdp=fsdp, context=context, model=model)
   free = [axis for axis, size in sizes.items() if size == -1]
   if len(free) > 1 or any(n < 1 and n != -1 for n in sizes.values()):
     raise InputError(f"mesh {sizes}: sizes are positive, at most one is -1")
@@ -33,7 +34,7 @@ def make_mesh(*, data=-1, fsdp=1, model=1, devices=None):
   if int(np.prod(list(sizes.values()))) != len(devices):
     raise InputError(
       f"mesh {sizes} does not fit {len(devices)} devices; "
-      "change mesh.data, mesh.fsdp or mesh.model"
+      "change mesh.data, mesh.fsdp, mesh.context or mesh.model"
     )
   # Auto: the partitioner places what the code does not; Explicit axes, the
   # default of make_mesh, would refuse indexing a sharded embedding.
@@ -45,13 +46,49 @@ def make_mesh(*, data=-1, fsdp=1, model=1, devices=None):
   )
 
 
-def partition(axes, rules):
-  """Logical axes -> PartitionSpec; a mesh axis may serve one axis only."""
-  entries = tuple(rules[axis] if axis else None for axis in axes)
-  used = [entry for entry in entries if entry]
-  if len(used) != len(set(used)):
-    raise InputError(f"rules use a mesh axis twice for {axes}: {entries}")
-  return PartitionSpec(*entries)
+def rules_of(changes=None, where="rules"):
+  """RULES with changes.
+
+  Args:
+    changes: {logical axis: mesh axes}; these are a tuple, or text with commas,
+      the outermost first; empty (or None) keeps the axis whole.
+    where: what to call the changes in an error.
+
+  Raises:
+    InputError: an axis that is not known, or one mesh axis twice in a rule.
+  """
+  rules = dict(RULES)
+  for axis, given in (changes or {}).items():
+    if axis not in RULES:
+      raise InputError(
+        f"{where}.{axis} is not known; known here: {', '.join(RULES)}"
+      )
+    if isinstance(given, str):
+      given = [name.strip() for name in given.split(",") if name.strip()]
+    rules[axis] = tuple(given or ())
+    for name in rules[axis]:
+      if name not in AXES:
+        raise InputError(
+          f"{where}.{axis}: the mesh has no axis {name!r}; it has "
+          f"{', '.join(AXES)}"
+        )
+    if len(set(rules[axis])) < len(rules[axis]):
+      raise InputError(f"{where}.{axis} uses an axis twice: {rules[axis]}")
+  return rules
+
+
+def partition(array, rules):
+  """PartitionSpec of an ArraySpec; a mesh axis may serve one axis only."""
+  entries = [rules[axis] if axis else () for axis in array.axes]
+  used = [name for entry in entries for name in entry]
+  for name in used:
+    if used.count(name) > 1:
+      split = [axis for axis in array.axes if axis and name in rules[axis]]
+      raise InputError(
+        f"{array.name}: rules use mesh.{name} twice, for its axes "
+        f"{' and '.join(split)}"
+      )
+  return PartitionSpec(*(entry or None for entry in entries))
 
 
 def param_shardings(config, mesh, rules=None):
@@ -60,20 +97,56 @@ def param_shardings(config, mesh, rules=None):
 
 
 def table_shardings(table, mesh, rules=None):
-  """The tree of NamedSharding of a tree of ArraySpec."""
-  rules = {**RULES, **(rules or {})}
+  """The tree of NamedSharding of a tree of ArraySpec.
+
+  Args:
+    table: tree of ArraySpec.
+    mesh: jax.sharding.Mesh, or an AbstractMesh.
+    rules: changes to RULES; see `rules_of`.
+
+  Raises:
+    InputError: names the array whose axis does not divide, or for which two
+      rules use one mesh axis.
+  """
+  rules = rules_of(rules)
 
   def sharding(array):
-    entries = partition(array.axes, rules)
-    for size, axis in zip(array.shape, entries, strict=True):
-      if axis and size % mesh.shape[axis]:
+    entries = partition(array, rules)
+    for size, axis in zip(array.shape, array.axes, strict=True):
+      names = [n for n in rules.get(axis, ()) if mesh.shape.get(n, 1) > 1]
+      if size % int(np.prod([mesh.shape[name] for name in names])):
+        over = " * ".join(f"mesh.{name}={mesh.shape[name]}" for name in names)
         raise InputError(
-          f"{array.name}: {size} does not divide over mesh.{axis}="
-          f"{mesh.shape[axis]}"
+          f"{array.name}: {size} does not divide over {over}; an empty "
+          f"mesh.rules.{axis} keeps it whole"
         )
     return NamedSharding(mesh, entries)
 
   return specs.map_specs(sharding, table)
+
+
+def split_of(mesh, rules=None):
+  """The models' Split: how activations follow from the rules of weights.
+
+  Rows take their axes first: a rule that splits heads or vocabulary over one
+  of those holds for the weights alone.
+  """
+  if mesh.size == 1:
+    return WHOLE
+  rules = rules_of(rules)
+
+  def beside(axis):
+    return tuple(name for name in rules[axis] if name not in ROWS)
+
+  return Split(
+    mesh,
+    rows=ROWS,
+    context=("context",),
+    heads=beside("heads"),
+    kv_heads=beside("kv_heads"),
+    vocab=beside("vocab"),
+    embed=tuple(name for name in rules["embed"] if name in ROWS),
+  )
 
 
 def replicated(mesh):

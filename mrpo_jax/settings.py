@@ -50,6 +50,7 @@ FIELDS = {
   "data.rows": (0, int, not_negative),  # 0: one per shard of the mesh
   "mesh.data": (-1, int, anything),
   "mesh.fsdp": (1, int, anything),
+  "mesh.context": (1, int, anything),
   "mesh.model": (1, int, anything),
   # TR-DPO: reference 0 moves so far towards the policy, every so many steps.
   "reference_update.every": (0, int, not_negative),  # 0: never
@@ -150,13 +151,36 @@ def with_defaults(values):
     fields = {} if not adapter or "path" in adapter else ADAPTER
     policy["adapter"] = _filled(adapter, fields)
   values["policy"] = policy
+  values["mesh"] = _with_rules(values["mesh"])
   references = values.get("references", {})
   if isinstance(references, dict):
     values["references"] = {
-      name: section if name == "names" else _filled(section, REFERENCE)
+      name: section
+      if name == "names"
+      else _with_rules(_filled(section, REFERENCE))
       for name, section in references.items()
     }
   return values
+
+
+def _with_rules(section):
+  """The section with its `rules` as text, so that flags can change them."""
+  if not isinstance(section, dict):
+    return section
+  rules = section.get("rules") or {}
+  if isinstance(rules, dict):
+    rules = {axis: _rule(given) for axis, given in rules.items()}
+  return {**section, "rules": rules}
+
+
+def _rule(given):
+  """Mesh axes as text with commas; what is neither stays as it is."""
+  if given is None:
+    return ""
+  is_list = isinstance(given, list | tuple)
+  if is_list and all(isinstance(name, str) for name in given):
+    return ",".join(given)
+  return given
 
 
 def _filled(section, fields):
@@ -189,7 +213,9 @@ def read(values):
     _put(checked, key, _value(key, given, name, field))
   for section in {key.split(".")[0] for key in FIELDS if "." in key}:
     known = {key.split(".")[1] for key in FIELDS if key.startswith(section)}
+    known |= {"rules"} if section == "mesh" else set()
     _refuse_unknown(section, _section(values, section), known)
+  checked["mesh"]["rules"] = _rules("mesh", _section(values, "mesh"))
   checked["policy"] = _policy(_section(values, "policy"))
   checked["references"] = _references(
     _section(values, "references"), checked["policy"]
@@ -279,7 +305,9 @@ def _numbers(where, given, name, kind, problem):
 
 
 def _model(where, given, fields):
-  _refuse_unknown(where, given, {*fields, "new", "adapter"})
+  known = {*fields, "new", "adapter"}
+  known |= {"rules"} if fields is REFERENCE else set()
+  _refuse_unknown(where, given, known)
   section = _fields(where, given, fields)
   if section["path"]:
     return section  # what `new` says is not used then
@@ -292,6 +320,20 @@ def _model(where, given, fields):
   _refuse_unknown(f"{where}.new", new, NEW)
   section["new"] = _fields(f"{where}.new", new, NEW)
   return section
+
+
+def _rules(where, given):
+  """{logical axis: mesh axes as text}; `parallel.rules_of` knows the names."""
+  where, rules = f"{where}.rules", given.get("rules") or {}
+  if not isinstance(rules, dict):
+    raise InputError(f"config.{where} must be a section, got {rules!r}")
+  rules = {axis: _rule(one) for axis, one in rules.items()}
+  for axis, one in rules.items():
+    if not isinstance(one, str):
+      raise InputError(
+        f"config.{where}.{axis} must be names of mesh axes, got {one!r}"
+      )
+  return rules
 
 
 def _policy(given):
@@ -333,6 +375,7 @@ def _references(given, policy):
 
 def _reference(where, given, policy):
   section = _model(where, given, REFERENCE)
+  section["rules"] = _rules(where, given)
   is_policy = section["path"] == "policy"
   section["dtype"] = section["dtype"] or (
     policy["dtype"] if is_policy else "float32"
@@ -368,6 +411,7 @@ def _check_moves(config):
   for name, want in (
     ("mode", "online"),
     ("adapter", ""),
+    ("rules", {}),
     *((name, policy[name]) for name in ("dtype", "quantize")),
   ):
     if base[name] != want:

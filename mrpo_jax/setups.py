@@ -20,7 +20,7 @@ from mrpo_jax import (
   train_state,
   workdirs,
 )
-from mrpo_jax.data import loader, source
+from mrpo_jax.data import loader, pack, source
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import leaves
 from mrpo_jax.models import spec as specs
@@ -48,7 +48,7 @@ def set_up(config, workdir, say):
   """The SetUp of a run, or InputError; writes nothing."""
   known = workdirs.known_run(workdir, config)
   method = chosen_method(config)
-  mesh = parallel.make_mesh(**config["mesh"])
+  mesh = mesh_of(config)
   packing = _packing(config, mesh, method)
   read = [s for s in ("train", "eval") if config["data"][s]]
   measured = ["validation"] if "validation" in method.measures else []
@@ -60,7 +60,7 @@ def set_up(config, workdir, say):
     )
     for split, rows in pairs.items()
   }
-  described = loading.describe_models(config, tokenizers)
+  described = loading.describe_models(config, tokenizers, mesh)
   objective = _objective(config, method, described)
   identity = {
     **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
@@ -83,6 +83,12 @@ def set_up(config, workdir, say):
     objective,
     identity,
   )
+
+
+def mesh_of(config):
+  """The mesh of a run: all devices, by the sizes that the config gives."""
+  sizes = {axis: config["mesh"][axis] for axis in parallel.AXES}
+  return parallel.make_mesh(**sizes)
 
 
 def plan(setup, store, *, fresh):
@@ -219,6 +225,12 @@ def _packing(config, mesh, method):
       f"config.data.rows={rows} does not divide over the {shards} shards of "
       "mesh.data * mesh.fsdp"
     )
+  context, length = mesh.shape["context"], config["data"]["row_length"]
+  if context > 1 and length % (pack.SHORTER * context):
+    raise InputError(
+      f"config.data.row_length={length} and the quarter of it that short rows "
+      f"have do not divide over mesh.context={context}"
+    )
   try:
     return loader.Packing(
       batch=config["batch"],
@@ -258,7 +270,12 @@ def state(setup, policy, transformation, moves, plan, say):
   method_state = method.init(K)
   moving = () if moves is None else moves.names
   shardings = train_state.shardings(
-    table, transformation, mesh, method_state, moving=moving
+    table,
+    transformation,
+    mesh,
+    method_state,
+    rules=loading.rules_of(setup.config, "policy"),
+    moving=moving,
   )
   _, trained = leaves.split(policy.params)
   create = functools.partial(

@@ -47,7 +47,7 @@ def shardings(table, transformation, mesh, method_state, rules=None, moving=()):
     transformation: optax transformation.
     mesh: jax.sharding.Mesh.
     method_state: see `Method.init`.
-    rules: changes to `parallel.RULES`.
+    rules: changes to `parallel.RULES`; see `parallel.rules_of`.
     moving: see `create`.
   """
   param_shardings = parallel.table_shardings(table, mesh, rules)

@@ -26,6 +26,7 @@ from mrpo_jax import (
   parallel,
   runs,
   settings,
+  setups,
   writer,
 )
 from mrpo_jax.models import leaves, spec, transformer
@@ -175,8 +176,8 @@ def config_of(folder, **changes):
 def load(config):
   pairs = inputs.load_pairs(config)
   tokenizers = inputs.load_tokenizers(config, "", pairs["train"], print)
-  mesh = parallel.make_mesh(**config["mesh"])
-  described = loading.describe_models(config, tokenizers)
+  mesh = setups.mesh_of(config)
+  described = loading.describe_models(config, tokenizers, mesh)
   loaded = loading.load_models(config, described, mesh, print)
   return [Both(described[key], loaded[key]) for key in loaded]
 

@@ -8,6 +8,8 @@ import numpy as np
 from mrpo_jax.models.rows import Rows
 from mrpo_jax.shapes import CHOSEN, REJECTED
 
+SHORTER = 4  # so many times shorter than long rows are the short ones
+
 
 def size(encoded):
   """Tokens that a pair takes in a row."""
@@ -123,7 +125,8 @@ def pack_step(
   sizes = np.array([size(pair) for pair in pairs], int)
   slots = first_slot + 2 * np.arange(len(pairs))
   is_left = _left_over(sizes, length, rows)
-  parts = ((~is_left, length, -(-batch // rows)), (is_left, length // 4, 3))
+  short = (is_left, length // SHORTER, 3)
+  parts = ((~is_left, length, -(-batch // rows)), short)
   return tuple(
     pack(
       [pairs[n] for n in np.flatnonzero(here)],
@@ -141,9 +144,9 @@ def _left_over(sizes, length, rows):
   """Which pairs stand in short rows: those of the last micro-batch, or none."""
   row_of = first_fit(sizes, length)
   is_left = row_of // rows == row_of.max(initial=0) // rows
-  if sizes[is_left].max(initial=0) > length // 4:
+  if sizes[is_left].max(initial=0) > length // SHORTER:
     return np.zeros_like(is_left)
-  short_rows = first_fit(sizes[is_left], length // 4).max(initial=-1) + 1
+  short_rows = first_fit(sizes[is_left], length // SHORTER).max(initial=-1) + 1
   return is_left if short_rows <= 3 * rows else np.zeros_like(is_left)
 
 

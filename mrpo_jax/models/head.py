@@ -5,15 +5,21 @@ The vocabulary projection runs over blocks of the vocabulary and, for each,
 over chunks of scored positions, as many as the rows hold: nothing of shape
 [rows, T, V] exists, prompts and padding cost nothing here, and the gradient of
 each block of the head is summed where it is and written once.
+
+On a mesh each device does that with its own rows and its own tokens of the
+vocabulary.  Of the weights it collects one block at a time; of the softmax,
+sums of one number per token are put together at the end.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from mrpo_jax.models.attention import capped
 from mrpo_jax.models.leaves import dense
+from mrpo_jax.models.split import WHOLE
 from mrpo_jax.shapes import check
 
 CHUNK_TOKENS = 2048  # positions projected at once, over all rows
@@ -45,6 +51,7 @@ def token_figures(
   softcaps=(None, None),
   chunk=None,
   vocabulary=None,
+  splits=(WHOLE, WHOLE),
 ):
   """What the next-token distribution says at each scored position.
 
@@ -59,8 +66,9 @@ def token_figures(
       "kl" and "ref_logp".
     softcaps: of the logits, and of the reference's; see `attention.capped`.
     chunk: places of each row in one chunk; None chooses from the shapes.
-    vocabulary: tokens of the vocabulary in one block; None chooses.  All V
-      where the head is split over a mesh, which blocks would collect.
+    vocabulary: tokens of the vocabulary in one block; None chooses.
+    splits: Split of the model over a mesh, and of the reference, whose logits
+      are divided as the model's are.
 
   Returns:
     dict of value_RM; nats, float32:
@@ -75,7 +83,8 @@ def token_figures(
   check("R M D", hidden_RMD, "V D", head_VD, "R M", targets_RM)
   R, M, _ = hidden_RMD.shape
   used = jnp.asarray(M if used is None else used, jnp.int32)
-  chunk = min(M, chunk or chunk_size(R, M))
+  split = splits[0]
+  chunk = min(M, chunk or chunk_size(R // split.size(split.rows), M))
   padding = -M % chunk
 
   def pad(array):
@@ -86,10 +95,12 @@ def token_figures(
     check("V _", head_VD, "V D", against[1])
     against = jax.lax.stop_gradient((pad(against[0]), against[1]))
   chunks = jnp.minimum((used + chunk - 1) // chunk, (M + padding) // chunk)
+  V = head_VD.shape[0] // split.size(split.vocab)
   figures = _token_figures(
-    (chunk, _block(head_VD.shape[0], vocabulary or VOCABULARY)),
+    (chunk, _block(V, vocabulary or VOCABULARY)),
     tuple(also),
     tuple(softcaps),
+    tuple(splits),
     pad(hidden_RMD),
     head_VD,
     pad(targets_RM),
@@ -114,30 +125,88 @@ def _block(V, most):
   return -(-V // -(-V // most))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _token_figures(
-  sizes, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
+  sizes,
+  also,
+  softcaps,
+  splits,
+  hidden_RMD,
+  head_VD,
+  targets_RM,
+  chunks,
+  against,
 ):
   given = (hidden_RMD, head_VD, targets_RM, chunks, against)
-  return _forward(sizes, also, softcaps, *given)[0]
+  return _forward(sizes, also, softcaps, splits, *given)[0]
+
+
+def _forward(sizes, also, softcaps, splits, *given):
+  """(figures, what the backward pass needs), on every device of the mesh."""
+  rows = PartitionSpec(splits[0].rows)
+  here = functools.partial(_forward_here, sizes, also, softcaps, splits)
+  run = splits[0].run(here, _specs(splits, *given), rows)
+  figures, norms = run(*given)
+  return figures, (*given, norms)
+
+
+def _backward(sizes, also, softcaps, splits, kept, grads):
+  """Gradients of hidden states and head; None where the head is frozen."""
+  *given, norms = kept
+  rows = PartitionSpec(splits[0].rows)
+  specs = _specs(splits, *given)
+  here = functools.partial(_backward_here, sizes, softcaps, splits)
+  of_head = specs[1] if _is_trained(given[1]) else PartitionSpec()
+  run = splits[0].run(here, (*specs, rows, rows), (rows, of_head))
+  return *run(*given, norms, grads), *[None] * 3
+
+
+def _is_trained(head_VD):
+  """A quantised head is frozen, and so is its gradient."""
+  return isinstance(head_VD, jax.Array)
+
+
+def _specs(splits, hidden_RMD, head_VD, targets_RM, chunks, against):
+  """How `_forward_here` finds its arguments split."""
+  rows = PartitionSpec(splits[0].rows)
+
+  def of_head(head_VD, split):
+    def of_leaf(array):  # scales of integers have a width of 1
+      width = split.embed if array.shape[1] > 1 else None
+      return PartitionSpec(splits[0].vocab, width)
+
+    return jax.tree.map(of_leaf, head_VD)
+
+  of_reference = None
+  if against is not None:
+    of_reference = (rows, of_head(against[1], splits[1]))
+  of_policy = of_head(head_VD, splits[0])
+  return rows, of_policy, rows, PartitionSpec(), of_reference
 
 
 class _Block:
-  """Some rows of the vocabulary projection: the b-th block of v tokens."""
+  """Some rows of the vocabulary projection: the b-th block of v tokens.
 
-  def __init__(self, b, v, V):
+  Of V tokens that this device has.
+  """
+
+  def __init__(self, b, v, V, split):
     self.start = jnp.minimum(b * v, V - v)  # the last one may reach back
-    self.tokens_11v = self.start + jnp.arange(v)[None, None]
+    here_11v = self.start + jnp.arange(v)[None, None]
     # False for what the block before has done.
-    self.is_new_11v = None if V % v == 0 else self.tokens_11v >= b * v
+    self.is_new_11v = None if V % v == 0 else here_11v >= b * v
+    self.tokens_11v = split.place(split.vocab) * V + here_11v
 
-  def of(self, head_VD, dtype):
+  def of(self, head_VD, dtype, split):
     """head_vD in the dtype of the activations."""
     v = self.tokens_11v.size
     rows = jax.tree.map(
       lambda array: jax.lax.dynamic_slice_in_dim(array, self.start, v), head_VD
     )
-    return dense(rows, dtype)
+    head_vD = dense(rows, dtype)
+    if not split.embed:
+      return head_vD
+    return jax.lax.all_gather(head_vD, split.embed, axis=1, tiled=True)
 
   def logits(self, hidden_RcD, head_vD, softcap):
     wide = jnp.promote_types(hidden_RcD.dtype, jnp.float32)
@@ -187,8 +256,31 @@ def _seen(sums, logits_Rcv, hit_Rcv):
   return found, share_Rcv, fade_Rc
 
 
-def _forward(
-  sizes, also, softcaps, hidden_RMD, head_VD, targets_RM, chunks, against
+def _together(sums, split):
+  """Sums over the tokens of all devices, from those of each."""
+  top_RM = jax.lax.pmax(sums["top"], split.vocab)
+  fade_RM = jnp.exp(sums["top"] - top_RM)
+  lowered_RM = sums["top"] - top_RM
+  sums = {**sums, "sum": sums["sum"] * fade_RM}
+  if "entropy" in sums:
+    sums["entropy"] = sums["entropy"] * fade_RM + lowered_RM * sums["sum"]
+  if "log_sum_sq" in sums:
+    sums["log_sum_sq"] *= jnp.square(fade_RM)
+  if "kl" in sums:
+    sums["kl"] *= fade_RM
+  return jax.lax.psum(sums, split.vocab) | {"top": top_RM}
+
+
+def _forward_here(
+  sizes,
+  also,
+  softcaps,
+  splits,
+  hidden_RMD,
+  head_VD,
+  targets_RM,
+  chunks,
+  against,
 ):
   (chunk, v), V = sizes, head_VD.shape[0]
   softcap, ref_softcap = softcaps
@@ -201,10 +293,10 @@ def _forward(
     sums["reference"] = start | {"kl": zero_RM}
 
   def one_block(b, sums):
-    block = _Block(b, v, V)
-    head_vD = block.of(head_VD, dtype)
+    block = _Block(b, v, V, splits[0])
+    head_vD = block.of(head_VD, dtype, splits[0])
     if against is not None:
-      ref_head_vD = block.of(against[1], against[0].dtype)
+      ref_head_vD = block.of(against[1], against[0].dtype, splits[1])
 
     def one_chunk(i, sums):
       old = jax.tree.map(lambda sum_RM: _cut(sum_RM, i, chunk), sums)
@@ -241,6 +333,8 @@ def _forward(
 
   with jax.named_scope("head"):
     sums = jax.lax.fori_loop(0, -(-V // v), one_block, sums)
+  if splits[0].vocab:
+    sums = {name: _together(of, splits[0]) for name, of in sums.items()}
   policy, norms = sums["policy"], {}
   for name, of in sums.items():
     # Places past the chunks in use have no sum; their figures are dropped.
@@ -259,26 +353,33 @@ def _forward(
     figures["kl"] = ref["kl"] / ref["sum"] + (
       norms["policy"] - norms["reference"]
     )
-  given = (hidden_RMD, head_VD, targets_RM, chunks, against)
-  return figures, (*given, norms)
+  return figures, norms
 
 
-def _backward(sizes, also, softcaps, kept, grads):
-  (chunk, v), V = sizes, kept[1].shape[0]
+def _backward_here(
+  sizes,
+  softcaps,
+  splits,
+  hidden_RMD,
+  head_VD,
+  targets_RM,
+  chunks,
+  against,
+  norms,
+  grads,
+):
+  (chunk, v), V, split = sizes, head_VD.shape[0], splits[0]
   softcap, ref_softcap = softcaps
-  hidden_RMD, head_VD, targets_RM, chunks, against, norms = kept
   dtype = hidden_RMD.dtype
   wide = norms["policy"].dtype
-
-  # A quantised head is frozen, and so is its gradient.
-  is_trained = isinstance(head_VD, jax.Array)
+  is_trained = _is_trained(head_VD)
 
   def one_block(b, carry):
     grad_hidden_RMD, grad_head_VD = carry
-    block = _Block(b, v, V)
-    head_vD = block.of(head_VD, dtype)
+    block = _Block(b, v, V, split)
+    head_vD = block.of(head_VD, dtype, split)
     if against is not None:
-      ref_head_vD = block.of(against[1], against[0].dtype)
+      ref_head_vD = block.of(against[1], against[0].dtype, splits[1])
 
     def share(logits_Rcv, name, i):
       return jnp.exp(logits_Rcv - _cut(norms[name], i, chunk)[:, :, None])
@@ -320,6 +421,7 @@ def _backward(sizes, also, softcaps, kept, grads):
     )
     if not is_trained:
       return grad_hidden_RMD, ()
+    grad_head_vD = _scattered(grad_head_vD, split)
     if block.is_new_11v is not None:
       grad_head_vD += jax.lax.dynamic_slice_in_dim(grad_head_VD, block.start, v)
     return grad_hidden_RMD, jax.lax.dynamic_update_slice_in_dim(
@@ -334,8 +436,21 @@ def _backward(sizes, also, softcaps, kept, grads):
     grad_hidden_RMD, grad_head_VD = jax.lax.fori_loop(
       0, -(-V // v), one_block, start
     )
-  grad_hidden_RMD = grad_hidden_RMD.astype(dtype)
-  return grad_hidden_RMD, grad_head_VD if is_trained else None, *[None] * 3
+  if split.vocab:
+    grad_hidden_RMD = jax.lax.psum(grad_hidden_RMD, split.vocab)
+  return grad_hidden_RMD.astype(dtype), grad_head_VD if is_trained else None
+
+
+def _scattered(grad_head_vD, split):
+  """The sum over the rows of all devices, each of which keeps its width."""
+  others = tuple(axis for axis in split.rows if axis not in split.embed)
+  if others:
+    grad_head_vD = jax.lax.psum(grad_head_vD, others)
+  if not split.embed:
+    return grad_head_vD
+  return jax.lax.psum_scatter(
+    grad_head_vD, split.embed, scatter_dimension=1, tiled=True
+  )
 
 
 _token_figures.defvjp(_forward, _backward)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.models import attention, head, transformer
+from mrpo_jax.models.split import WHOLE
 from mrpo_jax.shapes import check
 
 
@@ -38,7 +39,6 @@ def token_figures(
   also=(),
   against=None,
   chunk=None,
-  vocabulary=None,
   **forward,
 ):
   """What a model says of every scored token of the rows.
@@ -52,8 +52,7 @@ def token_figures(
     against: (config, params, forward) of a reference with the same
       vocabulary, run on the same rows; see `head.token_figures`.
     chunk: see `head.token_figures`.
-    vocabulary: see `head.token_figures`.
-    **forward: `kernel`, `remat`, `dtype` of `transformer.hidden`.
+    **forward: `kernel`, `remat`, `dtype`, `split` of `transformer.hidden`.
 
   Returns:
     dict of value_RM, `logp` among them.
@@ -73,7 +72,7 @@ def token_figures(
     return hidden_RMD, transformer.head(params)
 
   used = jnp.max(jnp.sum(rows.slots_RM < 2 * pairs, axis=1))
-  ref_config = config if against is None else against[0]
+  ref_config, _, ref_forward = against or (config, None, forward)
   return head.token_figures(
     *scored(config, params, forward),
     rows.targets_RM,
@@ -82,7 +81,7 @@ def token_figures(
     against=None if against is None else scored(*against),
     softcaps=(config.logits_softcap, ref_config.logits_softcap),
     chunk=chunk,
-    vocabulary=vocabulary,
+    splits=(forward.get("split", WHOLE), ref_forward.get("split", WHOLE)),
   )
 
 

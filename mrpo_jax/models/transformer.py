@@ -10,6 +10,7 @@ from mrpo_jax.models import attention, kernels
 from mrpo_jax.models.blockwise import SAVED
 from mrpo_jax.models.leaves import dense, project, rows_of
 from mrpo_jax.models.rope import rotary, rotate
+from mrpo_jax.models.split import WHOLE
 from mrpo_jax.shapes import check, widen
 
 REMAT = {
@@ -123,6 +124,7 @@ def hidden(
   kernel="auto",
   remat="none",
   dtype=None,
+  split=WHOLE,
 ):
   """Final hidden states, normed: what the head projects.
 
@@ -134,6 +136,7 @@ def hidden(
     kernel: a key of `kernels.KERNELS`, or "auto".
     remat: a key of REMAT: what the backward pass keeps of each layer.
     dtype: of the activations; None means that of the parameters.
+    split: Split of the activations over a mesh.
 
   Returns:
     hidden_RTD.
@@ -145,23 +148,25 @@ def hidden(
   cos_KRT1E, sin_KRT1E = rotary(
     config.ropes, config.head_dim, positions_RT, wide
   )
-  step = functools.partial(block, config, kernels.choose(kernel, config, dtype))
+  kernel = kernels.choose(kernel, config, dtype, split)
+  step = functools.partial(block, config, kernel)
   if remat != "none":
     # prevent_cse is needless under scan and would cost fusions.
     step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
 
   def layer(x_RTD, xs):
     weights, rope, window = xs
-    return step(
+    x_RTD = step(
       x_RTD,
       weights,
       cos_KRT1E[0 if rope is None else rope],
       sin_KRT1E[0 if rope is None else rope],
       layout,
       window,
-    ), None
+    )
+    return split.kept(x_RTD), None
 
-  x_RTD = embed(config, params, tokens_RT, positions_RT, dtype)
+  x_RTD = split.kept(embed(config, params, tokens_RT, positions_RT, dtype))
   per_layer = [
     jnp.asarray(values, jnp.int32) if values else None
     for values in (config.layer_ropes, config.layer_windows)
