@@ -4,10 +4,12 @@
   pip install libtpu && python -m benchmarks.compile_for_tpu [topology ...]
 
 Ahead of time, on a host without any: nothing is run, so nothing is timed but
-the compilation.
+the compilation.  On one chip, and on all of the topology, with rows and heads
+split over them.
 """
 
 import functools
+import itertools
 import os
 import sys
 import time
@@ -16,22 +18,30 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from mrpo_jax import parallel
 from mrpo_jax.models import attention, kernels
 from mrpo_jax.report import aligned
 
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+SHAPE = dict(data=1, fsdp=-1, model=2)  # of the mesh of all chips
 ROWS, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 1024, 8, 4, 64
 CASES = ((None, None), (None, 30.0), (256, 30.0))  # window, softcap
 
 
-def compiled(device, name, window, softcap):
-  """(seconds, bytes of temporaries) of one kernel's gradient."""
-  place = jax.sharding.SingleDeviceSharding(device)
+def compiled(mesh, name, window, softcap):
+  """(seconds, bytes of temporaries of a chip) of one kernel's gradient."""
+  split, spec = parallel.split_of(mesh), jax.sharding.PartitionSpec
+  rows, of_heads = (
+    jax.sharding.NamedSharding(mesh, one)
+    for one in (spec(split.rows), spec(split.rows, None, split.heads))
+  )
   kernel = kernels.KERNELS[name]
   if name == "splash":
     kernel = functools.partial(kernel, windows=(0, window) if window else (0,))
 
-  def argument(shape, dtype=jnp.bfloat16):
+  kernel = kernels.divided(kernel, split)
+
+  def argument(shape, dtype, place):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
   def total(query_RTHE, key_RSGE, value_RSGE, layout, size):
@@ -44,12 +54,14 @@ def compiled(device, name, window, softcap):
     return jnp.sum(out_RTHE.astype(jnp.float32))
 
   heads = (HEADS, KV_HEADS, KV_HEADS)
-  arrays = [argument((ROWS, LENGTH, n, HEAD_DIM)) for n in heads]
-  of_tokens = argument((ROWS, LENGTH), jnp.int32)
+  arrays = [
+    argument((ROWS, LENGTH, n, HEAD_DIM), jnp.bfloat16, of_heads) for n in heads
+  ]
+  of_tokens = argument((ROWS, LENGTH), jnp.int32, rows)
   layout = attention.Layout(*[of_tokens] * 3)
   started = time.perf_counter()
   lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(
-    *arrays, layout, argument((), jnp.int32)
+    *arrays, layout, argument((), jnp.int32, parallel.replicated(mesh))
   )
   program = lowered.compile()
   seconds = time.perf_counter() - started
@@ -58,16 +70,17 @@ def compiled(device, name, window, softcap):
 
 def main(names):
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-  rows = [("chip", "kernel", "window", "softcap", "seconds", "temporaries")]
+  rows = [
+    ("chip", "chips", "kernel", "window", "softcap", "seconds", "temporaries")
+  ]
   for topology in names or TOPOLOGIES:
-    device = topologies.get_topology_desc(topology, "tpu").devices[0]
-    for name in ("splash", "blockwise"):
-      for window, softcap in CASES:
-        seconds, size = compiled(device, name, window, softcap)
-        cells = (device.device_kind, name, window, softcap)
-        rows.append(
-          (*map(str, cells), f"{seconds:.1f}", f"{size / 1e6:.1f} MB")
-        )
+    devices = topologies.get_topology_desc(topology, "tpu").devices
+    chip, one = devices[0].device_kind, parallel.make_mesh(devices=devices[:1])
+    for mesh in (one, parallel.make_mesh(**SHAPE, devices=devices)):
+      for name, case in itertools.product(("splash", "blockwise"), CASES):
+        seconds, size = compiled(mesh, name, *case)
+        cells = chip, mesh.size, name, *case, f"{seconds:.1f}"
+        rows.append((*map(str, cells), f"{size / 1e6:.1f} MB"))
   print(aligned(rows))
 
 

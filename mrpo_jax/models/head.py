@@ -168,20 +168,12 @@ def _is_trained(head_VD):
 
 def _specs(splits, hidden_RMD, head_VD, targets_RM, chunks, against):
   """How `_forward_here` finds its arguments split."""
-  rows = PartitionSpec(splits[0].rows)
-
-  def of_head(head_VD, split):
-    def of_leaf(array):  # scales of integers have a width of 1
-      width = split.embed if array.shape[1] > 1 else None
-      return PartitionSpec(splits[0].vocab, width)
-
-    return jax.tree.map(of_leaf, head_VD)
-
+  rows, vocab = PartitionSpec(splits[0].rows), splits[0].vocab
   of_reference = None
   if against is not None:
-    of_reference = (rows, of_head(against[1], splits[1]))
-  of_policy = of_head(head_VD, splits[0])
-  return rows, of_policy, rows, PartitionSpec(), of_reference
+    of_reference = rows, splits[1].of_weights(against[1], vocab)
+  of_head = splits[0].of_weights(head_VD, vocab)
+  return rows, of_head, rows, PartitionSpec(), of_reference
 
 
 class _Block:

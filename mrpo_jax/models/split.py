@@ -24,8 +24,8 @@ class Split:
   heads: tuple[str, ...] = ()
   kv_heads: tuple[str, ...] = ()
   vocab: tuple[str, ...] = ()  # of the logits
-  # Of the width of the head's weights: the rows' axes, so that blocks of the
-  # weights are collected and their gradients scattered.
+  # Of the width of embedding and head, among those of the rows: what a device
+  # lacks it collects or exchanges, and gradients are scattered.
   embed: tuple[str, ...] = ()
 
   def size(self, axes):
@@ -49,6 +49,14 @@ class Split:
   def place(self, axes):
     """Which part of these axes a device of `run` has."""
     return jax.lax.axis_index(axes) if axes else 0
+
+  def of_weights(self, leaf_ND, axes):
+    """How `run` finds an embedding or a head whose N is split over `axes`."""
+
+    def of(array):  # scales of integers have a width of 1
+      return PartitionSpec(axes, self.embed if array.shape[1] > 1 else None)
+
+    return jax.tree.map(of, leaf_ND)
 
   def kept(self, x_RTD):
     """Activations with whole widths, whatever the weights are split over.

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from mrpo_jax.models import attention, kernels
 from mrpo_jax.models.blockwise import SAVED
@@ -166,7 +167,8 @@ def hidden(
     )
     return split.kept(x_RTD), None
 
-  x_RTD = split.kept(embed(config, params, tokens_RT, positions_RT, dtype))
+  x_RTD = embed(config, params, tokens_RT, positions_RT, dtype, split)
+  x_RTD = split.kept(x_RTD)
   per_layer = [
     jnp.asarray(values, jnp.int32) if values else None
     for values in (config.layer_ropes, config.layer_windows)
@@ -176,13 +178,41 @@ def hidden(
   return x_RTD * jnp.asarray(config.logits_scale, dtype)
 
 
-def embed(config, params, tokens_RT, positions_RT, dtype):
+def embed(config, params, tokens_RT, positions_RT, dtype, split):
   """What enters the first layer: x_RTD."""
-  x_RTD = rows_of(params["embed"], tokens_RT, dtype)
+  x_RTD = looked_up(params["embed"], tokens_RT, dtype, split, split.vocab)
   x_RTD *= jnp.asarray(config.embedding_scale, dtype)
   if config.learned_positions:
-    x_RTD += jnp.take(params["positions"], positions_RT, axis=0).astype(dtype)
+    x_RTD += looked_up(params["positions"], positions_RT, dtype, split, ())
   return x_RTD
+
+
+def looked_up(leaf_ND, places_RT, dtype, split, axes):
+  """x_RTD: the rows at these places of an embedding, split over those axes.
+
+  Each device looks up, in what it has, the tokens of all devices that have
+  other widths of the same rows; then these exchange widths for tokens.
+  """
+
+  def here(leaf_ND, places_RT):
+    if split.embed:
+      places_RT = jax.lax.all_gather(places_RT, split.embed, tiled=True)
+    if axes:
+      N = leaf_ND.shape[0]
+      places_RT = places_RT - split.place(axes) * N
+      is_here_RT = (places_RT >= 0) & (places_RT < N)
+      places_RT = jnp.where(is_here_RT, places_RT, 0)
+    x_RTD = rows_of(leaf_ND, places_RT, dtype)
+    if axes:
+      x_RTD = jnp.where(is_here_RT[:, :, None], x_RTD, 0)
+      x_RTD = jax.lax.psum(x_RTD, axes)
+    if split.embed:
+      x_RTD = jax.lax.all_to_all(x_RTD, split.embed, 0, 2, tiled=True)
+    return x_RTD
+
+  rows = PartitionSpec(split.rows)
+  specs = split.of_weights(leaf_ND, axes)
+  return split.run(here, (specs, rows), rows)(leaf_ND, places_RT)
 
 
 def head(params):
