@@ -24,7 +24,8 @@ CONFIG = spec.ModelConfig(
 
 
 def test_minus_one_takes_what_is_left():
-  assert dict(parallel.make_mesh(fsdp=2).shape) == dict(data=4, fsdp=2, model=1)
+  mesh = parallel.make_mesh(fsdp=2, context=2)
+  assert dict(mesh.shape) == dict(data=2, fsdp=2, context=2, model=1)
   assert parallel.row_shards(parallel.make_mesh(fsdp=2, model=2)) == 4
 
 
@@ -68,14 +69,48 @@ def test_the_same_seed_gives_the_same_parameters_on_every_mesh():
 
 def test_a_dimension_that_does_not_divide_names_its_array():
   mesh = parallel.make_mesh(model=4, data=2)
-  with pytest.raises(InputError, match=r"k_proj.*2 does not divide"):
+  with pytest.raises(InputError, match=r"k_proj.*2 does not divide.*model=4"):
     parallel.param_shardings(CONFIG, mesh)
+  parallel.param_shardings(CONFIG, mesh, {"kv_heads": ""})
+  mesh = parallel.make_mesh(data=4, fsdp=2)
+  rules = {"heads": "data", "mlp": ("fsdp", "data"), "embed": None}
+  shardings = parallel.param_shardings(CONFIG, mesh, rules)
+  assert shardings["blocks"]["gate"].shard_shape((2, 16, 32)) == (2, 16, 4)
+  with pytest.raises(InputError, match=r"layernorm.*12 .*fsdp=2 \* mesh.data=4"):
+    shape = dataclasses.replace(CONFIG, width=12)
+    parallel.param_shardings(shape, mesh, {"embed": "fsdp,data"})
 
 
 def test_a_mesh_axis_serves_one_axis_of_an_array():
   mesh = parallel.make_mesh()
-  with pytest.raises(InputError, match="twice"):
-    parallel.param_shardings(CONFIG, mesh, {"embed": "model"})
+  with pytest.raises(
+    InputError, match="q_proj.*mesh.model twice, for its axes embed and heads"
+  ):
+    rules = {"embed": "fsdp, model", "vocab": ""}
+    parallel.param_shardings(CONFIG, mesh, rules)
+
+
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    ({"width": "fsdp"}, "rules.width is not known; known here: vocab, embed"),
+    ({"embed": "rows"}, "rules.embed: the mesh has no axis 'rows'; .* context"),
+    ({"embed": "fsdp,fsdp"}, "rules.embed uses an axis twice"),
+  ],
+)
+def test_rules_know_their_axes(changes, message):
+  with pytest.raises(InputError, match=message):
+    parallel.rules_of(changes)
+
+
+def test_rows_take_their_axes_first():
+  mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
+  rules = dict(vocab="data,model", embed="fsdp,context", kv_heads="")
+  split = parallel.split_of(mesh, rules)
+  assert (split.vocab, split.embed) == (("model",), ("fsdp",))
+  assert (split.heads, split.kv_heads) == (("model",), ())
+  one = parallel.make_mesh(devices=jax.devices()[:1])
+  assert parallel.split_of(one).mesh is None
 
 
 def test_decay_leaves_norms_and_biases_alone():
