@@ -36,7 +36,7 @@ CONFIG = spec.ModelConfig(
   head_dim=8,
   mlp_width=64,
 )
-ADAPTER = leaves.Adapter(4, 8.0, ("query", "out", "up"))
+ADAPTER = leaves.Adapter(4, 8.0, ("query", "out", "up"), dropout=0.1)
 BATCH, LENGTH = 8, 48  # pairs of a step, tokens of a row
 STEPS, LR = 20, 3e-3
 

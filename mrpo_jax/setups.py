@@ -49,6 +49,8 @@ def set_up(config, workdir, say):
   known = workdirs.known_run(workdir, config)
   method = chosen_method(config)
   mesh = mesh_of(config)
+  for key in inputs.sections(config):
+    loading.rules_of(config, key)
   packing = _packing(config, mesh, method)
   read = [s for s in ("train", "eval") if config["data"][s]]
   measured = ["validation"] if "validation" in method.measures else []

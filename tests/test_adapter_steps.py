@@ -3,15 +3,14 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import numpy as np
 import optax
 import test_train
 
-from mrpo_jax import evaluate, optimizer, parallel, train, train_state
-from mrpo_jax.data import loader, pack
+from mrpo_jax import evaluate, train, train_state
+from mrpo_jax.data import pack
 from mrpo_jax.models import leaves, spec
 from mrpo_jax.objective import policy_parts, reference_figures
 
@@ -73,45 +72,3 @@ def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   )
   np.testing.assert_array_equal(with_dropout["logp_BC"], without["logp_BC"])
   assert len(policy_parts(objective, (view,), frozen)) == len(view)
-
-
-def curve(policy, mesh, pairs, *, steps=3):
-  """(losses of the first steps against the base, state)."""
-  base, trained = policy
-  objective = test_train.objective_of()
-  transformation, _ = optimizer.make(peak_lr=1e-2, steps=steps, warmup=0.0)
-  method_state = objective.method.init(1)
-  table = leaves.adapter_table(TABLE, ADAPTER)
-  shardings = train_state.shardings(table, transformation, mesh, method_state)
-  create = functools.partial(
-    train_state.create, transformation=transformation, method_state=method_state
-  )
-  state = jax.jit(create, out_shardings=shardings)(trained)
-  to = parallel.param_shardings(CONFIG, mesh)
-  frozen = jax.device_put(leaves.strip(base), to)
-  base, _ = leaves.split(leaves.attach(frozen, trained, ADAPTER))
-  step = train.compile_step(
-    objective, transformation, shardings, parallel.rows_sharding(mesh)
-  )
-  packing = loader.Packing(batch=BATCH, length=48, rows=2)
-  found = []
-  batches = loader.training([pairs], packing, seed=0)
-  for _, (views, given) in itertools.islice(batches, steps):
-    views = tuple(parallel.global_rows(view, mesh) for view in views)
-    state, metrics = step(state, base, (frozen,), views, given)
-    found.append(float(metrics["loss"]))
-  return found, state
-
-
-def test_four_devices_equal_one(rng, monkeypatch):
-  # The embedding has 101 tokens: nothing divides them, so they stay whole.
-  monkeypatch.setattr(parallel, "RULES", {**parallel.RULES, "vocab": None})
-  pairs = test_train.some_pairs(rng)
-  policy = policy_of()
-  one, _ = curve(policy, parallel.make_mesh(devices=jax.devices()[:1]), pairs)
-  mesh = parallel.make_mesh(fsdp=2, model=2, devices=jax.devices()[:4])
-  many, state = curve(policy, mesh, pairs)
-  np.testing.assert_allclose(many, one, atol=1e-5)
-  assert one[0] != one[-1]
-  array = state.params["blocks"]["up"]["a"]
-  assert array.addressable_shards[0].data.shape[1] == CONFIG.width // 2

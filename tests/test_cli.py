@@ -74,6 +74,12 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
     ("--config.loss.name=nll", "'nll' does not take 'beta'"),
     ("--config.references.names=()", "'dpo' needs a reference"),
     ("--config.mesh.data=3", "does not fit 8 devices"),
+    ("--config.mesh.rules.embed=rows", "mesh.rules.embed: the mesh has no axi"),
+    ("--config.references.base.rules.rows=data", "base.rules.rows is not know"),
+    (
+      "--config.mesh.context=8 --config.data.row_length=240",
+      "row_length=240 and the quarter of it",
+    ),
     ("--config.data.rows=3", "config.data.rows=3 does not divide"),
     ("--config.data.train=none.jsonl", "none.jsonl"),
     ("--config.policy.path=none", "none"),
@@ -84,7 +90,8 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
 def test_wrong_configs(capsys, tmp_path, monkeypatch, override, match):
   monkeypatch.chdir(tmp_path)
   workdir = tmp_path / "run"
-  line = refused(capsys, "train", DEBUG, f"--workdir={workdir}", override)
+  given = [f"--workdir={workdir}", *override.split()]
+  line = refused(capsys, "train", DEBUG, *given)
   assert match in line
   assert not workdir.exists()
 

@@ -44,10 +44,21 @@ def test_defaults_are_filled_in():
 
 def test_defaults_alone_change_nothing():
   filled = settings.with_defaults(GOOD)
-  assert filled["mesh"] == dict(data=-1, fsdp=1, model=1)
+  assert filled["mesh"] == dict(data=-1, fsdp=1, context=1, model=1, rules={})
   assert filled["references"]["other"]["mode"] == "online"
   assert "steps" not in settings.with_defaults({})
   assert settings.read(filled) == settings.read(GOOD)
+
+
+def test_rules_are_text_that_a_flag_can_change():
+  values = changed("mesh.rules", dict(embed=("fsdp", "data"), vocab=None))
+  values["references"]["other"]["rules"] = dict(embed=())
+  filled = settings.with_defaults(values)
+  assert filled["mesh"]["rules"] == dict(embed="fsdp,data", vocab="")
+  checked = settings.read(values)
+  assert checked == settings.read(filled)
+  assert checked["references"]["other"]["rules"] == dict(embed="")
+  assert checked["references"]["base"]["rules"] == {}
 
 
 def test_an_integer_serves_as_a_number():
@@ -70,6 +81,10 @@ def test_an_integer_serves_as_a_number():
     ("optimizer.peak_lr", 0.0, "must be positive"),
     ("optimizer.warmup", 1.5, "at most 1"),
     ("optimizer.lr", 0.1, "config.optimizer.lr is not known.*peak_lr"),
+    ("mesh.rows", 2, "config.mesh.rows is not known.*context, data.*rules"),
+    ("mesh.rules", "fsdp", "config.mesh.rules must be a section"),
+    ("mesh.rules.embed", 3, "mesh.rules.embed must be names of mesh axes"),
+    ("policy.rules", {}, "config.policy.rules is not known"),
     ("stepz", 1, "config.stepz is not known; known here:.*steps"),
     ("data.trian", "x", "config.data.trian is not known.*train"),
     ("policy.pth", "x", "config.policy.pth is not known.*path"),

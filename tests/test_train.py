@@ -111,27 +111,6 @@ def test_a_second_reference_changes_the_curve(rng):
   assert abs(two[0]["loss"] - one[0]["loss"]) > 1e-3
 
 
-@pytest.mark.parametrize(
-  "shape", [dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, model=2)]
-)
-def test_eight_devices_equal_one(rng, shape):
-  pairs = some_pairs(rng)
-  objective = objective_of("mrpo", K=2)
-  references = (params_of(), params_of(1))
-  one, _ = curve(objective, references, pairs, steps=10, rows=8)
-  mesh = parallel.make_mesh(**shape)
-  # The embedding has 101 tokens: nothing divides them, so they stay whole.
-  rules = {**parallel.RULES, "vocab": None}
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "RULES", rules)
-    many, state = curve(
-      objective, references, pairs, steps=10, rows=8, mesh=mesh
-    )
-  np.testing.assert_allclose(losses_of(many), losses_of(one), atol=1e-5)
-  devices = state.params["blocks"]["gate"].sharding.device_set
-  assert len(devices) == 8
-
-
 def gradient_of(objective, references, view):
   """(metrics, gradient) of one step; the transformation keeps the gradient."""
   keep = optax.trace(decay=0.0)
