@@ -90,16 +90,16 @@ def test_all_weights_are_born_split(tmp_path, adapter):
     dict(fsdp=2, model=2),
     mesh=dict(rules=dict(embed="")),
     policy=dict(adapter=adapter),
-    second=dict(rules=dict(embed=("fsdp", "data"))),
+    second=dict(rules=dict(embed=("fsdp", "data"), kv_heads="")),
   )
   loaded = loading.load_models(config, models, mesh, print)
   policy, base, second = (loaded[key].params for key in models)
-  # D = 32 is whole in the policy and its base, and in four in the other one;
-  # V = 512 is in two.
+  # V = 512 is in two; D is whole in the policy and its base, where it is 32,
+  # and in four in the other, where it is 48.
   assert local(policy)["['embed']"] == (256, 32)
   assert local(base)["['embed']"] == (256, 32)
-  assert local(second)["['embed']"] == (256, 16)
-  assert local(second)["['blocks']['gate']"] == (2, 16, 32)
+  assert local(second)["['embed']"] == (256, 12)
+  assert local(second)["['blocks']['gate']"] == (2, 12, 32)
   setup = types.SimpleNamespace(
     config=config,
     workdir=tmp_path,
