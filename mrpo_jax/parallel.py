@@ -101,19 +101,22 @@ def table_shardings(table, mesh, rules=None):
 
   Args:
     table: tree of ArraySpec.
-    mesh: jax.sharding.Mesh, or an AbstractMesh.
+    mesh: jax.sharding.Mesh, or an AbstractMesh; it may lack axes.
     rules: changes to RULES; see `rules_of`.
 
   Raises:
     InputError: names the array whose axis does not divide, or for which two
       rules use one mesh axis.
   """
-  rules = rules_of(rules)
+  rules = {
+    axis: tuple(name for name in names if name in mesh.shape)
+    for axis, names in rules_of(rules).items()
+  }
 
   def sharding(array):
     entries = partition(array, rules)
     for size, axis in zip(array.shape, array.axes, strict=True):
-      names = [n for n in rules.get(axis, ()) if mesh.shape.get(n, 1) > 1]
+      names = [name for name in rules.get(axis, ()) if mesh.shape[name] > 1]
       if size % int(np.prod([mesh.shape[name] for name in names])):
         over = " * ".join(f"mesh.{name}={mesh.shape[name]}" for name in names)
         raise InputError(

@@ -28,9 +28,12 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.models import spec
 
 
+STEPS = 8  # of the 20
+
+
 @functools.cache
 def alone(adapter):
-  return meshes.curve(meshes.ALONE, adapter)[0]
+  return meshes.curve(meshes.ALONE, adapter, STEPS)[0]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +47,8 @@ def alone(adapter):
 )
 def test_eight_devices_equal_one(name, adapter):
   case = meshes.CASES[name]
-  found, state = meshes.curve(case, adapter)
-  assert found[0]["loss"] - found[-1]["loss"] > 0.01
+  found, state = meshes.curve(case, adapter, STEPS)
+  assert found[0]["loss"] - found[-1]["loss"] > 1e-3
   for figure, value in meshes.apart(found, alone(adapter)).items():
     assert value < 1e-5, figure
   leaf = jax.tree.leaves(state.params)[0]
