@@ -11,6 +11,9 @@
   mrpo report  --workdir=DIR
   mrpo bench   --config=FILE[:args] [--config.a.b=value ...] [--steps=20]
                [--warmup=3] [--store=DIR] [--json=FILE] [--trace=DIR]
+  mrpo plan    --config=FILE[:args] --topology=v5p:4x4x4|cpu:8|local
+               [--config.a.b=value ...] [--hbm=GIB] [--lengths=256,256]
+               [--fit] [--json=FILE]
   mrpo inspect FOLDER [--mesh=data=1,fsdp=4,model=2]
   mrpo prepare --data=FILE --to=DIR [--split=NAME]
 
@@ -167,9 +170,7 @@ def bench(argv):
         f"--{name}: {values[name]!r}; want a number from {least}"
       )
     counts[name] = int(values[name])
-  to = values["json"]
-  if to and not pathlib.Path(to).resolve().parent.is_dir():
-    raise InputError(f"--json {to}: no such folder")
+  to = _new_file("json", values["json"])
   from mrpo_jax import bench, settings
 
   config = settings.read(values["config"].to_dict())
@@ -186,6 +187,66 @@ def bench(argv):
     )
 
 
+def plan(argv):
+  """Compiles the steps of a config for devices that need not be here.
+
+  Prints memory, operations, exchanges between devices and the least time of a
+  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), cpu:8 or local.
+  No weights are loaded and no data is read: models are folders with a
+  config.json or names of the hub.  --hbm=GIB is what a device holds, unless
+  it is the chip's own; --lengths are the mean tokens of prompt and response
+  that times are for; --fit searches for settings that fit.
+  """
+  values = _flags(
+    argv,
+    "topology",
+    config=True,
+    switches=("fit",),
+    hbm="",
+    lengths="",
+    json="",
+  )
+  hbm = _positive("hbm", values["hbm"], float) if values["hbm"] else None
+  lengths = None
+  if values["lengths"]:
+    lengths = [
+      _positive("lengths", one, int) for one in values["lengths"].split(",")
+    ]
+    if len(lengths) != 2:
+      raise InputError(f"--lengths: {values['lengths']!r}; want like 256,256")
+  to = _new_file("json", values["json"])
+  from mrpo_jax import plan, settings
+
+  config = settings.read(values["config"].to_dict())
+  if "bandit" in config:
+    raise InputError("a bandit has no step to plan")
+  plan.run(
+    config,
+    values["topology"],
+    hbm=hbm and hbm * 2**30,
+    lengths=lengths,
+    fits=values["fit"],
+    to=to,
+    say=print,
+  )
+
+
+def _positive(name, given, kind):
+  try:
+    value = kind(given)
+  except ValueError:
+    value = 0
+  if not 0 < value < float("inf"):
+    raise InputError(f"--{name}: {given!r}; want a positive number")
+  return value
+
+
+def _new_file(name, path):
+  if path and not pathlib.Path(path).resolve().parent.is_dir():
+    raise InputError(f"--{name} {path}: no such folder")
+  return path
+
+
 def prepare(argv):
   """Turns a file of preference rows into a TFDS data set, once."""
   values = _flags(argv, "data", "to", split="train")
@@ -197,7 +258,9 @@ def prepare(argv):
 STORE_ACTIONS = ("ls", "verify", "prune", "export")
 COMMANDS = {
   f.__name__: f
-  for f in (train, score, store, export, report, bench, inspect, prepare)
+  for f in (
+    *(train, score, store, export, report, bench, plan, inspect, prepare),
+  )
 }
 
 

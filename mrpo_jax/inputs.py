@@ -76,6 +76,35 @@ def load_tokenizers(config, workdir, pairs, say):
   return Tokenizers(list(views.values()), view_of, made, identity)
 
 
+@dataclasses.dataclass(frozen=True)
+class Unread:
+  """In the place of a tokenizer that is not there: its size, if known."""
+
+  size: int = 0
+  bos_token_id: int | None = None
+  eos_token_id: int | None = None
+
+  def __len__(self):
+    return self.size
+
+
+def plan_tokenizers(config):
+  """The Tokenizers of a run that reads none: one for each name and template."""
+  views, view_of = {}, {}
+  in_order = sorted(sections(config).items(), key=lambda one: is_scored(one[1]))
+  for key, section in in_order:
+    folder = section["tokenizer"] or section["path"]
+    of_policy = folder == "policy"
+    owner = "policy" if of_policy else key
+    named = config["policy"] if of_policy else section
+    folder = named["tokenizer"] or named["path"] or owner
+    mark = folder, section["template"] or named["template"]
+    size = 0 if named["path"] else named["new"]["vocab_size"]
+    views.setdefault(mark, Unread(size))
+    view_of[key] = list(views).index(mark)
+  return Tokenizers(list(views.values()), view_of, {}, {})
+
+
 def _tokenizer(key, folder, section, workdir, pairs, made, say):
   """As it stands in its folder, or trained here: then it is in `made` too."""
   trained = pathlib.Path(workdir) / f"tokenizer-{key}"

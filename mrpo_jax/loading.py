@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models of a run, from checked settings: described, then loaded."""
 
+import copy
 import dataclasses
 import functools
 import json
+import math
 import time
 
 import jax
@@ -47,13 +49,23 @@ class Loaded:
   adapter: leaves.Adapter | None  # what they hold
 
 
-def describe_models(config, tokenizers, mesh):
-  """{key: Described} of every model, the policy first; loads no weights."""
+def describe_models(
+  config, tokenizers, mesh, *, read=hub.read_config, mark=None
+):
+  """{key: Described} of every model, the policy first; loads no weights.
+
+  Args:
+    config: of the run.
+    tokenizers: inputs.Tokenizers.
+    mesh: of the devices to compute on; they need not be here.
+    read: path -> ModelConfig.
+    mark: Base -> what its weights are known by; None hashes them.
+  """
   described = {}
-  identity_of = functools.cache(functools.partial(_identity, config))
+  identity_of = mark or functools.cache(functools.partial(_identity, config))
   for key, section in sections(config).items():
     base, view = base_of(config, key), tokenizers.view_of[key]
-    model = _model_config(config, base, tokenizers)
+    model = _model_config(config, base, tokenizers, read)
     _check_length(config, key, model)
     _check_vocabulary(key, tokenizers.views[view], model)
     _check_split(key, base, model, mesh)
@@ -68,17 +80,41 @@ def describe_models(config, tokenizers, mesh):
 
 def load_models(config, described, mesh, say):
   """{key: Loaded} of the policy and of every reference that is online."""
+
+  def read(key, one):
+    return _base_params(config, key, one, mesh, say)
+
+  def adapted(key, one, params):
+    return _adapted(config, key, one.model.config, params, mesh)
+
+  copied = functools.partial(jnp.array, copy=True)
+  return _models(described, read, adapted, copied)
+
+
+def plan_models(config, described, mesh):
+  """The same as ShapeDtypeStruct with shardings; reads no weights."""
+
+  def read(key, one):
+    return abstract_params(config, one.base, one.model.config, mesh)
+
+  def adapted(key, one, params):
+    return _adapted(
+      config, key, one.model.config, params, mesh, abstract=True
+    )
+
+  return _models(described, read, adapted, copy.copy)
+
+
+def _models(described, read_base, adapted, copied):
   online = {k: one for k, one in described.items() if not one.model.scored}
   bases = [one.base for one in online.values()]
   read, loaded = {}, {}
   for key, one in online.items():
     if one.base not in read:
-      read[one.base] = _base_params(config, key, one, mesh, say)
-    params = read[one.base]
-    adapter, params = _adapted(config, key, one.model.config, params, mesh)
+      read[one.base] = read_base(key, one)
+    adapter, params = adapted(key, one, read[one.base])
     if key == "policy" and adapter is None and bases.count(one.base) > 1:
       # The step is given the policy's own arrays to overwrite.
-      copied = functools.partial(jnp.array, copy=True)
       read[one.base] = jax.tree.map(copied, params)
     loaded[key] = Loaded(params, adapter)
   return loaded
@@ -170,6 +206,10 @@ def base_params(config, base, model, mesh=None):
       to = parallel.param_shardings(model, mesh, dict(base.rules))
     key = _random_key(config["seed"], base.new)
     params = jax.jit(make, out_shardings=to)(key)
+  return _quantized(base, model, params)
+
+
+def _quantized(base, model, params):
   if not base.quantize:
     return params
   try:
@@ -182,6 +222,30 @@ def base_params(config, base, model, mesh=None):
     ) from None
 
 
+def abstract_params(config, base, model, mesh):
+  """`base_params` as ShapeDtypeStruct with shardings."""
+  to = parallel.param_shardings(model, mesh, dict(base.rules))
+  params = _described_only(spec.abstract(model, base.dtype), to)
+  quantize = functools.partial(_quantized, base, model)
+  shapes = jax.eval_shape(quantize, params)
+
+  def like(array, parts):
+    """Integers and scales split as the array was, where they have its axes."""
+
+    def part(one):
+      of_axes = (*array.sharding.spec, *[None] * one.ndim)
+      kept = [
+        axes if axes and n % math.prod(mesh.shape[a] for a in axes) == 0 else None
+        for n, axes in zip(one.shape, of_axes, strict=False)
+      ]
+      to = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*kept))
+      return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=to)
+
+    return jax.tree.map(part, parts)
+
+  return jax.tree.map(like, params, shapes)
+
+
 def _identity(config, base):
   if base.path:
     mark = hub.fingerprint(base.path)
@@ -192,9 +256,9 @@ def _identity(config, base):
   return mark + kind + (f" in groups of {base.group}" if base.group else "")
 
 
-def _model_config(config, base, tokenizers):
+def _model_config(config, base, tokenizers, read):
   if base.path:
-    return hub.read_config(base.path)
+    return read(base.path)
   tokenizer = tokenizers.views[tokenizers.view_of[base.new]]
   return _new_config(base.new, sections(config)[base.new]["new"], tokenizer)
 
@@ -207,7 +271,7 @@ def _check_vocabulary(key, tokenizer, model):
     )
 
 
-def _adapted(config, key, model, params, mesh):
+def _adapted(config, key, model, params, mesh, *, abstract=False):
   """(Adapter, params with its leaves); without one (None, params)."""
   given = sections(config)[key]["adapter"]
   if not given:
@@ -223,13 +287,27 @@ def _adapted(config, key, model, params, mesh):
     own, to = split(adapter)
     make = functools.partial(leaves.init_adapters, own)
     make = jax.jit(make, out_shardings=to)
+    make = functools.partial(jax.eval_shape, make) if abstract else make
     arrays = make(_random_key(config["seed"], f"{key}.adapter"))
   else:
     adapter, arrays = adapters.load(_adapter_folder(config, key), table)
     if key == "policy":
       adapter = dataclasses.replace(adapter, dropout=given["dropout"])
-    arrays = jax.device_put(arrays, split(adapter)[1])
+    to = split(adapter)[1]
+    arrays = arrays if abstract else jax.device_put(arrays, to)
+  arrays = _described_only(arrays, to) if abstract else arrays
   return adapter, leaves.attach(params, arrays, adapter)
+
+
+def _described_only(arrays, to):
+  """Their ShapeDtypeStructs, split as `to` says."""
+  return jax.tree.map(
+    lambda array, to: jax.ShapeDtypeStruct(
+      array.shape, array.dtype, sharding=to
+    ),
+    arrays,
+    to,
+  )
 
 
 def _is_new(config, key):

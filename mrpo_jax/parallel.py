@@ -174,14 +174,22 @@ def global_rows(view, mesh):
 
 
 def global_figures(given, mesh):
-  """Figures of all pairs, the same on every process, as global arrays.
+  """Figures of all pairs, the same on every process, as global arrays."""
+  return jax.tree.map(
+    jax.make_array_from_process_local_data,
+    figure_shardings(given, mesh),
+    given,
+  )
+
+
+def figure_shardings(given, mesh):
+  """The tree of NamedSharding of such figures.
 
   Those of tokens are split as their rows are.
   """
 
-  def place(path, array):
+  def sharding(path, _):
     is_of_tokens = path[0].key.endswith("_ARMK")
-    sharding = rows_sharding(mesh) if is_of_tokens else replicated(mesh)
-    return jax.make_array_from_process_local_data(sharding, array)
+    return rows_sharding(mesh) if is_of_tokens else replicated(mesh)
 
-  return jax.tree.map_with_path(place, given)
+  return jax.tree.map_with_path(sharding, given)

@@ -84,27 +84,12 @@ class Scoring:
     """loader.Known of the split: what the step reads of scored references."""
     table, names = self.tables[split], self.config["references"]["names"]
     characters = [one.characters for one in table.views[0]]
-    arrays = {"character_BC": np.array(characters, np.float32).reshape(-1, 2)}
     scores = {
       k: self.of(name, split)
       for k, name in enumerate(names)
       if inputs.is_scored(self.config["references"][name])
     }
-    if not scores:
-      return loader.Known(arrays)
-    shape = (len(table.places), 2, len(names))
-    logp_NCK = np.zeros(shape, np.float32)
-    length_NCK = np.ones(shape, np.float32)
-    for k, one in scores.items():
-      logp_NCK[..., k], length_NCK[..., k] = one.logp_PC, one.token_PC
-    arrays |= {"ref_logp_BCK": logp_NCK, "ref_length_BCK": length_NCK}
-    if 0 in scores:
-      arrays["entropy_BC"] = scores[0].entropy_PC
-    token_logps = [
-      scores[k].token_logps if k in scores else None for k in range(len(names))
-    ]
-    with_tokens = any(one is not None for one in token_logps)
-    return loader.Known(arrays, tuple(token_logps) if with_tokens else ())
+    return known_of(characters, scores, len(names))
 
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""
@@ -115,6 +100,32 @@ class Scoring:
       "ref_length_NCK": np.stack([one.token_PC for one in scores], -1),
       "character_NC": scores[0].character_PC,
     }
+
+
+def known_of(characters, scores, K):
+  """loader.Known of N pairs.
+
+  Args:
+    characters: N of (chosen, rejected).
+    scores: {place among the K references: Scores of the N pairs}.
+    K: how many references there are.
+  """
+  arrays = {"character_BC": np.array(characters, np.float32).reshape(-1, 2)}
+  if not scores:
+    return loader.Known(arrays)
+  shape = (len(characters), 2, K)
+  logp_NCK = np.zeros(shape, np.float32)
+  length_NCK = np.ones(shape, np.float32)
+  for k, one in scores.items():
+    logp_NCK[..., k], length_NCK[..., k] = one.logp_PC, one.token_PC
+  arrays |= {"ref_logp_BCK": logp_NCK, "ref_length_BCK": length_NCK}
+  if 0 in scores:
+    arrays["entropy_BC"] = scores[0].entropy_PC
+  token_logps = [
+    scores[k].token_logps if k in scores else None for k in range(K)
+  ]
+  with_tokens = any(one is not None for one in token_logps)
+  return loader.Known(arrays, tuple(token_logps) if with_tokens else ())
 
 
 def plan(config, method, tables, tokenizers, described, root, *, fresh):

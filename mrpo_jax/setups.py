@@ -87,10 +87,40 @@ def set_up(config, workdir, say):
   )
 
 
-def mesh_of(config):
+def mesh_of(config, devices=None):
   """The mesh of a run: all devices, by the sizes that the config gives."""
   sizes = {axis: config["mesh"][axis] for axis in parallel.AXES}
-  return parallel.make_mesh(**sizes)
+  return parallel.make_mesh(**sizes, devices=devices)
+
+
+def planned(config, mesh, read):
+  """The SetUp of a run whose data and models are not there.
+
+  Models that name one tokenizer are taken to have one, others to differ.
+
+  Args:
+    config: nested dict that `settings.read` returned.
+    mesh: of the devices that the run would have.
+    read: path -> ModelConfig.
+  """
+  method = chosen_method(config)
+  tokenizers = inputs.plan_tokenizers(config)
+  described = loading.describe_models(
+    config, tokenizers, mesh, read=read, mark=str
+  )
+  return SetUp(
+    config,
+    workdir=None,
+    splits=[],
+    method=method,
+    mesh=mesh,
+    packing=_packing(config, mesh, method),
+    tokenizers=tokenizers,
+    tables={},
+    described=described,
+    objective=_objective(config, method, described),
+    identity={},
+  )
 
 
 def plan(setup, store, *, fresh):
@@ -168,6 +198,9 @@ def _stacked(*arrays):
   if isinstance(sharding, jax.sharding.NamedSharding):
     spec = jax.sharding.PartitionSpec(None, *sharding.spec)
     sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+  if isinstance(arrays[0], jax.ShapeDtypeStruct):  # of a plan
+    shape = (len(arrays), *arrays[0].shape)
+    return jax.ShapeDtypeStruct(shape, arrays[0].dtype, sharding=sharding)
   make = jax.jit(lambda *arrays: jnp.stack(arrays), out_shardings=sharding)
   stacked = jax.block_until_ready(make(*arrays))
   for array in arrays:
@@ -262,36 +295,46 @@ def _objective(config, method, described):
   return objective
 
 
-def state(setup, policy, transformation, moves, plan, say):
-  """(TrainState, steps done): restored, or else made and measured."""
-  model, mesh = setup.described["policy"].model.config, setup.mesh
-  method, K = setup.method, len(setup.objective.references)
-  table = specs.table(model)
+def abstract_state(setup, policy, transformation, moves):
+  """(TrainState of ShapeDtypeStruct, the function that makes a real one).
+
+  `policy` is loading.Loaded; of its arrays only the shapes are looked at.
+  """
+  table = specs.table(setup.described["policy"].model.config)
   if policy.adapter is not None:
     table = leaves.adapter_table(table, policy.adapter)
-  method_state = method.init(K)
+  method_state = setup.method.init(len(setup.objective.references))
   moving = () if moves is None else moves.names
   shardings = train_state.shardings(
     table,
     transformation,
-    mesh,
+    setup.mesh,
     method_state,
     rules=loading.rules_of(setup.config, "policy"),
     moving=moving,
   )
-  _, trained = leaves.split(policy.params)
   create = functools.partial(
     train_state.create, transformation=transformation, moving=moving
   )
+  _, trained = leaves.split(policy.params)
   shapes = jax.eval_shape(create, trained, method_state=method_state)
-  abstract = checkpoints.abstract(shapes, shardings)
+  return checkpoints.abstract(shapes, shardings), create
+
+
+def state(setup, policy, transformation, moves, plan, say):
+  """(TrainState, steps done): restored, or else made and measured."""
+  method = setup.method
+  abstract, create = abstract_state(setup, policy, transformation, moves)
   restored = checkpoints.restore(setup.workdir, abstract, say=say)
   if restored is not None:
     step, state = restored
     return state, step
+  method_state = method.init(len(setup.objective.references))
   if method.measures:
     measured = {split: plan.measured(split) for split in method.measures}
     method_state = method.measure(method_state, **measured)
+  shardings = jax.tree.map(lambda array: array.sharding, abstract)
   make = jax.jit(create, out_shardings=shardings)
+  _, trained = leaves.split(policy.params)
   seed = setup.config["seed"]
   return make(trained, method_state=method_state, seed=seed), 0

@@ -246,7 +246,8 @@ def _over_micro_batches(add, total, parts, key):
       micro_key = jax.random.fold_in(jax.random.fold_in(key, n), a)
       return add(total, micro_key, packed.micro_batch(part, a))
 
-    total = jax.lax.fori_loop(0, packed.micro_batches(part[0]), one, total)
+    with jax.named_scope(packed.scope(part[0])):
+      total = jax.lax.fori_loop(0, packed.micro_batches(part[0]), one, total)
   return total
 
 

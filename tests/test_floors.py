@@ -12,8 +12,9 @@ FLOORS = (
   "shapes errors|losses|models|data|references"
   "|parallel optimizer train_state checkpoints hub adapters"
   "|objective flops train evaluate tabular inspection writer report"
-  "|settings inputs loading scoring setups workdirs card runs bench bandit cli"
-  " __main__"
+  " chips hlo published"
+  "|settings inputs loading scoring setups workdirs card runs bench bandit plan"
+  " cli __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 PLAIN = {"jax", "mrpo_jax", *sys.stdlib_module_names}

@@ -131,6 +131,19 @@ def _scores(query_RGQE, key_RGbE, mask_RGMbb, scale, softcap):
   return score_RGMbb.reshape(R, G, Q, b), open_RGQb
 
 
+def block_counts(layout, block=BLOCK):
+  """count_N: with how many blocks of keys each block of queries is computed.
+
+  `layout` is the Layout [R, T] of some rows; of windows nothing is known.
+  """
+  T = layout.segments.shape[1]
+
+  def pad(array_RT):
+    return jnp.pad(array_RT, ((0, 0), (0, -T % block)))
+
+  return _plan(jax.tree.map(pad, layout), None, -(-T // block)).count_N
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _blockwise(scale, softcap, query, key, value, layout, window):
   return _forward(scale, softcap, query, key, value, layout, window)[0]

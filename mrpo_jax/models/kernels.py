@@ -248,7 +248,7 @@ def choose(name, config, dtype, split=WHOLE):
   rows that are split, the oracle, which XLA divides by itself.
   """
   if name == "auto":
-    name = _fastest(config, dtype, split)
+    name = fastest(config, dtype, split)
   kernel = KERNELS[name]
   if name == "splash":
     windows = tuple(sorted(set(config.layer_windows))) or (0,)
@@ -256,7 +256,8 @@ def choose(name, config, dtype, split=WHOLE):
   return kernel if name == "xla" else divided(kernel, split)
 
 
-def _fastest(config, dtype, split):
+def fastest(config, dtype, split):
+  """The name of the kernel that "auto" is on these devices."""
   if _context(split) > 1:
     return "xla"
   platform = jax.default_backend()

@@ -85,6 +85,14 @@ def token_figures(
   )
 
 
+def scope(rows):
+  """The name scope of a loop over the micro-batches of [A, R, T].
+
+  How often it runs follows from the data; `mrpo plan` finds it by this name.
+  """
+  return f"micro_batches_of_{rows.tokens_RT.shape[-1]}"
+
+
 def micro_batches(rows):
   """How many leading micro-batches of [A, R, T] hold tokens."""
   return jnp.sum(jnp.any(rows.segments_RT > 0, axis=(1, 2)), dtype=jnp.int32)
@@ -113,7 +121,8 @@ def all_token_figures(config, params, rows, pairs, *, also=(), **forward):
 
   zero_ARM = jnp.zeros(rows.slots_RM.shape, jnp.float32)
   start = dict.fromkeys(("logp", *also), zero_ARM)
-  return jax.lax.fori_loop(0, micro_batches(rows), body, start)
+  with jax.named_scope(scope(rows)):
+    return jax.lax.fori_loop(0, micro_batches(rows), body, start)
 
 
 def response_lengths(rows, pairs):

@@ -50,9 +50,7 @@ def score(
   Returns:
     How many pairs were scored.
   """
-  figures_of = jax.jit(
-    functools.partial(_figures, config, packing.batch, store.per_token, forward)
-  )
+  figures_of = compile_figures(config, packing.batch, store.per_token, forward)
   known, waiting, scored = store.known(), [], 0
   written = time.monotonic()
   starts = range(0, len(encoded), packing.batch)
@@ -76,6 +74,13 @@ def score(
   if waiting:
     _write(store, waiting)
   return scored
+
+
+def compile_figures(config, pairs, per_token, forward):
+  """The jitted scoring step: f(params, parts of a view) -> dict."""
+  return jax.jit(
+    functools.partial(_figures, config, pairs, per_token, forward)
+  )
 
 
 def _figures(config, pairs, per_token, forward, params, parts):

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a chip can do at best, as its maker says."""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Figures of one chip; a device of jax may be a part of it."""
+
+  memory: float  # bytes of HBM that programs may use
+  flops: float  # bfloat16 products, without sparsity, operations a second
+  bandwidth: float  # of the HBM, bytes a second
+  network: float  # to other chips of the slice or node, one way, bytes a second
+
+
+# Interconnects are given for both ways together: `network` is half of that.
+CHIPS = {
+  # https://docs.cloud.google.com/tpu/docs/v4 (2,400 Gbit/s for each way)
+  "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
+  # https://docs.cloud.google.com/tpu/docs/v5e (400 GB/s both ways)
+  "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
+  # https://docs.cloud.google.com/tpu/docs/v5p (1,200 GB/s both ways)
+  "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
+  # https://docs.cloud.google.com/tpu/docs/v6e (800 GB/s both ways)
+  "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9),
+  # https://docs.cloud.google.com/tpu/docs/tpu7x (1,200 GB/s both ways)
+  "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 600e9),
+  # https://www.nvidia.com/en-us/data-center/h100/ (SXM; its products are given
+  # with sparsity, twice these; NVLink 900 GB/s both ways)
+  "H100": Chip(80e9, 989.5e12, 3350e9, 450e9),
+  # https://www.nvidia.com/en-us/data-center/h200/ (SXM, likewise)
+  "H200": Chip(141e9, 989.5e12, 4800e9, 450e9),
+}
+
+
+def of_kind(kind):
+  """The name in CHIPS of a device_kind of jax, or None."""
+  return next((name for name in CHIPS if name in kind), None)
