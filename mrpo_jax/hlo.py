@@ -8,8 +8,6 @@ from the data, the caller says it.  All figures are of one device.
 
 import dataclasses
 import functools
-import itertools
-import json
 import math
 import re
 
@@ -37,6 +35,7 @@ FREE = {
   *("while", "conditional", "call", "after-all", "partition-id", "iota"),
   *("optimization-barrier", "opt-barrier", "replica-id", "get-dimension-size"),
 }
+SLICES = ("dynamic-slice", "slice", "gather")
 COLLECTIVES = (
   *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
   *("collective-permute", "ragged-all-to-all", "collective-broadcast"),
@@ -171,6 +170,8 @@ def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
     if one.opcode == "custom-call" and (target := _target(one)):
       done.kernels[target] = done.kernels.get(target, 0) + times
     kind = one.opcode.removesuffix("-start")
+    if kind == "all-reduce" and "all-reduce-scatter" in name:
+      kind = "reduce-scatter"  # as a TPU writes it
     if kind in COLLECTIVES:
       done.collectives.append(_collective(one, here, kind, times, mesh_shape))
     if not fused and one.opcode not in FREE:
@@ -286,8 +287,8 @@ def _convolution_flops(one, here):
 
 def _traffic(one, here, computations):
   """Bytes that an instruction reads and writes, slices as large as they are."""
-  if one.opcode in ("dynamic-slice", "slice", "gather"):
-    return 2 * one.bytes
+  if one.opcode in SLICES:
+    return _slice_of(one, one.operands[0], here) + one.bytes
   if one.opcode == "dynamic-update-slice":
     return 2 * here[one.operands[1]].bytes
   if one.opcode.endswith(("-start", "-done")):
@@ -324,8 +325,10 @@ def _read(operand, place, inner):
 
 def _slice_of(user, parameter, inner):
   """Bytes of an operand that an instruction touches, None for all of it."""
-  if user.opcode in ("dynamic-slice", "slice", "gather"):
-    return user.bytes if user.operands[0] == parameter else 0
+  if user.opcode in SLICES:
+    if user.operands[0] != parameter:
+      return 0
+    return _total(user) if inner[parameter].bytes else 0
   if user.opcode == "dynamic-update-slice":
     # What is overwritten in place is not read.
     return 0 if user.operands[0] == parameter else None
@@ -385,6 +388,17 @@ def _axes(rest, mesh_shape):
 
 
 def _groups(rest):
+  """Places among the devices that talk to each other [N, n], or None.
+
+  As lists, as strides of a range, or as axes of a mesh of the compiler's own,
+  whole ones or (size of what stands before)size parts of them.
+  """
+  if found := re.search(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]*)\]\))? "
+    r"\{([^}]*)\}",
+    rest,
+  ):
+    return _mesh_groups(*found.groups())
   if found := re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
   ):
@@ -399,3 +413,30 @@ def _groups(rest):
     rows = re.findall(r"\{([\d,]*)\}", found.group(1))
     return np.array([list(map(int, row.split(","))) for row in rows])
   return None
+
+
+def _mesh_groups(axes, ids, along):
+  sizes = {
+    name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)
+  }
+  shape, chosen, at = [], [], {}
+  parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along)
+  for name, size in sizes.items():
+    cuts = sorted(
+      (int(before or 1), int(n or size))
+      for axis, before, n in parts
+      if axis == name
+    )
+    done = 1
+    for before, n in cuts:
+      shape.append(before // done)
+      at[name, before] = len(shape)
+      shape.append(n)
+      done = before * n
+    shape.append(size // done)
+  chosen = [at[axis, int(before or 1)] for axis, before, _ in parts]
+  total = math.prod(sizes.values())
+  order = np.array(ids.split(","), int) if ids else np.arange(total)
+  rest = [axis for axis in range(len(shape)) if axis not in chosen]
+  width = math.prod(shape[axis] for axis in chosen)
+  return order.reshape(shape).transpose(rest + chosen).reshape(-1, width)

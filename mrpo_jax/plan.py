@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 import warnings
 
 import jax
@@ -51,7 +52,6 @@ from mrpo_jax.models import rows as packed
 from mrpo_jax.references import score
 from mrpo_jax.references.store import Scores
 
-GIB = chips.GIB
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 TOPOLOGY = re.compile(r"([\w.]+):(\d+(?:x\d+)*)")
 SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
@@ -340,12 +340,25 @@ def _argument_bytes(arguments):
   )
 
 
+def compiled_text(lowered, mesh):
+  """(compiled step, its text)."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # donations that the CPU does not use
+    if mesh.devices.flat[0].platform != "tpu":
+      compiled = lowered.compile()
+      return compiled, compiled.as_text()
+    # libtpu writes its own text: jaxlib need not know all of its operations.
+    with tempfile.TemporaryDirectory() as folder:
+      options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+      compiled = lowered.compile(compiler_options=options)
+      (file,) = pathlib.Path(folder).glob("*.after_optimizations.txt")
+      return compiled, file.read_text()
+
+
 def measured(lowered, arguments, mesh, trips):
   """dict of figures of one device, from compiling a lowered step."""
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # donations that the CPU does not use
-      compiled = lowered.compile()
+    compiled, text = compiled_text(lowered, mesh)
   except jax.errors.JaxRuntimeError as error:
     return _too_large(error, arguments)
   memory = compiled.memory_analysis()
@@ -356,9 +369,11 @@ def measured(lowered, arguments, mesh, trips):
   together = sum(sizes.values()) - 2 * sizes["alias"]
   # A later compiler says the peak itself; it is at least what is asked for.
   sizes["peak"] = together
-  text = compiled.as_text()
   work = hlo.work(text, dict(mesh.shape), trips)
-  cost = compiled.cost_analysis() or {}
+  try:
+    cost = compiled.cost_analysis() or {}
+  except jax.errors.JaxRuntimeError:  # of a compiler of another version
+    cost = {}
   return {
     "bytes": sizes,
     "flops": work.flops,
@@ -550,16 +565,14 @@ def fit(config, place, lengths, say):
       say(f"{what}: {error}")
       continue
     peak = max(f["bytes"]["peak"] for f in found["steps"].values())
-    say(f"{what}: {peak / GIB:.2f} GiB, {_verdict(found['fits'])}")
+    say(f"{what}: {_bytes(peak)}, {_verdict(found['fits'])}")
     if found["fits"]:
       return flags, found
   return None, None
 
 
 def _verdict(fits):
-  return {True: "fits", False: "does not fit", None: "fits if it has that"}[
-    fits
-  ]
+  return {True: "fits", False: "does not fit", None: "to fit"}[fits]
 
 
 # The table.
@@ -599,24 +612,34 @@ def table(found):
   )
 
 
+def sized(number, unit, step=1000):
+  """A number with a prefix: "1.25 TFLOP", "95.0 GiB"."""
+  for prefix in ("", "K", "M", "G", "T", "P", "E"):
+    if abs(number) < step or prefix == "E":
+      break
+    number /= step
+  binary = "i" if prefix and step == 1024 else ""
+  return f"{number:.4g} {prefix}{binary}{unit}"
+
+
+def _bytes(number):
+  return sized(number, "B", 1024)
+
+
 def _memory_rows(figures, memory):
   for kind, size in figures["bytes"].items():
-    yield f"  {kind}", f"{size / GIB:.2f} GiB"
-  of = "" if memory is None else f" of {memory / GIB:.2f} GiB"
-  yield f"  {_verdict(figures['fits'])}", of.removeprefix(" of ")
+    yield f"  {kind}", _bytes(size)
+  of = "" if memory is None else f"{_bytes(memory)} of a device"
+  yield f"  {_verdict(figures['fits'])}", of
 
 
 def _work_rows(figures, found):
   devices = found["devices"]
-  cost = figures["cost_analysis"]
-  loops_once = cost["flops"]
-  yield (
-    "  executed",
-    f"{figures['flops'] / 1e12:.3f} TFLOP"
-    + (f" (loops once: {loops_once / 1e12:.3f})" if loops_once else ""),
-  )
-  yield "  useful", f"{figures['useful_flops'] / devices / 1e12:.3f} TFLOP"
-  yield "  moved", f"{figures['bytes_moved'] / GIB:.2f} GiB"
+  once = figures["cost_analysis"]["flops"]
+  beside = f" (XLA, loops once: {sized(once, 'FLOP')})" if once else ""
+  yield "  executed", sized(figures["flops"], "FLOP") + beside
+  yield "  useful", sized(figures["useful_flops"] / devices, "FLOP")
+  yield "  moved", _bytes(figures["bytes_moved"])
   for name, calls in figures["kernels"].items():
     yield f"  {name}", f"{calls:.0f} calls, whose work is not counted"
   for scope in figures["unknown_loops"]:
@@ -629,13 +652,13 @@ def _work_rows(figures, found):
 
 
 def _collective_rows(figures):
-  yield "  collective", "mesh axes", "times", "GiB sent"
+  yield "  collective", "mesh axes", "times", "sent"
   for row in figures["collectives"]:
     yield (
       f"  {row['kind']}",
       " x ".join(row["axes"]) or "-",
       f"{row['count']:.0f}",
-      f"{row['bytes'] / GIB:.4f}",
+      _bytes(row["bytes"]),
     )
 
 

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mrpo plan`: what it says of a step, against counts by hand."""
+
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from mrpo_jax import chips, cli, plan, published, settings
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import families, kernels, spec
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = f"--config={ROOT}/configs/quickstart.py:dpo,debug"
+MESH = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
+# Published totals, from the model cards' safetensors.
+PARAMETERS = {
+  "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
+  "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+  "teknium/OpenHermes-2.5-Mistral-7B": 7_241_748_480,
+  "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
+  "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+  "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
+  "meta-llama/Meta-Llama-3-70B-Instruct": 70_553_706_496,
+  "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+  "princeton-nlp/Llama-3-Base-8B-SFT": 8_030_261_248,
+  "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+  "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+  "Qwen/Qwen3-4B-Instruct-2507": 4_022_468_096,
+  "01-ai/Yi-1.5-9B-Chat": 8_829_407_232,
+  "microsoft/Phi-3-medium-128k-instruct": 13_960_238_080,
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+  """The JSON and the lines of one plan."""
+  to = tmp_path_factory.mktemp("plan") / "plan.json"
+  config = _config("dpo,debug", {"mesh.data": 4, "mesh.fsdp": 2})
+  lines = []
+  plan.run(config, "cpu:8", hbm=2**30, to=str(to), say=lines.append)
+  return json.loads(to.read_text()), "\n".join(lines)
+
+
+def _config(arg, flags):
+  values = cli._get_config(f"{ROOT}/configs/quickstart.py", arg)
+  return plan.changed(settings.read(settings.with_defaults(values)), flags)
+
+
+def test_bytes_of_arguments_are_what_the_shardings_say(found):
+  shape = spec.ModelConfig(
+    vocab_size=512,
+    width=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+    mlp_width=64,
+    tied=True,
+  )
+  table = jax.tree.leaves(spec.table(shape), is_leaf=spec.is_spec)
+  # "embed" is split over fsdp=2, all else is whole.
+  shard = sum(math.prod(s.shape) / (2 if "embed" in s.axes else 1) for s in table)
+  models = 4 * (3 + 1) * shard  # float32: policy, two moments, reference
+  # 8 arrays of [8 / 8 rows, 256] and [3 x 8 / 8, 64] tokens; of both parts.
+  rows = 7 * 4 * (1 * 256 + 3 * 64)
+  counts = 4 * 5  # step, seed, Adam's and the schedule's, one more
+  characters = 4 * 8 * 2
+  size = found[0]["steps"]["train"]["bytes"]["argument"]
+  assert size == pytest.approx(models + rows + characters + counts, abs=64)
+
+
+def test_collectives_stand_under_their_axes(found):
+  rows = found[0]["steps"]["train"]["collectives"]
+  axes = {}
+  for row in rows:
+    assert row["count"] > 0 and row["bytes"] > 0
+    axes.setdefault(row["kind"], []).append(set(row["axes"]))
+  assert any("data" in some for some in axes["all-reduce"])
+  assert {"fsdp"} in axes["all-gather"]
+  assert not any("model" in some for kind in axes.values() for some in kind)
+
+
+def test_work_is_at_least_what_is_useful(found):
+  figures = found[0]["steps"]["train"]
+  useful = figures["useful_flops"] / 8
+  # Recomputed products, padding, a prompt-wide head: not many times as much.
+  assert useful < figures["flops"] < 5 * useful
+  assert figures["cost_analysis"]["flops"] > 0
+  assert not figures["unknown_loops"]
+  assert figures["fits"] and found[0]["fits"]
+
+
+def test_the_table_says_its_assumptions(found):
+  text = found[1]
+  for part in ("cpu:8", "data=4, fsdp=2", "prompts of 32", "'blockwise'"):
+    assert part in text
+  assert "useful: forward = tokens x 2" in text
+  assert "all-gather" in text and "fits" in text
+
+
+def test_a_roofline_is_the_slowest_of_three():
+  figures = {
+    "flops": 459e12,
+    "bytes_moved": 2765e9 * 3,
+    "collectives": [{"bytes": 300e9}, {"bytes": 300e9}],
+  }
+  seconds = plan.roofline(figures, chips.CHIPS["v5p"])
+  assert seconds == pytest.approx({"compute": 1, "memory": 3, "network": 1})
+  assert plan.roofline(figures, None) == {}
+
+
+def _argument_alone(lowered, arguments, mesh, trips):
+  size = float(plan._argument_bytes(arguments))
+  return {"bytes": {"argument": size, "peak": size}}
+
+
+def test_fit_finds_the_first_that_fits(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(plan, "measured", _argument_alone)
+  argv = ["plan", CONFIG, "--topology=cpu:8"]
+
+  def peak(*flags):
+    to = tmp_path / "plan.json"
+    assert cli.main([*argv, *flags, f"--json={to}"]) == 0
+    found = json.loads(to.read_text())
+    return found, max(one["bytes"]["peak"] for one in found["steps"].values())
+
+  _, whole = peak()
+  _, sharded = peak("--config.mesh.data=1", "--config.mesh.fsdp=-1")
+  assert sharded < whole / 2
+  between = (whole + sharded) / 2 / 2**30
+  capsys.readouterr()
+  found, _ = peak(f"--hbm={between}")
+  assert found["fits"] is False
+  assert "does not fit; --fit tries what would" in capsys.readouterr().out
+  found, _ = peak(f"--hbm={between}", "--fit")
+  text = capsys.readouterr().out
+  assert found["fit"]["plan"]["fits"] is True
+  flags = text.partition("fits with ")[2].split()
+  assert "--config.mesh.fsdp=-1" in flags and "--config.data.rows=0" in flags
+  again, _ = peak(f"--hbm={between}", *flags)
+  assert again["fits"] is True
+  peak(f"--hbm={sharded / 2**40}", "--fit")
+  assert "nothing of that fits" in capsys.readouterr().out
+
+
+def test_changes_come_in_order():
+  config = _config("mrpo,debug", {})
+  names = [what for what, _ in plan.changes(config, None)]
+  assert names == [
+    *("rows", "remat", "mesh", "scored references"),
+    *("int8 references", "int4 references"),
+  ]
+  flags = dict(plan.changes(config, None))["scored references"]
+  assert flags["references.base.mode"] == "scored"
+  assert flags["policy.remat"] == "full"
+
+
+@pytest.mark.parametrize(
+  "flags,match",
+  [
+    (["--topology=v9:2x2"], "want local, cpu:8, or a TPU slice like v5p"),
+    (["--topology=v5p"], "--topology=v5p: not known"),
+    (["--topology=cpu:9"], "cpu:9: this process has 8 CPU devices"),
+    (["--topology=cpu:8", "--hbm=-1"], "--hbm: '-1'; want a positive number"),
+    (["--topology=cpu:8", "--lengths=3"], "--lengths: '3'; want like 256,256"),
+    (["--topology=cpu:8", "--lengths=9,900"], "longer than config.data.row_len"),
+    (["--topology=cpu:8", "--json=none/x.json"], "no such folder"),
+    (["--topology=cpu:8", "--config.policy.path=no/model"], "no/model: no such"),
+    (["--topology=cpu:8", "--config.mesh.fsdp=3"], "does not fit 8 devices"),
+    ([], "--topology is missing"),
+  ],
+)
+def test_wrong_input_is_one_line(capsys, flags, match):
+  flags = [
+    flag.replace("9,900", "9,300") for flag in flags
+  ]
+  more = ["--config.data.max_response=900"] if "9,300" in str(flags) else []
+  assert cli.main(["plan", CONFIG, *flags, *more]) == 2
+  lines = capsys.readouterr().err.strip().split("\n")
+  assert len(lines) == 1 and match in lines[0]
+
+
+def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+  def absent(name):
+    raise plan.importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(plan.importlib.metadata, "version", absent)
+  with pytest.raises(InputError, match=r"pip install mrpo-jax\[plan\]"):
+    plan.find("v5p:2x2x1")
+
+
+def test_shapes_of_published_models():
+  for name, values in published.MODELS.items():
+    count = spec.count_parameters(families.config_from_hf(values))
+    assert count == PARAMETERS[name], name
+  assert set(PARAMETERS) == set(published.MODELS)
+
+
+def test_chips_are_found_by_what_jax_calls_them():
+  assert chips.of_kind("NVIDIA H100 80GB HBM3") == "H100"
+  assert chips.of_kind("cpu") is None
+
+
+def test_the_kernel_is_that_of_the_target():
+  shape = families.config_from_hf(published.MODELS["Qwen/Qwen2.5-0.5B-Instruct"])
+  choose = kernels.auto
+  assert choose(shape, "bfloat16", "tpu", 1) == "splash"
+  assert choose(shape, "bfloat16", "tpu", 8) == "blockwise"
+  assert choose(shape, "bfloat16", "gpu", 8) == "cudnn"
+  assert choose(shape, "float32", "gpu", 8) == "blockwise"
+
+
+def test_sizes_read_well():
+  assert plan.sized(1.25e12, "FLOP") == "1.25 TFLOP"
+  assert plan.sized(95 * 2**30, "B", 1024) == "95 GiB"
+  assert plan.sized(12.0, "B", 1024) == "12 B"
+
+
+def test_assumed_pairs_are_packed_as_a_run_packs_them():
+  config = _config("dpo,debug", {})
+  mesh = plan.parallel.make_mesh()
+  setup = plan.setups.planned(config, mesh, plan.read_shape)
+  assumed = plan.assume(setup, (32, 32))
+  lengths = plan.flops.pair_lengths(assumed.rows[0])
+  assert lengths.shape == (8, 3)
+  assert 16 <= lengths.min() and lengths.max() <= 48
+  rows = assumed.rows[0][0]
+  used = int((rows.segments_RT > 0).any(axis=(1, 2)).sum())
+  scope = f"jit(train_step)/micro_batches_of_{rows.tokens_RT.shape[-1]}/while"
+  assert assumed.of(scope) == used
+  inner = f"{scope}/body/transpose(jvp(head_gradient))/while/body/while"
+  scored = (rows.slots_RM[0] < 16).sum(1).max()
+  chunk = -(-256 // 8)
+  assert assumed.of(inner) == pytest.approx(-(-scored // chunk))
+  assert assumed.of("jit(train_step)/other/while") is None
+  assert np.isfinite(list(assumed.trips.values())).all()
