@@ -233,10 +233,10 @@ def abstract_params(config, base, model, mesh):
     """Integers and scales split as the array was, where they have its axes."""
 
     def part(one):
-      of_axes = (*array.sharding.spec, *[None] * one.ndim)
+      of_axes = (*array.sharding.spec, *[None] * one.ndim)[: one.ndim]
       kept = [
-        axes if axes and n % math.prod(mesh.shape[a] for a in axes) == 0 else None
-        for n, axes in zip(one.shape, of_axes, strict=False)
+        axes if n % _parts(mesh, axes) == 0 else None
+        for n, axes in zip(one.shape, of_axes, strict=True)
       ]
       to = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*kept))
       return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=to)
@@ -244,6 +244,12 @@ def abstract_params(config, base, model, mesh):
     return jax.tree.map(part, parts)
 
   return jax.tree.map(like, params, shapes)
+
+
+def _parts(mesh, axes):
+  """Into how many parts these axes of the mesh cut: a name, names or None."""
+  names = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(mesh.shape[name] for name in names)
 
 
 def _identity(config, base):
