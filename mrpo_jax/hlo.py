@@ -173,7 +173,8 @@ def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
     if kind == "all-reduce" and "all-reduce-scatter" in name:
       kind = "reduce-scatter"  # as a TPU writes it
     if kind in COLLECTIVES:
-      done.collectives.append(_collective(one, here, kind, times, mesh_shape))
+      exchange = _collective(one, here, kind, times, mesh_shape)
+      done.collectives += [exchange] if exchange.bytes else []
     if not fused and one.opcode not in FREE:
       done.bytes += times * _traffic(one, here, computations)
     inner, runs = _called(one), times
@@ -416,9 +417,7 @@ def _groups(rest):
 
 
 def _mesh_groups(axes, ids, along):
-  sizes = {
-    name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)
-  }
+  sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
   shape, chosen, at = [], [], {}
   parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along)
   for name, size in sizes.items():

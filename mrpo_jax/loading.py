@@ -98,9 +98,7 @@ def plan_models(config, described, mesh):
     return abstract_params(config, one.base, one.model.config, mesh)
 
   def adapted(key, one, params):
-    return _adapted(
-      config, key, one.model.config, params, mesh, abstract=True
-    )
+    return _adapted(config, key, one.model.config, params, mesh, abstract=True)
 
   return _models(described, read, adapted, copy.copy)
 

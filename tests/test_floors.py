@@ -13,8 +13,8 @@ FLOORS = (
   "|parallel optimizer train_state checkpoints hub adapters"
   "|objective flops train evaluate tabular inspection writer report"
   " chips hlo published"
-  "|settings inputs loading scoring setups workdirs card runs bench bandit plan"
-  " cli __main__"
+  "|settings inputs loading scoring setups workdirs card runs bench bandit"
+  " places planned plan_table plan cli __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 PLAIN = {"jax", "mrpo_jax", *sys.stdlib_module_names}

@@ -78,9 +78,7 @@ def score(
 
 def compile_figures(config, pairs, per_token, forward):
   """The jitted scoring step: f(params, parts of a view) -> dict."""
-  return jax.jit(
-    functools.partial(_figures, config, pairs, per_token, forward)
-  )
+  return jax.jit(functools.partial(_figures, config, pairs, per_token, forward))
 
 
 def _figures(config, pairs, per_token, forward, params, parts):
