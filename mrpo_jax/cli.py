@@ -13,7 +13,7 @@
                [--warmup=3] [--store=DIR] [--json=FILE] [--trace=DIR]
   mrpo plan    --config=FILE[:args] --topology=v5p:4x4x4|cpu:8|local
                [--config.a.b=value ...] [--hbm=GIB] [--lengths=256,256]
-               [--fit] [--json=FILE]
+               [--fit] [--json=FILE] [--program=FILE]
   mrpo inspect FOLDER [--mesh=data=1,fsdp=4,model=2]
   mrpo prepare --data=FILE --to=DIR [--split=NAME]
 
@@ -195,7 +195,8 @@ def plan(argv):
   No weights are loaded and no data is read: models are folders with a
   config.json or names of the hub.  --hbm=GIB is what a device holds, unless
   it is the chip's own; --lengths are the mean tokens of prompt and response
-  that times are for; --fit searches for settings that fit.
+  that times are for; --fit searches for settings that fit; --program=FILE
+  keeps the compiled train step as text.
   """
   values = _flags(
     argv,
@@ -205,6 +206,7 @@ def plan(argv):
     hbm="",
     lengths="",
     json="",
+    program="",
   )
   hbm = _positive("hbm", values["hbm"], float) if values["hbm"] else None
   lengths = None
@@ -215,6 +217,7 @@ def plan(argv):
     if len(lengths) != 2:
       raise InputError(f"--lengths: {values['lengths']!r}; want like 256,256")
   to = _new_file("json", values["json"])
+  keep = _new_file("program", values["program"])
   from mrpo_jax import plan, settings
 
   config = settings.read(values["config"].to_dict())
@@ -227,7 +230,7 @@ def plan(argv):
     lengths=lengths,
     fits=values["fit"],
     to=to,
-    say=print,
+    keep=keep,
   )
 
 

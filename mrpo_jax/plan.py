@@ -59,12 +59,17 @@ def compiled_text(lowered, mesh):
       return compiled, file.read_text()
 
 
-def measured(step, arguments, mesh, trips):
-  """dict of figures of one device, from compiling a jitted step."""
+def measured(step, arguments, mesh, trips, keep=""):
+  """dict of figures of one device, from compiling a jitted step.
+
+  `keep` names a file for the compiled program's text.
+  """
   try:
     compiled, text = compiled_text(step.lower(*arguments), mesh)
   except jax.errors.JaxRuntimeError as error:
     return _too_large(error, arguments)
+  if keep:
+    pathlib.Path(keep).write_text(text)
   memory = compiled.memory_analysis()
   sizes = {
     kind: getattr(memory, f"{kind}_size_in_bytes")
@@ -138,13 +143,14 @@ def roofline(figures, peak):
   }
 
 
-def plan(config, place, lengths):
+def plan(config, place, lengths, keep=""):
   """dict of all that is known of a run in a Place.
 
   Args:
     config: nested dict that `settings.read` returned.
     place: places.Place.
     lengths: (prompt, response), means in tokens; None is half of the limits.
+    keep: file for the text of the compiled train step, or "".
   """
   data = config["data"]
   limits = data["max_prompt"], data["max_response"]
@@ -153,7 +159,7 @@ def plan(config, place, lengths):
   setup = setups.planned(config, mesh, places.read_shape)
   assumed = planned.assume(setup, lengths)
   step, arguments, adapter = planned.train_step(setup, assumed.rows)
-  steps = {"train": measured(step, arguments, mesh, assumed.of)}
+  steps = {"train": measured(step, arguments, mesh, assumed.of, keep)}
   length_N3 = flops.pair_lengths(assumed.rows[0])
   useful = {"train": flops.step(setup.objective, assumed.rows, adapter)}
   in_kernels = {"train": _attention(setup, length_N3)}
@@ -165,21 +171,10 @@ def plan(config, place, lengths):
     parts = flops.forward(model, length_N3)
     useful[key], in_kernels[key] = sum(parts.values()), parts["attention"]
   for key, figures in steps.items():
-    figures["useful_flops"] = useful[key]
     if figures.get("kernels"):
       # A kernel is closed to the count: at least what it cannot do without.
       figures["flops"] += in_kernels[key] / len(place.devices)
-    figures["fits"] = (
-      None
-      if place.memory is None
-      else bool(figures["bytes"]["peak"] <= place.memory)
-    )
-    figures["seconds"] = roofline(figures, place.peak)
-    if figures["seconds"]:
-      seconds = max(figures["seconds"].values())
-      whole = seconds * place.peak.flops * len(place.devices)
-      figures["mfu_bound"] = useful[key] / whole
-      figures["pairs_per_second_bound"] = config["batch"] / seconds
+    figures |= _judged(figures, useful[key], config["batch"], place)
   verdicts = [figures["fits"] for figures in steps.values()]
   return {
     "topology": place.topology,
@@ -198,6 +193,20 @@ def plan(config, place, lengths):
     "versions": versions(),
     "date": datetime.date.today().isoformat(),
   }
+
+
+def _judged(figures, useful, batch, place):
+  """What follows from the figures of a step in a Place."""
+  judged = {"useful_flops": useful, "fits": None}
+  if place.memory is not None:
+    judged["fits"] = bool(figures["bytes"]["peak"] <= place.memory)
+  judged["seconds"] = roofline(figures, place.peak)
+  if judged["seconds"]:
+    seconds = max(judged["seconds"].values())
+    whole = seconds * place.peak.flops * len(place.devices)
+    judged["mfu_bound"] = useful / whole
+    judged["pairs_per_second_bound"] = batch / seconds
+  return judged
 
 
 def _kernel(setup):
@@ -288,7 +297,17 @@ def fit(config, place, lengths, say):
   return None, None
 
 
-def run(config, topology, *, hbm=None, lengths=None, fits=False, to="", say):
+def run(
+  config,
+  topology,
+  *,
+  hbm=None,
+  lengths=None,
+  fits=False,
+  to="",
+  keep="",
+  say=print,
+):
   """The command: says a table, and writes JSON to the file `to`.
 
   Args:
@@ -298,10 +317,11 @@ def run(config, topology, *, hbm=None, lengths=None, fits=False, to="", say):
     lengths: see `plan`.
     fits: search for what fits, where it does not?
     to: file for the figures, or "".
+    keep: see `plan`.
     say: receives lines for a person.
   """
   place = places.find(topology, hbm)
-  found = plan(config, place, lengths)
+  found = plan(config, place, lengths, keep)
   for line in plan_table.lines(found):
     say(line)
   if found["fits"] is False and fits:

@@ -56,8 +56,8 @@ def sized_bytes(number):
 def _memory_rows(figures, memory):
   for kind, size in figures["bytes"].items():
     yield f"  {kind}", sized_bytes(size)
-  of = "" if memory is None else f"{sized_bytes(memory)} of a device"
-  yield f"  {verdict(figures['fits'])}", of
+  if memory is not None:
+    yield f"  {verdict(figures['fits'])}", f"{sized_bytes(memory)} of a device"
 
 
 def _work_rows(figures, found):
@@ -90,4 +90,4 @@ def _collective_rows(figures):
 
 
 def verdict(fits):
-  return {True: "fits", False: "does not fit", None: "to fit"}[fits]
+  return "fits" if fits else "does not fit"

@@ -126,7 +126,7 @@ def test_a_roofline_is_the_slowest_of_three():
   assert plan.roofline(figures, None) == {}
 
 
-def _argument_alone(step, arguments, mesh, trips):
+def _argument_alone(step, arguments, mesh, trips, keep=""):
   size, _ = plan._argument_bytes(arguments)
   return {"bytes": {"argument": size, "peak": size}}
 

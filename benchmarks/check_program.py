@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a compiled train step: no logits, no model collected whole.
+
+  mrpo plan --config=... --topology=... --program=F
+  python -m benchmarks.check_program F --config=... --topology=...
+
+Fails where an array is as large as the logits of a micro-batch, or where all
+layers of a weight, the embedding or the head are collected at once.
+"""
+
+import argparse
+import math
+import sys
+
+import jax
+
+from mrpo_jax import cli, hlo, places, settings, setups
+from mrpo_jax.models import spec
+
+
+def faults(text, setup):
+  """Lines about what should not be there."""
+  computations, _ = hlo.parse(text)
+  models = [setup.objective.policy, *setup.objective.references]
+  mesh = setup.mesh.shape
+  rows = setup.packing.rows // (mesh["data"] * mesh["fsdp"])
+  for V in {model.config.vocab_size for model in models if not model.scored}:
+    logits = rows * setup.packing.length * (V // mesh["model"])
+    for here in computations.values():
+      for one in here.values():
+        for dtype, sizes, _ in one.shapes:
+          if V in sizes and math.prod(sizes) >= logits:
+            yield f"logits: {one.name} is {dtype}{list(sizes)}"
+  whole = {}
+  for model in models:
+    table = spec.table(model.config)
+    for one in jax.tree.leaves(table, is_leaf=spec.is_spec):
+      if len(one.shape) > 1 and math.prod(one.shape) >= model.config.width**2:
+        whole[math.prod(one.shape)] = one.name
+  for one in hlo.work(text, dict(mesh)).collectives:
+    for dtype, sizes, _ in one.shapes if one.kind == "all-gather" else ():
+      if math.prod(sizes) in whole:
+        name = whole[math.prod(sizes)]
+        yield f"collected whole: {name} as {dtype}{list(sizes)} in {one.scope}"
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser()
+  parser.add_argument("program")
+  parser.add_argument("--config", required=True)
+  parser.add_argument("--topology", required=True)
+  given = parser.parse_args(argv)
+  values = cli._get_config(*given.config.split(":", 1))
+  config = settings.read(settings.with_defaults(values))
+  place = places.find(given.topology)
+  mesh = setups.mesh_of(config, place.devices)
+  setup = setups.planned(config, mesh, places.read_shape)
+  with open(given.program) as file:
+    found = sorted(set(faults(file.read(), setup)))
+  print("\n".join(found) or "no logits, and no weight is collected whole")
+  return 1 if found else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does what a device sends stay the same when devices and batch both grow?
+
+  python -m benchmarks.weak_scaling --config=FILE[:args] TOPOLOGY ...
+
+Pairs of a step and rows of a micro-batch grow with the devices; compiled ahead
+of time, nothing is run.
+"""
+
+import argparse
+
+from mrpo_jax import cli, places, plan, settings
+from mrpo_jax.plan_table import sized_bytes
+from mrpo_jax.report import aligned
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--config", required=True)
+  parser.add_argument("--pairs", type=int, default=8, help="of each device")
+  parser.add_argument("topologies", nargs="+")
+  given = parser.parse_args(argv)
+  values = cli._get_config(*given.config.split(":", 1))
+  config = settings.read(settings.with_defaults(values))
+  rows, first = [("topology", "devices", "sent", "to the first", "peak")], None
+  for topology in given.topologies:
+    place = places.find(topology)
+    n = len(place.devices)
+    flags = {"batch": given.pairs * n, "data.rows": n}
+    flags |= {"mesh.data": 1, "mesh.fsdp": -1}
+    found = plan.plan(plan.changed(config, flags), place, None)
+    figures = found["steps"]["train"]
+    sent = sum(row["bytes"] for row in figures["collectives"])
+    first = first or sent
+    size = sized_bytes(figures["bytes"]["peak"])
+    rows.append(
+      (topology, str(n), sized_bytes(sent), f"{sent / first:.3f}", size)
+    )
+    print(aligned(rows), flush=True)
+
+
+if __name__ == "__main__":
+  main()
