@@ -4,11 +4,13 @@
 import importlib
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 from configs import common
-from mrpo_jax import cli, settings, writer
+from mrpo_jax import cli, places, planned, settings, setups, writer
+from mrpo_jax.models import spec
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(
@@ -16,7 +18,15 @@ NAMES = sorted(
   for path in (ROOT / "configs").glob("*.py")
   if path.stem not in ("__init__", "common")
 )
-RUNS = [(name, "debug") for name in NAMES]
+# Their parts run in tests of their own; all of them is planned here.
+PAPER = {
+  "llama3_70b": ("",),
+  "llama3_ultrafeedback": ("online", "scored"),
+  "mallowspo_llama3": ("",),
+  "mrpo_llama2_mistral": ("",),
+  "seven_references": ("vaw", "vdw,multi", "arwc", "window"),
+}
+RUNS = [(name, "debug") for name in NAMES if name not in PAPER]
 RUNS += [
   ("quickstart", f"{run},debug") for run in ("sft-base", "sft-second", "dpo")
 ]
@@ -30,6 +40,31 @@ def test_every_config_runs_with_debug(tmp_path, name, arg):
   lines = writer.read_lines(tmp_path / "w" / "metrics.jsonl")
   assert [line["step"] for line in lines] == [1, 2]
   assert np.isfinite([line["loss"] for line in lines]).all()
+
+
+@pytest.mark.parametrize("debug", ["", "debug"])
+@pytest.mark.parametrize(
+  "name,arg", [(name, arg) for name, args in PAPER.items() for arg in args]
+)
+def test_every_config_at_paper_scale_has_a_step(name, arg, debug):
+  arg = ",".join(filter(None, [arg, debug]))
+  values = cli._get_config(f"{ROOT}/configs/{name}.py", *filter(None, [arg]))
+  config = settings.read(settings.with_defaults(values))
+  mesh = setups.mesh_of(config, jax.devices())
+  setup = setups.planned(config, mesh, places.read_shape)
+  lengths = [
+    config["data"][f"max_{part}"] // 2 for part in ("prompt", "response")
+  ]
+  rows = planned.assume(setup, lengths).rows
+  _, arguments, adapter = planned.train_step(setup, rows)
+  policy = setup.described["policy"].model.config
+  state = arguments[0]
+  trained = sum(array.size for array in jax.tree.leaves(state.params))
+  assert trained == (adapter or spec.count_parameters(policy))
+  names = config["references"]["names"]
+  assert len(setup.objective.references) == len(names)
+  scored = sum(len(group) for group in planned.scored_names(setup))
+  assert scored >= sum(one.scored for one in setup.objective.references)
 
 
 @pytest.mark.parametrize("arg", ["", "sft-base", "sft-second", "dpo", "mrpo"])

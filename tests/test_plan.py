@@ -6,6 +6,7 @@ import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -200,6 +201,38 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setattr(places.importlib.metadata, "version", absent)
   with pytest.raises(InputError, match=r"pip install mrpo-jax\[plan\]"):
     places.find("v5p:2x2x1")
+
+
+def test_a_program_for_tpus_is_read():
+  try:
+    place = places.find("v5e:2x2")
+  except InputError as error:
+    pytest.skip(str(error))
+  mesh = parallel.make_mesh(data=1, fsdp=4, devices=place.devices)
+  P = jax.sharding.PartitionSpec
+
+  def argument(shape, *axes):
+    to = jax.sharding.NamedSharding(mesh, P(*axes))
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=to)
+
+  x_ND = argument((512, 1024), "fsdp")
+  w_LDD = argument((6, 1024, 1024), None, "fsdp")
+
+  def layer(x_ND, w_DD):
+    return jnp.tanh(x_ND @ w_DD), None
+
+  def total(w_LDD, x_ND):
+    return jax.lax.scan(layer, x_ND, w_LDD)[0].sum()
+
+  step = jax.jit(jax.grad(total), out_shardings=w_LDD.sharding)
+  figures = plan.measured(step, (w_LDD, x_ND), mesh, lambda _: None)
+  # Forward, and backward for both factors.
+  assert figures["flops"] == 3 * 6 * 2 * 128 * 1024 * 1024
+  shard = 256 * 1024 * 2  # bytes of a weight on one device
+  found = {row["kind"]: row for row in figures["collectives"]}
+  assert found["all-gather"]["bytes"] == 2 * 6 * 3 * shard
+  assert found["reduce-scatter"]["bytes"] == 6 * 3 * shard
+  assert {tuple(row["axes"]) for row in found.values()} == {("fsdp",)}
 
 
 def test_shapes_of_published_models():
