@@ -83,7 +83,9 @@ def _cpu_devices(count):
 
 
 def _tpu_devices(topology):
-  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no TPU here to ask
+  # There is no TPU here to ask, nor one that two programs could both take.
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   jax.config.update("jax_platforms", "cpu")
   from jax.experimental import topologies
 
