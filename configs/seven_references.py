@@ -22,7 +22,11 @@ UltraFeedback, and 1,000 of its test split for each of validation and test,
 where the paper draws 7,000 anew for each seed and drops long and very short
 ones.
 
-PLAN
+On v5p:2x2x1 (4 chips, a copy of the models on each) the policy's step takes 0.7
+GiB of each device's 95 before temporaries and 0.02 s at the bfloat16 peak; the
+references, one after the other, 0.9 to 26 GiB (Phi-3-medium).  What temporaries
+and exchanges add: `mrpo plan`, docs/plan.md.
+
 Append `,debug` for a minute on tiny models.
 """
 
