@@ -36,14 +36,17 @@ def faults(text, setup):
   for model in models:
     table = spec.table(model.config)
     for one in jax.tree.leaves(table, is_leaf=spec.is_spec):
-      whole[math.prod(one.shape)] = one.name, one.shape[0]
+      whole[math.prod(one.shape)] = (
+        one.name,
+        {one.shape[0], model.config.width},
+      )
       if one.stacked:
         layer = max(layer, math.prod(spec.layer_shape(one)))
   for one in hlo.work(text, dict(mesh)).collectives:
     for dtype, sizes, _ in one.shapes if one.kind == "all-gather" else ():
       size = math.prod(sizes)
-      name, first = whole.get(size, ("", 0))
-      if "f" in dtype and size > layer and first in sizes:
+      name, axes = whole.get(size, ("", {0}))
+      if "f" in dtype and size > layer and axes <= set(sizes):
         yield f"collected whole: {name} as {dtype}{list(sizes)} in {one.scope}"
 
 
