@@ -89,6 +89,11 @@ def _tpu_devices(topology):
   jax.config.update("jax_platforms", "cpu")
   from jax.experimental import topologies
 
+  # libtpu ends the process at a flag of another backend, when it compiles too:
+  # the CPU's is to read them now, and libtpu to see none.
+  jax.devices("cpu")
+  os.environ.pop("XLA_FLAGS", None)
+
   # Both cores of a v4 are one device, as on its machines.
   more = {"chip_config_name": "megachip"} if topology.startswith("v4") else {}
   try:
