@@ -83,27 +83,27 @@ def _cpu_devices(count):
 
 
 def _tpu_devices(topology):
-  # There is no TPU here to ask, nor one that two programs could both take.
-  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-  jax.config.update("jax_platforms", "cpu")
-  from jax.experimental import topologies
-
-  # libtpu ends the process at a flag of another backend, when it compiles too:
-  # the CPU's is to read them now, and libtpu to see none.
-  jax.devices("cpu")
-  os.environ.pop("XLA_FLAGS", None)
-
-  # Both cores of a v4 are one device, as on its machines.
-  more = {"chip_config_name": "megachip"} if topology.startswith("v4") else {}
   try:
     importlib.metadata.version("libtpu")
-    return topologies.get_topology_desc(topology, "tpu", **more).devices
   except ImportError:
     raise InputError(
       f"--topology={topology} needs the TPU's compiler, which runs without a "
       "TPU: pip install mrpo-jax[plan]"
     ) from None
+  # There is no TPU here to ask, nor one that two programs could both take.
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  # libtpu ends the process at a flag of another backend, when it compiles too:
+  # the CPU's is to read them now, and libtpu to see none.
+  jax.config.update("jax_platforms", "cpu")
+  jax.devices("cpu")
+  os.environ.pop("XLA_FLAGS", None)
+  from jax.experimental import topologies
+
+  # Both cores of a v4 are one device, as on its machines.
+  more = {"chip_config_name": "megachip"} if topology.startswith("v4") else {}
+  try:
+    return topologies.get_topology_desc(topology, "tpu", **more).devices
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())
     raise InputError(f"--topology={topology}: {reason}") from None
