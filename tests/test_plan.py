@@ -190,6 +190,7 @@ def test_changes_come_in_order():
   ],
 )
 def test_wrong_input_is_one_line(capsys, flags, match):
+  assert len(jax.devices()) == 8  # jax has started, and keeps to that
   assert cli.main(["plan", CONFIG, *flags]) == 2
   lines = capsys.readouterr().err.strip().split("\n")
   assert len(lines) == 1 and match in lines[0]
