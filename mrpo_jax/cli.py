@@ -2,12 +2,13 @@
 """The command `mrpo`: flags and config files become plain arguments.
 
   mrpo train   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
-               [--store=DIR] [--no-autoscore]
+               [--store=DIR] [--no-autoscore] [--allow-changed]
   mrpo score   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
-               [--store=DIR] [--part=0/1]
+               [--store=DIR] [--part=0/1] [--allow-changed]
   mrpo store   ls|verify|prune [KEY ...] --store=DIR
   mrpo store   export KEY --store=DIR --to=FILE
-  mrpo export  --workdir=DIR --to=DIR [--merge-adapters]
+  mrpo export  --workdir=DIR --to=DIR [--step=newest|best|N]
+               [--merge-adapters]
   mrpo report  --workdir=DIR
   mrpo bench   --config=FILE[:args] [--config.a.b=value ...] [--steps=20]
                [--warmup=3] [--store=DIR] [--json=FILE] [--trace=DIR]
@@ -39,10 +40,14 @@ def train(argv):
   Scores first what the store lacks of references in mode "scored"; with
   --no-autoscore it names the command that does.  --store=DIR is shared by
   runs; unless given, it is the workdir's own.
+
+  A workdir of another config, data or reference is refused, key by key, unless
+  only what changes no number differs, or numbers by rounding (the mesh, say).
+  --allow-changed goes on all the same, where the checkpoint still fits:
+  config.json then has the new values, config-<step>.json the old ones.
   """
-  values = _flags(
-    argv, "workdir", config=True, switches=("no-autoscore",), store=""
-  )
+  switches = ("no-autoscore", "allow-changed")
+  values = _flags(argv, "workdir", config=True, switches=switches, store="")
   from mrpo_jax import bandit, runs, settings
 
   config = settings.read(values["config"].to_dict())
@@ -54,6 +59,7 @@ def train(argv):
     store=values["store"],
     autoscore=not values["no-autoscore"],
     command=" ".join(a for a in argv[1:] if "no-autoscore" not in a),
+    allow_changed=values["allow-changed"],
   )
 
 
@@ -64,7 +70,10 @@ def score(argv):
   shares of the data, i from 0: n commands, on any machines that share the
   store, divide the work.
   """
-  values = _flags(argv, "workdir", config=True, store="", part="0/1")
+  switches = ("allow-changed",)
+  values = _flags(
+    argv, "workdir", config=True, switches=switches, store="", part="0/1"
+  )
   from mrpo_jax import runs, settings
 
   config = settings.read(values["config"].to_dict())
@@ -74,7 +83,13 @@ def score(argv):
   if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
     raise InputError(f"--part: {values['part']!r}; want like 0/4, from 0 on")
   part = int(part), int(parts)
-  runs.score_run(config, values["workdir"], store=values["store"], part=part)
+  runs.score_run(
+    config,
+    values["workdir"],
+    store=values["store"],
+    part=part,
+    allow_changed=values["allow-changed"],
+  )
 
 
 def store(argv):
@@ -110,17 +125,24 @@ def store(argv):
 
 
 def export(argv):
-  """Writes the newest checkpoint of a run as a Hugging Face folder.
+  """Writes a checkpoint of a run as a Hugging Face folder.
+
+  --step takes the newest one (the default), the best one by the run's
+  config.checkpoints.best, or the one of a step that is kept.
 
   A run that trained an adapter gives a folder of PEFT; --merge-adapters adds
   it to its base and gives a whole model.
   """
   switches = ("merge-adapters",)
-  values = _flags(argv, "workdir", "to", switches=switches)
+  values = _flags(argv, "workdir", "to", switches=switches, step="newest")
   from mrpo_jax import runs
 
-  merge = values["merge-adapters"]
-  runs.export(values["workdir"], values["to"], merge=merge)
+  runs.export(
+    values["workdir"],
+    values["to"],
+    step=values["step"],
+    merge=values["merge-adapters"],
+  )
 
 
 def inspect(argv):

@@ -42,7 +42,14 @@ WATCHED = 10  # steps, over which warnings judge
 
 
 def train_run(
-  config, workdir, *, store="", autoscore=True, command="", say=print
+  config,
+  workdir,
+  *,
+  store="",
+  autoscore=True,
+  command="",
+  allow_changed=False,
+  say=print,
 ):
   """Trains to `steps`, from the newest checkpoint if there is one.
 
@@ -52,12 +59,14 @@ def train_run(
     store: folder of the references' scores; "" is the workdir's own.
     autoscore: score what is missing, or refuse to start?
     command: the flags that `mrpo score` needs, for that refusal.
+    allow_changed: go on where the config, the data or a reference is not that
+      of the steps before?  What the state was made from stays refused.
     say: receives lines for a person.
   """
   stop = _stop_signal()
   workdir = pathlib.Path(workdir)
   # 1. Everything that can be wrong, before anything is written.
-  setup = setups.set_up(config, workdir, say)
+  setup = setups.set_up(config, workdir, say, allow_changed=allow_changed)
   steps = checkpoints.steps(workdir)
   plan = setups.plan(setup, store, fresh=not steps)
   refusal = None if autoscore else command
@@ -82,13 +91,13 @@ def train_run(
     say(f"resuming at step {start}")
   # 3. The workdir is this run's.
   content = {**config, "identity": setup.identity}
-  workdirs.claim(workdir, content, setup.tokenizers.made)
+  workdirs.claim(workdir, content, setup.tokenizers.made, step=start, say=say)
   # 4. The loop.
   base, _ = leaves.split(policy.params)
   frozen = base, setups.frozen(setup, loaded, moves)
   expected = None if start else setups.expected(setup, policy.adapter)
   run = Run(
-    config,
+    content,
     workdir,
     setup.objective,
     policy.adapter,
@@ -112,9 +121,13 @@ def _score_missing(setup, plan, refusal, say):
   plan.fill(setup.mesh, setup.packing, say)
 
 
-def score_run(config, workdir, *, store="", part=(0, 1), say=print):
+def score_run(
+  config, workdir, *, store="", part=(0, 1), allow_changed=False, say=print
+):
   """Scores what `train_run` of the same config would, and stops there."""
-  setup = setups.set_up(config, pathlib.Path(workdir), say)
+  setup = setups.set_up(
+    config, pathlib.Path(workdir), say, allow_changed=allow_changed
+  )
   plan = setups.plan(setup, store, fresh=True)
   if not any(plan.splits.values()):
     raise InputError(
@@ -127,8 +140,8 @@ def score_run(config, workdir, *, store="", part=(0, 1), say=print):
       say(f"references.{name}: {len(one.known())} pairs in {one.folder}")
 
 
-def export(workdir, to, *, merge=False):
-  """The newest checkpoint of a run as a Hugging Face folder.
+def export(workdir, to, *, step="newest", merge=False):
+  """A checkpoint of a run as a Hugging Face folder; see `checkpoints.find`.
 
   Of a run that trained an adapter, that adapter as PEFT writes it; with
   `merge` the whole model, the adapter added to its base.
@@ -137,7 +150,9 @@ def export(workdir, to, *, merge=False):
   if not (workdir / workdirs.CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {workdirs.CONFIG})")
   config = writer.read_json(workdir / workdirs.CONFIG)
-  step, params, model, adapter = checkpoints.newest_policy(workdir)
+  step = checkpoints.find(workdir, step, setups.best(config))
+  params, model, adapter, meta = checkpoints.policy(workdir, step)
+  config = meta["config"]  # of that step
   section = config["policy"]
   folder = section["tokenizer"] or section["path"]
   tokenizer = vocabulary.with_template(
@@ -200,6 +215,7 @@ class Run:
   _metrics: writer.Metrics | None = None
   _bar: tqdm.tqdm | None = None
   _line: tuple | None = None  # of a step that an evaluation may still join
+  _evaluation: dict | None = None  # figures of this step, if it is judged
   _counts: dict = dataclasses.field(default_factory=dict)  # step -> tokens
   _seen: list = dataclasses.field(
     default_factory=list
@@ -221,7 +237,13 @@ class Run:
     held_out = self._held_out()
     steps = self.config["steps"]
     with contextlib.ExitStack() as stack:
-      manager = stack.enter_context(checkpoints.manager(self.workdir))
+      manager = stack.enter_context(
+        checkpoints.manager(
+          self.workdir,
+          keep=self.config["checkpoints"]["keep"],
+          best=setups.best(self.config),
+        )
+      )
       self._metrics = writer.Metrics(self.workdir, step=start, say=self.say)
       stack.callback(self._metrics.close)
       # None: no bar where the output is no terminal.
@@ -233,6 +255,7 @@ class Run:
         if held_out and self._evaluates(step):
           state = self._evaluate(held_out, state, frozen)
         self._write_line()
+        self._metrics.sync()  # no line of a step that is saved may be lost
         checkpoints.save(manager, step, state, self._meta(step))
         return state
 
@@ -252,11 +275,22 @@ class Run:
       self.say(f"finished: {self.workdir} stands at step {step}")
 
   def _meta(self, step):
-    """What a checkpoint says beside its arrays, so that it can be exported."""
+    """What a checkpoint says beside its arrays: whose it is, what is in it.
+
+    With the seed of its config, the pairs that are done are the place in the
+    data.
+    """
     policy, dtype = self.objective.policy.config, self.config["policy"]["dtype"]
-    meta = {"step": step, "model": families.config_to_hf(policy, dtype)}
+    meta = {
+      "step": step,
+      "pairs": step * self.config["batch"],
+      "config": self.config,
+      "model": families.config_to_hf(policy, dtype),
+    }
     if self.adapter is not None:
       meta["adapter"] = dataclasses.asdict(self.adapter)
+    if self._evaluation is not None:
+      meta["evaluation"], self._evaluation = self._evaluation, None
     return meta
 
   def _batches(self, start):
@@ -366,6 +400,7 @@ class Run:
     figures = {f"eval/{name}": value for name, value in means.items()}
     if self._line is not None:
       self._line[1].update(figures)
+    self._evaluation = figures
     method, K = self.objective.method, len(self.objective.references)
     if not method.learns:
       return state

@@ -6,6 +6,16 @@ import math
 from mrpo_jax.errors import InputError
 
 REQUIRED = object()
+# Figures of an evaluation that can say which checkpoint is the best: 1 where
+# more of it is better, -1 where less is.
+BEST = {
+  "eval/loss": -1,
+  "eval/rewards/accuracies": 1,  # against reference 0
+  "eval/rewards/margins": 1,
+  "eval/virtual/rewards/accuracies": 1,  # against the mixture
+  "eval/policy/rewards/accuracies": 1,  # against none
+  "eval/policy_mean/rewards/accuracies": 1,  # against none, per token
+}
 
 
 def positive(value):
@@ -41,6 +51,8 @@ FIELDS = {
   "log_every": (1, int, positive),
   "eval_every": (0, int, not_negative),
   "checkpoint_every": (0, int, not_negative),
+  "checkpoints.keep": (2, int, positive),  # so many of the newest
+  "checkpoints.best": ("", str, one_of("", *BEST)),  # and the best by this
   "data.train": (REQUIRED, str, anything),
   "data.eval": ("", str, anything),
   "data.validation": ("", str, anything),  # weights of references measure here
@@ -520,10 +532,10 @@ def _bandit_pairs(given, arms):
 
 
 def differences(here, there, where=""):
-  """Keys in which two nested dicts differ, as "a.b is X there, Y here"."""
+  """(key, there, here) wherever two nested dicts differ, as ("a.b", 1, 2)."""
   if isinstance(here, dict) and isinstance(there, dict):
     for key in sorted({*here, *there}):
       inner = f"{where}.{key}" if where else key
       yield from differences(here.get(key), there.get(key), inner)
   elif here != there:
-    yield f"{where} is {there!r} there, {here!r} here"
+    yield where, there, here

@@ -16,6 +16,7 @@ from mrpo_jax import (
   losses,
   parallel,
   scoring,
+  settings,
   train,
   train_state,
   workdirs,
@@ -44,10 +45,12 @@ class SetUp:
   identity: dict
 
 
-def set_up(config, workdir, say):
+def set_up(config, workdir, say, *, allow_changed=False):
   """The SetUp of a run, or InputError; writes nothing."""
-  known = workdirs.known_run(workdir, config)
+  known = workdirs.known_run(workdir, config, allow_changed=allow_changed)
+  workdirs.check_length(workdir, config["steps"])
   method = chosen_method(config)
+  _check_best(config, method)
   mesh = mesh_of(config)
   for key in inputs.sections(config):
     loading.rules_of(config, key)
@@ -68,10 +71,14 @@ def set_up(config, workdir, say):
     **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
     **tokenizers.identity,
     **{key: one.identity for key, one in described.items()},
+    "mesh": dict(mesh.shape),
+    "code": _code(),
   }
   if known is not None:
     # Hashes of everything read, so that a resumed run reads the same.
-    workdirs.refuse_other(workdir, {"identity": identity}, known)
+    workdirs.refuse_other(
+      workdir, {"identity": identity}, known, allow_changed=allow_changed
+    )
   return SetUp(
     config,
     workdir,
@@ -121,6 +128,16 @@ def planned(config, mesh, read):
     objective=_objective(config, method, described),
     identity={},
   )
+
+
+def _code():
+  """What else the numbers of a run depend on."""
+  jax_settings = ("default_matmul_precision", "default_prng_impl", "enable_x64")
+  return {
+    "steps": train.VERSION,
+    "jax": jax.__version__,
+    **{name: getattr(jax.config, f"jax_{name}") for name in jax_settings},
+  }
 
 
 def plan(setup, store, *, fresh):
@@ -250,6 +267,25 @@ def chosen_method(config):
     f"config.loss.name={name!r} {problem}, but config.references.names is "
     f"{tuple(references)}"
   )
+
+
+def best(config):
+  """checkpoints.Best of a config; None where it names none."""
+  figure = config["checkpoints"]["best"]
+  return checkpoints.Best(figure, settings.BEST[figure]) if figure else None
+
+
+def _check_best(config, method):
+  figure = config["checkpoints"]["best"]
+  if not figure:
+    return
+  key = f"config.checkpoints.best={figure!r}"
+  if not (config["data"]["eval"] and config["eval_every"]):
+    raise InputError(f"{key}: set config.data.eval and config.eval_every")
+  if method.supervised and figure != "eval/loss":
+    raise InputError(f"{key}: {method.name!r} is judged by 'eval/loss' alone")
+  if "virtual/" in figure and not method.takes_reference:
+    raise InputError(f"{key}: {method.name!r} takes no reference")
 
 
 def _packing(config, mesh, method):

@@ -25,6 +25,9 @@ from mrpo_jax.objective import (
   summary,
 )
 
+# Of what a step computes: with another one, a run that goes on gives other
+# numbers than one that was never stopped.
+VERSION = 1
 DROPOUT = 1  # tells its draws from the method's, which use the key itself
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: whose it is, and its first file."""
+"""The folder of a run: whose it is, its first file, what may change in it."""
 
 import errno
 import json
@@ -9,10 +9,33 @@ from mrpo_jax import checkpoints, settings, writer
 from mrpo_jax.errors import InputError
 
 CONFIG = "config.json"
+# A key stands for all below it.  What may differ when a run goes on, and what
+# that means for its numbers; everything else needs the user's word.
+HARMLESS = {
+  **dict.fromkeys(
+    ("log_every", "checkpoint_every", "checkpoints"), "no number of the steps"
+  ),
+  **dict.fromkeys(
+    (
+      *("mesh", "data.rows", "identity.mesh", "identity.code.jax"),
+      *("policy.kernel", "policy.remat", "policy.chunk"),
+    ),
+    "numbers by rounding, and what dropout draws",
+  ),
+}
+# What may not: the state and the place in the data were made from these.
+FIXED = (
+  *("seed", "batch", "rounds", "references.names", "policy.new"),
+  *("policy.adapter", "identity.policy"),
+)
 
 
-def known_run(workdir, config):
-  """What the workdir says it is; None if it is new.  Changes nothing."""
+def known_run(workdir, config, *, allow_changed=False):
+  """What the workdir says it is; None if it is new.  Changes nothing.
+
+  Raises:
+    InputError: it is another run; see `refuse_other`.
+  """
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f"--workdir {workdir} is a file; name a folder")
   path = workdir / CONFIG
@@ -24,33 +47,62 @@ def known_run(workdir, config):
     known = json.loads(path.read_text(encoding="utf-8"))
   except ValueError:
     raise InputError(f"{path} is not JSON; use another --workdir") from None
-  refuse_other(workdir, config, known)
+  refuse_other(workdir, config, known, allow_changed=allow_changed)
   return known
 
 
-def refuse_other(workdir, here, known):
-  """Raises InputError where `known` differs from `here`, naming the key."""
+def refuse_other(workdir, here, known, *, allow_changed=False):
+  """Raises InputError where `known` differs from `here`, naming every key."""
   there = {key: known.get(key) for key in here}
-  for difference in settings.differences(here, there):
+  found = [
+    (key, old, new)
+    for key, old, new in settings.differences(here, there)
+    if not _below(key, HARMLESS)
+  ]
+  fixed = [key for key, _, _ in found if _below(key, FIXED)]
+  if not found or allow_changed and not fixed:
+    return
+  if fixed:
+    advice = f"{', '.join(fixed)} cannot change within a run"
+  else:
+    advice = "--allow-changed goes on from its newest checkpoint all the same"
+  raise InputError(
+    f"--workdir {workdir} belongs to another run: "
+    f"{'; '.join(_shown(*one) for one in found)}; {advice}; or use another "
+    "--workdir"
+  )
+
+
+def check_length(workdir, steps):
+  """Raises InputError where the run is longer already than `steps`."""
+  done = checkpoints.steps(workdir)[:1]
+  if done and done[0] > steps:
     raise InputError(
-      f"--workdir {workdir} belongs to another run: {difference}; "
+      f"config.steps={steps}, but {workdir} stands at step {done[0]}; "
       "use another --workdir"
     )
 
 
-def claim(workdir, values, tokenizers=None):
+def claim(workdir, values, tokenizers=None, *, step=0, say=print):
   """The first thing that a new run leaves behind; config.json comes last.
+
+  Where a run goes on with other values, each is said; config.json has the new
+  ones, and `config-<step>.json` those of the steps up to there.
 
   Args:
     workdir: folder of the run; made if it does not exist.
-    values: content of config.json, unless it is there already.
+    values: content of config.json.
     tokenizers: {folder: tokenizer} saved beside it.
+    step: from which the run goes on.
+    say: receives one line per key that changed.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    if not (workdir / CONFIG).exists():
+    if (workdir / CONFIG).exists():
+      _record_changes(workdir, values, step, say)
+    else:
       for folder, tokenizer in (tokenizers or {}).items():
         tokenizer.save_pretrained(workdir / folder)
       writer.write_json(workdir / CONFIG, values)
@@ -58,3 +110,27 @@ def claim(workdir, values, tokenizers=None):
     raise InputError(
       f"--workdir {workdir} cannot be written: {error.strerror}"
     ) from None
+
+
+def _record_changes(workdir, values, step, say):
+  known = writer.read_json(workdir / CONFIG)
+  changes = list(settings.differences(values, known))
+  for change in changes:
+    effect = HARMLESS.get(_below(change[0], HARMLESS))
+    alters = f" (changes {effect})" if effect else ""
+    say(f"from step {step} on {_shown(*change)}{alters}")
+  if changes:
+    before = workdir / f"config-{step}.json"
+    if not before.exists():  # else no step was kept since
+      writer.write_json(before, known)
+    writer.write_json(workdir / CONFIG, values)
+
+
+def _below(key, keys):
+  """The one of `keys` that the key is or stands below; None if none is."""
+  found = (one for one in keys if key == one or key.startswith(f"{one}."))
+  return next(found, None)
+
+
+def _shown(key, old, new):
+  return f"{key}: {old!r} -> {new!r}"

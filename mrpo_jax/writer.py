@@ -61,6 +61,10 @@ class Metrics:
     if self._events is not None:
       _add(self._events, step, values)
 
+  def sync(self):
+    """Waits until what is written survives the machine too."""
+    os.fsync(self._file.fileno())
+
   def close(self):
     self._file.close()
     if self._events is not None:
