@@ -33,7 +33,7 @@ def train_run(config, workdir, *, say=print):
     say: receives lines for a person.
   """
   workdir = pathlib.Path(workdir)
-  known = workdirs.known_run(workdir, config)
+  known = workdirs.known_run(workdir, config, fixed=config)
   methods = _methods(config["bandit"])
   if (workdir / RESULTS).exists():
     if known is None:

@@ -76,9 +76,7 @@ def set_up(config, workdir, say, *, allow_changed=False):
   }
   if known is not None:
     # Hashes of everything read, so that a resumed run reads the same.
-    workdirs.refuse_other(
-      workdir, {"identity": identity}, known, allow_changed=allow_changed
-    )
+    workdirs.refuse_other(workdir, {"identity": identity}, known, allow_changed)
   return SetUp(
     config,
     workdir,

@@ -30,11 +30,17 @@ FIXED = (
 )
 
 
-def known_run(workdir, config, *, allow_changed=False):
+def known_run(workdir, config, *, allow_changed=False, fixed=FIXED):
   """What the workdir says it is; None if it is new.  Changes nothing.
 
+  Args:
+    workdir: folder of the run.
+    config: nested dict that `settings.read` returned.
+    allow_changed: may keys differ that are neither harmless nor fixed?
+    fixed: keys that never may.
+
   Raises:
-    InputError: it is another run; see `refuse_other`.
+    InputError: it is another run; every key that differs is named.
   """
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f"--workdir {workdir} is a file; name a folder")
@@ -47,23 +53,23 @@ def known_run(workdir, config, *, allow_changed=False):
     known = json.loads(path.read_text(encoding="utf-8"))
   except ValueError:
     raise InputError(f"{path} is not JSON; use another --workdir") from None
-  refuse_other(workdir, config, known, allow_changed=allow_changed)
+  refuse_other(workdir, config, known, allow_changed, fixed)
   return known
 
 
-def refuse_other(workdir, here, known, *, allow_changed=False):
-  """Raises InputError where `known` differs from `here`, naming every key."""
+def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
+  """Raises InputError where `known` differs from `here`; see `known_run`."""
   there = {key: known.get(key) for key in here}
   found = [
     (key, old, new)
     for key, old, new in settings.differences(here, there)
     if not _below(key, HARMLESS)
   ]
-  fixed = [key for key, _, _ in found if _below(key, FIXED)]
-  if not found or allow_changed and not fixed:
+  never = [key for key, _, _ in found if _below(key, fixed)]
+  if not found or allow_changed and not never:
     return
-  if fixed:
-    advice = f"{', '.join(fixed)} cannot change within a run"
+  if never:
+    advice = f"{', '.join(never)} cannot change within a run"
   else:
     advice = "--allow-changed goes on from its newest checkpoint all the same"
   raise InputError(

@@ -152,7 +152,7 @@ def test_another_adapter_in_the_same_workdir_is_refused(
 ):
   other = "--config.policy.adapter.alpha=4"
   assert train(folder, finished, *LORA, *QLORA, other) == 2
-  assert "adapter.alpha is 8.0 there, 4.0 here" in capsys.readouterr().err
+  assert "adapter.alpha: 8.0 -> 4.0" in capsys.readouterr().err
 
 
 # What is loaded.

@@ -106,8 +106,8 @@ def test_a_finished_run_is_left_alone(capsys, finished):
 @pytest.mark.parametrize(
   "override,match",
   [
-    ("--config.bandit.lr=0.1", "bandit.lr is 0.005 there, 0.1 here"),
-    ("--config.steps=5", "steps is 2000 there, 5 here"),
+    ("--config.bandit.lr=0.1", "bandit.lr: 0.005 -> 0.1; bandit.lr cannot"),
+    ("--config.steps=5", "steps: 2000 -> 5; steps cannot"),
   ],
 )
 def test_another_config_is_refused(capsys, finished, override, match):

@@ -81,6 +81,8 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
       "row_length=240 and the quarter of it",
     ),
     ("--config.data.rows=3", "config.data.rows=3 does not divide"),
+    ("--config.checkpoints.keep=0", "checkpoints.keep must be positive"),
+    ("--config.checkpoints.best=loss", "must be one of '', 'eval/loss', "),
     ("--config.data.train=none.jsonl", "none.jsonl"),
     ("--config.policy.path=none", "none"),
     ("--config.policy.new.heads=3", "width=32 is not a multiple of heads=3"),
@@ -92,6 +94,39 @@ def test_wrong_configs(capsys, tmp_path, monkeypatch, override, match):
   workdir = tmp_path / "run"
   given = [f"--workdir={workdir}", *override.split()]
   line = refused(capsys, "train", DEBUG, *given)
+  assert match in line
+  assert not workdir.exists()
+
+
+BEST = "--config.checkpoints.best=eval/rewards/accuracies"
+
+
+@pytest.mark.parametrize(
+  "override,match",
+  [
+    (
+      [BEST, "--config.eval_every=0"],
+      "set config.data.eval and config.eval_ev",
+    ),
+    ([BEST, "--config.data.eval="], "set config.data.eval and config.eval_ev"),
+    (
+      [f"--config={CONFIG}:sft-base,debug", BEST, "--config.eval_every=1"],
+      "'nll' is judged by 'eval/loss' alone",
+    ),
+    (
+      [
+        "--config.checkpoints.best=eval/virtual/rewards/accuracies",
+        "--config.loss.name=simpo",
+        "--config.references.names=()",
+      ],
+      "'simpo' takes no reference",
+    ),
+  ],
+)
+def test_a_best_checkpoint_must_be_judged(capsys, tmp_path, override, match):
+  config = [] if override[0].startswith("--config=") else [DEBUG]
+  workdir = tmp_path / "run"
+  line = refused(capsys, "train", *config, *override, f"--workdir={workdir}")
   assert match in line
   assert not workdir.exists()
 

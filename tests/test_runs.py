@@ -4,18 +4,17 @@
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from benchmarks import kill_training
 from mrpo_jax import checkpoints, cli, hub, runs, train, writer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -140,34 +139,17 @@ def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
   assert_equal_runs(finished, workdir)
 
 
-def test_killed_anywhere_the_same_command_ends_bit_equal(tmp_path):
-  # In its own process; the curve to meet comes from one that is not killed.
-  command = [
-    *(sys.executable, "-m", "mrpo_jax", "train"),
-    *(f"--config={CONFIG}:dpo,debug", "--config.steps=12"),
-    *("--config.eval_every=3", "--config.checkpoint_every=1"),
-  ]
-  env = {**os.environ, "XLA_FLAGS": ""}
+def test_killed_anywhere_the_same_command_ends_bit_equal(tmp_path, monkeypatch):
+  # In processes of their own; `benchmarks/kill_training.py` has more of it.
+  monkeypatch.setenv("XLA_FLAGS", "")
+  steps, rng = 12, random.Random(0)
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-  cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-  start = dict(env=env | cache, cwd=tmp_path, stdout=subprocess.DEVNULL)
-  subprocess.run([*command, f"--workdir={whole}"], check=True, **start)
-  for wanted in (3, 7):
-    process = subprocess.Popen([*command, f"--workdir={killed}"], **start)
-    deadline = time.monotonic() + 120
-    while len(lines_of(killed)) < wanted and process.poll() is None:
-      assert time.monotonic() < deadline
-      time.sleep(0.005)
-    process.kill()
-    process.wait()
-  subprocess.run([*command, f"--workdir={killed}"], check=True, **start)
-  steps = [line["step"] for line in lines_of(killed)]
-  assert steps == list(range(1, 13))
-  assert untimed(killed) == untimed(whole)
-  a, b = (jax.tree.leaves(state_of(run, 12)) for run in (whole, killed))
-  for x, y in zip(a, b, strict=True):
-    np.testing.assert_array_equal(x, y)
+  kill_training.write_pairs(tmp_path)
+  assert kill_training.start(whole, steps).wait() == 0
+  for kind, target in (("save", 2), ("step", 7)):
+    kill_training.kill(killed, steps, kind, target, rng)
+  assert kill_training.start(killed, steps).wait() == 0
+  kill_training.compare(whole, killed, steps)
 
 
 def test_a_broken_checkpoint_is_set_aside_and_the_older_one_used(
@@ -227,19 +209,70 @@ def test_when_no_checkpoint_can_be_read_the_newest_is_named(
 @pytest.mark.parametrize(
   "override,match",
   [
-    ("--config.loss.beta=0.2", "loss.beta is 0.1 there, 0.2 here"),
-    ("--config.seed=1", "seed is 0 there, 1 here"),
-    ("--config.steps=9", "steps is 8 there, 9 here"),
+    (
+      ["--config.loss.beta=0.2", "--config.steps=9", "--config.log_every=2"],
+      "run: loss.beta: 0.1 -> 0.2; steps: 8 -> 9; --allow-changed goes on",
+    ),
+    (["--config.seed=1"], "run: seed: 0 -> 1; seed cannot change"),
+    (["--config.seed=1", "--allow-changed"], "seed cannot change"),
+    (["--config.policy.new.layers=3", "--allow-changed"], "new.layers cannot"),
+    (["--config.steps=7", "--allow-changed"], "stands at step 8"),
+    (
+      ["--config.loss.weights=sliding_window", "--allow-changed"],
+      ".method_state['weights']['shares'] is None there",
+    ),
   ],
 )
 def test_a_workdir_of_another_config_is_refused(
   finished, capsys, override, match
 ):
   before = files_of(finished)
-  assert train_debug(finished, override) == 2
+  assert train_debug(finished, *override) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and match in error
   assert files_of(finished) == before
+
+
+def test_a_change_that_is_allowed_is_recorded(finished, tmp_path, capsys):
+  workdir = tmp_path / "changed"
+  shutil.copytree(finished, workdir)
+  override = ("--config.steps=10", "--config.loss.beta=0.2")
+  assert train_debug(workdir, *override, "--allow-changed") == 0
+  said = capsys.readouterr().out
+  for change in ("loss.beta: 0.1 -> 0.2", "steps: 8 -> 10"):
+    assert f"from step 8 on {change}\n" in said
+  lines = lines_of(workdir)
+  assert [line["step"] for line in lines] == list(range(1, 11))
+  assert untimed(workdir)[:8] == untimed(finished)
+  config, before = (
+    writer.read_json(workdir / name)
+    for name in ("config.json", "config-8.json")
+  )
+  assert (config["steps"], config["loss"]["beta"]) == (10, 0.2)
+  assert before == writer.read_json(finished / "config.json")
+  for step, values in ((8, before), (10, config)):
+    meta = checkpoints.read_meta(workdir / "checkpoints" / str(step))
+    assert meta["config"] == values and meta["pairs"] == step * 8
+  assert train_debug(workdir, *override) == 0
+  assert "finished before" in capsys.readouterr().out
+  assert train_debug(workdir) == 2
+  assert "steps: 10 -> 8" in capsys.readouterr().err
+
+
+def test_another_mesh_goes_on_with_the_same_numbers(finished, tmp_path, capsys):
+  workdir = tmp_path / "other"
+  shutil.copytree(finished, workdir)
+  shutil.rmtree(workdir / "checkpoints" / "8")
+  mesh = ("--config.mesh.fsdp=2", "--config.mesh.model=2")
+  assert train_debug(workdir, *mesh) == 0
+  said = capsys.readouterr().out
+  for change in ("mesh.model: 1 -> 2", "identity.mesh.data: 8 -> 2"):
+    assert f"from step 4 on {change} (changes numbers by rounding" in said
+  for one, other in zip(lines_of(finished), lines_of(workdir), strict=True):
+    assert one["step"] == other["step"]
+    for name in ("loss", "grad_norm"):
+      assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5)
+  assert (workdir / "config-4.json").exists()
 
 
 def test_a_workdir_of_other_data_is_refused(tmp_path, capsys):
@@ -311,6 +344,30 @@ def test_export_writes_the_trained_policy(finished, tmp_path, capsys):
   assert json.loads(metrics)["eval/loss"] == last["eval/loss"]
   assert mrpo("export", f"--workdir={finished}", f"--to={to}") == 2
   assert "exists" in capsys.readouterr().err
+
+
+def test_export_takes_the_step_or_the_best(finished, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished, workdir)
+  config = writer.read_json(workdir / "config.json")
+  config["checkpoints"]["best"] = "eval/rewards/margins"
+  writer.write_json(workdir / "config.json", config)
+  judged = {
+    line["step"]: line.get("eval/rewards/margins", -1.0)
+    for line in lines_of(workdir)
+  }
+  best = max(judged, key=judged.get)
+  for which, step in (("4", 4), ("best", best)):
+    to = tmp_path / which
+    argv = ("export", f"--workdir={workdir}", f"--to={to}", f"--step={which}")
+    assert mrpo(*argv) == 0
+    assert f"step {step} of {workdir} is now {to}" in capsys.readouterr().out
+    _, params = hub.load(to)
+    want = state_of(finished, step)["params"]
+    np.testing.assert_array_equal(params["embed"], want["embed"])
+    assert f", step {step}\n" in (to / "README.md").read_text()
+  assert mrpo("export", f"--workdir={workdir}", "--to=x", "--step=5") == 2
+  assert "--step 5: no such checkpoint" in capsys.readouterr().err
 
 
 def test_report_reads_the_runs_of_a_folder(finished, capsys):

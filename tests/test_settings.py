@@ -211,6 +211,6 @@ def test_differences_name_the_keys():
   here = dict(a=1, b=dict(c=2, d=[1]))
   there = dict(a=1, b=dict(c=3, d=[1]), e=5)
   assert list(settings.differences(here, there)) == [
-    "b.c is 3 there, 2 here",
-    "e is 5 there, None here",
+    ("b.c", 3, 2),
+    ("e", 5, None),
   ]
