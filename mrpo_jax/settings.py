@@ -2,6 +2,7 @@
 """What a config file may say, checked in the first second of a run."""
 
 import math
+import typing
 
 from mrpo_jax.errors import InputError
 
@@ -531,11 +532,22 @@ def _bandit_pairs(given, arms):
   return winners, losers
 
 
+class Difference(typing.NamedTuple):
+  """A key in which two configs differ, shown as "a.b: 1 -> 2"."""
+
+  key: str
+  there: object
+  here: object
+
+  def __str__(self):
+    return f"{self.key}: {self.there!r} -> {self.here!r}"
+
+
 def differences(here, there, where=""):
-  """(key, there, here) wherever two nested dicts differ, as ("a.b", 1, 2)."""
+  """A Difference for each key in which two nested dicts differ."""
   if isinstance(here, dict) and isinstance(there, dict):
     for key in sorted({*here, *there}):
       inner = f"{where}.{key}" if where else key
       yield from differences(here.get(key), there.get(key), inner)
   elif here != there:
-    yield where, there, here
+    yield Difference(where, there, here)

@@ -53,6 +53,8 @@ def known_run(workdir, config, *, allow_changed=False, fixed=FIXED):
     known = json.loads(path.read_text(encoding="utf-8"))
   except ValueError:
     raise InputError(f"{path} is not JSON; use another --workdir") from None
+  if config.get("rounds", {}).get("count", 1) > 1:
+    fixed = (*fixed, "steps")  # a round is a share of them
   refuse_other(workdir, config, known, allow_changed, fixed)
   return known
 
@@ -61,11 +63,11 @@ def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
   """Raises InputError where `known` differs from `here`; see `known_run`."""
   there = {key: known.get(key) for key in here}
   found = [
-    (key, old, new)
-    for key, old, new in settings.differences(here, there)
-    if not _below(key, HARMLESS)
+    one
+    for one in settings.differences(here, there)
+    if not _below(one.key, HARMLESS)
   ]
-  never = [key for key, _, _ in found if _below(key, fixed)]
+  never = [one.key for one in found if _below(one.key, fixed)]
   if not found or allow_changed and not never:
     return
   if never:
@@ -74,8 +76,7 @@ def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
     advice = "--allow-changed goes on from its newest checkpoint all the same"
   raise InputError(
     f"--workdir {workdir} belongs to another run: "
-    f"{'; '.join(_shown(*one) for one in found)}; {advice}; or use another "
-    "--workdir"
+    f"{'; '.join(map(str, found))}; {advice}; or use another --workdir"
   )
 
 
@@ -122,9 +123,9 @@ def _record_changes(workdir, values, step, say):
   known = writer.read_json(workdir / CONFIG)
   changes = list(settings.differences(values, known))
   for change in changes:
-    effect = HARMLESS.get(_below(change[0], HARMLESS))
+    effect = HARMLESS.get(_below(change.key, HARMLESS))
     alters = f" (changes {effect})" if effect else ""
-    say(f"from step {step} on {_shown(*change)}{alters}")
+    say(f"from step {step} on {change}{alters}")
   if changes:
     before = workdir / f"config-{step}.json"
     if not before.exists():  # else no step was kept since
@@ -136,7 +137,3 @@ def _below(key, keys):
   """The one of `keys` that the key is or stands below; None if none is."""
   found = (one for one in keys if key == one or key.startswith(f"{one}."))
   return next(found, None)
-
-
-def _shown(key, old, new):
-  return f"{key}: {old!r} -> {new!r}"

@@ -8,7 +8,7 @@ import runpy
 
 import pytest
 
-from mrpo_jax import losses
+from mrpo_jax import losses, settings, workdirs
 from mrpo_jax.models import families
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -33,6 +33,12 @@ def test_the_page_of_models_names_every_family():
   page = (DOCS / "models.md").read_text(encoding="utf-8")
   for family in families.FAMILIES:
     assert f"| `{family}` |" in page and f"| {family} |" in page, family
+
+
+def test_the_page_of_resuming_names_what_may_change_and_what_may_not():
+  page = (DOCS / "resume.md").read_text(encoding="utf-8")
+  for key in (*workdirs.HARMLESS, *workdirs.FIXED, *settings.BEST):
+    assert f"`{key}`" in page, key
 
 
 @pytest.mark.parametrize("name", MAKER["MODULES"])

@@ -210,7 +210,6 @@ def test_integers_are_not_trained():
 def test_differences_name_the_keys():
   here = dict(a=1, b=dict(c=2, d=[1]))
   there = dict(a=1, b=dict(c=3, d=[1]), e=5)
-  assert list(settings.differences(here, there)) == [
-    ("b.c", 3, 2),
-    ("e", 5, None),
-  ]
+  found = list(settings.differences(here, there))
+  assert found == [("b.c", 3, 2), ("e", 5, None)]
+  assert list(map(str, found)) == ["b.c: 3 -> 2", "e: 5 -> None"]
