@@ -174,6 +174,17 @@ def test_no_harm_to_one_file_gives_another_state(two, tmp_path, harm):
   assert any(name.startswith("state/d/") for name in fell_back)
 
 
+def test_a_state_that_is_not_what_was_saved_is_not_used(two, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(two, workdir)
+  folder = workdir / "checkpoints"
+  shutil.rmtree(folder / "2" / "state")
+  shutil.copytree(folder / "1" / "state", folder / "2" / "state")
+  step, _, said = restored(workdir)
+  assert step == 1
+  assert "(its step differs from the checksum); using step 1" in said[0]
+
+
 def test_a_step_that_broke_twice(two, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(two, workdir)
