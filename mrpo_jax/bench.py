@@ -115,7 +115,7 @@ class Bench:
     ended = time.perf_counter()
     objective = self._setup.objective
     policy_rows = rows[objective.policy.view]
-    tokens, slots = pack.token_counts(policy_rows)
+    tokens, slots = map(int, pack.token_counts(policy_rows))
     pairs = len(flops.pair_lengths(policy_rows))
     return {
       "seconds": ended - started,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from mrpo_jax import processes
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import families, leaves
 
@@ -171,7 +172,8 @@ def restore(workdir, abstract_state, *, say=print):
       broken.append((folder / str(step), _first_line(error)))
       continue
     for path, reason in broken:
-      _set_aside(path)
+      if processes.is_first():
+        _set_aside(path)
       say(f"checkpoint {path} cannot be read ({reason}); using step {step}")
     return step, state
   if not found:
@@ -193,11 +195,26 @@ def _set_aside(path):
 
 
 def read(path, abstract_state):
-  """One state into its shardings; ValueError where it is not what was saved."""
-  meta = read_meta(path)
-  _check_arrays(path, _arrays(abstract_state), meta["arrays"])
-  with ocp.StandardCheckpointer() as checkpointer:
-    state = checkpointer.restore(path / "state", abstract_state)
+  """One state into its shardings; ValueError where it is not what was saved.
+
+  What one process cannot read, none has read.
+
+  Raises:
+    InputError: its arrays have other shapes.
+  """
+  state, meta, reason = None, None, None
+  try:
+    meta = read_meta(path)
+    _check_arrays(path, _arrays(abstract_state), meta["arrays"])
+    with ocp.StandardCheckpointer() as checkpointer:
+      state = checkpointer.restore(path / "state", abstract_state)
+  except InputError:  # all processes find the same
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    reason = _first_line(error)
+  reasons = [one for one in processes.gather(reason) if one is not None]
+  if reasons:
+    raise ValueError(reasons[0])
   for field, tree in vars(state).items():
     _compare(field, tree, meta)
   return state

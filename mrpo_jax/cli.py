@@ -2,9 +2,9 @@
 """The command `mrpo`: flags and config files become plain arguments.
 
   mrpo train   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
-               [--store=DIR] [--no-autoscore] [--allow-changed]
+               [--store=DIR] [--no-autoscore] [--allow-changed] [processes]
   mrpo score   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
-               [--store=DIR] [--part=0/1] [--allow-changed]
+               [--store=DIR] [--part=0/1] [--allow-changed] [processes]
   mrpo store   ls|verify|prune [KEY ...] --store=DIR
   mrpo store   export KEY --store=DIR --to=FILE
   mrpo export  --workdir=DIR --to=DIR [--step=newest|best|N]
@@ -17,6 +17,15 @@
                [--fit] [--json=FILE] [--program=FILE]
   mrpo inspect FOLDER [--mesh=data=1,fsdp=4,model=2]
   mrpo prepare --data=FILE --to=DIR [--split=NAME]
+
+On several hosts every one runs the same command.  A TPU pod, Slurm (a task per
+process) and Open MPI are found out; elsewhere [processes] is
+
+  --coordinator=HOST:PORT --processes=N --process=I
+
+where process 0 of N listens at HOST:PORT; --processes=1 is one by itself
+wherever it runs.  All see one workdir; process 0 writes.  When one ends, all
+end: with its message, or where it was killed within a minute.
 
 Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault.
 """
@@ -46,12 +55,14 @@ def train(argv):
   --allow-changed goes on all the same, where the checkpoint still fits:
   config.json then has the new values, config-<step>.json the old ones.
   """
-  switches = ("no-autoscore", "allow-changed")
+  argv, switches = _meet(argv), ("no-autoscore", "allow-changed")
   values = _flags(argv, "workdir", config=True, switches=switches, store="")
-  from mrpo_jax import bandit, runs, settings
+  from mrpo_jax import bandit, processes, runs, settings
 
   config = settings.read(values["config"].to_dict())
   if "bandit" in config:
+    if processes.several():
+      raise InputError("a bandit runs in one process")
     return bandit.train_run(config, values["workdir"])
   runs.train_run(
     config,
@@ -70,7 +81,7 @@ def score(argv):
   shares of the data, i from 0: n commands, on any machines that share the
   store, divide the work.
   """
-  switches = ("allow-changed",)
+  argv, switches = _meet(argv), ("allow-changed",)
   values = _flags(
     argv, "workdir", config=True, switches=switches, store="", part="0/1"
   )
@@ -310,21 +321,36 @@ def main(argv=None):
 
 
 def _run(command, argv):
+  from mrpo_jax import processes
+
   try:
     command(argv)
-  except InputError as error:
-    return _fail(2, error)
-  except flags.Error as error:
-    return _fail(2, str(error).strip().split("\n")[-1])
-  except StoppedRun as error:
-    return _fail(1, f"{error}; the last checkpoint is kept")
-  except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-    return _fail(2, f"{error.filename}: {error.strerror}")
   except Exception as error:
-    if not _disk_is_full(error):
+    said = _said(error)
+    if processes.several():
+      processes.end(*(said or processes.fault(error)))
+    if said is None:
       raise
-    return _fail(1, "the disk is full; make room, the same command resumes")
+    return _fail(*said)
+  processes.leave()
   return 0
+
+
+def _said(error):
+  """(exit code, line) of what the user can mend; None for a fault."""
+  if isinstance(error, InputError):
+    return 2, _one_line(error)
+  if isinstance(error, flags.Error):
+    return 2, str(error).strip().split("\n")[-1]
+  if isinstance(error, StoppedRun):
+    return 1, _one_line(f"{error}; the last checkpoint is kept")
+  if isinstance(
+    error, (PermissionError, FileNotFoundError, NotADirectoryError)
+  ):
+    return 2, f"{error.filename}: {error.strerror}"
+  if _disk_is_full(error):
+    return 1, "the disk is full; make room, the same command resumes"
+  return None
 
 
 def _disk_is_full(error):
@@ -338,10 +364,49 @@ def _disk_is_full(error):
   return False
 
 
-def _fail(code, message):
-  line = " ".join(str(message).split("\n"))
+def _one_line(message):
+  return " ".join(str(message).split("\n"))
+
+
+def _fail(code, line):
   print(f"error: {line}", file=sys.stderr)
   return code
+
+
+def _meet(argv):
+  """Joins the run's other processes; argv without the flags that say how."""
+  from mrpo_jax import processes
+
+  parsed = flags.FlagValues()
+  for name in ("coordinator", "processes", "process"):
+    flags.DEFINE_string(name, "", "", flag_values=parsed)
+  parsed.set_gnu_getopt()
+  rest = parsed(["mrpo", *argv[1:]], known_only=True)[1:]
+  coordinator, count, index = (
+    parsed[name].value for name in ("coordinator", "processes", "process")
+  )
+  if not (coordinator or count or index):
+    processes.start()
+  elif count != "1" or coordinator or index:
+    _check_meeting(coordinator, count, index)
+    processes.start(coordinator, int(count), int(index))
+  return [argv[0], *rest]
+
+
+def _check_meeting(coordinator, count, index):
+  if not (coordinator and count and index):
+    raise InputError("--coordinator, --processes and --process go together")
+  host, _, port = coordinator.rpartition(":")
+  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    raise InputError(
+      f"--coordinator: {coordinator!r}; want HOST:PORT, where process 0 listens"
+    )
+  if not (count.isdecimal() and int(count)):
+    raise InputError(f"--processes: {count!r}; want a number from 1 on")
+  if not (index.isdecimal() and int(index) < int(count)):
+    raise InputError(
+      f"--process: {index!r}; want a number from 0 to {int(count) - 1}"
+    )
 
 
 def _flags(argv, *required, config=False, switches=(), **optional):

@@ -7,7 +7,7 @@ import functools
 import jax
 import numpy as np
 
-from mrpo_jax import train
+from mrpo_jax import processes, train
 from mrpo_jax.models import leaves
 from mrpo_jax.objective import (
   Objective,
@@ -56,9 +56,11 @@ class HeldOut:
       figures = self._policy(
         references, base, state.params, state.seed, views, frozen
       )
-      values = self._metrics(state.method_state, figures, frozen)
+      values = processes.whole(
+        self._metrics(state.method_state, figures, frozen)
+      )
       for name, value_B in values.items():
-        value_B = np.asarray(value_B, np.float64)[: len(indices)]
+        value_B = value_B.astype(np.float64)[: len(indices)]
         found.setdefault(name, []).append(value_B)
       places = [self.places[index] for index in indices]
       pairs += _records(places, figures, frozen)
@@ -77,13 +79,12 @@ def _policy(objective, references, base, trained, seed, views, frozen):
 
 def _records(places, figures, frozen):
   """One JSON-ready dict per real pair: sums, so that any margin follows."""
-  policy = np.asarray(figures["logp_BC"])
-  lengths = np.asarray(frozen["length_BC"])
   ref_logp_BCK = reference_logps(figures, frozen)
-  no_reference = np.zeros((*policy.shape, 0), np.float32)
-  references = (
-    no_reference if ref_logp_BCK is None else np.asarray(ref_logp_BCK)
+  policy, lengths, references = processes.whole(
+    (figures["logp_BC"], frozen["length_BC"], ref_logp_BCK)
   )
+  if references is None:
+    references = np.zeros((*policy.shape, 0), np.float32)
   return [
     {
       "pair": place,

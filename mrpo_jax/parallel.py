@@ -161,6 +161,30 @@ def row_shards(mesh):
   return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
+def row_share(mesh):
+  """(i, n): this process reads the i-th of n equal shares of the rows.
+
+  Processes whose devices hold the same rows, as along `model`, share one.
+
+  Raises:
+    InputError: the devices of two processes hold some rows in common, not all.
+  """
+  shards = row_shards(mesh)
+  places = rows_sharding(mesh).devices_indices_map((1, shards, 1))
+  held = {}
+  for device, (_, rows, _) in places.items():
+    held.setdefault(device.process_index, set()).add(rows.start or 0)
+  shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+  if len({len(share) for share in shares}) > 1 or shards != sum(
+    map(len, shares)
+  ):
+    raise InputError(
+      f"mesh {dict(mesh.shape)}: the rows do not divide over {len(held)} "
+      "processes; change mesh.data, mesh.fsdp or mesh.model"
+    )
+  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
 def rows_sharding(mesh):
   return NamedSharding(mesh, PartitionSpec(None, ROWS, None))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 from mrpo_jax import (
   adapters,
@@ -24,6 +25,7 @@ from mrpo_jax import (
   loading,
   optimizer,
   parallel,
+  processes,
   report,
   scoring,
   setups,
@@ -31,7 +33,7 @@ from mrpo_jax import (
   workdirs,
   writer,
 )
-from mrpo_jax.data import loader, pack, vocabulary
+from mrpo_jax.data import loader, vocabulary
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models import families, leaves
 from mrpo_jax.models import spec as specs
@@ -49,7 +51,7 @@ def train_run(
   autoscore=True,
   command="",
   allow_changed=False,
-  say=print,
+  say=processes.say,
 ):
   """Trains to `steps`, from the newest checkpoint if there is one.
 
@@ -122,9 +124,17 @@ def _score_missing(setup, plan, refusal, say):
 
 
 def score_run(
-  config, workdir, *, store="", part=(0, 1), allow_changed=False, say=print
+  config,
+  workdir,
+  *,
+  store="",
+  part=(0, 1),
+  allow_changed=False,
+  say=processes.say,
 ):
   """Scores what `train_run` of the same config would, and stops there."""
+  if processes.several():  # jax has taken the signal for itself
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
   setup = setups.set_up(
     config, pathlib.Path(workdir), say, allow_changed=allow_changed
   )
@@ -187,10 +197,16 @@ def export(workdir, to, *, step="newest", merge=False):
 
 
 def _stop_signal():
-  """SIGTERM asks the run to finish its step, save and leave."""
+  """SIGTERM asks the run to finish its step, save and leave.
+
+  One process of several is enough: jax catches the signal and has all of them
+  agree on a step.
+  """
+  if processes.several():
+    return multihost_utils.reached_preemption_sync_point
   asked = []
   signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  return lambda: bool(asked)
+  return lambda step: bool(asked)
 
 
 # The loop.
@@ -216,7 +232,6 @@ class Run:
   _bar: tqdm.tqdm | None = None
   _line: tuple | None = None  # of a step that an evaluation may still join
   _evaluation: dict | None = None  # figures of this step, if it is judged
-  _counts: dict = dataclasses.field(default_factory=dict)  # step -> tokens
   _seen: list = dataclasses.field(
     default_factory=list
   )  # metrics of first steps
@@ -244,10 +259,11 @@ class Run:
           best=setups.best(self.config),
         )
       )
-      self._metrics = writer.Metrics(self.workdir, step=start, say=self.say)
-      stack.callback(self._metrics.close)
+      if processes.is_first():
+        self._metrics = writer.Metrics(self.workdir, step=start, say=self.say)
+        stack.callback(self._metrics.close)
       # None: no bar where the output is no terminal.
-      hidden = None if jax.process_index() == 0 else True
+      hidden = None if processes.is_first() else True
       self._bar = tqdm.tqdm(total=steps, initial=start, disable=hidden)
       stack.callback(self._bar.close)
 
@@ -255,7 +271,8 @@ class Run:
         if held_out and self._evaluates(step):
           state = self._evaluate(held_out, state, frozen)
         self._write_line()
-        self._metrics.sync()  # no line of a step that is saved may be lost
+        if self._metrics is not None:
+          self._metrics.sync()  # no line of a step that is saved may be lost
         checkpoints.save(manager, step, state, self._meta(step))
         return state
 
@@ -294,17 +311,15 @@ class Run:
     return meta
 
   def _batches(self, start):
-    seed, view = self.config["seed"], self.objective.policy.view
     batches = loader.training(
       self._views("train"),
       self.packing,
-      seed=seed,
+      seed=self.config["seed"],
       start=start,
       known=self.known["train"],
     )
-    for step, (rows, given) in batches:
-      self._counts[step] = pack.token_counts(rows[view])
-      yield step, self._place(rows, given)
+    for step, batch in batches:
+      yield step, self._place(*batch)
 
   def _views(self, split):
     """Of the tokenizers that the step reads."""
@@ -337,12 +352,11 @@ class Run:
     """Takes the figures of one step; an evaluation may still join them."""
     if step == 1 and self.expected is not None:
       _check_start(metrics["loss"], self.expected, self.config)
-    real, slots = self._counts.pop(step)
+    tokens = {k: int(metrics.pop(k)) for k in ("tokens/real", "tokens/slots")}
     values = {
       **metrics,
       "learning_rate": self._learning_rate(step),
-      "tokens/real": real,
-      "tokens/slots": slots,
+      **tokens,
       "pairs": self.config["batch"],
       "dropped": self.tables["train"].dropped,
       "truncated": self.tables["train"].truncated,
@@ -365,7 +379,8 @@ class Run:
     if self._line is None:
       return
     (step, values), self._line = self._line, None
-    self._metrics.write(step, values)
+    if self._metrics is not None:
+      self._metrics.write(step, values)
     steps = self.config["steps"]
     if self._bar.disable and (step == 1 or step % max(1, steps // 5) == 0):
       self.say(f"step {step}/{steps}  loss {values['loss']:.4f}")
@@ -396,7 +411,8 @@ class Run:
     """The state, with what its method learns from the held-out pairs."""
     means, pairs = held_out(state, *frozen)
     self._warn(means)
-    writer.write_lines(self.workdir / report.PAIRS, pairs)
+    if processes.is_first():
+      writer.write_lines(self.workdir / report.PAIRS, pairs)
     figures = {f"eval/{name}": value for name, value in means.items()}
     if self._line is not None:
       self._line[1].update(figures)

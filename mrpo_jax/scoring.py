@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import tqdm
 
-from mrpo_jax import inputs, loading, parallel
+from mrpo_jax import inputs, loading, parallel, processes
 from mrpo_jax.data import encode, loader, vocabulary
 from mrpo_jax.errors import InputError
 from mrpo_jax.references import score
@@ -27,14 +27,18 @@ class Scoring:
   splits: dict  # reference's name -> splits whose scores the run reads
 
   def missing(self):
-    """{(name, split): how many pairs are not in the store}."""
-    counts = {}
+    """{(name, split): how many pairs are not in the store}, as process 0 says.
+
+    When it returns, every process has written what it had to.
+    """
+    counts = []
     for name, splits in self.splits.items():
       known = self.stores[name].known() if splits else ()
       for split in splits:
         rows = set(self.tables[split].fingerprints)
-        counts[name, split] = len(rows.difference(known))
-    return {key: count for key, count in counts.items() if count}
+        counts.append((name, split, len(rows.difference(known))))
+    counts = processes.gather(counts)[0]
+    return {(name, split): count for name, split, count in counts if count}
 
   def fill(self, mesh, packing, say, *, part=(0, 1)):
     """Scores what is missing, one reference in memory at a time."""
@@ -66,6 +70,7 @@ class Scoring:
           )
         say(f"{key}: scored {scored} pairs of {split}")
       del params
+    processes.gather(None)  # all is written
 
   def of(self, name, split):
     """Scores of every pair of the split, in its order."""

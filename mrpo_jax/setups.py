@@ -4,6 +4,8 @@
 import collections
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 
 import jax
@@ -15,6 +17,7 @@ from mrpo_jax import (
   loading,
   losses,
   parallel,
+  processes,
   scoring,
   settings,
   train,
@@ -74,6 +77,10 @@ def set_up(config, workdir, say, *, allow_changed=False):
     "mesh": dict(mesh.shape),
     "code": _code(),
   }
+  _agree(
+    {"config": config, "identity": identity}
+    | {"checkpoints": checkpoints.steps(workdir)}
+  )
   if known is not None:
     # Hashes of everything read, so that a resumed run reads the same.
     workdirs.refuse_other(workdir, {"identity": identity}, known, allow_changed)
@@ -136,6 +143,24 @@ def _code():
     "jax": jax.__version__,
     **{name: getattr(jax.config, f"jax_{name}") for name in jax_settings},
   }
+
+
+def _agree(here):
+  """Raises InputError where a process was given, or found, other things.
+
+  When it returns, every process has read the workdir.
+  """
+  text = json.dumps(here, sort_keys=True)
+  marks = processes.gather(hashlib.sha256(text.encode()).hexdigest())
+  if len(set(marks)) == 1:
+    return
+  found = processes.gather(here)
+  other = next(n for n, mark in enumerate(marks) if mark != marks[0])
+  difference = next(settings.differences(found[other], found[0]))
+  raise InputError(
+    f"process {other} has other things before it than process 0: {difference}; "
+    "give both the same command, files and workdir"
+  )
 
 
 def plan(setup, store, *, fresh):
@@ -288,6 +313,7 @@ def _check_best(config, method):
 
 def _packing(config, mesh, method):
   shards = parallel.row_shards(mesh)
+  share, shares = parallel.row_share(mesh)
   rows = config["data"]["rows"] or shards
   if rows % shards:
     raise InputError(
@@ -305,8 +331,8 @@ def _packing(config, mesh, method):
       batch=config["batch"],
       length=config["data"]["row_length"],
       rows=rows,
-      process=jax.process_index(),
-      processes=jax.process_count(),
+      process=share,
+      processes=shares,
       mark_differences=method.reads_differences,
     )
   except ValueError as error:

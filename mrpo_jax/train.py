@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mrpo_jax import losses
+from mrpo_jax.data import pack
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import leaves
 from mrpo_jax.models import rows as packed
@@ -118,7 +119,7 @@ def train_step(
     moves: Moves of reference 0, static; None where it stays.
 
   Returns:
-    (state, metrics): metrics are float32 scalars.
+    (state, metrics): metrics are scalars, those of tokens integers.
   """
   if moves is not None:
     state = moves(state, transformation)
@@ -163,6 +164,9 @@ def train_step(
   values = pair_metrics(objective, state.method_state, figures, frozen)
   metrics = summary(values, mean)
   metrics["grad_norm"] = optax.tree.norm(gradient)
+  metrics["tokens/real"], metrics["tokens/slots"] = pack.token_counts(
+    views[objective.policy.view]
+  )
   policy_BC, ref_BCK, more = method_arguments(figures, frozen)
   method_state = objective.method.update(
     state.method_state, policy_BC, ref_BCK, **more
@@ -300,7 +304,7 @@ def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
       two steps, to evaluate or to save it.
     visit: (step, state) -> state, called at every boundary and at the end,
       when all metrics up to it are recorded.
-    stop: stop() is True when the run shall end after the current step.
+    stop: stop(step) is True when the run shall end after that step.
 
   Returns:
     (step, state) at the end.
@@ -334,7 +338,7 @@ def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
       state, metrics = step_function(state, batch)
     read()
     pending = step, metrics, waited
-    last = step == steps or stop()
+    last = step == steps or stop(step)
     if last or boundary(step):
       read()
       state = visit(step, state)

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 
-from mrpo_jax import checkpoints, settings, writer
+from mrpo_jax import checkpoints, processes, settings, writer
 from mrpo_jax.errors import InputError
 
 CONFIG = "config.json"
@@ -103,6 +103,17 @@ def claim(workdir, values, tokenizers=None, *, step=0, say=print):
     step: from which the run goes on.
     say: receives one line per key that changed.
   """
+  if processes.is_first():
+    _write(workdir, values, tokenizers or {}, step, say)
+  processes.gather(None)
+  if not (workdir / CONFIG).exists():
+    raise InputError(
+      f"--workdir {workdir} is not the folder that process 0 writes; name one "
+      "that all processes share"
+    )
+
+
+def _write(workdir, values, tokenizers, step, say):
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
@@ -110,7 +121,7 @@ def claim(workdir, values, tokenizers=None, *, step=0, say=print):
     if (workdir / CONFIG).exists():
       _record_changes(workdir, values, step, say)
     else:
-      for folder, tokenizer in (tokenizers or {}).items():
+      for folder, tokenizer in tokenizers.items():
         tokenizer.save_pretrained(workdir / folder)
       writer.write_json(workdir / CONFIG, values)
   except OSError as error:

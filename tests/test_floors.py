@@ -9,7 +9,7 @@ import sys
 import pytest
 
 FLOORS = (
-  "shapes errors|losses|models|data|references"
+  "shapes errors processes|losses|models|data|references"
   "|parallel optimizer train_state checkpoints hub adapters"
   "|objective flops train evaluate tabular inspection writer report"
   " chips hlo published"

@@ -274,7 +274,7 @@ def counting_step(poison=None):
 
 
 def run_fit(
-  *, steps=6, boundary=lambda step: False, stop=lambda: False, **given
+  *, steps=6, boundary=lambda step: False, stop=lambda step: False, **given
 ):
   seen, lines = [], []
 
@@ -303,7 +303,7 @@ def test_fit_reads_every_step_before_a_boundary():
 
 def test_fit_stops_after_the_current_step_when_asked():
   asked = iter([False, False, True])
-  seen, lines = run_fit(stop=lambda: next(asked))
+  seen, lines = run_fit(stop=lambda step: next(asked))
   assert seen == [(3, 3)] and lines == [1, 2, 3]
 
 
@@ -324,7 +324,7 @@ def test_a_bad_step_never_reaches_a_boundary(poison):
       record=lambda *_: None,
       boundary=lambda step: step >= 4,
       visit=lambda step, state: seen.append(step) or state,
-      stop=lambda: False,
+      stop=lambda step: False,
     )
   assert seen == list(range(4, poison))
 
@@ -338,6 +338,6 @@ def test_fit_goes_on_from_what_a_visit_returns():
     record=lambda *_: None,
     boundary=lambda step: step == 2,
     visit=lambda step, state: state + 10,
-    stop=lambda: False,
+    stop=lambda step: False,
   )
   assert (step, state) == (4, 24)  # four steps, and a visit at 2 and at 4

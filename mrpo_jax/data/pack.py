@@ -180,10 +180,10 @@ def _place(packed, row, pair, *, start, scored, segment, slot):
 
 
 def token_counts(view):
-  """(real tokens, token slots computed) of a step's Rows."""
+  """(real tokens, token slots computed) of a step's Rows, also under jit."""
   real = sum((rows.segments_RT > 0).sum() for rows in view)
   slots = sum(
     (rows.segments_RT > 0).any(axis=(1, 2)).sum() * rows.segments_RT[0].size
     for rows in view
   )
-  return int(real), int(slots)
+  return real, slots

@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 
+from mrpo_jax import processes
 from mrpo_jax.models import rows as packed
 from mrpo_jax.references.store import Scores
 
@@ -51,7 +52,7 @@ def score(
     How many pairs were scored.
   """
   figures_of = compile_figures(config, packing.batch, store.per_token, forward)
-  known, waiting, scored = store.known(), [], 0
+  known, waiting, scored = _known(store, fingerprints), [], 0
   written = time.monotonic()
   starts = range(0, len(encoded), packing.batch)
   for first in starts[part[0] :: part[1]]:
@@ -61,8 +62,8 @@ def score(
     missing = [i for name, i in found.items() if name not in known]
     if missing:
       views = packing.of([encoded], np.array(missing))
-      figures = jax.device_get(figures_of(params, place(views)[0]))
-      waiting.append(_scores(missing, fingerprints, encoded, views[0], figures))
+      figures = processes.whole(figures_of(params, place(views)[0]))
+      waiting.append(_scores(missing, fingerprints, encoded, figures))
       known.update(fingerprints[i] for i in missing)
       scored += len(missing)
     if progress is not None:
@@ -79,6 +80,16 @@ def score(
 def compile_figures(config, pairs, per_token, forward):
   """The jitted scoring step: f(params, parts of a view) -> dict."""
   return jax.jit(functools.partial(_figures, config, pairs, per_token, forward))
+
+
+def _known(store, fingerprints):
+  """Which pairs the store holds, as process 0 finds it."""
+  known = store.known()
+  known_N = np.array([name in known for name in fingerprints])
+  known_N = processes.of_first(known_N)
+  return {
+    n for n, is_known in zip(fingerprints, known_N, strict=True) if is_known
+  }
 
 
 def _figures(config, pairs, per_token, forward, params, parts):
@@ -98,16 +109,19 @@ def _figures(config, pairs, per_token, forward, params, parts):
   }
   if per_token:
     figures["token_logp"] = [part["logp"] for part in tokens]
+    figures["slots"] = [rows.slots_RM for rows in parts]
   return figures
 
 
-def _scores(missing, fingerprints, encoded, parts, figures):
+def _scores(missing, fingerprints, encoded, figures):
   """(fingerprints, Scores) of one batch."""
   P = len(missing)
   token_logps = None
   if "token_logp" in figures:
-    slots = np.concatenate([rows.slots_RM.reshape(-1) for rows in parts])
-    logps = np.concatenate([part.reshape(-1) for part in figures["token_logp"]])
+    slots, logps = (
+      np.concatenate([part.reshape(-1) for part in figures[name]])
+      for name in ("slots", "token_logp")
+    )
     token_logps = [
       tuple(logps[slots == 2 * n + choice] for choice in (0, 1))
       for n in range(P)
@@ -125,6 +139,8 @@ def _scores(missing, fingerprints, encoded, parts, figures):
 
 
 def _write(store, waiting):
+  if not processes.is_first():
+    return
   names, scores = zip(*waiting, strict=True)
   token_logps = None
   if scores[0].token_logps is not None:

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes of one run: how they meet, agree, and end together.
+
+Each runs the same command and has some of the devices.  What one of them
+cannot go on from ends all: it is left with jax's coordination service, in
+process 0, where a thread of every other process finds it.
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+
+import jax
+from jax._src import clusters, distributed  # jax shows neither elsewhere
+from jax.experimental import multihost_utils
+
+from mrpo_jax.errors import InputError, StoppedRun
+
+CLUSTERS = ("ompi", "slurm", "gketpu", "gcetpu")  # that jax finds out about
+# How many processes an MPI started that jax may know nothing of.
+LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# Seconds:
+MEET = 300  # until all have come
+AGREE = 1800  # that one waits for the others where they agree
+LIFE = 30  # without a heartbeat, after which jax ends the others
+PULSE = 1.0  # between looks at the others
+SILENT = 10  # looks after which a process without a new sign is named
+PAUSE = 4 * PULSE  # in which a process that lives shows it
+LEAVE = 60  # for the others to come to the end
+ENDED, SEEN, ALIVE = "mrpo/ended", "mrpo/seen", "mrpo/alive"  # keys
+
+_agreements = itertools.count()
+_ending = threading.Lock()
+_leaving = threading.Event()
+
+
+def start(coordinator="", processes=1, process=0):
+  """Joins the other processes, before jax touches a device.
+
+  Args:
+    coordinator: "host:port" at which process 0 waits for the others; "" asks
+      jax, which knows TPU pods, Slurm and Open MPI, and does nothing where
+      there is one process.
+    processes: how many there are.
+    process: which one this is.
+
+  Raises:
+    InputError: they cannot meet.
+  """
+  if coordinator:
+    how = {"cluster_detection_method": "deactivate"}
+    how |= {"coordinator_address": coordinator, "num_processes": processes}
+    how["process_id"] = process
+    where = f"{processes} processes at {coordinator}"
+  else:
+    cluster, processes = _cluster()
+    how, where = {"cluster_detection_method": cluster}, f"{processes} processes"
+  if processes == 1:
+    return
+  late = threading.Timer(
+    MEET,
+    _end,
+    (1, f"not all of {where} came within {MEET} s: is each one started?"),
+  )
+  late.daemon = True
+  late.start()
+  try:
+    jax.distributed.initialize(
+      **how,
+      initialization_timeout=2 * MEET,  # the timer says it better
+      heartbeat_timeout_seconds=LIFE,
+      shutdown_timeout_seconds=LEAVE,
+    )
+  except (OSError, RuntimeError, ValueError) as error:
+    raise InputError(f"{where} cannot meet: {_first_line(error)}") from error
+  finally:
+    late.cancel()
+  threading.Thread(target=_watch, daemon=True).start()
+
+
+def _cluster():
+  """(jax's name, processes) of the cluster that started this one."""
+  for kind in clusters.ClusterEnv._cluster_types:
+    if kind.name in CLUSTERS and kind.is_env_present():
+      return kind.name, kind.get_process_count()
+  for name in LAUNCHED:
+    if int(os.environ.get(name) or 1) > 1:
+      raise InputError(
+        f"{name}={os.environ[name]}, but jax cannot tell where the processes "
+        "meet: give --coordinator=HOST:PORT --processes=N --process=I, or "
+        "--processes=1"
+      )
+  return None, 1
+
+
+def several():
+  """Are there other processes?"""
+  return jax.distributed.is_initialized()
+
+
+def is_first():
+  """Is this the process that writes?"""
+  return _me() == 0
+
+
+def say(line):
+  """Prints it once, whatever the number of processes."""
+  if is_first():
+    print(line, flush=True)
+
+
+def gather(value):
+  """[value of each process], JSON, on all of them, when all have come here.
+
+  Raises:
+    StoppedRun: they have not, within AGREE seconds.
+  """
+  if not several():
+    return [value]
+  key = f"mrpo/agree/{next(_agreements)}"
+  client = distributed.global_state.client
+  client.key_value_set(f"{key}/{_me()}", json.dumps(value))
+  try:
+    client.wait_at_barrier(key, AGREE * 1000)
+  except RuntimeError as error:
+    raise StoppedRun(
+      f"a process did not come within {AGREE} s: {_first_line(error)}"
+    ) from error
+  found = _values(key)
+  return [json.loads(found[process]) for process in range(_count())]
+
+
+def of_first(array):
+  """Process 0's NumPy array on all; they have one shape."""
+  return multihost_utils.broadcast_one_to_all(array)
+
+
+def whole(tree):
+  """NumPy arrays of global ones, on every process."""
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+# The end.
+
+
+def end(code, message):
+  """Ends all processes with this exit code and line; does not return."""
+  line = f"{message} (process {_me()} of {_count()})"
+  _end(code, line, tell=True)
+
+
+def fault(error):
+  """(exit code, line) of an exception; names the processes that are gone.
+
+  Waits a little: if another process has a reason, that ends this one too.
+  """
+  traceback.print_exception(error)
+  before = _values(ALIVE)
+  time.sleep(PAUSE)
+  after = _values(ALIVE)
+  gone = [n for n in range(_count()) if before.get(n) == after.get(n)]
+  what = f"{type(error).__name__}: {_first_line(error)}"
+  if gone:
+    names = " and ".join(map(str, gone))
+    what = f"lost process {names}; the same command resumes ({what})"
+  return 1, what
+
+
+def leave():
+  """Waits for the others at the end of the work."""
+  if several():
+    _leaving.set()
+    jax.distributed.shutdown()
+
+
+def _watch():
+  """Beside the work: shows that this process lives, and ends with another."""
+  client, key = distributed.global_state.client, f"{ALIVE}/{_me()}"
+  alive = {}
+  for beat in itertools.count():
+    try:
+      client.key_value_set(key, str(beat), allow_overwrite=True)
+      ended = _values(ENDED)
+      if beat and beat % SILENT == 0:
+        alive, before = _values(ALIVE), alive
+        _warn(n for n in alive if alive[n] == before.get(n))
+    except RuntimeError:  # process 0 is gone, and jax ends this one
+      return
+    if ended:
+      _end(*json.loads(ended[min(ended)]))
+    if _leaving.wait(PULSE):
+      return
+
+
+def _warn(silent):
+  """Ends nothing: Python may be held up where jax's own heartbeat is not."""
+  for process in silent:
+    print(
+      f"warning: no sign of life from process {process}; if it is gone, jax "
+      f"ends this one within {LIFE} s, and the same command resumes",
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+def _end(code, line, tell=False):
+  _ending.acquire()  # for good: one thread ends the process
+  sys.stdout.flush()
+  print(f"error: {line}", file=sys.stderr, flush=True)
+  if several():
+    _take_leave(code, line, tell)
+  # Python's own way out waits for the others.
+  os._exit(code)
+
+
+def _take_leave(code, line, tell):
+  """Leaves the reason for the others; process 0 stays until they have it."""
+  client, patience = distributed.global_state.client, time.monotonic() + PAUSE
+  try:
+    if tell:
+      client.key_value_set(f"{ENDED}/{_me()}", json.dumps([code, line]))
+    client.key_value_set(f"{SEEN}/{_me()}", "")
+    while is_first() and time.monotonic() < patience:
+      if len(_values(SEEN)) == _count():
+        return
+      time.sleep(0.1)
+  except RuntimeError:  # process 0 is gone
+    return
+
+
+def _values(key):
+  """{process: text} under a key of the coordination service."""
+  found = distributed.global_state.client.key_value_dir_get(f"{key}/")
+  return {int(name.rpartition("/")[2]): value for name, value in found}
+
+
+def _me():
+  return distributed.global_state.process_id
+
+
+def _count():
+  return distributed.global_state.num_processes
+
+
+def _first_line(error):
+  return str(error).strip().split("\n")[0]
