@@ -5,8 +5,7 @@ import dataclasses
 import pathlib
 import time
 
-import tqdm
-
+from mrpo_jax import processes
 from mrpo_jax.data import cut, encode, formats, pack, source, vocabulary
 from mrpo_jax.errors import InputError
 
@@ -130,7 +129,7 @@ def encode_table(config, split, pairs, tokenizers, say, *, chosen_only=False):
   data, started = config["data"], time.perf_counter()
   limits = {name: data[name] for name in ("max_prompt", "max_response")}
   times = 1 + len(tokenizers.views)
-  with tqdm.tqdm(total=times * len(pairs), desc=split, disable=None) as bar:
+  with processes.bar(total=times * len(pairs), desc=split) as bar:
     limits["progress"] = bar.update
     cuts = cut.cut_to_fit(tokenizers.views, pairs, **limits)
     views = [

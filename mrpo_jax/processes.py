@@ -15,6 +15,7 @@ import time
 import traceback
 
 import jax
+import tqdm
 from jax._src import clusters, distributed  # jax shows neither elsewhere
 from jax.experimental import multihost_utils
 
@@ -111,6 +112,11 @@ def say(line):
   """Prints it once, whatever the number of processes."""
   if is_first():
     print(line, flush=True)
+
+
+def bar(**given):
+  """A tqdm bar, of the first process and on a terminal only."""
+  return tqdm.tqdm(**given, disable=None if is_first() else True)
 
 
 def gather(value):

@@ -262,9 +262,7 @@ class Run:
       if processes.is_first():
         self._metrics = writer.Metrics(self.workdir, step=start, say=self.say)
         stack.callback(self._metrics.close)
-      # None: no bar where the output is no terminal.
-      hidden = None if processes.is_first() else True
-      self._bar = tqdm.tqdm(total=steps, initial=start, disable=hidden)
+      self._bar = processes.bar(total=steps, initial=start)
       stack.callback(self._bar.close)
 
       def visit(step, state):

@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 
 import numpy as np
-import tqdm
 
 from mrpo_jax import inputs, loading, parallel, processes
 from mrpo_jax.data import encode, loader, vocabulary
@@ -203,4 +202,4 @@ def _for_scores(packing):
 def _bar(title, table, packing, part):
   starts = range(0, len(table.places), packing.batch)[part[0] :: part[1]]
   total = sum(min(packing.batch, len(table.places) - first) for first in starts)
-  return tqdm.tqdm(total=total, desc=title, disable=None)
+  return processes.bar(total=total, desc=title)

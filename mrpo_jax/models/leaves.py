@@ -216,7 +216,8 @@ def init_adapters(table, key):
   table, treedef = jax.tree.flatten(table, is_leaf=specs.is_spec)
   keys = jax.random.split(key, len(table))
   arrays = [
-    jnp.full(spec.shape, spec.start)
+    # Without its dtype it would be weakly typed, and the step compile twice.
+    jnp.full(spec.shape, spec.start, jnp.float32)
     if spec.scale is None
     else jax.random.uniform(key, spec.shape, minval=-1.0) * spec.scale
     for spec, key in zip(table, keys, strict=True)
