@@ -325,6 +325,7 @@ def _run(command, argv):
 
   try:
     command(argv)
+    processes.leave()
   except Exception as error:
     said = _said(error)
     if processes.several():
@@ -332,7 +333,10 @@ def _run(command, argv):
     if said is None:
       raise
     return _fail(*said)
-  processes.leave()
+  except KeyboardInterrupt:
+    if processes.several():
+      processes.end(130, "interrupted")
+    raise
   return 0
 
 

@@ -80,7 +80,7 @@ def start(coordinator="", processes=1, process=0):
     raise InputError(f"{where} cannot meet: {_first_line(error)}") from error
   finally:
     late.cancel()
-  threading.Thread(target=_watch, daemon=True).start()
+  _watcher.start()
 
 
 def _cluster():
@@ -165,10 +165,13 @@ def fault(error):
   Waits a little: if another process has a reason, that ends this one too.
   """
   traceback.print_exception(error)
-  before = _values(ALIVE)
-  time.sleep(PAUSE)
-  after = _values(ALIVE)
-  gone = [n for n in range(_count()) if before.get(n) == after.get(n)]
+  try:
+    before = _values(ALIVE)
+    time.sleep(PAUSE)
+    after = _values(ALIVE)
+    gone = [n for n in range(_count()) if before.get(n) == after.get(n)]
+  except RuntimeError:  # of the service, in process 0
+    gone = [0]
   what = f"{type(error).__name__}: {_first_line(error)}"
   if gone:
     names = " and ".join(map(str, gone))
@@ -179,7 +182,9 @@ def fault(error):
 def leave():
   """Waits for the others at the end of the work."""
   if several():
+    gather(None)
     _leaving.set()
+    _watcher.join()
     jax.distributed.shutdown()
 
 
@@ -202,8 +207,11 @@ def _watch():
       return
 
 
+_watcher = threading.Thread(target=_watch, daemon=True)
+
+
 def _warn(silent):
-  """Ends nothing: Python may be held up where jax's own heartbeat is not."""
+  """Ends no process: Python may be held up where jax's own heartbeat is not."""
   for process in silent:
     print(
       f"warning: no sign of life from process {process}; if it is gone, jax "

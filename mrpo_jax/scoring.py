@@ -26,10 +26,7 @@ class Scoring:
   splits: dict  # reference's name -> splits whose scores the run reads
 
   def missing(self):
-    """{(name, split): how many pairs are not in the store}, as process 0 says.
-
-    When it returns, every process has written what it had to.
-    """
+    """{(name, split): how many pairs process 0 does not find in the store}."""
     counts = []
     for name, splits in self.splits.items():
       known = self.stores[name].known() if splits else ()

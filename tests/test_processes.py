@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -47,6 +48,7 @@ TINY = (
   "--config.references.second.new.layers=1",
   "--config.references.second.new.kv_heads=2",
   "--config.references.second.tokenizer=policy",
+  "--config.references.second.mode=scored",
 )
 # The command, one process of which meets a signal when it records a step.
 SIGNALLED = """
@@ -222,7 +224,7 @@ def initialized(monkeypatch):
   monkeypatch.setattr(
     jax.distributed, "initialize", lambda **how: given.append(how)
   )
-  monkeypatch.setattr(processes, "_watch", lambda: None)
+  monkeypatch.setattr(processes, "_watcher", threading.Timer(0, lambda: None))
   for name in {*SLURM, *OPEN_MPI, *processes.LAUNCHED}:
     monkeypatch.delenv(name, raising=False)
   return given

@@ -108,6 +108,12 @@ def test_a_new_adapter_starts_as_peft_starts_it():
   assert not np.any(arrays["b"])
 
 
+def test_a_new_adapter_has_the_type_of_a_trained_one():
+  # A weak type is another argument: the first step would compile twice.
+  new = adapters_of(trained=False)
+  assert not any(array.weak_type for array in jax.tree.leaves(new))
+
+
 def test_off_is_the_same_arrays():
   params = params_of()
   stripped = leaves.strip(adapted(params=params))
