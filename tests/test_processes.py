@@ -26,7 +26,7 @@ from mrpo_jax import (
   workdirs,
   writer,
 )
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 24
@@ -119,7 +119,7 @@ def together(workdir, argv, *, last=(), hit=None):
     )
     started.append((process, files))
   try:
-    ended, deadline = {}, time.monotonic() + 200
+    ended, deadline = {}, time.monotonic() + 400
     while len(ended) < 2 and time.monotonic() < deadline:
       for n, (process, _) in enumerate(started):
         if n not in ended and process.poll() is not None:
@@ -311,6 +311,48 @@ def test_whoever_waits_in_vain_says_for_whom(tmp_path):
   )
   assert done.returncode == 1
   assert "not all of 2 processes at 127.0.0.1:9 came" in done.stderr
+
+
+class Service:
+  """Stands for jax's coordination service; nobody else comes."""
+
+  def __init__(self):
+    self.values = {}
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    self.values[key] = value
+
+  def key_value_dir_get(self, start):
+    return [(k, v) for k, v in self.values.items() if k.startswith(start)]
+
+  def wait_at_barrier(self, name, timeout):
+    raise RuntimeError(f"{name} timed out after {timeout}\nand more")
+
+
+@pytest.fixture
+def service(monkeypatch):
+  service, state = Service(), processes.distributed.global_state
+  monkeypatch.setattr(state, "client", service)
+  monkeypatch.setattr(state, "num_processes", 3)
+  return service
+
+
+def test_who_waits_in_vain_where_they_agree_stops(service):
+  with pytest.raises(StoppedRun, match=r"within 1800 s: .* after 1800000$"):
+    processes.gather("here")
+
+
+def test_a_fault_names_those_that_show_no_life(service, monkeypatch, capsys):
+  service.values |= {"mrpo/alive/0": "1", "mrpo/alive/1": "4"}
+  later = {"mrpo/alive/0": "2"}
+  monkeypatch.setattr(
+    processes.time, "sleep", lambda _: service.values.update(later)
+  )
+  code, line = processes.fault(RuntimeError("connection reset"))
+  assert code == 1
+  assert line.startswith("lost process 1 and 2; the same command resumes")
+  assert "connection reset" in line
+  assert "RuntimeError: connection reset" in capsys.readouterr().err
 
 
 # What each of them reads.
