@@ -15,9 +15,12 @@ import time
 import traceback
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tqdm
 from jax._src import clusters, distributed  # jax shows neither elsewhere
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mrpo_jax.errors import InputError, StoppedRun
 
@@ -81,6 +84,32 @@ def start(coordinator="", processes=1, process=0):
   finally:
     late.cancel()
   _watcher.start()
+
+
+def connect(mesh):
+  """Connects the CPU devices of every group that a mesh makes.
+
+  Gloo does it at the first use of a group and waits 30 seconds for the others,
+  less than one of them may compile longer.
+  """
+  if not several() or mesh.devices.flat[0].platform != "cpu":
+    return
+  gather(None)
+  axes = [axis for axis, size in mesh.shape.items() if size > 1]
+  groups = itertools.chain.from_iterable(
+    itertools.combinations(axes, n + 1) for n in range(len(axes))
+  )
+  splits = [NamedSharding(mesh, PartitionSpec(group)) for group in groups]
+  ones = np.ones(mesh.devices.size, np.float32)
+  arrays = [
+    jax.make_array_from_callback(ones.shape, split, lambda index: ones[index])
+    for split in splits
+  ]
+  sums = jax.jit(
+    lambda arrays: [jnp.sum(array) for array in arrays],
+    out_shardings=NamedSharding(mesh, PartitionSpec()),
+  )
+  jax.block_until_ready(sums(arrays))
 
 
 def _cluster():

@@ -55,6 +55,7 @@ def set_up(config, workdir, say, *, allow_changed=False):
   method = chosen_method(config)
   _check_best(config, method)
   mesh = mesh_of(config)
+  processes.connect(mesh)
   for key in inputs.sections(config):
     loading.rules_of(config, key)
   packing = _packing(config, mesh, method)
