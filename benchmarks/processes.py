@@ -148,8 +148,9 @@ def kill(folder, flags):
       code = process.wait(timeout=60)
       assert code, "it ended as if nothing had happened"
       text = pathlib.Path(f"{folder}.{n}").read_text()
-      said = re.findall(r"error: .*|Terminating process .*", text)
-      print(f"{n}: {code} after {time.monotonic() - killed:.1f} s: {said[0]}")
+      said = re.findall(r"(?:error:|warning: no sign|Terminating) .*", text)
+      seconds = time.monotonic() - killed
+      print(f"{n}: {code} after {seconds:.1f} s: {said[0][:80]}", flush=True)
   finally:
     for process in others:
       process.kill()
