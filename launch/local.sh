@@ -20,8 +20,8 @@ if [ -z "$PORT" ]; then
 with socket.socket() as s: s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 fi
 pids=()
-# Nothing outlives this script; its own end is not an order to save.
-trap '[ ${#pids[@]} -eq 0 ] || kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
+# Nothing outlives this script.
+trap '[ ${#pids[@]} -eq 0 ] || kill -KILL "${pids[@]}" 2>/dev/null || true; wait' EXIT
 trap '[ ${#pids[@]} -eq 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 
 for ((n = 0; n < PROCESSES; n++)); do

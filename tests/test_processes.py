@@ -5,6 +5,7 @@ import collections
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import socket
@@ -418,3 +419,48 @@ def test_rows_that_do_not_divide_are_refused(monkeypatch, owners):
   monkeypatch.setattr(parallel, "row_shards", lambda mesh: len(owners))
   with pytest.raises(InputError, match="the rows do not divide over"):
     parallel.row_share(parallel.make_mesh())
+
+
+# launch/local.sh
+
+
+def local(tmp_path, **variables):
+  """The script's end, with a stand-in for Python: process 1 fails."""
+  stand_in = tmp_path / "python"
+  stand_in.write_text(
+    '#!/bin/sh\necho $$ >> "$0.pids"\n'
+    'case "$*" in *--process=1*) exit 7;; *) exec sleep 100;; esac\n'
+  )
+  stand_in.chmod(0o755)
+  given = {"CONFIG": "c.py:x,y", "WORKDIR": "/tmp/a b", "PROCESSES": "3"}
+  given |= {"PORT": "1234", "PYTHON": str(stand_in), "GRACE": "1"}
+  return subprocess.run(
+    ["bash", ROOT / "launch" / "local.sh", "--config.steps=3"],
+    env={**os.environ, **given, **variables},
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+
+
+def test_local_prints_every_command(tmp_path):
+  done = local(tmp_path, DRY_RUN="1", DEVICES="4", XLA_FLAGS="--other")
+  lines = [shlex.split(line) for line in done.stdout.splitlines()]
+  assert done.returncode == 0 and len(lines) == 3
+  for n, line in enumerate(lines):
+    assert "XLA_FLAGS=--other --xla_force_host_platform_device_count=4" in line
+    assert line[-8:-6] == ["mrpo_jax", "train"]
+    assert line[-6:-4] == ["--config=c.py:x,y", "--workdir=/tmp/a b"]
+    meeting = ["--coordinator=127.0.0.1:1234", "--processes=3"]
+    assert line[-4:] == [*meeting, f"--process={n}", "--config.steps=3"]
+  assert not (tmp_path / "python.pids").exists()
+
+
+def test_local_ends_as_the_first_that_fails_and_leaves_none(tmp_path):
+  done = local(tmp_path)
+  assert done.returncode == 7
+  assert "process 1 ended with exit code 7" in done.stderr
+  for pid in (tmp_path / "python.pids").read_text().split():
+    with pytest.raises(ProcessLookupError):
+      os.kill(int(pid), 0)
