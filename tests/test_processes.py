@@ -219,8 +219,9 @@ OPEN_MPI = {
 
 
 @pytest.fixture
-def initialized(monkeypatch):
+def initialized(monkeypatch, tmp_path):
   """What jax.distributed.initialize was given; nothing happens."""
+  monkeypatch.chdir(tmp_path)
   given = []
   monkeypatch.setattr(
     jax.distributed, "initialize", lambda **how: given.append(how)
