@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a chip can do at best, as its maker says."""
+"""What a chip can do at best.
+
+Those of the v4's interconnect and of the GPUs are as commonly given; the pages
+named beside them were not read for it.
+"""
 
 import dataclasses
 
@@ -36,6 +40,17 @@ CHIPS = {
 }
 
 
+# What jax calls them; of GPUs it is a part of the name.
+KINDS = {
+  "TPU v4": "v4",
+  "TPU v5 lite": "v5e",
+  "TPU v5": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU7x": "tpu7x",
+}
+
+
 def of_kind(kind):
   """The name in CHIPS of a device_kind of jax, or None."""
-  return next((name for name in CHIPS if name in kind), None)
+  gpus = (name for name in CHIPS if name in kind)
+  return KINDS.get(kind) or next(gpus, None)

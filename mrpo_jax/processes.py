@@ -53,7 +53,8 @@ def start(coordinator="", processes=1, process=0):
     process: which one this is.
 
   Raises:
-    InputError: they cannot meet.
+    InputError: they cannot meet where the coordinator is.
+    StoppedRun: they cannot meet where jax says.
   """
   if coordinator:
     how = {"cluster_detection_method": "deactivate"}
@@ -80,7 +81,9 @@ def start(coordinator="", processes=1, process=0):
       shutdown_timeout_seconds=LEAVE,
     )
   except (OSError, RuntimeError, ValueError) as error:
-    raise InputError(f"{where} cannot meet: {_first_line(error)}") from error
+    # A cluster's own address is no input; another try may find it.
+    kind = InputError if coordinator else StoppedRun
+    raise kind(f"{where} cannot meet: {_first_line(error)}") from error
   finally:
     late.cancel()
   _watcher.start()

@@ -30,7 +30,8 @@ from mrpo_jax.models import families, spec
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = f"--config={ROOT}/configs/quickstart.py:dpo,debug"
 LONG = ["--topology=cpu:8", "--lengths=9,300", "--config.data.max_response=300"]
-# Published totals, from the model cards' safetensors.
+# Totals: of Llama-2-7b, Meta-Llama-3-8B, Phi-3-medium and Qwen2.5-0.5B from
+# their files; the others as commonly given.
 PARAMETERS = {
   "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
   "mistralai/Mistral-7B-v0.1": 7_241_732_096,
@@ -247,6 +248,8 @@ def test_shapes_of_published_models():
 
 def test_chips_are_found_by_what_jax_calls_them():
   assert chips.of_kind("NVIDIA H100 80GB HBM3") == "H100"
+  assert chips.of_kind("TPU v5 lite") == "v5e"
+  assert chips.of_kind("TPU v5") == "v5p"
   assert chips.of_kind("cpu") is None
 
 
