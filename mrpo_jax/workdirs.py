@@ -2,6 +2,7 @@
 """The folder of a run: whose it is, its first file, what may change in it."""
 
 import errno
+import fnmatch
 import json
 import os
 
@@ -9,7 +10,7 @@ from mrpo_jax import checkpoints, processes, settings, writer
 from mrpo_jax.errors import InputError
 
 CONFIG = "config.json"
-# A key stands for all below it.  What may differ when a run goes on, and what
+# A key stands for all below it, * for any name.  What may differ when a run goes on, and what
 # that means for its numbers; everything else needs the user's word.
 HARMLESS = {
   **dict.fromkeys(
@@ -17,7 +18,8 @@ HARMLESS = {
   ),
   **dict.fromkeys(
     (
-      *("mesh", "data.rows", "identity.mesh", "identity.code.jax"),
+      *("mesh", "references.*.rules", "data.rows"),
+      *("identity.mesh", "identity.code.jax"),
       *("policy.kernel", "policy.remat", "policy.chunk"),
     ),
     "numbers by rounding, and what dropout draws",
@@ -146,5 +148,5 @@ def _record_changes(workdir, values, step, say):
 
 def _below(key, keys):
   """The one of `keys` that the key is or stands below; None if none is."""
-  found = (one for one in keys if key == one or key.startswith(f"{one}."))
+  found = (one for one in keys if fnmatch.fnmatch(f"{key}.", f"{one}.*"))
   return next(found, None)

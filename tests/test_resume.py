@@ -9,6 +9,7 @@ from test_runs import files_of, lines_of, train_debug, untimed
 
 from configs import common
 from mrpo_jax import checkpoints, workdirs, writer
+from mrpo_jax.errors import InputError
 
 PAIRS = 40
 
@@ -137,3 +138,13 @@ def test_changes_before_the_next_checkpoint_keep_the_first_config(tmp_path):
     workdirs.claim(tmp_path, {"log_every": value}, step=5, say=str)
   assert writer.read_json(tmp_path / "config.json") == {"log_every": 3}
   assert writer.read_json(tmp_path / "config-5.json") == {"log_every": 1}
+
+
+def test_how_a_reference_is_split_is_no_other_run(tmp_path):
+  def run(rules, mode="online"):
+    return {"references": {"base": {"rules": rules, "mode": mode}}}
+
+  known = run({})
+  workdirs.refuse_other(tmp_path, run({"embed": "data"}), known, False)
+  with pytest.raises(InputError, match="references.base.mode"):
+    workdirs.refuse_other(tmp_path, run({}, "scored"), known, False)
