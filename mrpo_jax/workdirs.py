@@ -10,8 +10,9 @@ from mrpo_jax import checkpoints, processes, settings, writer
 from mrpo_jax.errors import InputError
 
 CONFIG = "config.json"
-# A key stands for all below it, * for any name.  What may differ when a run goes on, and what
-# that means for its numbers; everything else needs the user's word.
+# A key stands for all below it, * for any name.  What may differ when a run
+# goes on, and what that means for its numbers; everything else needs the user's
+# word.
 HARMLESS = {
   **dict.fromkeys(
     ("log_every", "checkpoint_every", "checkpoints"), "no number of the steps"
