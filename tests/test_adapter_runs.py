@@ -201,7 +201,11 @@ def alike(policy, reference):
 
 
 def buffers(tree):
-  return {array.unsafe_buffer_pointer() for array in jax.tree.leaves(tree)}
+  return {
+    shard.data.unsafe_buffer_pointer()
+    for array in jax.tree.leaves(tree)
+    for shard in array.addressable_shards
+  }
 
 
 ADAPTER = dict(rank=4, alpha=8.0)

@@ -36,6 +36,7 @@ TINY = (
   f"--config.steps={STEPS}",
   "--config.eval_every=10",
   "--config.checkpoint_every=10",
+  "--config.checkpoints.keep=3",
   "--config.data.row_length=64",
   "--config.data.max_prompt=16",
   "--config.data.max_response=16",
@@ -177,15 +178,15 @@ def test_a_checkpoint_of_one_process_resumes_in_two_that_stop_together(
   workdir = tmp_path / "run"
   shutil.copytree(alone, workdir)
   for step in checkpoints.steps(workdir):
-    if step > 20:
+    if step > 10:
       shutil.rmtree(workdir / "checkpoints" / str(step))
-  ends = together(workdir, (*TINY, *data), hit=(signal.SIGTERM, 21))
+  ends = together(workdir, (*TINY, *data), hit=(signal.SIGTERM, 11))
   assert [end[0] for end in ends] == [0, 0], ends
-  assert "resuming at step 20" in ends[0][1]
+  assert "resuming at step 10" in ends[0][1]
   assert "the same command resumes" in ends[0][1]
   last = checkpoints.steps(workdir)[0]
-  assert 20 < last < STEPS
-  assert_same_curve(workdir, alone, range(21, last + 1))
+  assert 10 < last < STEPS
+  assert_same_curve(workdir, alone, range(11, last + 1))
 
 
 def test_what_one_process_cannot_read_ends_all(data, tmp_path):
@@ -366,7 +367,7 @@ def test_processes_that_were_given_other_things_are_refused(monkeypatch):
   asked = iter([["one", "one", "two"], [here, here, there]])
   monkeypatch.setattr(processes, "gather", lambda value: next(asked))
   with pytest.raises(
-    InputError, match="process 2 .*config.steps is 2 there, 3"
+    InputError, match="process 2 .*config.steps: 2 -> 3"
   ):
     setups._agree(here)
 
