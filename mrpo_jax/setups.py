@@ -127,7 +127,10 @@ def planned(config, mesh, read):
     splits=[],
     method=method,
     mesh=mesh,
-    packing=_packing(config, mesh, method),
+    # Of all processes that there would be.
+    packing=dataclasses.replace(
+      _packing(config, mesh, method), process=0, processes=1
+    ),
     tokenizers=tokenizers,
     tables={},
     described=described,

@@ -239,6 +239,17 @@ def test_a_program_for_tpus_is_read(monkeypatch):
   assert {tuple(row["axes"]) for row in found.values()} == {("fsdp",)}
 
 
+def test_rows_are_those_of_all_processes(monkeypatch):
+  monkeypatch.setattr(parallel, "row_share", lambda mesh: (1, 2))
+  config = _config("dpo,debug", {"mesh.data": 8})
+  mesh = setups.mesh_of(config, places.find("cpu:8").devices)
+  setup = setups.planned(config, mesh, places.read_shape)
+  rows = planned.assume(setup, (32, 32)).rows[0][0]
+  assert rows.tokens_RT.shape[1] == setup.packing.rows == 8
+  real = rows.slots_RM[rows.slots_RM < 2 * config["batch"]]
+  assert real.min() < config["batch"] <= real.max()
+
+
 def test_shapes_of_published_models():
   for name, values in published.MODELS.items():
     count = spec.count_parameters(families.config_from_hf(values))
