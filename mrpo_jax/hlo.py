@@ -203,7 +203,7 @@ def _called(one):
 
 
 def _known_trips(one, computations):
-  """How often a loop runs, where the program says it; else None."""
+  """How often a loop from 0 on runs, where the program says it; else None."""
   found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.rest)
   if found:
     return int(found.group(1))
@@ -215,10 +215,51 @@ def _known_trips(one, computations):
     inner = computations[_called(root)[0]]
     compared = next(i for i in inner.values() if i.is_root)
   bounds = [i for i in here.values() if i.opcode == "constant"]
-  if "direction=LT" in compared.rest and len(bounds) == 1:
-    (bound,) = bounds[0].operands
-    if bound.isdecimal() and bounds[0].name in root.operands:
-      return int(bound)
+  if "direction=LT" not in compared.rest or len(bounds) != 1:
+    return None
+  (bound,) = bounds[0].operands
+  if not bound.isdecimal() or bounds[0].name not in root.operands:
+    return None
+  counter = next(name for name in root.operands if name != bounds[0].name)
+  place = _place(here[counter])
+  step = _step(_called(one)[0], place, computations)
+  return math.ceil(int(bound) / step) if step else None
+
+
+def _place(one):
+  """Which part of a tuple an instruction takes; None where it is all."""
+  found = re.search(r"\bindex=(\d+)", one.rest)
+  return int(found.group(1)) if found else None
+
+
+def _step(body, place, computations):
+  """What a loop's body adds to that part of its state, or None.
+
+  More than 1 where the compiler has unrolled it.
+  """
+  here = computations[body]
+  root = next(i for i in here.values() if i.is_root)
+  one, outer = here[root.operands[place]], None
+  while one.opcode in ("copy", "bitcast", "get-tuple-element", "fusion"):
+    if one.opcode == "fusion":
+      outer = here, one
+      here = computations[_called(one)[0]]
+      one = next(i for i in here.values() if i.is_root)
+      if one.opcode == "tuple":
+        one = here[one.operands[place]]
+      continue
+    if one.opcode == "get-tuple-element":
+      place = _place(one)
+    one = here[one.operands[0]]
+  if one.opcode != "add":
+    return None
+  for name in one.operands:
+    added = here[name]
+    if added.opcode == "parameter" and outer is not None:
+      around, fusion = outer
+      added = around[fusion.operands[int(added.operands[0])]]
+    if added.opcode == "constant" and added.operands[0].isdecimal():
+      return int(added.operands[0])
   return None
 
 
@@ -239,9 +280,7 @@ def _flops(one, here):
     return _convolution_flops(one, here)
   elif "__cublas" in one.rest and '"dot_dimension_numbers"' in one.rest:
     left = here[one.operands[0]].shapes[0][1]
-    summed = _numbers(
-      r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.rest.replace('"', '"')
-    )
+    summed = _numbers(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.rest)
   else:
     return 0.0
   out = one.shapes[0][1]
@@ -418,7 +457,7 @@ def _groups(rest):
 
 def _mesh_groups(axes, ids, along):
   sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
-  shape, chosen, at = [], [], {}
+  shape, at = [], {}
   parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along)
   for name, size in sizes.items():
     cuts = sorted(

@@ -46,7 +46,9 @@ all-gather(%fusion.1), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={1}
 %bitcast.1), dim_labels=bf_io->bf
   %fusion.2 = bf16[256,1024]{1,0:S(1)} fusion(%convolution.1), kind=kCustom, \
 calls=%all-reduce-scatter.1
-  ROOT %tuple.1 = (s32[], bf16[6,256,1024]{2,1,0}) tuple(%gte.2, %gte.3)
+  %constant.2 = s32[]{:T(128)} constant(1)
+  %add.2 = s32[]{:T(128)} add(%gte.2, %constant.2)
+  ROOT %tuple.1 = (s32[], bf16[6,256,1024]{2,1,0}) tuple(%add.2, %gte.3)
 }
 
 ENTRY %main (arg.1: (s32[], bf16[6,256,1024])) -> (s32[], bf16[6,256,1024]) {
@@ -67,8 +69,41 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert (scatter.kind, scatter.axes) == ("reduce-scatter", ("fsdp",))
   assert (scatter.bytes, scatter.times) == (3 * shard, 6)
   # A slice of the stack leaves the large memory; the rest stays on the chip.
-  assert work.bytes == 6 * shard
+  counter = 4 + 4 + 4  # it, what is added, the sum
+  assert work.bytes == 6 * (shard + counter)
   assert not work.unknown_loops
+
+
+def test_a_loop_that_the_compiler_unrolled_runs_less_often():
+  twice = TPU.replace(
+    "%constant.2 = s32[]{:T(128)} constant(1)",
+    """\
+%constant.2 = s32[]{:T(128)} constant(2)""",
+  )
+  assert hlo.work(twice, MESH).flops == 3 * 2 * 1024**3
+  # The same inside a fusion, which is given the 4.
+  fused = (
+    TPU.replace(
+      "%body (",
+      """\
+%count (param_0.9: s32[], param_1.9: s32[]) -> s32[] {
+  %param_0.9 = s32[]{:T(128)} parameter(0)
+  %param_1.9 = s32[]{:T(128)} parameter(1)
+  ROOT %add.9 = s32[]{:T(128)} add(%param_0.9, %param_1.9)
+}
+
+%body (""",
+    )
+    .replace("constant(1)", "constant(4)")
+    .replace(
+      "add(%gte.2, %constant.2)",
+      "fusion(%gte.2, %constant.2), kind=kLoop, calls=%count",
+    )
+  )
+  assert hlo.work(fused, MESH).flops == 2 * 2 * 1024**3
+  # What is counted otherwise is not known.
+  other = TPU.replace("add(%gte.2, %constant.2)", "multiply(%gte.2, %gte.2)")
+  assert hlo.work(other, MESH).unknown_loops == {"jit(f)/layers/while"}
 
 
 def test_what_the_data_decide_is_asked_for():
