@@ -15,7 +15,7 @@ import sys
 
 import jax
 
-from mrpo_jax import cli, hlo, places, settings, setups
+from mrpo_jax import arguments, hlo, places, setups
 from mrpo_jax.models import spec
 
 
@@ -56,8 +56,7 @@ def main(argv=None):
   parser.add_argument("--config", required=True)
   parser.add_argument("--topology", required=True)
   given = parser.parse_args(argv)
-  values = cli._get_config(*given.config.split(":", 1))
-  config = settings.read(settings.with_defaults(values))
+  config = arguments.read_config(given.config)
   place = places.find(given.topology)
   mesh = setups.mesh_of(config, place.devices)
   setup = setups.planned(config, mesh, places.read_shape)

@@ -9,7 +9,7 @@ of time, nothing is run.
 
 import argparse
 
-from mrpo_jax import cli, places, plan, settings
+from mrpo_jax import arguments, places, plan
 from mrpo_jax.plan_table import sized_bytes
 from mrpo_jax.report import aligned
 
@@ -20,8 +20,7 @@ def main(argv=None):
   parser.add_argument("--pairs", type=int, default=8, help="of each device")
   parser.add_argument("topologies", nargs="+")
   given = parser.parse_args(argv)
-  values = cli._get_config(*given.config.split(":", 1))
-  config = settings.read(settings.with_defaults(values))
+  config = arguments.read_config(given.config)
   rows, first = [("topology", "devices", "sent", "to the first", "peak")], None
   for topology in given.topologies:
     place = places.find(topology)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `mrpo`: flags and config files become plain arguments.
+"""The command `mrpo`.
 
   mrpo train   --config=FILE[:args] --workdir=DIR [--config.a.b=value ...]
                [--store=DIR] [--no-autoscore] [--allow-changed] [processes]
@@ -31,15 +31,13 @@ Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault.
 """
 
 import errno
-import importlib.util
 import os
-import pathlib
 import sys
 import tempfile
 
 from absl import flags, logging
-from ml_collections import config_dict, config_flags
 
+from mrpo_jax import arguments
 from mrpo_jax.errors import InputError, StoppedRun
 
 
@@ -55,8 +53,10 @@ def train(argv):
   --allow-changed goes on all the same, where the checkpoint still fits:
   config.json then has the new values, config-<step>.json the old ones.
   """
-  argv, switches = _meet(argv), ("no-autoscore", "allow-changed")
-  values = _flags(argv, "workdir", config=True, switches=switches, store="")
+  argv, switches = arguments.meet(argv), ("no-autoscore", "allow-changed")
+  values = arguments.parse(
+    argv, "workdir", config=True, switches=switches, store=""
+  )
   from mrpo_jax import bandit, processes, runs, settings
 
   config = settings.read(values["config"].to_dict())
@@ -81,8 +81,8 @@ def score(argv):
   shares of the data, i from 0: n commands, on any machines that share the
   store, divide the work.
   """
-  argv, switches = _meet(argv), ("allow-changed",)
-  values = _flags(
+  argv, switches = arguments.meet(argv), ("allow-changed",)
+  values = arguments.parse(
     argv, "workdir", config=True, switches=switches, store="", part="0/1"
   )
   from mrpo_jax import runs, settings
@@ -116,7 +116,9 @@ def store(argv):
   action, *keys = words or [""]
   if action not in STORE_ACTIONS:
     raise InputError(f"store {action!r}; known: {', '.join(STORE_ACTIONS)}")
-  values = _flags(given, "store", *(["to"] if action == "export" else []))
+  values = arguments.parse(
+    given, "store", *(["to"] if action == "export" else [])
+  )
   root, to = values["store"], values.get("to")
   from mrpo_jax import report
   from mrpo_jax.references import store
@@ -145,7 +147,9 @@ def export(argv):
   it to its base and gives a whole model.
   """
   switches = ("merge-adapters",)
-  values = _flags(argv, "workdir", "to", switches=switches, step="newest")
+  values = arguments.parse(
+    argv, "workdir", "to", switches=switches, step="newest"
+  )
   from mrpo_jax import runs
 
   runs.export(
@@ -162,7 +166,7 @@ def inspect(argv):
   if len(folders) != 1:
     raise InputError("give one folder: mrpo inspect FOLDER")
   rest = [given for given in argv if given not in folders]
-  given = _flags(rest, mesh="")["mesh"]
+  given = arguments.parse(rest, mesh="")["mesh"]
   from mrpo_jax import inspection, parallel
 
   sizes = dict.fromkeys(parallel.AXES, 1)
@@ -179,7 +183,7 @@ def inspect(argv):
 
 def report(argv):
   """Compares the evaluated runs of a folder: a table and results.json."""
-  values = _flags(argv, "workdir")
+  values = arguments.parse(argv, "workdir")
   from mrpo_jax import report
 
   print(report.compare(values["workdir"]))
@@ -193,7 +197,7 @@ def bench(argv):
   where it is given.  --json=FILE has all figures, --trace=DIR a profile of
   the timed steps.
   """
-  values = _flags(
+  values = arguments.parse(
     argv, config=True, steps="20", warmup="3", store="", json="", trace=""
   )
   counts = {}
@@ -203,7 +207,7 @@ def bench(argv):
         f"--{name}: {values[name]!r}; want a number from {least}"
       )
     counts[name] = int(values[name])
-  to = _new_file("json", values["json"])
+  to = arguments.new_file("json", values["json"])
   from mrpo_jax import bench, settings
 
   config = settings.read(values["config"].to_dict())
@@ -231,7 +235,7 @@ def plan(argv):
   that times are for; --fit searches for settings that fit; --program=FILE
   keeps the compiled train step as text.
   """
-  values = _flags(
+  values = arguments.parse(
     argv,
     "topology",
     config=True,
@@ -241,16 +245,19 @@ def plan(argv):
     json="",
     program="",
   )
-  hbm = _positive("hbm", values["hbm"], float) if values["hbm"] else None
+  hbm = (
+    arguments.positive("hbm", values["hbm"], float) if values["hbm"] else None
+  )
   lengths = None
   if values["lengths"]:
     lengths = [
-      _positive("lengths", one, int) for one in values["lengths"].split(",")
+      arguments.positive("lengths", one, int)
+      for one in values["lengths"].split(",")
     ]
     if len(lengths) != 2:
       raise InputError(f"--lengths: {values['lengths']!r}; want like 256,256")
-  to = _new_file("json", values["json"])
-  keep = _new_file("program", values["program"])
+  to = arguments.new_file("json", values["json"])
+  keep = arguments.new_file("program", values["program"])
   from mrpo_jax import plan, settings
 
   config = settings.read(values["config"].to_dict())
@@ -267,25 +274,9 @@ def plan(argv):
   )
 
 
-def _positive(name, given, kind):
-  try:
-    value = kind(given)
-  except ValueError:
-    value = 0
-  if not 0 < value < float("inf"):
-    raise InputError(f"--{name}: {given!r}; want a positive number")
-  return value
-
-
-def _new_file(name, path):
-  if path and not pathlib.Path(path).resolve().parent.is_dir():
-    raise InputError(f"--{name} {path}: no such folder")
-  return path
-
-
 def prepare(argv):
   """Turns a file of preference rows into a TFDS data set, once."""
-  values = _flags(argv, "data", "to", split="train")
+  values = arguments.parse(argv, "data", "to", split="train")
   from mrpo_jax.data import source
 
   print(source.prepare(values["data"], values["to"], split=values["split"]))
@@ -375,106 +366,3 @@ def _one_line(message):
 def _fail(code, line):
   print(f"error: {line}", file=sys.stderr)
   return code
-
-
-def _meet(argv):
-  """Joins the run's other processes; argv without the flags that say how."""
-  from mrpo_jax import processes
-
-  parsed = flags.FlagValues()
-  for name in ("coordinator", "processes", "process"):
-    flags.DEFINE_string(name, "", "", flag_values=parsed)
-  parsed.set_gnu_getopt()
-  rest = parsed(["mrpo", *argv[1:]], known_only=True)[1:]
-  coordinator, count, index = (
-    parsed[name].value for name in ("coordinator", "processes", "process")
-  )
-  if not (coordinator or count or index):
-    processes.start()
-  elif count != "1" or coordinator or index:
-    _check_meeting(coordinator, count, index)
-    processes.start(coordinator, int(count), int(index))
-  return [argv[0], *rest]
-
-
-def _check_meeting(coordinator, count, index):
-  if not (coordinator and count and index):
-    raise InputError("--coordinator, --processes and --process go together")
-  host, _, port = coordinator.rpartition(":")
-  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-    raise InputError(
-      f"--coordinator: {coordinator!r}; want HOST:PORT, where process 0 listens"
-    )
-  if not (count.isdecimal() and int(count)):
-    raise InputError(f"--processes: {count!r}; want a number from 1 on")
-  if not (index.isdecimal() and int(index) < int(count)):
-    raise InputError(
-      f"--process: {index!r}; want a number from 0 to {int(count) - 1}"
-    )
-
-
-def _flags(argv, *required, config=False, switches=(), **optional):
-  """Parsed flags of one command, by name."""
-  argv = argv[1:]
-  parsed = flags.FlagValues()
-  for name in (*required, *optional):
-    flags.DEFINE_string(name, optional.get(name), "", flag_values=parsed)
-  for name in switches:
-    flags.DEFINE_boolean(name, False, "", flag_values=parsed)
-  if config:
-    argv = _define_config(argv, parsed)
-  rest = parsed(["mrpo", *argv])[1:]
-  if rest:
-    raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
-  names = (*required, *optional, *switches, *(["config"] if config else []))
-  values = {name: parsed[name].value for name in names}
-  for name in required:
-    if not values[name]:
-      raise InputError(f"--{name} is missing; see mrpo --help")
-  for name in ("workdir", "store", "to"):
-    if "://" in values.get(name, ""):  # else a folder `gs:` would be made here
-      raise InputError(
-        f"--{name}={values[name]} is no folder; mount the bucket and name the "
-        "folder where it is"
-      )
-  return values
-
-
-def _define_config(argv, parsed):
-  """Takes --config=FILE[:args] out of argv; every key becomes a flag."""
-  from mrpo_jax import settings
-
-  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-  if len(given) != 1:
-    raise InputError("give one --config=FILE[:args]; see mrpo --help")
-  argv = [a for a in argv if not a.startswith("--config=")]
-  config = settings.with_defaults(_get_config(*given[0].split(":", 1)))
-  try:
-    config_flags.DEFINE_config_dict(
-      "config",
-      config_dict.ConfigDict(config),
-      flag_values=parsed,
-      lock_config=False,
-      accept_new_attributes=True,  # `settings.read` knows what may be given
-      sys_argv=["mrpo", *argv],
-    )
-  except KeyError as error:
-    raise InputError(f"config has no section {error}") from None
-  return argv
-
-
-def _get_config(path, *arg):
-  """What the file's get_config returns, as a nested dict."""
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise InputError(f"--config {path}: no such file")
-  # A config imports its neighbours as `configs.name`.
-  sys.path.insert(0, str(path.resolve().parent.parent))
-  try:
-    spec = importlib.util.spec_from_file_location("mrpo_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*arg).to_dict()
-  except Exception as error:  # it is code, and fails as code does
-    reason = f"{type(error).__name__}: {error}".split("\n")[0]
-    raise InputError(f"--config {path}: {reason}") from error

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from configs import common
-from mrpo_jax import cli, places, planned, settings, setups, writer
+from mrpo_jax import (
+  arguments,
+  cli,
+  places,
+  planned,
+  settings,
+  setups,
+  writer,
+)
 from mrpo_jax.models import spec
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,17 +56,17 @@ def test_every_config_runs_with_debug(tmp_path, name, arg):
 )
 def test_every_config_at_paper_scale_has_a_step(name, arg, debug):
   arg = ",".join(filter(None, [arg, debug]))
-  values = cli._get_config(f"{ROOT}/configs/{name}.py", *filter(None, [arg]))
-  config = settings.read(settings.with_defaults(values))
+  given = f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else "")
+  config = arguments.read_config(given)
   mesh = setups.mesh_of(config, jax.devices())
   setup = setups.planned(config, mesh, places.read_shape)
   lengths = [
     config["data"][f"max_{part}"] // 2 for part in ("prompt", "response")
   ]
   rows = planned.assume(setup, lengths).rows
-  _, arguments, adapter = planned.train_step(setup, rows)
+  _, abstract, adapter = planned.train_step(setup, rows)
   policy = setup.described["policy"].model.config
-  state = arguments[0]
+  state = abstract[0]
   trained = sum(array.size for array in jax.tree.leaves(state.params))
   assert trained == (adapter or spec.count_parameters(policy))
   names = config["references"]["names"]

@@ -14,7 +14,7 @@ FLOORS = (
   "|objective flops train evaluate tabular inspection writer report"
   " chips hlo published"
   "|settings inputs loading scoring setups workdirs card runs bench bandit"
-  " places planned plan_table plan cli __main__"
+  " places planned plan_table plan arguments cli __main__"
 ).split("|")
 LEVEL = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 PLAIN = {"jax", "mrpo_jax", *sys.stdlib_module_names}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mrpo_jax import (
+  arguments,
   chips,
   cli,
   flops,
@@ -21,7 +22,6 @@ from mrpo_jax import (
   plan_table,
   planned,
   published,
-  settings,
   setups,
 )
 from mrpo_jax.errors import InputError
@@ -61,8 +61,8 @@ def found(tmp_path_factory):
 
 
 def _config(arg, flags):
-  values = cli._get_config(f"{ROOT}/configs/quickstart.py", arg)
-  return plan.changed(settings.read(settings.with_defaults(values)), flags)
+  config = arguments.read_config(f"{ROOT}/configs/quickstart.py:{arg}")
+  return plan.changed(config, flags)
 
 
 def test_bytes_of_arguments_are_what_the_shardings_say(found):
