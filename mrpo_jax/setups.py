@@ -57,7 +57,7 @@ def set_up(config, workdir, say, *, allow_changed=False):
   mesh = mesh_of(config)
   processes.connect(mesh)
   for key in inputs.sections(config):
-    loading.rules_of(config, key)
+    loading.rules_of(config, key)  # refuses names, before any data is read
   packing = _packing(config, mesh, method)
   read = [s for s in ("train", "eval") if config["data"][s]]
   measured = ["validation"] if "validation" in method.measures else []
@@ -160,10 +160,10 @@ def _agree(here):
     return
   found = processes.gather(here)
   other = next(n for n, mark in enumerate(marks) if mark != marks[0])
-  difference = next(settings.differences(found[other], found[0]))
+  one = next(settings.differences(found[other], found[0]))
   raise InputError(
-    f"process {other} has other things before it than process 0: {difference}; "
-    "give both the same command, files and workdir"
+    f"{one.key} is {one.here!r} in process {other}, {one.there!r} in process "
+    "0; give both the same command, files and workdir"
   )
 
 

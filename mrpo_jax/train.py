@@ -197,8 +197,9 @@ def accumulated_gradient(share, figures_of, params, parts, key):
   """(gradient, figures) summed over all micro-batches, in float32.
 
   `share(figures)` is a scalar whose gradient is that micro-batch's share.
-  Every layer adds its part to the sum where that stands: no second gradient
-  exists, unless the parameters are narrower than the sum.
+  Every layer adds its part to the sum where that stands, embedding and head
+  theirs when it is made: no second gradient of the layers exists, unless the
+  parameters are narrower than the sum.
   """
   arrays, treedef = jax.tree.flatten(params)
 

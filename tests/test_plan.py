@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import check_program
 from mrpo_jax import (
   arguments,
   chips,
@@ -248,6 +249,27 @@ def test_rows_are_those_of_all_processes(monkeypatch):
   assert rows.tokens_RT.shape[1] == setup.packing.rows == 8
   real = rows.slots_RM[rows.slots_RM < 2 * config["batch"]]
   assert real.min() < config["batch"] <= real.max()
+
+
+def test_a_program_that_holds_too_much_is_found():
+  config = _config("dpo,debug", {"mesh.data": 8})
+  mesh = setups.mesh_of(config, places.find("cpu:8").devices)
+  setup = setups.planned(config, mesh, places.read_shape)
+  T, V, D = 256, 512, 32
+
+  def found(rows, width):
+    text = f"""ENTRY %main (x: f32[{V},{D // 8}]) -> f32[{V},{D}] {{
+  %x = f32[{V},{D // 8}]{{1,0}} parameter(0)
+  %logits = f32[{rows},{V}]{{1,0}} broadcast(%x), dimensions={{}}
+  ROOT %g = f32[{V},{width}]{{1,0}} all-gather(%x), \
+replica_groups=[1,8]<=[8], dimensions={{1}}
+}}
+"""
+    lines = list(check_program.faults(text, setup))
+    return [line.split(":")[0] for line in lines]
+
+  assert found(T, D) == ["logits", "collected whole"]
+  assert found(T // 2, D // 2) == []
 
 
 def test_shapes_of_published_models():

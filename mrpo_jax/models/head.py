@@ -126,23 +126,15 @@ def _block(V, most):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _token_figures(
-  sizes,
-  also,
-  softcaps,
-  splits,
-  hidden_RMD,
-  head_VD,
-  targets_RM,
-  chunks,
-  against,
-):
-  given = (hidden_RMD, head_VD, targets_RM, chunks, against)
+def _token_figures(sizes, also, softcaps, splits, *given):
   return _forward(sizes, also, softcaps, splits, *given)[0]
 
 
 def _forward(sizes, also, softcaps, splits, *given):
-  """(figures, what the backward pass needs), on every device of the mesh."""
+  """(figures, what the backward pass needs), on every device of the mesh.
+
+  `given` is what `_forward_here` takes, of all devices.
+  """
   rows = PartitionSpec(splits[0].rows)
   here = functools.partial(_forward_here, sizes, also, softcaps, splits)
   run = splits[0].run(here, _specs(splits, *given), rows)
