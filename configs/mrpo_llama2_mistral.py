@@ -16,10 +16,9 @@ the policy's tokens), and the weights stand on their own references
 (docs/references.md).  Which part of UltraFeedback the paper drew is unknown:
 this is all of it.
 
-On v5p:2x2x1 (4 chips, a copy of the models on each) weights, optimizer and rows
-take 19.8 GiB of each device's 95; a step of 8 pairs has 330 TFLOP of useful
-work, 0.18 s at the bfloat16 peak, so at most 45 pairs/s.  What temporaries and
-exchanges add: `mrpo plan`, docs/plan.md.
+On v5p:2x2x1 (4 chips, a copy of the models on each) a step takes 20.6 GiB of
+each device's 95 and at least 0.63 s, so at most 12.6 pairs/s with pairs of 256
++ 2 x 256 tokens: compiled, not run (`mrpo plan`, docs/plan.md).
 
 Append `:debug` for a minute on tiny models.
 """
