@@ -25,12 +25,18 @@ def faults(text, setup):
   models = [setup.objective.policy, *setup.objective.references]
   mesh = setup.mesh.shape
   rows = setup.packing.rows // (mesh["data"] * mesh["fsdp"])
-  for V in {model.config.vocab_size for model in models if not model.scored}:
-    logits = rows * setup.packing.length * (V // mesh["model"])
+  tokens = rows * setup.packing.length
+  for V, D in {
+    (model.config.vocab_size, model.config.width)
+    for model in models
+    if not model.scored
+  }:
     for here in computations.values():
       for one in here.values():
         for dtype, sizes, _ in one.shapes:
-          if V in sizes and math.prod(sizes) >= logits:
+          is_weight = tokens != D and sorted(sizes) == sorted((V, D))
+          large = math.prod(sizes) >= tokens * (V // mesh["model"])
+          if V in sizes and large and not is_weight:
             yield f"logits: {one.name} is {dtype}{list(sizes)}"
   whole, layer = {}, 0
   for model in models:

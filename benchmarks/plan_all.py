@@ -24,7 +24,7 @@ PLANS = {  # name -> (config, topology)
   "llama3_scored": ("llama3_ultrafeedback.py:scored", "v5p:2x2x4"),
   "seven": ("seven_references.py:vaw,multi", "v5p:2x2x1"),
   "mallowspo": ("mallowspo_llama3.py", "v5p:2x2x4"),
-  "llama3_70b": ("llama3_70b.py", "v5p:4x4x8"),
+  "llama3_70b": ("llama3_70b.py", "v5p:4x4x4"),
 }
 HEADER = (
   *("config", "devices", "step", "arguments", "peak", "of"),
@@ -77,11 +77,14 @@ def markdown(header, body):
 
 def page(plans):
   """The part of docs/plan.md that follows from the plans."""
-  parts = [MARK, ""]
-  for found in list(plans.values())[:1]:
-    made = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
-    parts += [f"Made on {found['date']} with {made}:", "", "```"]
-    parts += [command(*PLANS[name]) for name in plans] + ["```", ""]
+  made = {
+    ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
+    for found in plans.values()
+  }
+  dates = sorted({found["date"] for found in plans.values()})
+  parts = [MARK, "", f"Made on {' and '.join(dates)} with"]
+  parts += [f"{'; '.join(sorted(made))}:", "", "```"]
+  parts += [command(*PLANS[name]) for name in plans] + ["```", ""]
   body = [cells for name in plans for cells in rows(name, plans[name])]
   parts += [markdown(HEADER, body), ""]
   parts += [

@@ -3,8 +3,9 @@
 
   python -m benchmarks.weak_scaling --config=FILE[:args] TOPOLOGY ...
 
-Pairs of a step and rows of a micro-batch grow with the devices; compiled ahead
-of time, nothing is run.
+Pairs of a step and rows of a micro-batch grow with the devices.  Weights are
+split over as many as the first topology has, and `data` grows; with
+`--grow=fsdp` they are split over all.  Compiled ahead of time, nothing is run.
 """
 
 import argparse
@@ -18,23 +19,25 @@ def main(argv=None):
   parser = argparse.ArgumentParser()
   parser.add_argument("--config", required=True)
   parser.add_argument("--pairs", type=int, default=8, help="of each device")
+  parser.add_argument("--grow", choices=("data", "fsdp"), default="data")
   parser.add_argument("topologies", nargs="+")
   given = parser.parse_args(argv)
   config = arguments.read_config(given.config)
-  rows, first = [("topology", "devices", "sent", "to the first", "peak")], None
+  rows = [("topology", "devices", "fsdp", "sent", "to the first", "peak")]
+  first = fsdp = None
   for topology in given.topologies:
     place = places.find(topology)
     n = len(place.devices)
+    fsdp = n if given.grow == "fsdp" else fsdp or n
     flags = {"batch": given.pairs * n, "data.rows": n}
-    flags |= {"mesh.data": 1, "mesh.fsdp": -1}
+    flags |= {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.model": 1}
     found = plan.plan(plan.changed(config, flags), place, None)
     figures = found["steps"]["train"]
     sent = sum(row["bytes"] for row in figures["collectives"])
     first = first or sent
     size = sized_bytes(figures["bytes"]["peak"])
-    rows.append(
-      (topology, str(n), sized_bytes(sent), f"{sent / first:.3f}", size)
-    )
+    ratio = f"{sent / first:.3f}"
+    rows.append((topology, str(n), str(fsdp), sized_bytes(sent), ratio, size))
     print(aligned(rows), flush=True)
 
 

@@ -53,6 +53,7 @@ def shrink(c):
   c.data.max_prompt = 64
   c.data.max_response = 64
   c.data.row_length = 256
+  c.mesh = dict(data=-1)  # whatever devices there are
   c.policy.path = ""
   c.policy.new = dict(TINY)
   for k, name in enumerate(c.references.names):

@@ -7,10 +7,10 @@ vocabulary and cost 6 % of its step; being smaller, they cannot be its start.
   hf download NAME --local-dir NAME       # of each model
   mrpo train --config=configs/llama3_70b.py --workdir=$W
 
-On v5p:4x4x8 (128 chips, fsdp=128) weights, optimizer and rows take 6.4 GiB of
-each device's 95; a step has 90.8 PFLOP of useful work, 1.5 s at the bfloat16
-peak, so at most 83 pairs/s with pairs of 512 + 2 x 512 tokens.  What
-temporaries and exchanges add: `mrpo plan`, docs/plan.md.
+On v5p:4x4x4 (64 chips, fsdp=16, model=4) a step takes 25 GiB of a device's 95
+and at least 4.9 s, so at most 26 pairs/s with pairs of 512 + 2 x 512 tokens:
+compiled, not run (`mrpo plan`, docs/plan.md).  With fsdp over all chips there
+are more rows in a micro-batch than the pairs fill.
 
 Append `:debug` for a minute on tiny models.
 """
@@ -35,7 +35,7 @@ def get_config(arg=""):
     max_response=1024,
     row_length=4096,
   )
-  c.mesh = dict(data=1, fsdp=-1)
+  c.mesh = dict(data=1, fsdp=-1, model=4)
   c.policy = dict(
     path="meta-llama/Meta-Llama-3-70B-Instruct",
     dtype="float32",  # master weights

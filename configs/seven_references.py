@@ -22,10 +22,10 @@ UltraFeedback, and 1,000 of its test split for each of validation and test,
 where the paper draws 7,000 anew for each seed and drops long and very short
 ones.
 
-On v5p:2x2x1 (4 chips, a copy of the models on each) the policy's step takes 0.7
-GiB of each device's 95 before temporaries and 0.02 s at the bfloat16 peak; the
-references, one after the other, 0.9 to 26 GiB (Phi-3-medium).  What temporaries
-and exchanges add: `mrpo plan`, docs/plan.md.
+On v5p:2x2x1 (4 chips, a copy of the models on each) the policy's step takes 3.1
+GiB of a device's 95 and at least 0.15 s; the references, one after the other,
+1.0 to 29 GiB (Phi-3-medium) and at least 0.03 to 1.2 s for 25 pairs of 256 + 2 x
+256 tokens: compiled, not run (`mrpo plan`, docs/plan.md).
 
 Append `,debug` for a minute on tiny models.
 """

@@ -252,14 +252,15 @@ def test_rows_are_those_of_all_processes(monkeypatch):
 
 
 def test_a_program_that_holds_too_much_is_found():
-  config = _config("dpo,debug", {"mesh.data": 8})
+  T, V, D = 256, 512, 384  # a weight is larger than the logits of a row
+  config = _config("dpo,debug", {"mesh.data": 8, "policy.new.width": D})
   mesh = setups.mesh_of(config, places.find("cpu:8").devices)
   setup = setups.planned(config, mesh, places.read_shape)
-  T, V, D = 256, 512, 32
 
   def found(rows, width):
     text = f"""ENTRY %main (x: f32[{V},{D // 8}]) -> f32[{V},{D}] {{
   %x = f32[{V},{D // 8}]{{1,0}} parameter(0)
+  %weight = bf16[{V},{D}]{{1,0}} convert(%x)
   %logits = f32[{rows},{V}]{{1,0}} broadcast(%x), dimensions={{}}
   ROOT %g = f32[{V},{width}]{{1,0}} all-gather(%x), \
 replica_groups=[1,8]<=[8], dimensions={{1}}

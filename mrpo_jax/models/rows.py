@@ -39,6 +39,7 @@ def token_figures(
   also=(),
   against=None,
   chunk=None,
+  vocabulary=None,
   **forward,
 ):
   """What a model says of every scored token of the rows.
@@ -51,7 +52,7 @@ def token_figures(
     also: further figures; see `head.token_figures`.
     against: (config, params, forward) of a reference with the same
       vocabulary, run on the same rows; see `head.token_figures`.
-    chunk: see `head.token_figures`.
+    chunk, vocabulary: see `head.token_figures`.
     **forward: `kernel`, `remat`, `dtype`, `split` of `transformer.hidden`.
 
   Returns:
@@ -81,6 +82,7 @@ def token_figures(
     against=None if against is None else scored(*against),
     softcaps=(config.logits_softcap, ref_config.logits_softcap),
     chunk=chunk,
+    vocabulary=vocabulary,
     splits=(forward.get("split", WHOLE), ref_forward.get("split", WHOLE)),
   )
 

@@ -120,8 +120,9 @@ def loss_packed(params, packed, ref_logp_BCK, config, kernel):
   B, total, logp_BC = ref_logp_BCK.shape[0], 0.0, 0.0
   for a in range(packed.tokens_RT.shape[0]):
     micro = rows.micro_batch(packed, a)
+    sizes = dict(chunk=16, vocabulary=100)
     figures = rows.token_figures(
-      config, params, micro, B, kernel=kernel, chunk=16
+      config, params, micro, B, kernel=kernel, **sizes
     )
     one_BC = rows.per_response(figures["logp"], micro.slots_RM, B)
     here_B = rows.response_lengths(micro, B)[:, 0] > 0
