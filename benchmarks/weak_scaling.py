@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does what a device sends stay the same when devices and batch both grow?
 
-  python -m benchmarks.weak_scaling --config=FILE[:args] TOPOLOGY ...
+  python -m benchmarks.weak_scaling --config=FILE[:args] --fsdp=8 TOPOLOGY ...
 
 Pairs of a step and rows of a micro-batch grow with the devices.  Weights are
-split over as many as the first topology has, and `data` grows; with
-`--grow=fsdp` they are split over all.  Compiled ahead of time, nothing is run.
+split over --fsdp devices, or over all, and `data` grows.  Compiled ahead of
+time, nothing is run.
 """
 
 import argparse
@@ -19,21 +19,25 @@ def main(argv=None):
   parser = argparse.ArgumentParser()
   parser.add_argument("--config", required=True)
   parser.add_argument("--pairs", type=int, default=8, help="of each device")
-  parser.add_argument("--grow", choices=("data", "fsdp"), default="data")
+  parser.add_argument("--fsdp", type=int, default=0, help="0: all devices")
   parser.add_argument("topologies", nargs="+")
   given = parser.parse_args(argv)
   config = arguments.read_config(given.config)
   rows = [("topology", "devices", "fsdp", "sent", "to the first", "peak")]
-  first = fsdp = None
+  first = None
   for topology in given.topologies:
     place = places.find(topology)
     n = len(place.devices)
-    fsdp = n if given.grow == "fsdp" else fsdp or n
+    fsdp = given.fsdp or n
     flags = {"batch": given.pairs * n, "data.rows": n}
     flags |= {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.model": 1}
     found = plan.plan(plan.changed(config, flags), place, None)
     figures = found["steps"]["train"]
     sent = sum(row["bytes"] for row in figures["collectives"])
+    for row in figures["collectives"]:
+      axes = " x ".join(row["axes"])
+      sent_so = sized_bytes(row["bytes"])
+      print(f"  {row['kind']} over {axes}: {sent_so}", flush=True)
     first = first or sent
     size = sized_bytes(figures["bytes"]["peak"])
     ratio = f"{sent / first:.3f}"
