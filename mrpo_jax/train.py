@@ -28,7 +28,7 @@ from mrpo_jax.objective import (
 
 # Of what a step computes: with another one, a run that goes on gives other
 # numbers than one that was never stopped.
-VERSION = 1
+VERSION = 2
 DROPOUT = 1  # tells its draws from the method's, which use the key itself
 
 
@@ -197,36 +197,39 @@ def accumulated_gradient(share, figures_of, params, parts, key):
   """(gradient, figures) summed over all micro-batches, in float32.
 
   `share(figures)` is a scalar whose gradient is that micro-batch's share.
-  Every layer adds its part to the sum where that stands, embedding and head
-  theirs when it is made: no second gradient of the layers exists, unless the
-  parameters are narrower than the sum.
+  Embedding, head and every layer add their part to the sum where that stands:
+  no second gradient exists, but of layers that are narrower than the sum.
   """
-  arrays, treedef = jax.tree.flatten(params)
-
-  def loss(arrays, key, micro):
-    figures = figures_of(key, jax.tree.unflatten(treedef, arrays), micro)
-    return share(figures), figures
 
   def add(total, key, micro):
     sums, figures = total
-    value, pull, one = jax.vjp(
-      lambda arrays: loss(arrays, key, micro), arrays, has_aux=True
-    )
-    refs = [
-      jax.new_ref(x) if x.dtype == array.dtype else jax.ad.GradValue()
-      for x, array in zip(sums, arrays, strict=True)
-    ]
-    (found,) = pull.with_refs(refs)(jnp.ones_like(value))
-    sums = [
-      jax.freeze(ref) if isinstance(ref, jax.Ref) else _sum(x, y)
-      for x, ref, y in zip(sums, refs, found, strict=True)
-    ]
-    return sums, _sum(figures, one)
+    refs = jax.tree.map(jax.new_ref, sums)
 
-  start = _no_figures(figures_of, params, parts, key)
-  start = [_zeros(array) for array in arrays], start
-  sums, figures = _over_micro_batches(add, start, parts, key)
-  return jax.tree.unflatten(treedef, sums), figures
+    def loss(params):
+      figures = figures_of(key, leaves.summed(params, refs), micro)
+      return share(figures), figures
+
+    def narrow(ref, array):
+      return ref.dtype != array.dtype
+
+    value, pull, one = jax.vjp(loss, params, has_aux=True)
+    takers = jax.tree.map(
+      lambda *both: jax.ad.GradValue() if narrow(*both) else both[0],
+      refs,
+      params,
+    )
+    (found,) = pull.with_refs(takers)(jnp.ones_like(value))
+
+    def summed(ref, array, grad):
+      if narrow(ref, array):
+        jax.ref.addupdate(ref, ..., grad.astype(ref.dtype))
+      return jax.freeze(ref)
+
+    return jax.tree.map(summed, refs, params, found), _sum(figures, one)
+
+  start = jax.tree.map(_zeros, params)
+  start = start, _no_figures(figures_of, params, parts, key)
+  return _over_micro_batches(add, start, parts, key)
 
 
 def _zeros(array):

@@ -4,6 +4,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -139,3 +140,20 @@ def test_clipping_bounds_the_gradient():
   first = optax.tree.get(state, "mu")["weight"]
   # One step of Adam's first moment: (1 - b1) times the clipped gradient.
   assert np.linalg.norm(first) == pytest.approx(0.05, rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", [1.0, 4.9, 5.1, np.inf])
+def test_clipping_is_the_one_of_optax(norm):
+  grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[-4.0]], jnp.bfloat16)}
+  want, _ = optax.clip_by_global_norm(norm).update(grads, optax.EmptyState())
+  got, _ = optimizer.clip(norm).update(grads, optax.EmptyState())
+  assert jax.tree.map(jnp.dtype, got) == jax.tree.map(jnp.dtype, want)
+  for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    rtol = 1e-6 if a.dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(*(x.astype("float32") for x in (a, b)), rtol)
+
+
+def test_clipping_leaves_a_gradient_of_zero():
+  zero = {"weight": jnp.zeros(3)}
+  got, _ = optimizer.clip(1.0).update(zero, optax.EmptyState())
+  np.testing.assert_array_equal(got["weight"], zero["weight"])

@@ -19,7 +19,12 @@ from mrpo_jax.data.encode import Encoded
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import rows as packed
 from mrpo_jax.models import spec, transformer
-from mrpo_jax.objective import Model, Objective
+from mrpo_jax.objective import (
+  Model,
+  Objective,
+  policy_figures,
+  policy_parts,
+)
 
 CONFIG = spec.ModelConfig(
   vocab_size=101,
@@ -138,6 +143,60 @@ def test_micro_batches_equal_one_batch(rng):
     np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
+GPT2 = dict(
+  family="gpt2",
+  norm="layer",
+  qkv_bias=True,
+  out_bias=True,
+  mlp_bias=True,
+  gated=False,
+  ropes=(None,),
+  learned_positions=True,
+  max_positions=48,
+)
+
+
+@pytest.mark.parametrize(
+  "changes", [{}, {"tied": True}, GPT2], ids=["untied", "tied", "positions"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_is_that_of_the_sum(rng, changes, dtype):
+  # The head's last block of the vocabulary reaches back over the one before.
+  config = dataclasses.replace(CONFIG, vocab_size=2100, **changes)
+  objective = dataclasses.replace(
+    objective_of("simpo", K=0), policy=Model(config)
+  )
+  params = spec.init(config, jax.random.key(0), dtype)
+  view = (pack.pack(some_pairs(rng, BATCH), length=48, rows=2),)
+  parts = policy_parts(objective, (view,), {})
+  weight_BC = jnp.asarray(rng.normal(size=(BATCH, 2)).astype("float32"))
+  key = jax.random.key(1)
+  figures_of = functools.partial(policy_figures, objective, ())
+
+  def share(figures):
+    return jnp.vdot(weight_BC, figures["logp_BC"])
+
+  def whole(params):
+    # One after the other without a loop, so that JAX's own sums are compared.
+    return sum(
+      share(figures_of(key, params, packed.micro_batch(part, a)))
+      for part in parts
+      for a in range(len(part[0].segments_RT))
+    )
+
+  got, _ = jax.jit(
+    functools.partial(train.accumulated_gradient, share, figures_of)
+  )(params, parts, key)
+  want = jax.jit(jax.grad(whole))(params)
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  tolerance = 1e-5 if dtype == "float32" else 2e-2
+  for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    assert a.dtype == jnp.float32
+    largest = max(np.abs(b).max(), 1.0)  # biases of keys have none
+    np.testing.assert_allclose(a, b.astype("float32"), atol=tolerance * largest)
+  assert np.abs(want["embed"]).max() > 1.0
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_what_the_backward_pass_keeps_changes_nothing(rng, remat):
   view = (pack.pack(some_pairs(rng, BATCH), length=48),)
@@ -204,10 +263,20 @@ def test_a_step_leaves_the_kinds_of_narrow_parameters_as_they_were(rng):
   assert metrics["grad_norm"].dtype == jnp.float32
 
 
-def test_one_gradient_is_in_memory_however_many_micro_batches(rng):
-  config = dataclasses.replace(CONFIG, layers=8, width=128, mlp_width=512)
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"layers": 8, "width": 128, "mlp_width": 512},
+    {"vocab_size": 16384, "width": 64},
+    {"vocab_size": 16384, "width": 64, "tied": True},
+  ],
+  ids=["layers", "vocabulary", "tied"],
+)
+def test_one_gradient_is_in_memory_however_many_micro_batches(rng, sizes):
+  config = dataclasses.replace(CONFIG, **sizes)
   objective = dataclasses.replace(
-    objective_of("simpo", K=0), policy=Model(config)
+    objective_of("simpo", K=0),
+    policy=Model(config, forward=(("remat", "full"),)),
   )
   transformation, _ = optimizer.make(peak_lr=1e-3, steps=2)
   make = functools.partial(
@@ -220,8 +289,8 @@ def test_one_gradient_is_in_memory_however_many_micro_batches(rng):
   step = train.compile_step(objective, transformation, None, None)
   compiled = step.lower(state, None, (), views, {}).compile()
   gradient = sum(4 * array.size for array in jax.tree.leaves(params))
-  # The sum, the update, and half as much of activations.
-  assert compiled.memory_analysis().temp_size_in_bytes < 2.7 * gradient
+  # The sum, and less than as much again of activations.
+  assert compiled.memory_analysis().temp_size_in_bytes < 1.7 * gradient
 
 
 def test_the_references_are_left_as_they_are(rng):

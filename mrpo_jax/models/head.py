@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mrpo_jax.models.attention import capped
-from mrpo_jax.models.leaves import dense
+from mrpo_jax.models.leaves import Summed, dense
 from mrpo_jax.models.split import WHOLE
 from mrpo_jax.shapes import check
 
@@ -57,7 +57,8 @@ def token_figures(
 
   Args:
     hidden_RMD: hidden states at the scored positions, in order.
-    head_VD: vocabulary projection, one row per token; an array or a QArray.
+    head_VD: vocabulary projection, one row per token; an array, a QArray or
+      a Summed.
     targets_RM: the token ids to score.
     used: int32 scalar; only the first `used` places of every row are
       computed, the others give 0.  None means all.
@@ -80,6 +81,9 @@ def token_figures(
 
   Numerics: products accumulate in float32, the log-sum-exp is float32.
   """
+  total = None
+  if isinstance(head_VD, Summed):
+    head_VD, total = head_VD.array, head_VD.total
   check("R M D", hidden_RMD, "V D", head_VD, "R M", targets_RM)
   R, M, _ = hidden_RMD.shape
   used = jnp.asarray(M if used is None else used, jnp.int32)
@@ -106,6 +110,7 @@ def token_figures(
     pad(targets_RM),
     chunks,
     against,
+    total,
   )
   is_used_1M = jnp.arange(M)[None] < used
   figures = {
@@ -133,24 +138,29 @@ def _token_figures(sizes, also, softcaps, splits, *given):
 def _forward(sizes, also, softcaps, splits, *given):
   """(figures, what the backward pass needs), on every device of the mesh.
 
-  `given` is what `_forward_here` takes, of all devices.
+  `given` is what `_forward_here` takes, of all devices, and the total that the
+  head's gradient is added to, or None.
   """
+  *given, total = given
   rows = PartitionSpec(splits[0].rows)
   here = functools.partial(_forward_here, sizes, also, softcaps, splits)
   run = splits[0].run(here, _specs(splits, *given), rows)
   figures, norms = run(*given)
-  return figures, (*given, norms)
+  return figures, (*given, total, norms)
 
 
 def _backward(sizes, also, softcaps, splits, kept, grads):
-  """Gradients of hidden states and head; None where the head is frozen."""
-  *given, norms = kept
+  """Gradients of hidden states and head.
+
+  None of the head where it is frozen, or where a total is given.
+  """
+  *given, total, norms = kept
   rows = PartitionSpec(splits[0].rows)
   specs = _specs(splits, *given)
   here = functools.partial(_backward_here, sizes, softcaps, splits)
   of_head = specs[1] if _is_trained(given[1]) else PartitionSpec()
-  run = splits[0].run(here, (*specs, rows, rows), (rows, of_head))
-  return *run(*given, norms, grads), *[None] * 3
+  run = splits[0].run(here, (*specs, of_head, rows, rows), (rows, of_head))
+  return *run(*given, total, norms, grads), *[None] * 4
 
 
 def _is_trained(head_VD):
@@ -349,6 +359,7 @@ def _backward_here(
   targets_RM,
   chunks,
   against,
+  total,
   norms,
   grads,
 ):
@@ -357,9 +368,11 @@ def _backward_here(
   dtype = hidden_RMD.dtype
   wide = norms["policy"].dtype
   is_trained = _is_trained(head_VD)
+  grad_head_VD = total
+  if is_trained and total is None:
+    grad_head_VD = jax.new_ref(jnp.zeros_like(head_VD))
 
-  def one_block(b, carry):
-    grad_hidden_RMD, grad_head_VD = carry
+  def one_block(b, grad_hidden_RMD):
     block = _Block(b, v, V, split)
     head_vD = block.of(head_VD, dtype, split)
     if against is not None:
@@ -403,26 +416,23 @@ def _backward_here(
     grad_hidden_RMD, grad_head_vD = jax.lax.fori_loop(
       0, chunks, one_chunk, start
     )
-    if not is_trained:
-      return grad_hidden_RMD, ()
-    grad_head_vD = _scattered(grad_head_vD, split)
-    if block.is_new_11v is not None:
-      grad_head_vD += jax.lax.dynamic_slice_in_dim(grad_head_VD, block.start, v)
-    return grad_hidden_RMD, jax.lax.dynamic_update_slice_in_dim(
-      grad_head_VD, grad_head_vD.astype(grad_head_VD.dtype), block.start, 0
-    )
+    if is_trained:
+      grad_head_vD = _scattered(grad_head_vD, split).astype(grad_head_VD.dtype)
+      jax.ref.addupdate(grad_head_VD, jax.ds(block.start, v), grad_head_vD)
+    return grad_hidden_RMD
 
-  start = (
-    jnp.zeros(hidden_RMD.shape, wide),
-    jnp.zeros_like(head_VD) if is_trained else (),
-  )
+  grad_hidden_RMD = jnp.zeros(hidden_RMD.shape, wide)
   with jax.named_scope("head_gradient"):
-    grad_hidden_RMD, grad_head_VD = jax.lax.fori_loop(
-      0, -(-V // v), one_block, start
+    grad_hidden_RMD = jax.lax.fori_loop(
+      0, -(-V // v), one_block, grad_hidden_RMD
     )
   if split.vocab:
     grad_hidden_RMD = jax.lax.psum(grad_hidden_RMD, split.vocab)
-  return grad_hidden_RMD.astype(dtype), grad_head_VD if is_trained else None
+  is_own = is_trained and total is None
+  return (
+    grad_hidden_RMD.astype(dtype),
+    jax.freeze(grad_head_VD) if is_own else None,
+  )
 
 
 def _scattered(grad_head_vD, split):

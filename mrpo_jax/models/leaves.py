@@ -6,8 +6,11 @@ A tree of parameters may hold at any matrix of its blocks, instead of an array,
     LoRA(base, a, b, scale)   base + scale * a b, base frozen
     qwix.QArray               integers and their scales, frozen
 
-and at its embedding and head a QArray.  `project`, `rows_of` and `dense` are
-the places that know.
+and at its embedding and head a QArray or
+
+    Summed(array, total)      array, whose gradient is added to a total
+
+`project`, `rows_of`, `dense` and `head.token_figures` are the places that know.
 """
 
 import dataclasses
@@ -37,6 +40,18 @@ class LoRA:
   scale: float = flax.struct.field(pytree_node=False)
   key: jax.Array | None = None  # [L] of the dropout; None drops nothing
   dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+
+
+@flax.struct.dataclass
+class Summed:
+  """An embedding or a head; its gradient is added to `total` where it is made.
+
+  So none of its own is made, a second array of that size.  The gradient with
+  respect to `array` then counts as zero.
+  """
+
+  array: jax.Array
+  total: jax.Ref  # of the array's shape, in float32 or better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +138,37 @@ def dense(leaf, dtype):
 
 def rows_of(leaf, places, dtype):
   """The rows of an embedding at `places`, an axis more than those."""
+  if isinstance(leaf, Summed):
+    return _summed_rows(leaf, places).astype(dtype)
   rows = jax.tree.map(lambda array: jnp.take(array, places, axis=0), leaf)
   return dense(rows, dtype)
+
+
+@jax.custom_vjp
+def _summed_rows(leaf, places):
+  return jnp.take(leaf.array, places, axis=0)
+
+
+def _summed_rows_forward(leaf, places):
+  return _summed_rows(leaf, places), (leaf.total, places)
+
+
+def _summed_rows_backward(kept, grad):
+  total, places = kept
+  jax.ref.addupdate(total, places, grad.astype(total.dtype))
+  return None, None
+
+
+_summed_rows.defvjp(_summed_rows_forward, _summed_rows_backward)
+
+
+def summed(params, totals):
+  """The tree with Summed leaves at embeddings and head, where it has them."""
+  return params | {
+    name: Summed(params[name], totals[name])
+    for name in ("embed", "positions", "head")
+    if name in params
+  }
 
 
 # Adapters.

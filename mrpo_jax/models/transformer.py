@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from mrpo_jax.models import attention, kernels
 from mrpo_jax.models.blockwise import SAVED
-from mrpo_jax.models.leaves import dense, project, rows_of
+from mrpo_jax.models.leaves import Summed, dense, project, rows_of
 from mrpo_jax.models.rope import rotary, rotate
 from mrpo_jax.models.split import WHOLE
 from mrpo_jax.shapes import check, widen
@@ -210,6 +210,8 @@ def looked_up(leaf_ND, places_RT, dtype, split, axes):
       x_RTD = jax.lax.all_to_all(x_RTD, split.embed, 0, 2, tiled=True)
     return x_RTD
 
+  if split.mesh is not None and isinstance(leaf_ND, Summed):
+    leaf_ND = leaf_ND.array  # its gradient is summed over devices before
   rows = PartitionSpec(split.rows)
   specs = split.of_weights(leaf_ND, axes)
   return split.run(here, (specs, rows), rows)(leaf_ND, places_RT)
