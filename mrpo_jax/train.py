@@ -209,23 +209,18 @@ def accumulated_gradient(share, figures_of, params, parts, key):
       figures = figures_of(key, leaves.summed(params, refs), micro)
       return share(figures), figures
 
-    def narrow(ref, array):
-      return ref.dtype != array.dtype
+    def taker(ref, array):
+      return ref if ref.dtype == array.dtype else jax.ad.GradValue()
 
-    value, pull, one = jax.vjp(loss, params, has_aux=True)
-    takers = jax.tree.map(
-      lambda *both: jax.ad.GradValue() if narrow(*both) else both[0],
-      refs,
-      params,
-    )
-    (found,) = pull.with_refs(takers)(jnp.ones_like(value))
-
-    def summed(ref, array, grad):
-      if narrow(ref, array):
+    def ended(ref, array, grad):
+      if ref.dtype != array.dtype:
         jax.ref.addupdate(ref, ..., grad.astype(ref.dtype))
       return jax.freeze(ref)
 
-    return jax.tree.map(summed, refs, params, found), _sum(figures, one)
+    value, pull, one = jax.vjp(loss, params, has_aux=True)
+    takers = jax.tree.map(taker, refs, params)
+    (grads,) = pull.with_refs(takers)(jnp.ones_like(value))
+    return jax.tree.map(ended, refs, params, grads), _sum(figures, one)
 
   start = jax.tree.map(_zeros, params)
   start = start, _no_figures(figures_of, params, parts, key)
