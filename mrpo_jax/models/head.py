@@ -152,7 +152,7 @@ def _forward(sizes, also, softcaps, splits, *given):
 def _backward(sizes, also, softcaps, splits, kept, grads):
   """Gradients of hidden states and head.
 
-  None of the head where it is frozen, or where a total is given.
+  The head's is None where it is frozen, or was added to a given total.
   """
   *given, total, norms = kept
   rows = PartitionSpec(splits[0].rows)
