@@ -11,7 +11,7 @@ if ! grep -qsF -e "=$venv" -e "=\"$venv" -e "='$venv" .venv/bin/activate; then
     exit 2
   }
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $python is older than 3.11; set PYTHON to a newer one" >&2
+    echo "error: $python runs no Python 3.11 or newer; set PYTHON to one" >&2
     exit 2
   }
   { mkdir -p .venv && [ -w .venv ]; } 2>/dev/null || {

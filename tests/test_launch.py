@@ -421,7 +421,7 @@ def test_an_environment_is_made_once(machine):
   "variables, message",
   [
     ({"PYTHON": "no-python"}, "no no-python here; set PYTHON"),
-    ({"OLD": "1"}, "is older than 3.11; set PYTHON"),
+    ({"OLD": "1"}, "runs no Python 3.11 or newer; set PYTHON"),
   ],
 )
 def test_a_python_that_will_not_do_is_said(machine, variables, message):
