@@ -209,18 +209,21 @@ def accumulated_gradient(share, figures_of, params, parts, key):
       figures = figures_of(key, leaves.summed(params, refs), micro)
       return share(figures), figures
 
-    def taker(ref, array):
-      return ref if ref.dtype == array.dtype else jax.ad.GradValue()
+    def taker(path, ref, array):
+      # On a mesh the embedding is looked up in a shard_map, and JAX does not
+      # add to a ref through it.
+      in_place = path[0].key == "blocks" and ref.dtype == array.dtype
+      return ref if in_place else jax.ad.GradValue()
 
-    def ended(ref, array, grad):
-      if ref.dtype != array.dtype:
+    def ended(ref, taker, grad):
+      if taker is not ref:
         jax.ref.addupdate(ref, ..., grad.astype(ref.dtype))
       return jax.freeze(ref)
 
     value, pull, one = jax.vjp(loss, params, has_aux=True)
-    takers = jax.tree.map(taker, refs, params)
+    takers = jax.tree.map_with_path(taker, refs, params)
     (grads,) = pull.with_refs(takers)(jnp.ones_like(value))
-    return jax.tree.map(ended, refs, params, grads), _sum(figures, one)
+    return jax.tree.map(ended, refs, takers, grads), _sum(figures, one)
 
   start = jax.tree.map(_zeros, params)
   start = start, _no_figures(figures_of, params, parts, key)
