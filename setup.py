@@ -22,7 +22,7 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.8.3",
-    "flax>=0.12",
+    "flax>=0.12.1",
     "grain>=0.2.16",
     "jinja2>=3.1",
     "jax>=0.10",
