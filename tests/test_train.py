@@ -263,6 +263,10 @@ def test_a_step_leaves_the_kinds_of_narrow_parameters_as_they_were(rng):
   assert metrics["grad_norm"].dtype == jnp.float32
 
 
+@pytest.mark.skipif(
+  jax.__version_info__ < (0, 10, 2),
+  reason="the compiler of jax 0.10.0 keeps the clipped gradient, too",
+)
 @pytest.mark.parametrize(
   "sizes",
   [
