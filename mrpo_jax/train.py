@@ -198,7 +198,8 @@ def accumulated_gradient(share, figures_of, params, parts, key):
 
   `share(figures)` is a scalar whose gradient is that micro-batch's share.
   Embedding, head and every layer add their part to the sum where that stands:
-  no second gradient exists, but of layers that are narrower than the sum.
+  no second gradient exists, but of layers that are narrower than the sum, and
+  of the embedding on a mesh.
   """
 
   def add(total, key, micro):
