@@ -15,13 +15,16 @@ import sys
 
 import jax
 
-from mrpo_jax import arguments, hlo, places, setups
-from mrpo_jax.models import spec
+from mrpo_jax.cli.flags import load_config
+from mrpo_jax.models import parameters
+from mrpo_jax.performance import hlo_text, hlo_work
+from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.setup import abstract_setup, mesh_of
 
 
 def faults(text, setup):
   """Lines about what should not be there."""
-  computations, _ = hlo.parse(text)
+  computations, _ = hlo_text.parse(text)
   models = [setup.objective.policy, *setup.objective.references]
   mesh = setup.mesh.shape
   rows = setup.packing.rows // (mesh["data"] * mesh["fsdp"])
@@ -40,15 +43,15 @@ def faults(text, setup):
             yield f"logits: {one.name} is {dtype}{list(sizes)}"
   whole, layer = {}, 0
   for model in models:
-    table = spec.table(model.config)
-    for one in jax.tree.leaves(table, is_leaf=spec.is_spec):
+    table = parameters.table(model.config)
+    for one in jax.tree.leaves(table, is_leaf=parameters.is_spec):
       whole[math.prod(one.shape)] = (
         one.name,
         {one.shape[0], model.config.width},
       )
       if one.stacked:
-        layer = max(layer, math.prod(spec.layer_shape(one)))
-  for one in hlo.work(text, dict(mesh)).collectives:
+        layer = max(layer, math.prod(parameters.layer_shape(one)))
+  for one in hlo_work.work(text, dict(mesh)).collectives:
     for dtype, sizes, _ in one.shapes if one.kind == "all-gather" else ():
       size = math.prod(sizes)
       name, axes = whole.get(size, ("", {0}))
@@ -62,10 +65,10 @@ def main(argv=None):
   parser.add_argument("--config", required=True)
   parser.add_argument("--topology", required=True)
   given = parser.parse_args(argv)
-  config = arguments.read_config(given.config)
-  place = places.find(given.topology)
-  mesh = setups.mesh_of(config, place.devices)
-  setup = setups.planned(config, mesh, places.read_shape)
+  config = load_config(given.config)
+  place = find_target(given.topology)
+  mesh = mesh_of(config, place.devices)
+  setup = abstract_setup(config, mesh, read_shape)
   with open(given.program) as file:
     found = sorted(set(faults(file.read(), setup)))
   print("\n".join(found) or "no logits, and no weight is collected whole")

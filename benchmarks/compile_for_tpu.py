@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from mrpo_jax import parallel
-from mrpo_jax.models import attention, kernels
-from mrpo_jax.report import aligned
+from mrpo_jax.models.attention import kernels
+from mrpo_jax.models.attention.layout import RowLayout
+from mrpo_jax.text import aligned
 
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 SHAPE = dict(data=1, fsdp=-1, model=2)  # of the mesh of all chips
@@ -58,7 +59,7 @@ def compiled(mesh, name, window, softcap):
     argument((ROWS, LENGTH, n, HEAD_DIM), jnp.bfloat16, of_heads) for n in heads
   ]
   of_tokens = argument((ROWS, LENGTH), jnp.int32, rows)
-  layout = attention.Layout(*[of_tokens] * 3)
+  layout = RowLayout(*[of_tokens] * 3)
   started = time.perf_counter()
   lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(
     *arrays, layout, argument((), jnp.int32, parallel.replicated(mesh))

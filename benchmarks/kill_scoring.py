@@ -18,7 +18,7 @@ import time
 
 import pyarrow.parquet as pq
 
-from mrpo_jax.references import store
+from mrpo_jax.references import maintenance
 
 # A file per batch: kills fall between files, not only before the first.
 CODE = (
@@ -52,7 +52,7 @@ def main():
   print(f"of {whole} files, there after each kill: {left}")
   one, other = (contents(workdir / name) for name in ("whole", "killed"))
   assert one == other, "the stores differ"
-  assert store.verify(workdir / "killed" / "store") == []
+  assert maintenance.verify(workdir / "killed" / "store") == []
   rows = sum(table.num_rows for table in one.values())
   print(f"{rows} rows under {len(one)} references: equal, bit by bit")
 
@@ -75,10 +75,10 @@ def score(workdir):
 def contents(workdir):
   """{key: its rows, sorted} of a store."""
   root, tables = workdir / "store", {}
-  for entry in store.entries(root):
+  for entry in maintenance.entries(root):
     to = workdir / f"{entry['key']}.parquet"
     to.unlink(missing_ok=True)
-    store.export(root, entry["key"], to)
+    maintenance.export(root, entry["key"], to)
     tables[entry["key"]] = pq.read_table(to)
   return tables
 

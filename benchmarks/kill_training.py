@@ -27,10 +27,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs import common
-from mrpo_jax import checkpoints, report, writer
+from mrpo_jax import files
+from mrpo_jax.runs.workdir import PAIRS
+from mrpo_jax.training import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAIRS = 96  # of the quickstart: a run starts sooner
+SLICE = 96  # of the quickstart: a run starts sooner
 KINDS = ("step", "save", "step", "save", "start")
 UNTIMED = ("seconds", "seconds/input")
 PATIENCE = 600  # seconds, for one moment to come
@@ -76,7 +78,7 @@ def write_pairs(folder):
   """What the runs in this folder train and are judged on."""
   folder.mkdir(parents=True, exist_ok=True)
   with gzip.open(common.HH_HARMLESS / "eval.jsonl.gz") as file:
-    lines = file.readlines()[:PAIRS]
+    lines = file.readlines()[:SLICE]
   (folder / "pairs.jsonl").write_bytes(b"".join(lines))
 
 
@@ -152,7 +154,7 @@ def wait_until(process, come):
 
 
 def last_step(workdir):
-  lines = writer.read_lines(workdir / "metrics.jsonl")
+  lines = files.read_lines(workdir / "metrics.jsonl")
   return lines[-1]["step"] if lines else 0
 
 
@@ -169,7 +171,7 @@ def compare(one, other, steps):
   lines = [metrics_of(workdir) for workdir in (one, other)]
   assert [line["step"] for line in lines[1]] == list(range(1, steps + 1))
   assert lines[0] == lines[1], "the metrics differ"
-  pairs = [(workdir / report.PAIRS).read_bytes() for workdir in (one, other)]
+  pairs = [(workdir / PAIRS).read_bytes() for workdir in (one, other)]
   assert pairs[0] == pairs[1], "the evaluated pairs differ"
   assert newest(one).name == newest(other).name == str(steps)
   with ocp.PyTreeCheckpointer() as checkpointer:
@@ -183,7 +185,7 @@ def compare(one, other, steps):
 def metrics_of(workdir):
   return [
     {key: value for key, value in line.items() if key not in UNTIMED}
-    for line in writer.read_lines(workdir / "metrics.jsonl")
+    for line in files.read_lines(workdir / "metrics.jsonl")
   ]
 
 

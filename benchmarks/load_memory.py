@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax import hub, parallel
-from mrpo_jax.models import spec
+from mrpo_jax.hub import write
+from mrpo_jax.models import parameters
+from mrpo_jax.models.config import ModelConfig
 
-MODEL = spec.ModelConfig(
+MODEL = ModelConfig(
   vocab_size=32000,
   width=1536,
   layers=16,
@@ -64,10 +66,12 @@ def main():
   if given.folder:
     load(given.folder, sizes)
     return
-  hub.SHARD_BYTES = 220 * 10**6
+  write.SHARD_BYTES = 220 * 10**6
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch) / "model"
-    hub.save(folder, MODEL, spec.init(MODEL, jax.random.key(0), jnp.bfloat16))
+    hub.save(
+      folder, MODEL, parameters.init(MODEL, jax.random.key(0), jnp.bfloat16)
+    )
     flags = "--xla_force_host_platform_device_count=8"
     subprocess.run(
       [sys.executable, __file__, f"--mesh={given.mesh}", f"--folder={folder}"],

@@ -13,9 +13,11 @@ import random
 import jax
 
 from configs import common, quickstart
-from mrpo_jax import hub, writer
-from mrpo_jax.data import encode, formats, vocabulary
-from mrpo_jax.models import spec
+from mrpo_jax import files, hub
+from mrpo_jax.data import encode, formats
+from mrpo_jax.data.tokenizer import train_tokenizer
+from mrpo_jax.models import parameters
+from mrpo_jax.models.config import ModelConfig
 
 # transformers serves as a tokenizer here and need not ask for torch.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -97,9 +99,9 @@ def prepare(
   """
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  config = spec.ModelConfig(**SHAPES[shape])
+  config = ModelConfig(**SHAPES[shape])
   pairs = list(formats.read(common.HH_HARMLESS / "train.jsonl.gz"))
-  tokenizer = vocabulary.train_tokenizer(
+  tokenizer = train_tokenizer(
     (text for pair in pairs for text in formats.texts(pair)),
     kind="bpe",
     vocab_size=min(config.vocab_size, LARGEST_VOCABULARY),
@@ -108,7 +110,7 @@ def prepare(
   for seed in range(references):
     folder = workdir / f"{shape}-{dtype}-{seed}"
     if not folder.exists():
-      params = spec.init(config, jax.random.key(seed), dtype)
+      params = parameters.init(config, jax.random.key(seed), dtype)
       hub.save(folder, config, params, tokenizer=tokenizer)
     folders.append(str(folder.resolve()))
   limits = dict(max_prompt=LONGEST, max_response=LONGEST)
@@ -119,8 +121,8 @@ def prepare(
   if count > len(kept):
     raise SystemExit(f"error: {count} pairs asked for, but {len(kept)} fit")
   texts, ids = workdir / "pairs.jsonl", workdir / "ids.jsonl"
-  writer.write_lines(texts, [vars(pair) for pair, _ in kept[:count]])
-  writer.write_lines(
+  files.write_lines(texts, [vars(pair) for pair, _ in kept[:count]])
+  files.write_lines(
     ids,
     [[e.prompt_ids, e.chosen_ids, e.rejected_ids] for _, e in kept[:count]],
   )

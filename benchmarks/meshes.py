@@ -21,13 +21,17 @@ if "jax" not in sys.modules:  # the number is read when it is imported
 import jax
 import numpy as np
 
-from mrpo_jax import losses, optimizer, parallel, setups, train, train_state
-from mrpo_jax.data import loader
+from mrpo_jax import losses, parallel
+from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.encode import Encoded
-from mrpo_jax.models import leaves, spec
-from mrpo_jax.objective import Model, Objective
+from mrpo_jax.models import lora, parameters
+from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.training import optimizer, train_state
+from mrpo_jax.training.objective import Model, Objective
+from mrpo_jax.training.stacked import stack
+from mrpo_jax.training.step import compile_step
 
-CONFIG = spec.ModelConfig(
+CONFIG = ModelConfig(
   vocab_size=64,
   width=32,
   layers=2,
@@ -36,7 +40,7 @@ CONFIG = spec.ModelConfig(
   head_dim=8,
   mlp_width=64,
 )
-ADAPTER = leaves.Adapter(4, 8.0, ("query", "out", "up"), dropout=0.1)
+ADAPTER = lora.Adapter(4, 8.0, ("query", "out", "up"), dropout=0.1)
 BATCH, LENGTH = 8, 48  # pairs of a step, tokens of a row
 STEPS, LR = 20, 3e-3
 
@@ -87,7 +91,7 @@ def curve(case, adapter=None, steps=STEPS):
     return Model(CONFIG, forward=tuple(forward.items()))
 
   def params(seed, rules):
-    make = functools.partial(spec.init, CONFIG)
+    make = functools.partial(parameters.init, CONFIG)
     to = parallel.param_shardings(CONFIG, mesh, rules)
     return jax.jit(make, out_shardings=to)(jax.random.key(seed))
 
@@ -99,14 +103,14 @@ def curve(case, adapter=None, steps=STEPS):
     names=("base", "second"),
     method=losses.build("mrpo", weights="uniform"),
   )
-  table, policy = spec.table(CONFIG), params(0, rules)
+  table, policy = parameters.table(CONFIG), params(0, rules)
   if adapter is not None:
-    table = leaves.adapter_table(table, adapter)
+    table = lora.adapter_table(table, adapter)
     to = parallel.table_shardings(table, mesh, rules)
-    make = functools.partial(leaves.init_adapters, table)
+    make = functools.partial(lora.init_adapters, table)
     arrays = jax.jit(make, out_shardings=to)(jax.random.key(1))
-    policy = leaves.attach(policy, arrays, adapter)
-  base, trained = leaves.split(policy)
+    policy = lora.attach(policy, arrays, adapter)
+  base, trained = lora.split(policy)
   transformation, _ = optimizer.make(peak_lr=LR, steps=steps)
   memory = objective.method.init(2)
   shardings = train_state.shardings(
@@ -116,15 +120,15 @@ def curve(case, adapter=None, steps=STEPS):
     train_state.create, transformation=transformation, method_state=memory
   )
   state = jax.jit(create, out_shardings=shardings)(trained)
-  step = train.compile_step(
+  step = compile_step(
     objective, transformation, shardings, parallel.rows_sharding(mesh)
   )
-  references = setups.stack(
+  references = stack(
     objective.references, (params(0, ref_rules), params(2, ref_rules))
   )
-  packing = loader.Packing(batch=BATCH, length=LENGTH, rows=8)
+  packing = Packing(batch=BATCH, length=LENGTH, rows=8)
   found = []
-  batches = loader.training([_pairs()], packing, seed=0)
+  batches = training_batches([_pairs()], packing, seed=0)
   for _, (views, given) in itertools.islice(batches, steps):
     views = tuple(parallel.global_rows(view, mesh) for view in views)
     state, metrics = step(state, base, references, views, given)

@@ -33,12 +33,12 @@ TESTS = {
   "unreferenced": ("unreferenced", "fixture", "all"),
   "related": ("related", "fixture", "all"),
   "mixture": ("mixture", "fixture"),
-  "references": ("mixture", "fixture"),
+  "multi": ("mixture", "fixture"),
   "weighting": ("weighting", "mixture"),
-  "diagnostics": ("diagnostics",),
-  "choices": ("methods",),
-  "method": ("methods",),
-  "methods": ("methods",),
+  "metrics": ("metrics",),
+  "methods/choices": ("methods",),
+  "methods/method": ("methods",),
+  "methods/build": ("methods",),
 }
 # Of the replacements of an operator the likely slips: a sign, a factor, an
 # edge.  Any other would be noticed by the same tests.

@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import sys
 
-from mrpo_jax.plan_table import sized, sized_bytes
+from mrpo_jax.text import sized, sized_bytes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "plan.md"

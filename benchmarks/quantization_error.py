@@ -18,8 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrpo_jax import hub
-from mrpo_jax.data import encode, source, vocabulary
-from mrpo_jax.models import families, leaves, spec, transformer
+from mrpo_jax.data import encode, source
+from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.models import parameters, transformer
+from mrpo_jax.models.families.read import FAMILIES, config_from_hf
+from mrpo_jax.models.weights import quantize
 
 VOCABULARY = 2048
 SPREAD = 2.5  # standard deviation of logits
@@ -54,7 +57,7 @@ def length_of(config):
 
 def responses(config, folder, file, pairs):
   """[(ids, tokens of the prompt)] of both responses of each pair."""
-  tokenizer = vocabulary.load_tokenizer(str(folder))
+  tokenizer = load_tokenizer(str(folder))
   rows = source.load(file)[:pairs]
   half = length_of(config) // 2
   found = encode.encode_all(tokenizer, rows, max_prompt=half, max_response=half)
@@ -96,10 +99,10 @@ def size_of(params):
 
 def random_models():
   """(name, ModelConfig, params) of every family, all of one size."""
-  for family in families.FAMILIES:
+  for family in FAMILIES:
     sizes = SIZES | ALSO.get(family, {}) | {"model_type": family}
-    config = families.config_from_hf(sizes)
-    params = spec.init(config, jax.random.key(0), jnp.bfloat16)
+    config = config_from_hf(sizes)
+    params = parameters.init(config, jax.random.key(0), jnp.bfloat16)
     tokens_1T = jax.random.randint(jax.random.key(1), (1, 64), 0, VOCABULARY)
     logits = transformer.apply(config, params, tokens_1T)
     # The final norm, so that the logits spread as those of a trained model.
@@ -121,10 +124,10 @@ def rows_of(name, config, params, folder, data, pairs, groups):
   dtype = params["norm"].dtype.name
   for group in (None, *groups):
     kind = "int4" if group else "int8"
-    weights = f"{kind}, groups of {group}" if group else kind
-    start = f"| {name} | {config.family} | {weights} |"
+    what = f"{kind}, groups of {group}" if group else kind
+    start = f"| {name} | {config.family} | {what} |"
     try:
-      small = leaves.quantize(params, spec.table(config), kind, group=group)
+      small = quantize(params, parameters.table(config), kind, group=group)
     except ValueError as error:
       yield f"{start} {error} | | | |"
       continue

@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks import material, turns, vs_trl
 from benchmarks.peers import ours
-from mrpo_jax.data import loader, pack
+from mrpo_jax.data import pack
+from mrpo_jax.data.batches import Packing
 
 TOLERANCE = 1e-3  # between the losses of two layouts
 
@@ -69,7 +70,7 @@ def _joined(rows, axis):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout(loader.Packing):
+class Layout(Packing):
   """Rows of one view, laid out by the functions given."""
 
   split: object = whole

@@ -13,9 +13,13 @@ import pathlib
 import tempfile
 
 from benchmarks import material
-from mrpo_jax import places, plan, settings
-from mrpo_jax.models import families, head, spec
-from mrpo_jax.report import aligned
+from mrpo_jax.models import head, parameters
+from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.families.read import config_to_hf
+from mrpo_jax.performance import plan
+from mrpo_jax.performance.topology import find_target
+from mrpo_jax.runs.config import read_config
+from mrpo_jax.text import aligned
 
 VOCABULARIES = (16384, 262144)
 REMAT = ("none", "dots", "full")
@@ -25,7 +29,7 @@ WIDE = 4  # bytes of float32
 
 def needed(model, remat):
   """{what: bytes} of a step in float32, of one row at a time."""
-  weights = WIDE * spec.count_parameters(model)
+  weights = WIDE * parameters.count_parameters(model)
   D, F = model.width, model.mlp_width
   heads = model.head_dim * model.heads
   kv_heads = model.head_dim * model.kv_heads
@@ -45,7 +49,7 @@ def needed(model, remat):
 
 def measured(folder, model, remat, place):
   """Bytes of a device at their peak, as compiled."""
-  config_json = families.config_to_hf(model, "float32")
+  config_json = config_to_hf(model, "float32")
   (folder / "config.json").write_text(json.dumps(config_json))
   job = {
     "rounds": [[0]],
@@ -61,7 +65,7 @@ def measured(folder, model, remat, place):
   }
   config = material.settings_of(job, 1, "scored")
   config["policy"]["remat"] = remat
-  found = plan.plan(settings.read(config), place, None)
+  found = plan.plan(read_config(config), place, None)
   return found["steps"]["train"]["bytes"]["peak"]
 
 
@@ -70,12 +74,12 @@ def main():
   parser.add_argument("--shape", default="A", choices=material.SHAPES)
   parser.add_argument("--topology", default="cpu:1")
   given = parser.parse_args()
-  place = places.find(given.topology)
+  place = find_target(given.topology)
   rows = [["vocabulary", "remat", "compiled, MB", "needed, MB", "ratio", "of"]]
   with tempfile.TemporaryDirectory() as folder:
     for vocabulary in VOCABULARIES:
       shape = {**material.SHAPES[given.shape], "vocab_size": vocabulary}
-      model = spec.ModelConfig(**shape)
+      model = ModelConfig(**shape)
       for remat in REMAT:
         bytes_ = measured(pathlib.Path(folder), model, remat, place)
         row = [f"{vocabulary:,}", remat, f"{bytes_ / 1e6:,.0f}"]

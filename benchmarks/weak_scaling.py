@@ -10,9 +10,10 @@ time, nothing is run.
 
 import argparse
 
-from mrpo_jax import arguments, places, plan
-from mrpo_jax.plan_table import sized_bytes
-from mrpo_jax.report import aligned
+from mrpo_jax.cli.flags import load_config
+from mrpo_jax.performance import plan
+from mrpo_jax.performance.topology import find_target
+from mrpo_jax.text import aligned, sized_bytes
 
 
 def main(argv=None):
@@ -22,11 +23,11 @@ def main(argv=None):
   parser.add_argument("--fsdp", type=int, default=0, help="0: all devices")
   parser.add_argument("topologies", nargs="+")
   given = parser.parse_args(argv)
-  config = arguments.read_config(given.config)
+  config = load_config(given.config)
   rows = [("topology", "devices", "fsdp", "sent", "to the first", "peak")]
   first = None
   for topology in given.topologies:
-    place = places.find(topology)
+    place = find_target(topology)
     n = len(place.devices)
     fsdp = given.fsdp or n
     flags = {"batch": given.pairs * n, "data.rows": n}

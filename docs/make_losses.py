@@ -10,13 +10,15 @@ import pathlib
 import re
 
 from mrpo_jax import losses
-from mrpo_jax.losses import methods
-from mrpo_jax.losses.method import Method, keywords_of
+from mrpo_jax.losses.methods.build import FILLED
+from mrpo_jax.losses.methods.catalogue import PUBLISHED
+from mrpo_jax.losses.methods.method import Method, keywords_of
 
 PAGE = pathlib.Path(__file__).with_name("losses.md")
 MODULES = {
-  "methods": "From names in a config",
-  "method": "What a name becomes",
+  "methods.catalogue": "Names in a config",
+  "methods.build": "From names in a config",
+  "methods.method": "What a name becomes",
   "pair": "Of the margin of a pair",
   "rewards": "Of each response's reward",
   "batch": "Across the batch",
@@ -25,8 +27,8 @@ MODULES = {
   "token_weights": "Token weights",
   "mixture": "Several references become one",
   "weighting": "Trust in each reference",
-  "references": "Against several references",
-  "diagnostics": "What to watch",
+  "multi": "Against several references",
+  "metrics": "What to watch",
   "related": "From around preference optimization",
 }
 HEAD = """\
@@ -119,10 +121,10 @@ def needs(method):
 
 def keywords(name, method):
   """Defaults of the loss, and the choices of a published method."""
-  hidden = {*methods.FILLED, *(["weight"] if name == "mnpo" else [])}
+  hidden = {*FILLED, *(["weight"] if name == "mnpo" else [])}
   own = {k: v for k, v in keywords_of(method.loss).items() if k not in hidden}
   own |= method.stand_ins
-  choices = methods.PUBLISHED.get(name, {})
+  choices = PUBLISHED.get(name, {})
   own |= {k: v for k, v in choices.items() if k != "loss"}
   if name == "combine":
     own |= dict(losses=("...",), loss_weights=("...",))

@@ -6,8 +6,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import spec as specs
-from mrpo_jax.models.split import WHOLE, Split
+from mrpo_jax.models import parameters
+from mrpo_jax.models.partition import WHOLE, Partition
 
 AXES = ("data", "fsdp", "context", "model")
 RULES = {  # logical axis -> mesh axes
@@ -93,7 +93,7 @@ def partition(array, rules):
 
 def param_shardings(config, mesh, rules=None):
   """The tree of NamedSharding of a model's parameters."""
-  return table_shardings(specs.table(config), mesh, rules)
+  return table_shardings(parameters.table(config), mesh, rules)
 
 
 def table_shardings(table, mesh, rules=None):
@@ -125,7 +125,7 @@ def table_shardings(table, mesh, rules=None):
         )
     return NamedSharding(mesh, entries)
 
-  return specs.map_specs(sharding, table)
+  return parameters.map_specs(sharding, table)
 
 
 def split_of(mesh, rules=None):
@@ -141,7 +141,7 @@ def split_of(mesh, rules=None):
   def beside(axis):
     return tuple(name for name in rules[axis] if name not in ROWS)
 
-  return Split(
+  return Partition(
     mesh,
     rows=ROWS,
     context=("context",),

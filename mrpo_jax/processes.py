@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax._src import clusters, distributed  # jax shows neither elsewhere
+from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 

@@ -9,11 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from mrpo_jax import losses, optimizer, parallel, train_state
+from mrpo_jax import losses, parallel
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import spec
+from mrpo_jax.models import parameters
+from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.training import optimizer, train_state
 
-CONFIG = spec.ModelConfig(
+CONFIG = ModelConfig(
   vocab_size=64,
   width=16,
   layers=2,
@@ -42,11 +44,11 @@ def test_parameters_and_their_moments_are_split_alike():
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
   transformation, _ = optimizer.make(peak_lr=1e-3, steps=4)
   memory = losses.build("mrpo", weights="sliding_window").init(2)
-  table = spec.table(CONFIG)
+  table = parameters.table(CONFIG)
   shardings = train_state.shardings(table, transformation, mesh, memory)
   state = jax.jit(
     lambda key: train_state.create(
-      spec.init(CONFIG, key), transformation, memory
+      parameters.init(CONFIG, key), transformation, memory
     ),
     out_shardings=shardings,
   )(jax.random.key(0))
@@ -58,12 +60,12 @@ def test_parameters_and_their_moments_are_split_alike():
 
 
 def test_the_same_seed_gives_the_same_parameters_on_every_mesh():
-  one = spec.init(CONFIG, jax.random.key(0))
+  one = parameters.init(CONFIG, jax.random.key(0))
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
   shardings = parallel.param_shardings(CONFIG, mesh)
-  many = jax.jit(lambda key: spec.init(CONFIG, key), out_shardings=shardings)(
-    jax.random.key(0)
-  )
+  many = jax.jit(
+    lambda key: parameters.init(CONFIG, key), out_shardings=shardings
+  )(jax.random.key(0))
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -116,7 +118,7 @@ def test_rows_take_their_axes_first():
 
 def test_decay_leaves_norms_and_biases_alone():
   config = dataclasses.replace(CONFIG, norm="layer", qkv_bias=True)
-  mask = optimizer.decays(spec.abstract(config))
+  mask = optimizer.decays(parameters.abstract(config))
   assert not mask["norm"] and not mask["norm_bias"]
   decayed = {name for name, decays in mask["blocks"].items() if decays}
   assert decayed == {"query", "key", "value", "out", "gate", "up", "down"}

@@ -4,7 +4,8 @@
 import tempfile
 
 from benchmarks import material, turns
-from mrpo_jax import bench, settings
+from mrpo_jax.performance import bench
+from mrpo_jax.runs.config import read_config
 
 SAID = ("jax", "device")
 
@@ -19,9 +20,9 @@ def player(job, references=1, mode="online", change=None, say=print):
     change: SetUp -> SetUp, for what no config can say.
     say: receives lines for a person.
   """
-  config = settings.read(material.settings_of(job, references, mode))
+  config = read_config(material.settings_of(job, references, mode))
   with tempfile.TemporaryDirectory() as workdir:
-    setup = bench.set_up(config, workdir, say)
+    setup = bench.bench_setup(config, workdir, say)
     setup = change(setup) if change else setup
     one = bench.Bench(setup, say=say)
   if one.pairs != sum(len(pairs) for r in job["rounds"] for pairs in r):

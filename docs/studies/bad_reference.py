@@ -22,8 +22,13 @@ import jax
 import numpy as np
 
 from configs import common, quickstart
-from mrpo_jax import evaluate, hub, report, runs, settings, writer
-from mrpo_jax.data import vocabulary
+from mrpo_jax import files, hub
+from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.reports import compare
+from mrpo_jax.runs.config import read_config, with_defaults
+from mrpo_jax.runs.export import export
+from mrpo_jax.runs.train import train_run
+from mrpo_jax.runs.workdir import PAIRS
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = range(5)  # of the order of the data; the models are the same
@@ -64,9 +69,9 @@ def make_model(workdir, name):
   """The quickstart's supervised start of that name, as a folder."""
   to = workdir / "models" / name
   if not to.exists():
-    config = settings.read(quickstart.get_config(name).to_dict())
-    runs.train_run(config, workdir / name)
-    runs.export(workdir / name, to)
+    config = read_config(quickstart.get_config(name).to_dict())
+    train_run(config, workdir / name)
+    export(workdir / name, to)
 
 
 def training_pairs(workdir):
@@ -75,13 +80,13 @@ def training_pairs(workdir):
   if not file.exists():
     with gzip.open(common.HH_HARMLESS / "train.jsonl.gz", "rb") as rows:
       some = itertools.islice(rows, STEPS * BATCH)
-      writer.write_atomically(file, b"".join(some))
+      files.write_atomically(file, b"".join(some))
   return file
 
 
 def make_bad(models):
   second = models / "sft-second"
-  tokenizer = vocabulary.load_tokenizer(second)
+  tokenizer = load_tokenizer(second)
   config, params = hub.load(second)
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -122,7 +127,7 @@ def config_of(workdir, treatment, bad, seed):
     c.references[bad].tokenizer = f"{models}/sft-second"
   for key, value in TREATMENTS[treatment].items():
     c.loss[key] = value
-  return settings.read(settings.with_defaults(c.to_dict()))
+  return read_config(with_defaults(c.to_dict()))
 
 
 def run(workdir, treatment, bad, seed):
@@ -131,24 +136,24 @@ def run(workdir, treatment, bad, seed):
   done = workdir / "results" / f"{name}.json"
   if not done.exists():
     lines = []
-    runs.train_run(
+    train_run(
       config_of(workdir, treatment, bad, seed),
       workdir / name,
       store=str(workdir / "store"),
       say=lambda line: (lines.append(line), print(f"{name}: {line}")),
     )
     done.parent.mkdir(exist_ok=True)
-    pairs = writer.read_lines(workdir / name / report.PAIRS)
-    last = writer.read_lines(workdir / name / "metrics.jsonl")[-1]
-    writer.write_json(
+    pairs = files.read_lines(workdir / name / PAIRS)
+    last = files.read_lines(workdir / name / "metrics.jsonl")[-1]
+    files.write_json(
       done,
       {
-        "right": [[pair["pair"], report.margin(pair) > 0] for pair in pairs],
+        "right": [[pair["pair"], compare.margin(pair) > 0] for pair in pairs],
         "warnings": [x for x in lines if x.startswith("warning: ")],
         "metrics": last,
       },
     )
-  return writer.read_json(done)
+  return files.read_json(done)
 
 
 # What came out.
@@ -175,7 +180,7 @@ def right_SN(found, treatment, bad):
 
 def interval(found, treatment):
   """95 % interval of the mean accuracy without a bad reference."""
-  return evaluate.bootstrap_interval(right_SN(found, treatment, "none").mean(0))
+  return compare.bootstrap_interval(right_SN(found, treatment, "none").mean(0))
 
 
 def mean_metric(found, treatment, bad, name):

@@ -10,8 +10,8 @@ import dataclasses
 import itertools
 from collections import Counter
 
-from mrpo_jax.data.split import CANNOT_BE_CUT, splitter
 from mrpo_jax.data.templates import chat_template
+from mrpo_jax.data.tokenized import CANNOT_BE_CUT, splitter
 from mrpo_jax.errors import InputError
 
 PAIRS_AT_ONCE = 333  # three texts a pair: about 1,000 in one tokenizer call

@@ -5,7 +5,7 @@ import difflib
 
 import numpy as np
 
-from mrpo_jax.models.rows import Rows
+from mrpo_jax.rows import Rows
 from mrpo_jax.shapes import CHOSEN, REJECTED
 
 SHORTER = 4  # so many times shorter than long rows are the short ones
@@ -177,13 +177,3 @@ def _place(packed, row, pair, *, start, scored, segment, slot):
       scored = score.stop
     start = span.stop
   return start, scored
-
-
-def token_counts(view):
-  """(real tokens, token slots computed) of a step's Rows, also under jit."""
-  real = sum((rows.segments_RT > 0).sum() for rows in view)
-  slots = sum(
-    (rows.segments_RT > 0).any(axis=(1, 2)).sum() * rows.segments_RT[0].size
-    for rows in view
-  )
-  return real, slots

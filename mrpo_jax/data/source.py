@@ -53,9 +53,9 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
   _refuse_unencodable(pairs, path)
   metadata = {"fingerprint": fingerprint(pairs), "split": split}
 
-  from mrpo_jax.data import tfds_builder
+  from mrpo_jax.data.tfds import PreferencePairs
 
-  builder_type = tfds_builder.PreferencePairs
+  builder_type = PreferencePairs
   directory = pathlib.Path(to) / name / str(builder_type.VERSION)
   if not directory.exists():
     content = dict(pairs=pairs, split=split, name=name, metadata=metadata)

@@ -10,12 +10,6 @@ and computes in float32 or better.
 """
 
 from mrpo_jax.losses.batch import adaptive_beta, aot, aot_unpaired, dr_dpo
-from mrpo_jax.losses.diagnostics import (
-  gradient_metrics,
-  preference_metrics,
-  reference_metrics,
-  reference_relations,
-)
 from mrpo_jax.losses.dispersion import (
   dispersion_scale,
   mallows_phi,
@@ -23,8 +17,15 @@ from mrpo_jax.losses.dispersion import (
   neg_log_dispersion,
   normalised_entropy,
 )
-from mrpo_jax.losses.method import Method
-from mrpo_jax.losses.methods import TRL_NAMES, build, names
+from mrpo_jax.losses.methods.build import build
+from mrpo_jax.losses.methods.catalogue import TRL_NAMES, names
+from mrpo_jax.losses.methods.method import Method
+from mrpo_jax.losses.metrics import (
+  gradient_metrics,
+  preference_metrics,
+  reference_metrics,
+  reference_relations,
+)
 from mrpo_jax.losses.mixture import (
   arithmetic,
   geometric,
@@ -35,6 +36,14 @@ from mrpo_jax.losses.mixture import (
   trust_region,
   virtual_reference,
 )
+from mrpo_jax.losses.multi import (
+  forward_kl_dpo,
+  hypo,
+  mnpo,
+  mrpo,
+  multi_dpo,
+  optimistic_reference,
+)
 from mrpo_jax.losses.pair import (
   combine,
   discopop,
@@ -44,14 +53,6 @@ from mrpo_jax.losses.pair import (
   hinge,
   ipo,
   robust_dpo,
-)
-from mrpo_jax.losses.references import (
-  forward_kl_dpo,
-  hypo,
-  mnpo,
-  mrpo,
-  multi_dpo,
-  optimistic_reference,
 )
 from mrpo_jax.losses.related import (
   accelerate,

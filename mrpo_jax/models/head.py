@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mrpo_jax.models.attention import capped
-from mrpo_jax.models.leaves import Summed, dense
-from mrpo_jax.models.split import WHOLE
+from mrpo_jax.models.attention.layout import capped
+from mrpo_jax.models.partition import WHOLE
+from mrpo_jax.models.weights import Summed, dense
 from mrpo_jax.shapes import check
 
 CHUNK_TOKENS = 2048  # positions projected at once, over all rows
@@ -65,7 +65,7 @@ def token_figures(
     also: names of further figures, of "entropy" and "log_sum_sq".
     against: (hidden_RMD, head_VD) of a reference with the same vocabulary, for
       "kl" and "ref_logp".
-    softcaps: of the logits, and of the reference's; see `attention.capped`.
+    softcaps: of the logits, and of the reference's; see `layout.capped`.
     chunk: places of each row in one chunk; None chooses from the shapes.
     vocabulary: tokens of the vocabulary in one block; None chooses.
     splits: Split of the model over a mesh, and of the reference, whose logits

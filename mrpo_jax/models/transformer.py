@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mrpo_jax.models import attention, kernels
-from mrpo_jax.models.blockwise import SAVED
-from mrpo_jax.models.leaves import Summed, dense, project, rows_of
+from mrpo_jax.models.attention import kernels
+from mrpo_jax.models.attention.blockwise import SAVED
+from mrpo_jax.models.attention.layout import RowLayout, capped
+from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.models.rope import rotary, rotate
-from mrpo_jax.models.split import WHOLE
+from mrpo_jax.models.weights import Summed, dense, project, rows_of
 from mrpo_jax.shapes import check, widen
 
 REMAT = {
@@ -133,7 +134,7 @@ def hidden(
     config: ModelConfig.
     params: tree of leaves in the shape of `spec.table(config)`.
     tokens_RT: token ids; padding may hold any valid id.
-    layout: `attention.Layout` of the rows.
+    layout: `layout.RowLayout` of the rows.
     kernel: a key of `kernels.KERNELS`, or "auto".
     remat: a key of REMAT: what the backward pass keeps of each layer.
     dtype: of the activations; None means that of the parameters.
@@ -243,9 +244,7 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
   if positions_BT is None:
     positions_BT = _positions(segments_BT)
   check("B T", tokens_BT, "B T", positions_BT, "B T", segments_BT)
-  layout = attention.Layout(
-    positions_BT, segments_BT, jnp.zeros_like(segments_BT)
-  )
+  layout = RowLayout(positions_BT, segments_BT, jnp.zeros_like(segments_BT))
   hidden_BTD = hidden(config, params, tokens_BT, layout, kernel="xla")
   logits_BTV = jnp.einsum(
     "BTD,VD->BTV",
@@ -253,7 +252,7 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
     dense(head(params), hidden_BTD.dtype),
     preferred_element_type=jnp.promote_types(hidden_BTD.dtype, jnp.float32),
   )
-  return attention.capped(logits_BTV, config.logits_softcap)
+  return capped(logits_BTV, config.logits_softcap)
 
 
 def _positions(segments_BT):

@@ -8,8 +8,36 @@ import jax
 import numpy as np
 
 from mrpo_jax import processes
-from mrpo_jax.models import rows as packed
+from mrpo_jax.data.batches import Known
+from mrpo_jax.models import packed
 from mrpo_jax.references.store import Scores
+
+
+def known_of(characters, scores, K):
+  """batches.Known of N pairs.
+
+  Args:
+    characters: N of (chosen, rejected).
+    scores: {place among the K references: Scores of the N pairs}.
+    K: how many references there are.
+  """
+  arrays = {"character_BC": np.array(characters, np.float32).reshape(-1, 2)}
+  if not scores:
+    return Known(arrays)
+  shape = (len(characters), 2, K)
+  logp_NCK = np.zeros(shape, np.float32)
+  length_NCK = np.ones(shape, np.float32)
+  for k, one in scores.items():
+    logp_NCK[..., k], length_NCK[..., k] = one.logp_PC, one.token_PC
+  arrays |= {"ref_logp_BCK": logp_NCK, "ref_length_BCK": length_NCK}
+  if 0 in scores:
+    arrays["entropy_BC"] = scores[0].entropy_PC
+  token_logps = [
+    scores[k].token_logps if k in scores else None for k in range(K)
+  ]
+  with_tokens = any(one is not None for one in token_logps)
+  return Known(arrays, tuple(token_logps) if with_tokens else ())
+
 
 SHARD = 4096  # pairs in a file of the store
 SECONDS = 20.0  # after which a file is written, however few there are
@@ -41,9 +69,9 @@ def score(
     encoded: list of Encoded in the reference's tokens, aligned.
     params: its parameters.
     config: its ModelConfig.
-    packing: loader.Packing.
+    packing: batches.Packing.
     place: rows per view on the host -> the same on the mesh.
-    forward: `kernel`, `chunk`, ... of `rows.token_figures`, as items.
+    forward: `kernel`, `chunk`, ... of `packed.token_figures`, as items.
     part: (i, n) scores batches i, i + n, ... only: n processes that share a
       store divide the work.
     progress: called with the number of pairs that are done.

@@ -8,14 +8,9 @@ import logging
 
 import pytest
 
-from mrpo_jax.data import vocabulary
-from mrpo_jax.data.encode import (
-  Encoded,
-  chat_template,
-  count,
-  encode,
-  encode_all,
-)
+from mrpo_jax.data.encode import Encoded, count, encode, encode_all
+from mrpo_jax.data.templates import chat_template
+from mrpo_jax.data.tokenizer import train_tokenizer, with_template
 
 TEXTS = [
   "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
@@ -76,7 +71,7 @@ def small(*, bos="<bos>", eos="<eos>", pad="<pad>", ends=""):
 @pytest.fixture(scope="session")
 def trained():
   def train(kind):
-    return vocabulary.train_tokenizer(TEXTS, kind=kind, vocab_size=500)
+    return train_tokenizer(TEXTS, kind=kind, vocab_size=500)
 
   return {kind: train(kind) for kind in ("bpe", "unigram")}
 
@@ -475,7 +470,7 @@ def test_characters_are_those_of_the_responses(tokenizer):
   ],
 )
 def test_named_templates_by_hand(trained, name, prompt, chosen):
-  tokenizer = vocabulary.with_template(trained["unigram"], name)
+  tokenizer = with_template(trained["unigram"], name)
   turns = [turn("system", "Brief."), turn("user", "a"), *said("b")]
   encoded = run(tokenizer, [*turns, turn("user", "c")], said("d"), said("e"))
   assert tokenizer.decode(encoded.prompt_ids) == "<bos>" + prompt
@@ -483,7 +478,7 @@ def test_named_templates_by_hand(trained, name, prompt, chosen):
   one = run(tokenizer, [turn("tool", "a")], said("d"), said("e"))
   assert one.dropped == "refused by the chat template: unknown role tool"
   # The answer may come first, and there may be no EOS.
-  bare = vocabulary.with_template(small(bos=None, eos=None), name)
+  bare = with_template(small(bos=None, eos=None), name)
   assert run(bare, [turn("user", "c")], said("a"), said("b")).dropped is None
   assert run(tokenizer, [], said("d"), said("e")).dropped is None
 

@@ -18,7 +18,7 @@ from mrpo_jax.data import formats
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.errors import InputError
 
-SAMPLE = pathlib.Path(__file__).parent / "hh_sample.jsonl"
+SAMPLE = pathlib.Path(__file__).parents[1] / "material/hh_sample.jsonl"
 PLAIN = {"prompt": "Sky?", "chosen": " Blue.", "rejected": " Green."}
 PAIR = PreferencePair("Sky?", " Blue.", " Green.")
 

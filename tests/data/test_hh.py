@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from mrpo_jax.data import encode, formats, loader, pack, vocabulary
+from mrpo_jax.data import encode, formats, pack
+from mrpo_jax.data.batches import Packing, training_batches
+from mrpo_jax.data.tokenizer import train_tokenizer
+from mrpo_jax.rows import token_counts
 
 EVAL = common.HH_HARMLESS / "eval.jsonl.gz"
 TRAIN = common.HH_HARMLESS / "train.jsonl.gz"
@@ -19,7 +22,7 @@ TRAIN = common.HH_HARMLESS / "train.jsonl.gz"
 def encoded():
   pairs = list(formats.read(EVAL))
   texts = (text for pair in pairs for text in formats.texts(pair))
-  tokenizer = vocabulary.train_tokenizer(texts, kind="bpe", vocab_size=2048)
+  tokenizer = train_tokenizer(texts, kind="bpe", vocab_size=2048)
   limits = dict(max_prompt=192, max_response=128)
   views = encode.encode_all(tokenizer, pairs, **limits)
   return [one for one in views if not one.dropped]
@@ -40,10 +43,10 @@ def test_no_dialogue_stands_on_both_sides():
   "length,rows", [(512, 1), (1024, 1), (2048, 1), (512, 2)]
 )
 def test_rows_of_sixty_four_pairs_are_nearly_full(encoded, length, rows):
-  packing = loader.Packing(batch=64, length=length, rows=rows)
-  batches = loader.training([encoded], packing, seed=0)
+  packing = Packing(batch=64, length=length, rows=rows)
+  batches = training_batches([encoded], packing, seed=0)
   batches = itertools.islice(batches, 20)
-  counts = [pack.token_counts(view) for _, ((view,), _) in batches]
+  counts = [token_counts(view) for _, ((view,), _) in batches]
   real, slots = np.sum(counts, axis=0)
   assert real / slots >= 0.95
 

@@ -6,6 +6,7 @@ import pytest
 
 from mrpo_jax.data import pack
 from mrpo_jax.data.encode import Encoded
+from mrpo_jax.rows import token_counts
 
 
 def pair(prompt, chosen, rejected):
@@ -85,18 +86,18 @@ def test_what_the_last_row_leaves_goes_into_short_rows():
   # Sizes 8, 8, 3: two long rows of 8 are full, the third would hold 3 of 8.
   pairs = [pair([1] * 6, [2], [3])] * 2 + [pair([4], [5], [6])]
   long, short = pack.pack_step(pairs, length=8, rows=1, batch=3)
-  assert pack.token_counts((long,)) == (16 + 3, 24)  # 3 > 8 // 4: stays
+  assert token_counts((long,)) == (16 + 3, 24)  # 3 > 8 // 4: stays
   pairs[2] = pair([4], [5], [])
   long, short = pack.pack_step(pairs, length=8, rows=1, batch=3)
-  assert pack.token_counts((long,)) == (16, 16)
-  assert pack.token_counts((short,)) == (2, 2)
+  assert token_counts((long,)) == (16, 16)
+  assert token_counts((short,)) == (2, 2)
   assert short.slots_RM[0, 0, 0] == 4
 
 
 def test_counts_real_tokens_and_computed_slots():
   pairs = [pair([1], [2], [3]), pair([4, 5], [6], [7])]
   rows = pack.pack(pairs, length=4, rows=1, batches=8)
-  assert pack.token_counts((rows,)) == (7, 8)  # two rows of four in use
+  assert token_counts((rows,)) == (7, 8)  # two rows of four in use
 
 
 def test_first_fit_takes_the_longest_first():

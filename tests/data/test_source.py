@@ -112,15 +112,13 @@ def test_a_bad_row_and_a_failed_write_leave_nothing(
   with pytest.raises(InputError, match="cannot be written .*give a directory"):
     source.prepare(file, bad)
 
-  from mrpo_jax.data import tfds_builder
+  from mrpo_jax.data.tfds import PreferencePairs
 
   def fails_half_way(self):
     yield 0, {"prompt": [], "chosen": [], "rejected": []}
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(
-    tfds_builder.PreferencePairs, "_generate_examples", fails_half_way
-  )
+  monkeypatch.setattr(PreferencePairs, "_generate_examples", fails_half_way)
   with pytest.raises(InputError, match="No space left"):
     source.prepare(file, tmp_path / "out")
   assert list((tmp_path / "out").rglob("*1.0.0*")) == []
@@ -132,9 +130,9 @@ def test_preparing_prints_nothing_to_stdout(tmp_path, file, capsys):
 
 
 def test_a_builder_without_pairs_prepares_nothing(tmp_path):
-  from mrpo_jax.data import tfds_builder
+  from mrpo_jax.data.tfds import PreferencePairs
 
-  builder = tfds_builder.PreferencePairs(data_dir=tmp_path)
+  builder = PreferencePairs(data_dir=tmp_path)
   with pytest.raises(InputError, match="nothing to prepare; give pairs="):
     builder.download_and_prepare(download_dir=tmp_path)
 

@@ -90,16 +90,17 @@ def make():
 
 def check():
   """Every golden adapter, through our load and save, back into PEFT."""
-  from mrpo_jax import adapters, hub
-  from mrpo_jax.models import spec
+  from mrpo_jax import hub
+  from mrpo_jax.hub import peft
+  from mrpo_jax.models import parameters
 
   golden = np.load(HERE / "adapter.npz")
   for name, (base, _) in ADAPTERS.items():
-    table = spec.table(hub.read_config(HERE / base))
-    adapter, arrays = adapters.load(HERE / f"adapter_{name}", table)
+    table = parameters.table(hub.read_config(HERE / base))
+    adapter, arrays = peft.load(HERE / f"adapter_{name}", table)
     with tempfile.TemporaryDirectory() as scratch:
       folder = pathlib.Path(scratch) / "adapter"
-      adapters.save(folder, table, adapter, arrays, base=base)
+      peft.save(folder, table, adapter, arrays, base=base)
       model = peft.PeftModel.from_pretrained(base_model(base), folder).eval()
       ours = logits(model, golden["tokens"])
     gap = np.abs(ours - golden[f"{name}_logits"]).max()

@@ -864,6 +864,7 @@ def tensor_names(folder, bare=False):
 def check_one(name):
   """A golden model, through our load and save, back into torch."""
   from mrpo_jax import hub
+  from mrpo_jax.hub import write
 
   golden, source = MODELS[name], HERE / name
   numbers = np.load(HERE / f"{name}.npz")
@@ -877,7 +878,7 @@ def check_one(name):
         "config_v4.json differs"
       )
     for limit in (5 * 10**9, 20_000):
-      hub.SHARD_BYTES = limit
+      write.SHARD_BYTES = limit
       hub.save(scratch / str(limit), config, params)
       model, info = read(scratch / str(limit))
       assert not any(info.values()), info

@@ -7,7 +7,6 @@ import inspect
 import itertools
 import re
 
-import fixture
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mrpo_jax import losses
+from tests.material import losses_fixture as fixture
 
 REQUIRED = inspect.Parameter.empty
 SMOOTHED = dict(beta=0.1, label_smoothing=0.0)

@@ -3,16 +3,16 @@
 
 import functools
 
-import fixture
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixture import logistic
 
 from mrpo_jax import losses
 from mrpo_jax.losses.batch import MIN_BETA, masked_moments
 from mrpo_jax.losses.pair import margin
+from tests.material import losses_fixture as fixture
+from tests.material.losses_fixture import logistic
 
 LOGRATIO = jnp.asarray(fixture.logratio_BC, jnp.float32)
 POLICY = jnp.asarray(fixture.policy_logp_BC, jnp.float32)

@@ -8,7 +8,6 @@ likelihood or a token weight is put together from its parts.
 import functools
 import types
 
-import fixture
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 from mrpo_jax import losses
 from mrpo_jax.losses.batch import masked_moments
 from mrpo_jax.losses.pair import margin
+from tests.material import losses_fixture as fixture
 
 
 def chosen_nll(f):

@@ -4,16 +4,16 @@
 import functools
 import inspect
 
-import fixture
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixture import logistic, sigmoid
 from jax.test_util import check_grads
 
 from mrpo_jax import losses
 from mrpo_jax.losses.pair import MAX_EXPONENT, margin
+from tests.material import losses_fixture as fixture
+from tests.material.losses_fixture import logistic, sigmoid
 
 LOGRATIO = jnp.asarray(fixture.logratio_BC, jnp.float32)
 # The policy gains 2 nats on chosen, loses 1 on rejected.

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixture import logistic, sigmoid
 
 from mrpo_jax import losses
 from mrpo_jax.losses.related import MAX_EXPONENT
+from tests.material.losses_fixture import logistic, sigmoid
 
 TREE = {"w": jnp.array([1.2, -3.0]), "deep": [jnp.array([[0.01]])]}
 OTHER = {"w": jnp.array([1.0, 5.0]), "deep": [jnp.array([[100.0]])]}

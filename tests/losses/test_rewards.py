@@ -3,14 +3,14 @@
 
 import functools
 
-import fixture
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixture import logistic, sigmoid
 
 from mrpo_jax import losses
+from tests.material import losses_fixture as fixture
+from tests.material.losses_fixture import logistic, sigmoid
 
 # The policy gains 2 nats on chosen, loses 1 on rejected; at beta 0.5 the
 # rewards are 1 and -0.5.

@@ -3,15 +3,15 @@
 
 import functools
 
-import fixture
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixture import logistic, sigmoid
 
 from mrpo_jax import losses
 from mrpo_jax.losses.unreferenced import CERTAIN
+from tests.material import losses_fixture as fixture
+from tests.material.losses_fixture import logistic, sigmoid
 
 MEAN = jnp.asarray(fixture.policy_mean_logp_BC, jnp.float32)
 REF_MEAN = jnp.asarray(fixture.ref_mean_logp_BC, jnp.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mrpo_jax.models import head, leaves
+from mrpo_jax.models import head, weights
 
 R, M, D, V = 2, 13, 8, 37
 
@@ -206,8 +206,8 @@ def test_a_reference_of_another_vocabulary_is_refused(rng):
 def test_a_quantised_head_is_projected_block_by_block(rng):
   hidden_RMD, head_VD, targets_RM = inputs(rng)
   params = {"embed": head_VD, "norm": jnp.ones(D), "blocks": {}}
-  quantised = leaves.quantize(params, {"blocks": {}}, "int8")["embed"]
-  whole = leaves.dense(quantised, jnp.float32)
+  quantised = weights.quantize(params, {"blocks": {}}, "int8")["embed"]
+  whole = weights.dense(quantised, jnp.float32)
 
   def total(hidden_RMD, head):
     return jnp.sum(token_logps(hidden_RMD, head, targets_RM, vocabulary=10))

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrpo_jax.models import attention, blockwise, kernels
-from mrpo_jax.models.spec import ModelConfig
+from mrpo_jax.models.attention import blockwise, kernels
+from mrpo_jax.models.attention.layout import RowLayout, dense, sees
+from mrpo_jax.models.attention.splash import _expansion, splash
+from mrpo_jax.models.config import ModelConfig
 
 CONFIG = ModelConfig(
   vocab_size=8, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8
 )
-SPLASH = functools.partial(kernels.splash, interpret=True, windows=(0, 17))
+SPLASH = functools.partial(splash, interpret=True, windows=(0, 17))
 KERNELS = {"blockwise": blockwise.blockwise, "splash": SPLASH}
 # Rows of (prompt, chosen, rejected) lengths, and the length of all rows.
 ROWS = {
@@ -39,7 +41,7 @@ def layout_of(rows, T):
       layout[1, r, t : t + size] = n + 1
       layout[2, r, t : t + size] = branch
       t += size
-  return attention.Layout(*jnp.asarray(layout))
+  return RowLayout(*jnp.asarray(layout))
 
 
 def value_and_gradients(kernel, layout, window, softcap, dtype=np.float32):
@@ -70,7 +72,7 @@ def test_kernels_equal_the_oracle(name, rows, window, softcap):
     kernel = functools.partial(kernel, windows=(0,))
   got, got_grads = value_and_gradients(kernel, layout, window, softcap)
   given = layout, window, softcap
-  want, want_grads = value_and_gradients(attention.dense, *given)
+  want, want_grads = value_and_gradients(dense, *given)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
   for a, b in zip(got_grads, want_grads, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
@@ -80,7 +82,7 @@ def test_blocks_in_float64_equal_the_oracle_to_its_last_digits():
   with jax.enable_x64(True):
     given = layout_of(*ROWS["several"]), jnp.int32(17), 5.0, np.float64
     got, got_grads = value_and_gradients(blockwise.blockwise, *given)
-    want, want_grads = value_and_gradients(attention.dense, *given)
+    want, want_grads = value_and_gradients(dense, *given)
   np.testing.assert_allclose(got, want, rtol=1e-12)
   for a, b in zip(got_grads, want_grads, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-12)
@@ -91,7 +93,7 @@ def test_blocks_in_bfloat16_stay_close():
   got, got_grads = value_and_gradients(
     blockwise.blockwise, *given, jnp.bfloat16
   )
-  want, want_grads = value_and_gradients(attention.dense, *given)
+  want, want_grads = value_and_gradients(dense, *given)
   np.testing.assert_allclose(float(got), float(want), rtol=0.02)
   for a, b in zip(got_grads, want_grads, strict=True):
     apart = np.abs(np.asarray(a, np.float32) - b).max()
@@ -110,7 +112,7 @@ def test_blocks_left_out_hold_nobody_who_sees_another(rows, window):
   window = None if window is None else jnp.int32(window)
   plan = blockwise._plan(padded, window, blocks)
   place = jnp.arange(16 * blocks)
-  mask = attention.sees(padded, padded, place, place, window)
+  mask = sees(padded, padded, place, place, window)
   seen = mask.any(0).reshape(blocks, 16, blocks, 16).any((1, 3))
   for i in range(blocks):
     computed = np.asarray(plan.order_NN[i, : plan.count_N[i]])
@@ -131,7 +133,7 @@ def test_cost_follows_the_lengths():
 
 
 def test_expansion_by_hand():
-  source, target, segments = kernels._expansion(
+  source, target, segments = _expansion(
     16, jnp.array([1, 1, 1, 1, 2, 2, 0]), jnp.array([0, 0, 1, 2, 0, 1, 0])
   )
   #                       p p c p p r | p c p | padding

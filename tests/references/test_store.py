@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.references import store
+from mrpo_jax.references import maintenance, store
 
 ROOT = pathlib.Path(__file__).parents[2]
 MATERIAL = {"weights": "sha256:ab", "dtype": "float32", "max_prompt": 512}
 # Writes pairs first .. last - 1, three a file, as often as told.
 WRITER = """
 import pathlib, sys
-sys.path.insert(0, str(pathlib.Path(sys.argv[2]) / "tests" / "references"))
-import test_store as t
+sys.path.insert(0, sys.argv[2])
+from tests.references import test_store as t
 from mrpo_jax.references import store
 one = store.Store(sys.argv[1], t.MATERIAL)
 first, last, times = map(int, sys.argv[3:])
@@ -292,14 +292,14 @@ def test_a_file_that_vanishes_is_missing_rows(tmp_path, monkeypatch):
   one.write(names([3]), scores([3]))
   gone, listed = shards(one)[0], shards(one)
   pairs = pq.read_table(gone)["pair"].to_pylist()
-  monkeypatch.setattr(store, "_shards", lambda _: listed)
+  monkeypatch.setattr(store, "shards", lambda _: listed)
   gone.unlink()
   assert one.known() == set(names([1, 2, 3])) - set(pairs)
   with pytest.raises(store.MissingRows):
     one.read(pairs)
-  (entry,) = store.entries(tmp_path)
+  (entry,) = maintenance.entries(tmp_path)
   assert (entry["shards"], entry["pairs"]) == (1, 3 - len(pairs))
-  assert store.verify(tmp_path) == []
+  assert maintenance.verify(tmp_path) == []
 
 
 # Several writers, and killed ones.
@@ -319,7 +319,7 @@ def test_kills_leave_whole_files_and_lose_nothing_else(tmp_path):
     time.sleep(chance.uniform(0.0, 0.03))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert store.verify(tmp_path / "killed") == []
+    assert maintenance.verify(tmp_path / "killed") == []
     known = killed.known()
     assert len(known) % 3 == 0
     present = [n for n in numbers if names([n])[0] in known]
@@ -329,11 +329,11 @@ def test_kills_leave_whole_files_and_lose_nothing_else(tmp_path):
   contents = []
   for one in (whole, killed):
     to = tmp_path / f"{one.root.name}.parquet"
-    store.export(one.root, one.key, to)
+    maintenance.export(one.root, one.key, to)
     contents.append(to.read_bytes())
   assert contents[0] == contents[1]
-  assert store.verify(tmp_path / "killed") == []
-  store.prune(tmp_path / "killed")
+  assert maintenance.verify(tmp_path / "killed") == []
+  maintenance.prune(tmp_path / "killed")
   assert not list(killed.folder.glob(".*"))
 
 
@@ -346,7 +346,7 @@ def test_writers_at_once_give_every_row_once(tmp_path):
   assert [process.returncode for process in writers] == [0, 0, 0]
   same(one.read(names(range(120))), scores(range(120)))
   assert len(shards(one)) == 40  # three pairs a file; equal ones coincide
-  assert store.verify(tmp_path) == []
+  assert maintenance.verify(tmp_path) == []
   assert not list(one.folder.glob(".*"))
 
 
@@ -356,16 +356,16 @@ def test_writers_at_once_give_every_row_once(tmp_path):
 def test_a_flipped_byte_is_found_and_removed_alone(tmp_path):
   one = filled(tmp_path, (1, 2))
   one.write(names([3]), scores([3]))
-  assert store.verify(tmp_path) == []
+  assert maintenance.verify(tmp_path) == []
   victim, other = shards(one)
   content = bytearray(victim.read_bytes())
   content[len(content) // 2] ^= 1
   victim.write_bytes(content)
-  (problem,) = store.verify(tmp_path)
+  (problem,) = maintenance.verify(tmp_path)
   assert problem.startswith(f"{victim}: its bytes")
-  assert store.prune(tmp_path) == [victim]
+  assert maintenance.prune(tmp_path) == [victim]
   assert shards(one) == [other]
-  assert store.verify(tmp_path) == []
+  assert maintenance.verify(tmp_path) == []
 
 
 def test_a_truncated_file_is_an_error_that_says_what_to_do(tmp_path):
@@ -377,8 +377,8 @@ def test_a_truncated_file_is_an_error_that_says_what_to_do(tmp_path):
       read()
     for part in (str(path), "mrpo store verify", "mrpo store prune"):
       assert part in str(caught.value)
-  assert len(store.verify(tmp_path)) == 1
-  assert store.prune(tmp_path) == [path]
+  assert len(maintenance.verify(tmp_path)) == 1
+  assert maintenance.prune(tmp_path) == [path]
   assert one.known() == set()
 
 
@@ -401,9 +401,9 @@ def test_wrong_columns_under_a_right_name_are_found(
 ):
   one = filled(tmp_path, tokens=True)
   path = forged(one, **{name: column})
-  (problem,) = store.verify(tmp_path)
+  (problem,) = maintenance.verify(tmp_path)
   assert problem.startswith(f"{path}: ") and what in problem
-  assert store.prune(tmp_path) == [path]
+  assert maintenance.prune(tmp_path) == [path]
 
 
 def test_a_table_of_other_columns_is_not_read(tmp_path):
@@ -429,9 +429,9 @@ def test_a_changed_manifest_is_found(tmp_path, text):
   path.unlink()
   if text is not None:
     path.write_text(text)
-  (problem,) = store.verify(tmp_path)
+  (problem,) = maintenance.verify(tmp_path)
   assert problem.startswith(f"{path}: missing, or not of this key")
-  (entry,) = store.entries(tmp_path)
+  (entry,) = maintenance.entries(tmp_path)
   assert isinstance(entry["material"], dict)
 
 
@@ -440,7 +440,7 @@ def test_entries_count_a_pair_once(tmp_path):
   one.write(names([3, 4]), scores([3, 4]))
   two = filled(tmp_path, (1,), dtype="bfloat16")
   (tmp_path / "notes").mkdir()
-  found = {entry["key"]: entry for entry in store.entries(tmp_path)}
+  found = {entry["key"]: entry for entry in maintenance.entries(tmp_path)}
   assert list(found) == sorted([one.key, two.key])
   size = sum(path.stat().st_size for path in shards(one))
   assert found[one.key] == {
@@ -453,7 +453,7 @@ def test_entries_count_a_pair_once(tmp_path):
 
 
 def test_no_store_is_an_error(tmp_path):
-  for command in (store.entries, store.verify, store.prune):
+  for command in (maintenance.entries, maintenance.verify, maintenance.prune):
     with pytest.raises(InputError, match="no store here"):
       command(tmp_path / "nowhere")
 
@@ -462,9 +462,11 @@ def test_no_store_is_an_error(tmp_path):
 def test_keys_are_removed_by_the_start_of_their_names(tmp_path, start):
   stores = [filled(tmp_path, seed=seed) for seed in range(3)]
   ends = [stores[0].key[:start], stores[2].key[:start], stores[0].key]
-  removed = store.prune(tmp_path, ends)
+  removed = maintenance.prune(tmp_path, ends)
   assert len(removed) == 4  # a manifest and a file of rows each
-  assert [entry["key"] for entry in store.entries(tmp_path)] == [stores[1].key]
+  assert [entry["key"] for entry in maintenance.entries(tmp_path)] == [
+    stores[1].key
+  ]
   assert not stores[0].folder.exists()
 
 
@@ -474,20 +476,20 @@ def test_an_ambiguous_or_unknown_start_removes_nothing(tmp_path):
   twice = next(c for c in firsts if firsts.count(c) > 1)  # 17 keys, 16 digits
   what = f"is the start of {firsts.count(twice)} keys"
   for start, message in ((twice, what), ("x", "no key"), ("", "no key")):
-    for command in (store.prune, store.verify):
+    for command in (maintenance.prune, maintenance.verify):
       with pytest.raises(InputError, match=message) as caught:
         command(tmp_path, [stores[0].key, start])
       assert stores[5].key[:16] in str(caught.value)
     with pytest.raises(InputError, match=message):
-      store.export(tmp_path, start, tmp_path / "rows.csv")
-  assert len(store.entries(tmp_path)) == 17
+      maintenance.export(tmp_path, start, tmp_path / "rows.csv")
+  assert len(maintenance.entries(tmp_path)) == 17
 
 
 def test_verify_looks_at_the_named_keys_only(tmp_path):
   one, two = (filled(tmp_path, seed=seed) for seed in range(2))
   shards(one)[0].write_bytes(b"")
-  assert store.verify(tmp_path, [two.key[:12]]) == []
-  assert len(store.verify(tmp_path, [one.key[:12]])) == 1
+  assert maintenance.verify(tmp_path, [two.key[:12]]) == []
+  assert len(maintenance.verify(tmp_path, [one.key[:12]])) == 1
 
 
 def test_prune_removes_drafts_of_writers_that_are_gone(tmp_path):
@@ -504,9 +506,9 @@ def test_prune_removes_drafts_of_writers_that_are_gone(tmp_path):
     path.write_bytes(b"half")
   long_ago = time.time() - 2 * store.DAY
   os.utime(drafts[3], (long_ago, long_ago))
-  assert store.verify(tmp_path) == []
+  assert maintenance.verify(tmp_path) == []
   want = sorted([drafts[0], drafts[1], drafts[3]])
-  assert sorted(store.prune(tmp_path)) == want
+  assert sorted(maintenance.prune(tmp_path)) == want
   assert drafts[2].exists()  # its writer lives
 
 
@@ -516,9 +518,9 @@ def test_prune_leaves_what_the_store_did_not_write(tmp_path):
   for path in notes:
     path.write_text("mine")
   (one.folder / "folder").mkdir()
-  assert store.prune(tmp_path) == []
+  assert maintenance.prune(tmp_path) == []
   same(one.read(names([1])), scores([1]))
-  store.prune(tmp_path, [one.key])
+  maintenance.prune(tmp_path, [one.key])
   assert sorted(one.folder.iterdir()) == sorted([*notes, one.folder / "folder"])
 
 
@@ -532,9 +534,9 @@ def test_links_out_of_the_root_are_not_followed(tmp_path):
   link = one.folder / broken.name
   link.symlink_to(broken)
   with pytest.raises(InputError, match="no key"):
-    store.prune(root, [outside.key])
-  assert store.prune(root) == [link]
-  assert [entry["key"] for entry in store.entries(root)] == [one.key]
+    maintenance.prune(root, [outside.key])
+  assert maintenance.prune(root) == [link]
+  assert [entry["key"] for entry in maintenance.entries(root)] == [one.key]
   assert broken.read_bytes() == b"broken"
   assert (outside.folder / store.MANIFEST).exists()
 
@@ -548,7 +550,7 @@ def exported(tmp_path):
 
   def export(suffix):
     to = tmp_path / f"rows{suffix}"
-    store.export(tmp_path, one.key[:12], to)
+    maintenance.export(tmp_path, one.key[:12], to)
     return to
 
   return export
@@ -588,9 +590,9 @@ def test_export_refuses(tmp_path):
     (tmp_path / "nowhere" / "rows.csv", "no such folder"),
   ):
     with pytest.raises(InputError, match=what):
-      store.export(tmp_path, one.key, to)
+      maintenance.export(tmp_path, one.key, to)
   assert taken.read_text() == "mine"
-  store.prune(tmp_path)
+  maintenance.prune(tmp_path)
   shards(one)[0].unlink()
   with pytest.raises(InputError, match="holds no pairs"):
-    store.export(tmp_path, one.key, tmp_path / "rows.csv")
+    maintenance.export(tmp_path, one.key, tmp_path / "rows.csv")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of packed rows: which pairs a step sees follows from (seed, step)."""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from mrpo_jax.data import pack
+from mrpo_jax.rows import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+  """How the pairs of one optimizer step become rows."""
+
+  batch: int  # pairs in a step, over all processes
+  length: int  # tokens of a row
+  rows: int  # rows of a micro-batch, over all processes
+  process: int = 0
+  processes: int = 1
+  mark_differences: bool = False  # see `pack.pack`
+
+  def __post_init__(self):
+    for name in ("batch", "rows"):
+      if getattr(self, name) % self.processes:
+        raise ValueError(
+          f"{name}={getattr(self, name)} does not divide over "
+          f"{self.processes} processes"
+        )
+
+  def of(self, views, indices) -> tuple[tuple[Rows, Rows], ...]:
+    """This process's (long, short) rows of the pairs, per tokenizer view."""
+    share = self.batch // self.processes
+    first = self.process * share
+    mine = indices[first : first + share]
+    return tuple(
+      pack.pack_step(
+        [view[i] for i in mine],
+        length=self.length,
+        rows=self.rows // self.processes,
+        batch=share,
+        first_slot=2 * first,
+        mark_differences=self.mark_differences,
+      )
+      for view in views
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """What is known of each pair before the step, beside its tokens."""
+
+  arrays: dict  # name -> [N, ...]
+  # Per reference, None or N of (chosen, rejected) log-probability per token.
+  token_logps: tuple = ()
+
+  def of(self, packing, indices, views):
+    """The same of the pairs of one step; 0 where a batch holds fewer.
+
+    Log-probabilities of tokens stand where view 0 has the tokens:
+    `ref_token_logp_ARMK`, a tuple over its parts, 0 for references without.
+    """
+    given = {}
+    for name, array in self.arrays.items():
+      rest = [(0, 0)] * (array.ndim - 1)
+      missing = packing.batch - len(indices)
+      given[name] = np.pad(array[indices], [(0, missing), *rest])
+    if self.token_logps:
+      given["ref_token_logp_ARMK"] = tuple(
+        np.stack([_spread(one, indices, part) for one in self.token_logps], -1)
+        for part in views[0]
+      )
+    return given
+
+
+NOTHING = Known({})
+
+
+def _spread(token_logps, indices, part):
+  """value_ARM of one reference, where the tokens stand in a part of a view."""
+  value_ARM = np.zeros(part.slots_RM.shape, np.float32)
+  if token_logps is None:
+    return value_ARM
+  value_M, slot_M = value_ARM.reshape(-1), part.slots_RM.reshape(-1)
+  # The tokens of a response stand together, in their order.
+  starts = np.flatnonzero(np.diff(slot_M, prepend=-1))
+  for start in starts:
+    pair, choice = divmod(int(slot_M[start]), 2)
+    if pair < len(indices):
+      logp = token_logps[indices[pair]][choice]
+      value_M[start : start + len(logp)] = logp
+  return value_ARM
+
+
+def training_batches(views, packing, *, seed, start=0, known=NOTHING):
+  """Endless iterator over (step from start + 1, (rows per view, given)).
+
+  Args:
+    views: one list of Encoded per tokenizer, aligned over pairs.
+    packing: Packing.
+    seed: of the shuffle; every epoch has its own order.
+    start: steps already done; any step is reached without replaying others.
+    known: Known of the same pairs.
+  """
+  order = grain.MapDataset.range(len(views[0])).seed(seed).shuffle().repeat()
+  batches = order.batch(packing.batch)[start:]
+  batches = batches.map(lambda indices: _batch(views, packing, indices, known))
+  reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+  return enumerate(batches.to_iter_dataset(reading), start + 1)
+
+
+def evaluation_batches(views, packing, *, known=NOTHING):
+  """(indices, batch) of every pair once, in order; the last may hold fewer."""
+  for first in range(0, len(views[0]), packing.batch):
+    indices = np.arange(first, min(first + packing.batch, len(views[0])))
+    yield indices, _batch(views, packing, indices, known)
+
+
+def _batch(views, packing, indices, known):
+  rows = packing.of(views, indices)
+  return rows, known.of(packing, indices, rows)

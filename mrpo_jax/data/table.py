@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data split as token ids under every tokenizer of a run."""
+
+import dataclasses
+import time
+
+from mrpo_jax import processes
+from mrpo_jax.data import encode, pack, truncate
+from mrpo_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """One split as token ids."""
+
+  views: list  # per tokenizer a list of Encoded, aligned over pairs
+  places: list  # of each pair among those of the file
+  fingerprints: list  # of each pair and of where it is cut
+  dropped: int  # rows left out
+  truncated: int  # rows kept of which something was cut
+
+
+def encode_table(config, split, pairs, tokenizers, say, *, chosen_only=False):
+  """Encodes a split under every tokenizer and keeps what all can use.
+
+  `chosen_only` leaves the rejected responses out: supervised training does
+  not read them.
+  """
+  data, started = config["data"], time.perf_counter()
+  limits = {name: data[name] for name in ("max_prompt", "max_response")}
+  times = 1 + len(tokenizers.views)
+  with processes.bar(total=times * len(pairs), desc=split) as bar:
+    limits["progress"] = bar.update
+    cuts = truncate.cut_to_fit(tokenizers.views, pairs, **limits)
+    views = [
+      encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
+      for tokenizer in tokenizers.views
+    ]
+  for line in _template_notes(split, views, tokenizers):
+    say(line)
+  if chosen_only:
+    views = [
+      [dataclasses.replace(one, rejected_ids=[]) for one in view]
+      for view in views
+    ]
+  reasons = [
+    _unusable(encoded, data["row_length"])
+    for encoded in zip(*views, strict=True)
+  ]
+  kept = [i for i, reason in enumerate(reasons) if reason is None]
+  truncated = sum(any(view[i].truncated for view in views) for i in kept)
+  why = _counted(reason for reason in reasons if reason)
+  if not kept:
+    raise InputError(
+      f"{data[split]}: none of its {len(pairs)} pairs is left: {why}"
+    )
+  say(
+    f"{split}: {len(kept)} of {len(pairs)} pairs, {truncated} truncated "
+    f"({truncated / len(kept):.0%})"
+    + (f"; dropped: {why}" if why else "")
+    + f" ({time.perf_counter() - started:.1f} s)"
+  )
+  return Table(
+    views=[[view[i] for i in kept] for view in views],
+    places=kept,
+    fingerprints=[truncate.fingerprint(pairs[i], cuts[i]) for i in kept],
+    dropped=len(pairs) - len(kept),
+    truncated=truncated,
+  )
+
+
+def _template_notes(split, views, tokenizers):
+  """Which template cannot say what the pairs hold, and what it says to that."""
+  for index, view in enumerate(views):
+    keys = [key for key, one in tokenizers.view_of.items() if one == index]
+    who = f"{split}: the chat template of {' and '.join(keys)}"
+    refused, silent = {}, {}
+    for place, one in enumerate(view):
+      if one.dropped and one.dropped.startswith("refused"):
+        refused.setdefault(one.dropped.partition(": ")[2], []).append(place)
+      if one.left_out:
+        silent.setdefault(one.left_out, []).append(place)
+    for why, places in refused.items():
+      yield (
+        f"{who} refuses {len(places)} of {len(view)} pairs, from pair "
+        f"{places[0]} on: {why}"
+      )
+    for what, places in silent.items():
+      yield (
+        f"{who} leaves out {what} in {len(places)} of {len(view)} pairs, from "
+        f"pair {places[0]} on; name another in its `template`"
+      )
+
+
+def _unusable(encoded, row_length):
+  """Why a pair cannot be trained on, from its encoding in every view."""
+  for one in encoded:
+    if one.dropped:
+      return one.dropped.partition(":")[0]
+  if any(pack.size(one) > row_length for one in encoded):
+    return "too long for a row"
+  return None
+
+
+def _counted(reasons):
+  counts = {}
+  for reason in reasons:
+    counts[reason] = counts.get(reason, 0) + 1
+  return ", ".join(f"{count} {reason}" for reason, count in counts.items())

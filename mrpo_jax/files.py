@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files written whole or not at all: JSON, JSON lines, new folders."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+from mrpo_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def new_folder(path):
+  """A folder to fill, which gets its name only when all has gone well.
+
+  Raises:
+    InputError: it exists and is not empty.
+  """
+  path = pathlib.Path(os.path.abspath(path))
+  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+  if os.path.lexists(path) and not empty:
+    raise InputError(f"{path} exists; remove it or name another folder")
+  partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    partial.rename(path)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_atomically(path, content):
+  """The whole file or none of it, also when the machine stops midway."""
+  path = pathlib.Path(path)
+  draft = path.with_name(f".{path.name}.{os.getpid()}")
+  if isinstance(content, str):
+    content = content.encode("utf-8")
+  with open(draft, "wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  draft.replace(path)
+
+
+def write_json(path, value):
+  write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path):
+  return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def write_lines(path, values):
+  write_atomically(path, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def read_lines(path):
+  """Complete JSON lines of a file; a last line cut short is left out."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines[:-1] if line]

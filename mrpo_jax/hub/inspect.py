@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model folder holds, and what it takes of each device of a mesh."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mrpo_jax import parallel
+from mrpo_jax.hub.read import read_config
+from mrpo_jax.models import parameters
+
+
+def lines(path, sizes, rules=None):
+  """Lines of text about a Hugging Face folder; reads no weights.
+
+  Args:
+    path: folder with config.json and safetensors.
+    sizes: {axis of `parallel.AXES`: its size}; the devices need not exist
+      here.
+    rules: changes to `parallel.RULES`.
+
+  Returns:
+    Iterator over lines: family, parameters, the longest sequence that batching
+    leaves alone, every array with its logical axes, bytes on each device.
+
+  Raises:
+    InputError: the folder cannot be read, or does not divide over the mesh.
+  """
+  config = read_config(path)
+  values = json.loads(config.source)
+  dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
+  table = parameters.table(config)
+  mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  shardings = dict(_named(parallel.table_shardings(table, mesh, rules)))
+  count = parameters.count_parameters(config)
+  yield f"{path}: {config.family}, {count:,} parameters, {dtype}"
+  if config.longest:
+    yield f"sequences beyond {config.longest} tokens are refused in training"
+  split = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+  yield f"on {math.prod(sizes.values())} devices, {split}:"
+  rows = [("array", "axes", "shape", "one device", "bytes")]
+  total = 0
+  for name, spec in _named(table):
+    local = shardings[name].shard_shape(spec.shape)
+    size = math.prod(local) * jnp.dtype(dtype).itemsize
+    total += size
+    axes = " ".join(axis or "-" for axis in spec.axes)
+    shapes = [" x ".join(map(str, shape)) for shape in (spec.shape, local)]
+    rows.append((name, axes, *shapes, f"{size:,}"))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    cells = [cell.ljust(n) for cell, n in zip(row, widths, strict=True)]
+    cells[-1] = row[-1].rjust(widths[-1])
+    yield "  ".join(cells)
+  yield f"{total:,} bytes on each device, {total / 2**30:.2f} GiB"
+
+
+def _named(tree, prefix=""):
+  """(path, leaf) of every leaf of nested dicts."""
+  for key, node in tree.items():
+    if isinstance(node, dict):
+      yield from _named(node, f"{prefix}{key}.")
+    else:
+      yield prefix + key, node

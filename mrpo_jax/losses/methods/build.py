@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From names in a config to one function of arrays.
+
+A new loss is a function, and its name in LOSSES.
+"""
+
+from mrpo_jax.losses import pair, rewards
+from mrpo_jax.losses.methods import choices
+from mrpo_jax.losses.methods.catalogue import LOSSES, PUBLISHED, names
+from mrpo_jax.losses.methods.method import (
+  REFERENCED,
+  Method,
+  arrays_of,
+  keywords_of,
+)
+
+# Arrays per response token.
+MEANS = {"mean_logp_BC", "ref_mean_logp_BC"}
+# Arrays for which a config gives one number.
+STAND_INS = {"win_rate_BC": dict(win_rate=1.0), "phi_B": dict(phi=0.05)}
+# Keywords of a loss that its Method fills.
+FILLED = {"scale_B", "valid_B"}
+AS_PUBLISHED = "published"  # what a choice is unless given
+
+
+def build(
+  name,
+  *,
+  mixture=AS_PUBLISHED,
+  clip=AS_PUBLISHED,
+  weights=AS_PUBLISHED,
+  token_weight=AS_PUBLISHED,
+  dispersion=AS_PUBLISHED,
+  nll=AS_PUBLISHED,
+  scale=AS_PUBLISHED,
+  **hyper,
+):
+  """Turns names from a config into one loss function.
+
+  Args:
+    name: a loss of this package by its own name ("dpo", "simpo", ...), or a
+      published method: a loss with that paper's choices, each of which may be
+      given here ("mrpo", "multi_dpo", "beta_dpo", "d2po", "ld_dpo", "sampo",
+      "bmc", "wpo", "mpo").
+    mixture: "harmonic", "geometric", "arithmetic", "minimum", "maximum", a
+      number p (see `power_mean`), or "multi" (one loss per reference).  A
+      loss without a mixture takes a single reference.
+    clip: None, or dict(epsilon_max=0.1, adaptive=True); see `trust_region`.
+    weights: a tuple of numbers, one per reference, or the name of a rule,
+      "uniform", "adaptive", "discrimination", "accuracy", "sliding_window",
+      "thompson", alone or as dict(name=..., and its keywords).
+    token_weight: None, or one of "temporal_decay", "length_desensitized",
+      "down_sample", "bridged" and "wpo", alone or as dict(name=..., and its
+      keywords).  `temporal_decay` takes offset="prompt" too.
+    dispersion: None, or the mean of -log dispersion over the data set, a
+      number or dict(mean=...): MallowsPO's factor on each pair's margin.
+    nll: weight of the chosen response's `nll`, added to the loss.
+    scale: the unit of log-probabilities, before anything else: "sum";
+      "mean", per response token, each model by its own count; "character",
+      per response character; "zscore", references by `scale_factors` of the
+      training pairs (1 until `Method.measure`).
+    **hyper: keywords of the loss, `beta` first; `betas`, one per reference:
+      the objective sum_k w_k beta_k KL(policy || r_k) has beta = sum_k w_k
+      beta_k, and mixes by w_k beta_k; `official_weights`, see
+      `virtual_reference`; `adaptive_beta`, strength of beta-DPO's beta, with
+      `running`, momentum of its running margin (also of `alpha_dpo`);
+      `losses` and `loss_weights` of "combine"; `win_rate` of "sppo" and `phi`
+      of "mallows_phi", one number for all pairs.
+
+  Returns:
+    f(policy_logp_BC, ref_logp_BCK) -> loss_B; see `Method` for what some
+    losses need besides, and for those with a memory.
+
+  Raises:
+    ValueError: an unknown name, or a keyword that the method does not take;
+      it lists what exists.
+
+  >>> import jax.numpy as jnp
+  >>> logp = jnp.array([[-5.0, -9.0]])
+  >>> loss = build("mrpo", weights="uniform", beta=0.1)
+  >>> bool(jnp.isclose(loss(logp, logp[..., None])[0], jnp.log(2.0)))
+  True
+  """
+  if name not in LOSSES and name not in PUBLISHED:
+    raise ValueError(f"unknown loss {name!r}; known: {', '.join(names())}")
+  chosen = dict(
+    mixture=mixture,
+    clip=clip,
+    weights=weights,
+    token_weight=token_weight,
+    dispersion=dispersion,
+    nll=nll,
+    scale=scale,
+  )
+  published = PUBLISHED.get(name, {"loss": name})
+  for key, value in chosen.items():
+    if not choices.is_word(value, AS_PUBLISHED):
+      hyper[key] = value
+  given = {**published, **hyper}
+  return _method(name, LOSSES[given.pop("loss")], given)
+
+
+def _method(name, loss, given):
+  """The Method of a loss and what was chosen for it, by name."""
+  given = dict(given)
+  if loss is pair.combine:
+    loss = _combined(given.pop("losses", ()), given.pop("loss_weights", ()))
+  arrays, keywords = arrays_of(loss), keywords_of(loss)
+  stand_ins = {}
+  for array in arrays:
+    for key, default in STAND_INS.get(array, {}).items():
+      stand_ins[key] = given.pop(key, default)
+  choices.refuse(_called(name), given, _taken(loss, given), stand_ins)
+  defaults = {"official_weights": False, **keywords}
+  choices.check_numbers(_called(name), {**given, **stand_ins}, defaults)
+  strength = given.get("adaptive_beta")
+  token_weight, token_arrays, pair_weight = choices.token_weight(
+    given.get("token_weight")
+  )
+  rule, learns = choices.rule(given.get("weights", "uniform"))
+  hyper = {key: given[key] for key in keywords if key in given}
+  mixture = given.get("mixture")
+  return Method(
+    name=name,
+    loss=loss,
+    hyper=hyper,
+    beta=float({**keywords, **hyper}.get("beta", 1.0)),
+    p=choices.power(mixture),
+    single=mixture is None and "ref_margin_BK" not in arrays,
+    rule=rule,
+    learns=learns,
+    official_weights=given.get("official_weights", False),
+    betas=_betas(name, given),
+    scale=_scale(name, given, arrays),
+    token_weight=token_weight,
+    token_arrays=token_arrays,
+    pair_weight=pair_weight,
+    dispersion=choices.dispersion(given.get("dispersion")),
+    nll=given.get("nll", 0.0),
+    adaptive_beta=strength,
+    running=choices.momentum(given.get("running", 0.9 if strength else None)),
+    stand_ins=stand_ins,
+    **choices.trust_region(given.get("clip")),
+  )
+
+
+def _taken(loss, given):
+  """Keywords that `build` takes for a loss."""
+  arrays, keywords = {*arrays_of(loss)}, {*keywords_of(loss)}
+  taken = keywords - FILLED
+  if arrays == {"mean_logp_B"}:
+    return taken
+  taken |= {"nll"}
+  if "kl_BC" not in arrays:
+    taken |= {"token_weight"}
+  if arrays.isdisjoint(MEANS):
+    taken |= {"scale"}
+  if "scale_B" in keywords or arrays & {"scale_B", "phi_B"}:
+    taken |= {"dispersion"}
+  if not arrays.isdisjoint(REFERENCED):
+    taken |= {"mixture", "clip", "weights", "official_weights"}
+    if "beta" in keywords:
+      taken |= {"adaptive_beta"}
+      # One beta for all: what looks across the batch, or swaps the weights.
+      memory = [given.get(key) for key in ("adaptive_beta", "running")]
+      coupled = "valid_B" in keywords or any(x is not None for x in memory)
+      if not coupled and not given.get("official_weights"):
+        taken |= {"betas"}
+  if "ref_margin_BK" in arrays:  # it mixes by itself
+    taken -= {"mixture", "clip", "official_weights", "weight"}
+  if "std" in keywords or given.get("adaptive_beta") is not None:
+    taken |= {"running"}
+  return taken
+
+
+def _betas(name, given):
+  betas = choices.betas(given.get("betas"))
+  if betas and given.get("mixture") is None and len(betas) != 1:
+    raise ValueError(
+      f"{_called(name)} takes one reference, got {len(betas)} betas; name a "
+      "mixture"
+    )
+  return betas
+
+
+def _scale(name, given, arrays):
+  """The unit by name; a loss of means has no other."""
+  scale = choices.scale(given.get("scale", "sum"))
+  if scale == "zscore" and REFERENCED.isdisjoint(arrays):
+    raise ValueError(
+      f"{_called(name)} has no references for scale 'zscore' to act on"
+    )
+  return scale if MEANS.isdisjoint(arrays) else "mean"
+
+
+def _called(name):
+  return f"loss {name!r}" if name in {*LOSSES, *PUBLISHED} else name
+
+
+def _combined(losses, weights):
+  """`combine` of pair losses given by name."""
+  simple = [
+    key
+    for key, loss in LOSSES.items()
+    if list(arrays_of(loss)) == ["logratio_BC"]
+    and "valid_B" not in keywords_of(loss)  # it has a mask to be given
+    and loss is not rewards.kto  # one value per response
+  ]
+  for key in losses:
+    if key not in simple:
+      raise ValueError(
+        f"combine does not take the loss {key!r}; it takes: {', '.join(simple)}"
+      )
+  return pair.combine([LOSSES[key] for key in losses], weights)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splash attention on packed rows of pairs (TPU)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128  # of a TPU: Splash wants head dims and rows in multiples
+
+
+def splash(
+  query_RTHE,
+  key_RSGE,
+  value_RSGE,
+  layout,
+  window=None,
+  *,
+  scale,
+  softcap,
+  windows=(0,),
+  interpret=False,
+):
+  """Splash attention of jax's Pallas kernels, on TPUs.
+
+  It knows segments, not branches: inside it a pair stands as two sequences,
+  [prompt | chosen][prompt | rejected].
+
+  Args:
+    windows: static, the values that `window` takes; each is a kernel.
+    interpret: run the kernel's Python, where there is no TPU.
+    Others as `layout.dense`.
+  """
+  T, H, E = query_RTHE.shape[1:]
+  G = key_RSGE.shape[2]
+  source_RX, target_RT, segments_RX = expansion(layout)
+  X = source_RX.shape[1]
+
+  def expand(array_RTHE):
+    array_RXHE = jnp.take_along_axis(
+      array_RTHE, source_RX[:, :, None, None], axis=1
+    )
+    wide = ((0, 0), (0, 0), (0, 0), (0, -E % LANES))
+    return jnp.pad(array_RXHE, wide).swapaxes(1, 2)
+
+  query_RHXE = expand(query_RTHE * jnp.asarray(scale, query_RTHE.dtype))
+  query_RGMXE = query_RHXE.reshape(-1, G, H // G, X, query_RHXE.shape[-1])
+  key_RGXE, value_RGXE = expand(key_RSGE), expand(value_RSGE)
+
+  def of_window(size, query_RGMXE, key_RGXE, value_RGXE):
+    kernel = _splash(H // G, X, size, softcap, interpret)
+    heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    return jax.vmap(heads)(query_RGMXE, key_RGXE, value_RGXE, segments_RX)
+
+  given = query_RGMXE, key_RGXE, value_RGXE
+  if len(windows) == 1:
+    out_RGMXE = of_window(windows[0], *given)
+  else:
+    which = jnp.searchsorted(jnp.asarray(windows), window)
+    of_windows = [functools.partial(of_window, size) for size in windows]
+    out_RGMXE = jax.lax.switch(which, of_windows, *given)
+  out_RXHE = out_RGMXE.reshape(-1, H, X, out_RGMXE.shape[-1]).swapaxes(1, 2)
+  return jnp.take_along_axis(
+    out_RXHE[..., :E], target_RT[:, :, None, None], axis=1
+  )
+
+
+def expansion(layout):
+  """Rows in which each response follows a copy of its prompt.
+
+  Args:
+    layout: Layout of R rows of T; segments count from 1 within a row.
+
+  Returns:
+    source_RX: where each of X = 2 T places (up to a multiple of LANES) stands
+      in the row; target_RT: the place of each token, of prompts the first;
+    segments_RX: equal for one sequence, 0 for padding.
+  """
+  T = layout.segments.shape[1]
+  X = 2 * T + -2 * T % LANES
+  return jax.vmap(functools.partial(_expansion, X))(
+    layout.segments, layout.branches
+  )
+
+
+def _expansion(X, segments_T, branches_T):
+  T = segments_T.size
+  place_T = jnp.arange(T)
+
+  def count(of_T):
+    """Tokens of each of S = T + 1 segments; no row holds more."""
+    return jax.ops.segment_sum(of_T.astype(jnp.int32), segments_T, T + 1)
+
+  is_prompt_T = (branches_T == 0) & (segments_T > 0)
+  prompts_S = count(is_prompt_T)
+  chosen_S = count(branches_T == 1)
+  # Prompts of the segments before are there twice.
+  before_S = jnp.cumsum(prompts_S) - prompts_S
+  first_T = place_T + before_S[segments_T]
+  second_T = first_T + jnp.where(
+    is_prompt_T, (prompts_S + chosen_S)[segments_T], 0
+  )
+  is_rejected_T = branches_T == 2
+  target_T = first_T + jnp.where(is_rejected_T, prompts_S[segments_T], 0)
+  # Padding comes last in a row and after all that is real.
+  target_T = jnp.where(
+    segments_T > 0, target_T, place_T + before_S[-1] + prompts_S[-1]
+  )
+  source_X = jnp.zeros(X, jnp.int32)
+  segments_X = jnp.zeros(X, jnp.int32)
+  number_T = jnp.where(segments_T > 0, 2 * segments_T, 0)
+  for to_T, of_T in (
+    (target_T, number_T - ((segments_T > 0) & ~is_rejected_T)),
+    (jnp.where(is_prompt_T, second_T, X), number_T),
+  ):
+    source_X = source_X.at[to_T].set(place_T, mode="drop")
+    segments_X = segments_X.at[to_T].set(of_T, mode="drop")
+  return source_X, target_T, segments_X
+
+
+def _splash(heads, X, window, softcap, interpret):
+  """f(query_MXE, key_XE, value_XE, segments_X) of the heads of one key."""
+  # Pallas takes a while to import, and only TPUs need it.
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+
+  shape = (X, X)
+  mask = masks.CausalMask(shape)
+  if window:
+    mask = masks.LocalMask(shape, (window - 1, 0), 0)
+  block = next(size for size in (512, 256, LANES) if X % size == 0)
+  names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv")
+  names += ("block_kv_dkv", "block_kv_dkv_compute", "block_q_dq")
+  sizes = kernel.BlockSizes(**dict.fromkeys((*names, "block_kv_dq"), block))
+  made = kernel.make_splash_mqa_single_device(
+    masks.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    attn_logits_soft_cap=softcap,
+    interpret=interpret,
+  )
+
+  def attend(query_MXE, key_XE, value_XE, segments_X):
+    ids = kernel.SegmentIds(segments_X, segments_X)
+    return made(query_MXE, key_XE, value_XE, ids)
+
+  return attend

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ModelConfig: a decoder, by what it computes."""
+
+import dataclasses
+
+from mrpo_jax.models.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A decoder, by what it computes.
+
+  The defaults are Llama's: RMSNorm before each branch, RoPE, grouped queries,
+  SwiGLU.  `families.py` fills it from the config.json of any family.
+  """
+
+  vocab_size: int
+  width: int  # D
+  layers: int  # L
+  heads: int  # H
+  kv_heads: int  # G, divides H
+  head_dim: int  # E
+  mlp_width: int  # F
+  norm_epsilon: float = 1e-5
+  tied: bool = False  # the head is the embedding
+  max_positions: int = 2048
+  bos_id: int | None = None
+  eos_id: int | None = None
+  family: str = "llama"  # a key of tensor_names.LAYOUTS
+  # Norms.
+  norm: str = "rms"  # "layer" subtracts the mean, too, and has a bias
+  norm_shift: float = 0.0  # the factor is this plus the weight
+  norms: str = "before"  # or "after" each branch, or "both"
+  parallel: str | None = None  # branches side by side: "one" norm, or "two"
+  qk_norm: str | None = None  # over a "head", each of the "heads", or "all"
+  # Positions.
+  ropes: tuple[Rope | None, ...] = (Rope(),)  # None turns nothing
+  layer_ropes: tuple[int, ...] = ()  # of each layer; empty: the first for all
+  learned_positions: bool = False  # added to the embedding
+  # Attention.
+  qkv_bias: bool = False
+  out_bias: bool = False
+  attention_scale: float | None = None  # of q.k; None: head_dim^-1/2
+  attention_softcap: float | None = None
+  layer_windows: tuple[int, ...] = ()  # of each layer, in tokens; 0 for none
+  # MLP.
+  gated: bool = True
+  activation: str = "silu"  # a key of transformer.ACTIVATIONS
+  mlp_bias: bool = False
+  # Factors.
+  embedding_scale: float = 1.0
+  residual_scale: float = 1.0  # of each branch
+  logits_scale: float = 1.0
+  logits_softcap: float | None = None
+  # The config.json it came from, as text: what `hub.save` writes.
+  source: str = dataclasses.field(default="", compare=False, repr=False)
+
+  def __post_init__(self):
+    if self.heads % self.kv_heads:
+      raise ValueError(
+        f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
+      )
+    for rope in self.ropes:
+      if rope and (rope.dims or self.head_dim) % 2:
+        raise ValueError(
+          f"head_dim={rope.dims or self.head_dim} is odd; RoPE turns pairs"
+        )
+
+  @property
+  def longest(self):
+    """Tokens of a sequence up to which batching changes nothing, or None.
+
+    Some ropes look at the longest sequence of a batch once it goes past a
+    bound, and learned positions end: a packed row must stay within.
+    """
+    bounds = [rope.longest for rope in self.ropes if rope and rope.longest]
+    return min(
+      [*bounds, *([self.max_positions] * self.learned_positions)], default=None
+    )

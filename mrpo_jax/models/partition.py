@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Over which axes of a mesh a model is computed.
+
+XLA's partitioner divides products well.  A loop whose length is data, or a
+kernel that it cannot look into, it would run on every device over arrays that
+it collects first: those run per device, on what is there, and say themselves
+what they exchange.
+"""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+  """Names of the mesh axes that divide each axis of the activations."""
+
+  mesh: Mesh | None = None  # None: one device, or all left to the partitioner
+  rows: tuple[str, ...] = ()
+  context: tuple[str, ...] = ()  # of the positions T
+  heads: tuple[str, ...] = ()
+  kv_heads: tuple[str, ...] = ()
+  vocab: tuple[str, ...] = ()  # of the logits
+  # Of the width of embedding and head, among those of the rows: what a device
+  # lacks it collects or exchanges, and gradients are scattered.
+  embed: tuple[str, ...] = ()
+
+  def size(self, axes):
+    """Over how many devices these axes divide."""
+    return math.prod(self.mesh.shape[axis] for axis in axes)
+
+  def run(self, function, in_specs, out_specs):
+    """`function` of each device's own part; on one device as it is."""
+    if self.mesh is None:
+      return function
+    # What a device sums up starts as a constant, the same on all: the check of
+    # what varies between devices would refuse it.
+    return jax.shard_map(
+      function,
+      mesh=self.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      check_vma=False,
+    )
+
+  def place(self, axes):
+    """Which part of these axes a device of `run` has."""
+    return jax.lax.axis_index(axes) if axes else 0
+
+  def of_weights(self, leaf_ND, axes):
+    """How `run` finds an embedding or a head whose N is split over `axes`."""
+
+    def of(array):  # scales of integers have a width of 1
+      return PartitionSpec(axes, self.embed if array.shape[1] > 1 else None)
+
+    return jax.tree.map(of, leaf_ND)
+
+  def kept(self, x_RTD):
+    """Activations with whole widths, whatever the weights are split over.
+
+    Without it the partitioner may collect rows where it should collect the
+    weights of a layer.
+    """
+    if self.mesh is None:
+      return x_RTD
+    spec = PartitionSpec(self.rows, self.context, None)
+    return jax.lax.with_sharding_constraint(
+      x_RTD, NamedSharding(self.mesh, spec)
+    )
+
+
+WHOLE = Partition()

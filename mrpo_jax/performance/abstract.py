@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a run whose models and data are not here, to be compiled.
+
+What memory a step takes does not depend on the data; how long it takes does,
+and comes from a batch of pairs of assumed lengths that is packed as a run
+packs its own.
+"""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+
+from mrpo_jax import parallel
+from mrpo_jax.data.encode import Encoded
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import head, lora
+from mrpo_jax.models.attention import blockwise
+from mrpo_jax.models.attention.layout import RowLayout
+from mrpo_jax.references import score
+from mrpo_jax.references.score import known_of
+from mrpo_jax.references.store import Scores
+from mrpo_jax.runs.data import is_scored
+from mrpo_jax.runs.models import abstract_models
+from mrpo_jax.runs.program import (
+  abstract_state,
+  frozen_arguments,
+  reference_moves,
+)
+from mrpo_jax.training import optimizer
+from mrpo_jax.training.step import compile_step
+
+LAYOUT = ("positions", "segments", "branches")  # of layout.RowLayout
+SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
+LOOPS = re.compile(
+  r"micro_batches_of_(?P<tokens>\d+)"
+  r"|\b(?P<name>head_gradient|head|blockwise_gradient|blockwise)\b"
+)
+
+
+# The assumed batch.
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumed:
+  """A batch of pairs of assumed lengths, and how long it keeps each loop."""
+
+  rows: tuple  # per view, as the step takes them
+  trips: dict  # (tokens of a row, name of the loop) -> how often it runs
+
+  def of(self, scope):
+    """How often a loop of that scope runs, where the data decide; or None."""
+    tokens = name = None
+    for found in LOOPS.finditer(scope):
+      if found["tokens"]:
+        tokens, name = int(found["tokens"]), "micro_batches"
+      else:
+        name = found["name"].removesuffix("_gradient")
+    return self.trips.get((tokens, name))
+
+
+def assume(setup, lengths):
+  """The Assumed batch of a run.
+
+  Args:
+    setup: setup.Setup.
+    lengths: (prompt, response), means in tokens.
+  """
+  data, batch = setup.config["data"], setup.config["batch"]
+  most = np.array([data["max_prompt"], *[data["max_response"]] * 2])
+  mean = np.array([lengths[0], lengths[1], lengths[1]])
+  spread = np.random.default_rng(0).uniform(*SPREAD, (batch, 3))
+  length_N3 = np.clip(np.round(mean * spread).astype(int), 1, most)
+  if setup.method.supervised:
+    length_N3[:, 2] = 0
+  if length_N3.sum(1).max() > data["row_length"]:
+    raise InputError(
+      f"--lengths={lengths[0]},{lengths[1]}: some pairs are longer than "
+      f"config.data.row_length={data['row_length']}"
+    )
+  pairs = [Encoded(*([0] * n for n in counts)) for counts in length_N3.tolist()]
+  views = setup.packing.of([pairs] * setup.objective.views, np.arange(batch))
+  chunk = setup.config["policy"]["chunk"]
+  shards, trips = parallel.row_shards(setup.mesh), {}
+  for part in views[0]:
+    trips |= _trips(part, 2 * batch, shards, chunk)
+  return Assumed(views, trips)
+
+
+def _trips(rows, slots, shards, chunk):
+  """{(T, loop): how often it runs}, on the device that has most to do."""
+  _, R, T = rows.tokens_RT.shape
+  used = int((rows.segments_RT > 0).any(axis=(1, 2)).sum())
+  chunk = min(T, chunk or head.chunk_size(R // shards, T))
+  scored_AR = (rows.slots_RM[:used] < slots).sum(axis=2)
+  chunks_A = -(-scored_AR.max(axis=1) // chunk)
+
+  def counts(a, shard):
+    own = slice(shard * (R // shards), (shard + 1) * (R // shards))
+    layout = RowLayout(
+      *(getattr(rows, f"{name}_RT")[a, own] for name in LAYOUT)
+    )
+    return np.mean(blockwise.block_counts(layout))
+
+  blocks_A = [max(counts(a, n) for n in range(shards)) for a in range(used)]
+  return {
+    (T, "micro_batches"): used,
+    (T, "head"): float(np.mean(chunks_A)) if used else 0,
+    (T, "blockwise"): float(np.mean(blocks_A)) if used else 0,
+  }
+
+
+# The steps.
+
+
+def _abstract(tree, shardings):
+  return jax.tree.map(
+    lambda array, to: jax.ShapeDtypeStruct(
+      array.shape, array.dtype, sharding=to
+    ),
+    tree,
+    shardings,
+  )
+
+
+def _abstract_rows(views, mesh):
+  to = parallel.rows_sharding(mesh)
+  return jax.tree.map(
+    lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=to),
+    views,
+  )
+
+
+def _given(setup, views):
+  """What the step is told of the pairs, as zeros."""
+  per_token = [] if setup.method.token_weight is not None else None
+  none_PC = np.zeros((0, 2), np.float32)
+  scores = {
+    k: Scores(*[none_PC] * 4, token_logps=per_token)
+    for k, model in enumerate(setup.objective.references)
+    if model.scored
+  }
+  known = known_of([], scores, len(setup.objective.references))
+  return known.of(setup.packing, np.arange(0), views)
+
+
+def abstract_train_step(setup, rows):
+  """(jitted train step, its abstract arguments, weights of an adapter)."""
+  config, mesh = setup.config, setup.mesh
+  loaded = abstract_models(config, setup.described, mesh)
+  policy = loaded["policy"]
+  transformation, _ = optimizer.make(
+    steps=config["steps"] // config["rounds"]["count"], **config["optimizer"]
+  )
+  moves = reference_moves(config)
+  state, _ = abstract_state(setup, policy, transformation, moves)
+  base, trained = lora.split(policy.params)
+  given = _given(setup, rows)
+  arguments = (
+    state,
+    base,
+    frozen_arguments(setup, loaded, moves),
+    _abstract_rows(rows, mesh),
+    _abstract(given, parallel.figure_shardings(given, mesh)),
+  )
+  step = compile_step(
+    setup.objective,
+    transformation,
+    jax.tree.map(lambda array: array.sharding, state),
+    parallel.rows_sharding(mesh),
+    moves,
+  )
+  sizes = [array.size for array in jax.tree.leaves(trained)]
+  adapter = sum(sizes) if policy.adapter is not None else 0
+  return step, arguments, adapter
+
+
+def abstract_scoring_step(setup, name, rows):
+  """(jitted scoring step of a reference, its abstract arguments)."""
+  key = f"references.{name}"
+  one = setup.described[key]
+  loaded = abstract_models(
+    setup.config,
+    {key: dataclasses.replace(one, model=_online(one.model))},
+    setup.mesh,
+  )
+  step = score.compile_figures(
+    one.model.config,
+    setup.config["batch"],
+    setup.method.token_weight is not None,
+    one.model.forward + one.model.head,
+  )
+  arguments = loaded[key].params, _abstract_rows(rows[0], setup.mesh)
+  return step, arguments
+
+
+def _online(model):
+  return dataclasses.replace(model, scored=False)
+
+
+def scored_names(setup):
+  """References that are run before the first step, alike ones once."""
+  config, found = setup.config["references"], {}
+  for name in config["names"]:
+    one = setup.described[f"references.{name}"]
+    if is_scored(config[name]) or setup.method.measures:
+      alike = one.model, dataclasses.replace(one.base, path="")
+      found.setdefault(alike, []).append(name)
+  return list(found.values())

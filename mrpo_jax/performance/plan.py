@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run would take of machines that are not here, from compiling it.
+
+The train step of a config, and the scoring step of each reference that is
+scored, are compiled ahead of time for a topology: shapes alone, no weights, no
+data.
+"""
+
+import copy
+import datetime
+import importlib.metadata
+import json
+import pathlib
+
+from mrpo_jax.errors import InputError
+from mrpo_jax.models.attention import kernels
+from mrpo_jax.performance import flops, plan_text
+from mrpo_jax.performance.abstract import (
+  abstract_scoring_step,
+  abstract_train_step,
+  assume,
+  scored_names,
+)
+from mrpo_jax.performance.compiled import measured, roofline
+from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.data import is_scored
+from mrpo_jax.runs.setup import abstract_setup, mesh_of
+from mrpo_jax.text import sized_bytes
+
+
+def _attention(setup, length_N3):
+  """Operations that the attention of a step cannot do without."""
+  models = [m for m in setup.objective.references if not m.scored]
+  models += [setup.objective.policy] * 3  # forward once, backward twice
+  return sum(flops.forward(m.config, length_N3)["attention"] for m in models)
+
+
+def plan(config, place, lengths, keep=""):
+  """dict of all that is known of a run in a Place.
+
+  Args:
+    config: nested dict that `config.read_config` returned.
+    place: topology.Target.
+    lengths: (prompt, response), means in tokens; None is half of the limits.
+    keep: file for the text of the compiled train step, or "".
+  """
+  data = config["data"]
+  limits = data["max_prompt"], data["max_response"]
+  lengths = lengths or tuple(max(1, n // 2) for n in limits)
+  mesh = mesh_of(config, place.devices)
+  setup = abstract_setup(config, mesh, read_shape)
+  assumed = assume(setup, lengths)
+  step, arguments, adapter = abstract_train_step(setup, assumed.rows)
+  steps = {"train": measured(step, arguments, mesh, assumed.of, keep)}
+  length_N3 = flops.pair_lengths(assumed.rows[0])
+  useful = {"train": flops.step(setup.objective, assumed.rows, adapter)}
+  in_kernels = {"train": _attention(setup, length_N3)}
+  for names in scored_names(setup):
+    step, arguments = abstract_scoring_step(setup, names[0], assumed.rows)
+    key = f"score {', '.join(names)}"
+    steps[key] = measured(step, arguments, mesh, assumed.of)
+    model = setup.described[f"references.{names[0]}"].model.config
+    parts = flops.forward(model, length_N3)
+    useful[key], in_kernels[key] = sum(parts.values()), parts["attention"]
+  for key, figures in steps.items():
+    if figures.get("kernels"):
+      # A kernel is closed to the count: at least what it cannot do without.
+      figures["flops"] += in_kernels[key] / len(place.devices)
+    figures |= _judged(figures, useful[key], config["batch"], place)
+  verdicts = [figures["fits"] for figures in steps.values()]
+  return {
+    "topology": place.topology,
+    "chip": place.chip,
+    "devices": len(place.devices),
+    "mesh": dict(mesh.shape),
+    "device_bytes": place.memory,
+    "batch": config["batch"],
+    "rows": setup.packing.rows,
+    "row_length": data["row_length"],
+    "assumed_lengths": list(lengths),
+    "kernel": _kernel(setup),
+    "steps": steps,
+    "useful_flops_formula": flops.FORMULA,
+    "fits": None if None in verdicts else all(verdicts),
+    "versions": versions(),
+    "date": datetime.date.today().isoformat(),
+  }
+
+
+def _judged(figures, useful, batch, place):
+  """What follows from the figures of a step in a Place."""
+  judged = {"useful_flops": useful, "fits": None}
+  if place.memory is not None:
+    judged["fits"] = bool(figures["bytes"]["peak"] <= place.memory)
+  judged["seconds"] = roofline(figures, place.peak)
+  if judged["seconds"]:
+    seconds = max(judged["seconds"].values())
+    whole = seconds * place.peak.flops * len(place.devices)
+    judged["mfu_bound"] = useful / whole
+    judged["pairs_per_second_bound"] = batch / seconds
+  return judged
+
+
+def _kernel(setup):
+  """The name of the policy's attention kernel."""
+  model = setup.objective.policy
+  how = dict(model.forward)
+  if how["kernel"] != "auto":
+    return how["kernel"]
+  policy = setup.config["policy"]
+  dtype = policy["compute"] or policy["dtype"]
+  return kernels.fastest(model.config, dtype, how["split"])
+
+
+def versions():
+  """{package: version} of the compilers."""
+  found = {}
+  for name in ("jax", "jaxlib", "libtpu"):
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = None
+  return found
+
+
+# What would fit.
+
+
+def changes(config, place):
+  """What makes a step smaller, the cheapest first: [(what, {flag: value})].
+
+  Each stands beside those before it, but integers in place of scoring.
+  """
+  data, mesh = config["data"], config["mesh"]
+  online = [
+    name
+    for name in config["references"]["names"]
+    if not is_scored(config["references"][name])
+  ]
+  longest = data["max_prompt"] + 2 * data["max_response"]
+  fewest = {"data.rows": 0}
+  if longest < data["row_length"]:
+    fewest["data.row_length"] = longest
+  steps = [("rows", fewest), ("remat", {"policy.remat": "full"})]
+  if mesh["fsdp"] != -1 or mesh["data"] != 1:
+    steps.append(("mesh", {"mesh.data": 1, "mesh.fsdp": -1}))
+  shared = dict(pair for _, flags in steps for pair in flags.items())
+  before = {}
+  for what, flags in steps:
+    before = {**before, **flags}
+    yield what, before
+  if online:
+    yield (
+      "scored references",
+      shared | {f"references.{name}.mode": "scored" for name in online},
+    )
+    for kind in ("int8", "int4"):
+      yield (
+        f"{kind} references",
+        shared | {f"references.{name}.quantize": kind for name in online},
+      )
+
+
+def changed(config, flags):
+  """The config with other values at dotted keys."""
+  config = copy.deepcopy(config)
+  for key, value in flags.items():
+    *parents, name = key.split(".")
+    section = config
+    for parent in parents:
+      section = section[parent]
+    section[name] = value
+  return config
+
+
+def fit(config, place, lengths, say):
+  """(flags, dict of `plan`) of the first change that fits, or (None, None)."""
+  for what, flags in changes(config, place):
+    try:
+      found = plan(changed(config, flags), place, lengths)
+    except InputError as error:
+      say(f"{what}: {error}")
+      continue
+    peak = max(f["bytes"]["peak"] for f in found["steps"].values())
+    verdict = plan_text.verdict(found["fits"])
+    say(f"{what}: {sized_bytes(peak)}, {verdict}")
+    if found["fits"]:
+      return flags, found
+  return None, None
+
+
+def run(
+  config,
+  topology,
+  *,
+  hbm=None,
+  lengths=None,
+  fits=False,
+  to="",
+  keep="",
+  say=print,
+):
+  """The command: says a table, and writes JSON to the file `to`.
+
+  Args:
+    config: nested dict that `config.read_config` returned.
+    topology: see `topology.find_target`.
+    hbm: bytes of a device, or None for the chip's.
+    lengths: see `plan`.
+    fits: search for what fits, where it does not?
+    to: file for the figures, or "".
+    keep: see `plan`.
+    say: receives lines for a person.
+  """
+  place = find_target(topology, hbm)
+  found = plan(config, place, lengths, keep)
+  for line in plan_text.lines(found):
+    say(line)
+  if found["fits"] is False and fits:
+    flags, fitting = fit(config, place, lengths, say)
+    found["fit"] = {"flags": flags, "plan": fitting}
+    if flags is None:
+      say("nothing of that fits: more devices, or a smaller model")
+    else:
+      words = [f"--config.{key}={value}" for key, value in flags.items()]
+      say(f"fits with {' '.join(words)}")
+  elif found["fits"] is False:
+    say("does not fit; --fit tries what would")
+  if to:
+    pathlib.Path(to).write_text(json.dumps(found, indent=2) + "\n")

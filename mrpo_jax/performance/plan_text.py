@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan found, as text."""
+
+from mrpo_jax.performance.abstract import SPREAD
+from mrpo_jax.text import aligned, sized, sized_bytes
+
+
+def lines(found):
+  """Lines about what `plan.plan` found."""
+  split = ", ".join(f"{axis}={n}" for axis, n in found["mesh"].items())
+  made = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
+  prompt, response = found["assumed_lengths"]
+  least, most = SPREAD
+  yield (
+    f"{found['devices']} devices of {found['topology']}, mesh {split}; "
+    f"{made}; {found['date']}"
+  )
+  yield (
+    f"{found['batch']} pairs a step, micro-batches of {found['rows']} rows of "
+    f"{found['row_length']} tokens, attention {found['kernel']!r}"
+  )
+  yield (
+    f"assumed: prompts of {prompt} tokens, responses of {response} on average, "
+    f"uniform from {least} to {most} of that (--lengths)"
+  )
+  for key, figures in found["steps"].items():
+    yield ""
+    yield f"{key} step, one device"
+    yield aligned(list(_memory_rows(figures, found["device_bytes"])))
+    if "flops" in figures:
+      yield aligned(list(_work_rows(figures, found)))
+      yield aligned(list(_collective_rows(figures)))
+  yield ""
+  yield f"useful: {found['useful_flops_formula']}"
+  yield (
+    "executed, moved and exchanged: read from the compiled program, a loop as "
+    "often as it runs (XLA's own analysis counts it once); a bound on time "
+    "takes the largest of compute, memory and network as if the others hid "
+    "behind it"
+  )
+
+
+def _memory_rows(figures, memory):
+  for kind, size in figures["bytes"].items():
+    yield f"  {kind}", sized_bytes(size)
+  if memory is not None:
+    yield f"  {verdict(figures['fits'])}", f"{sized_bytes(memory)} of a device"
+
+
+def _work_rows(figures, found):
+  devices = found["devices"]
+  once = figures["cost_analysis"]["flops"]
+  beside = f" (XLA, loops once: {sized(once, 'FLOP')})" if once else ""
+  yield "  executed", sized(figures["flops"], "FLOP") + beside
+  yield "  useful", sized(figures["useful_flops"] / devices, "FLOP")
+  yield "  moved", sized_bytes(figures["bytes_moved"])
+  for name, calls in figures["kernels"].items():
+    yield f"  {name}", f"{calls:.0f} calls, counted as their useful work"
+  for scope in figures["unknown_loops"]:
+    yield "  counted once", scope
+  for name, seconds in figures["seconds"].items():
+    yield f"  {name}", f"at least {seconds:.4f} s"
+  if figures["seconds"]:
+    yield "  MFU", f"at most {figures['mfu_bound']:.1%}"
+    yield "  pairs/s", f"at most {figures['pairs_per_second_bound']:.1f}"
+
+
+def _collective_rows(figures):
+  yield "  collective", "mesh axes", "times", "sent"
+  for row in figures["collectives"]:
+    yield (
+      f"  {row['kind']}",
+      " x ".join(row["axes"]) or "-",
+      f"{row['count']:.0f}",
+      sized_bytes(row["bytes"]),
+    )
+
+
+def verdict(fits):
+  return "fits" if fits else "does not fit"

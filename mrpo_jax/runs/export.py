@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export of a checkpoint as a Hugging Face folder."""
+
+import functools
+import os
+import pathlib
+
+from mrpo_jax import files, hub
+from mrpo_jax.data.tokenizer import load_tokenizer, with_template
+from mrpo_jax.errors import InputError
+from mrpo_jax.hub import peft
+from mrpo_jax.hub.card import card_text
+from mrpo_jax.models import lora, parameters
+from mrpo_jax.runs.models import base_of, base_params
+from mrpo_jax.runs.setup import best
+from mrpo_jax.runs.workdir import CONFIG
+from mrpo_jax.training import checkpoints
+
+
+def export(workdir, to, *, step="newest", merge=False):
+  """A checkpoint of a run as a Hugging Face folder; see `checkpoints.find`.
+
+  Of a run that trained an adapter, that adapter as PEFT writes it; with
+  `merge` the whole model, the adapter added to its base.
+  """
+  workdir = pathlib.Path(workdir)
+  if not (workdir / CONFIG).exists():
+    raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
+  config = files.read_json(workdir / CONFIG)
+  step = checkpoints.find(workdir, step, best(config))
+  params, model, adapter, meta = checkpoints.policy(workdir, step)
+  config = meta["config"]  # of that step
+  section = config["policy"]
+  folder = section["tokenizer"] or section["path"]
+  tokenizer = with_template(
+    load_tokenizer(folder or workdir / "tokenizer-policy"),
+    section["template"],
+  )
+  metrics = {
+    key: value
+    for line in files.read_lines(workdir / "metrics.jsonl")
+    if line["step"] <= step
+    for key, value in line.items()  # of each figure the newest
+  }
+  text = functools.partial(card_text, config, step, metrics)
+  beside = dict(tokenizer=tokenizer, card=text(library="transformers"))
+  if adapter is None:
+    hub.save(to, model, params, **beside)
+  elif merge:
+    base = base_params(config, base_of(config, "policy"), model)
+    whole = lora.merge(lora.attach(base, params, adapter))
+    hub.save(to, model, whole, **beside)
+  else:
+    peft.save(
+      to,
+      parameters.table(model),
+      adapter,
+      params,
+      base=os.path.abspath(section["path"]) if section["path"] else None,
+      tokenizer=tokenizer,
+      card=text(library="peft"),
+    )
+  print(f"step {step} of {workdir} is now {to}")

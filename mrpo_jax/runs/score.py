@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run takes from the store, and what it puts there first."""
+
+import dataclasses
+import pathlib
+import signal
+
+import numpy as np
+
+from mrpo_jax import parallel, processes
+from mrpo_jax.data import encode
+from mrpo_jax.data.tokenizer import tokenizer_fingerprint
+from mrpo_jax.errors import InputError
+from mrpo_jax.references import score
+from mrpo_jax.references.score import known_of
+from mrpo_jax.references.store import MissingRows, Store
+from mrpo_jax.runs.data import is_scored
+from mrpo_jax.runs.models import load_reference
+from mrpo_jax.runs.setup import set_up
+
+
+def plan_of(setup, store, *, fresh):
+  """score.ScorePlan of the run; `store` as given to the command."""
+  return score_plan(
+    setup.config,
+    setup.method,
+    setup.tables,
+    setup.tokenizers,
+    setup.described,
+    store_folder(setup.workdir, store),
+    fresh=fresh,
+  )
+
+
+def score_missing(setup, plan, refusal, say):
+  """Fills the store; or refuses, naming the flags of `mrpo score`."""
+  if refusal is not None:
+    refuse_missing(plan.missing(), refusal)
+  plan.fill(setup.mesh, setup.packing, say)
+
+
+def score_run(
+  config,
+  workdir,
+  *,
+  store="",
+  part=(0, 1),
+  allow_changed=False,
+  say=processes.say,
+):
+  """Scores what `train_run` of the same config would, and stops there."""
+  if processes.several():  # jax has taken the signal for itself
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  setup = set_up(
+    config, pathlib.Path(workdir), say, allow_changed=allow_changed
+  )
+  plan = plan_of(setup, store, fresh=True)
+  if not any(plan.splits.values()):
+    raise InputError(
+      "no reference has config.references.<name>.mode='scored', so there is "
+      "nothing to score"
+    )
+  plan.fill(setup.mesh, setup.packing, say, part=part)
+  for name, one in plan.stores.items():
+    if plan.splits[name]:
+      say(f"references.{name}: {len(one.known())} pairs in {one.folder}")
+
+
+FOLDER = "store"  # in the workdir, unless the command names another
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorePlan:
+  """Which references of a run are scored over which splits, into what."""
+
+  config: dict
+  tables: dict  # split -> table.Table
+  described: dict  # key -> models.Described
+  stores: dict  # reference's name -> Store
+  splits: dict  # reference's name -> splits whose scores the run reads
+
+  def missing(self):
+    """{(name, split): how many pairs process 0 does not find in the store}."""
+    counts = []
+    for name, splits in self.splits.items():
+      known = self.stores[name].known() if splits else ()
+      for split in splits:
+        rows = set(self.tables[split].fingerprints)
+        counts.append((name, split, len(rows.difference(known))))
+    counts = processes.gather(counts)[0]
+    return {(name, split): count for name, split, count in counts if count}
+
+  def fill(self, mesh, packing, say, *, part=(0, 1)):
+    """Scores what is missing, one reference in memory at a time."""
+    missing, packing = self.missing(), _for_scores(packing)
+
+    def place(views):
+      return [parallel.global_rows(view, mesh) for view in views]
+
+    for name in dict.fromkeys(name for name, _ in missing):
+      key = f"references.{name}"
+      one = self.described[key]
+      params = load_reference(self.config, key, one, mesh, say)
+      for split in self.splits[name]:
+        if (name, split) not in missing:
+          continue
+        table = self.tables[split]
+        with _bar(f"{name} {split}", table, packing, part) as bar:
+          scored = score.score(
+            self.stores[name],
+            table.fingerprints,
+            table.views[one.model.view],
+            params,
+            config=one.model.config,
+            packing=packing,
+            place=place,
+            forward=one.model.forward + one.model.head,
+            part=part,
+            progress=bar.update,
+          )
+        say(f"{key}: scored {scored} pairs of {split}")
+      del params
+    processes.gather(None)  # all is written
+
+  def of(self, name, split):
+    """Scores of every pair of the split, in its order."""
+    table = self.tables[split]
+    try:
+      return self.stores[name].read(table.fingerprints)
+    except MissingRows as error:
+      count, place = len(error.indices), table.places[error.indices[0]]
+      raise InputError(
+        f"{self.config['data'][split]}: {count} of {len(table.places)} pairs "
+        f"are not scored under reference {name!r}, the first is pair {place}; "
+        "run mrpo score"
+      ) from None
+
+  def known(self, split):
+    """batches.Known of the split: what the step reads of scored references."""
+    table, names = self.tables[split], self.config["references"]["names"]
+    characters = [one.characters for one in table.views[0]]
+    scores = {
+      k: self.of(name, split)
+      for k, name in enumerate(names)
+      if is_scored(self.config["references"][name])
+    }
+    return known_of(characters, scores, len(names))
+
+  def measured(self, split):
+    """The arguments of `Method.measure`: every reference on one split."""
+    names = self.config["references"]["names"]
+    scores = [self.of(name, split) for name in names]
+    return {
+      "ref_logp_NCK": np.stack([one.logp_PC for one in scores], -1),
+      "ref_length_NCK": np.stack([one.token_PC for one in scores], -1),
+      "character_NC": scores[0].character_PC,
+    }
+
+
+def score_plan(config, method, tables, tokenizers, described, root, *, fresh):
+  """The Scoring of a run.
+
+  Args:
+    config: of the run.
+    method: its loss.
+    tables: {split: table.Table}.
+    tokenizers: data.Tokenizers.
+    described: {key: models.Described}.
+    root: folder of the store.
+    fresh: does the run start at step 0?  Then the method measures first.
+  """
+  measures = method.measures if fresh else ()
+  stores, splits = {}, {}
+  for name in config["references"]["names"]:
+    key = f"references.{name}"
+    tokenizer = tokenizers.views[tokenizers.view_of[key]]
+    stores[name] = Store(
+      root,
+      _material(config, described[key], tokenizer),
+      per_token=method.token_weight is not None,
+    )
+    scored = described[key].model.scored
+    splits[name] = [
+      split
+      for split in tables
+      if split in measures or scored and split != "validation"
+    ]
+  return ScorePlan(config, tables, described, stores, splits)
+
+
+def refuse_missing(missing, flags):
+  """Raises InputError that names the command to run first."""
+  if missing:
+    (name, split), count = next(iter(missing.items()))
+    raise InputError(
+      f"{count} pairs of {split} are not scored under reference {name!r}; run "
+      f"first: mrpo score {flags}"
+    )
+
+
+def _material(config, described, tokenizer):
+  """What the figures of a reference depend on: see `references.store`."""
+  data, base = config["data"], described.base
+  compute = config["policy"]["compute"] or base.dtype
+  narrowed = "" if compute == base.dtype else f", computed in {compute}"
+  return {
+    "weights": described.identity,
+    "dtype": base.dtype + narrowed,
+    "quantize": base.quantize,
+    "vocab_size": described.model.config.vocab_size,
+    "tokenizer": tokenizer_fingerprint(tokenizer),
+    "template": encode.chat_template(tokenizer),
+    "max_prompt": data["max_prompt"],
+    "max_response": data["max_response"],
+  }
+
+
+def store_folder(workdir, given):
+  """The folder of the store."""
+  return pathlib.Path(given) if given else pathlib.Path(workdir) / FOLDER
+
+
+def _for_scores(packing):
+  return dataclasses.replace(packing, mark_differences=False)
+
+
+def _bar(title, table, packing, part):
+  starts = range(0, len(table.places), packing.batch)[part[0] :: part[1]]
+  total = sum(min(packing.batch, len(table.places) - first) for first in starts)
+  return processes.bar(total=total, desc=title)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From checked settings to all that the first step needs."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import jax
+
+from mrpo_jax import losses, parallel, processes
+from mrpo_jax.data import pack, source
+from mrpo_jax.data.batches import Packing
+from mrpo_jax.data.table import encode_table
+from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config import BEST
+from mrpo_jax.runs.data import (
+  Tokenizers,
+  abstract_tokenizers,
+  load_pairs,
+  load_tokenizers,
+  sections_of,
+)
+from mrpo_jax.runs.models import describe_models, rules_of
+from mrpo_jax.runs.workdir import (
+  check_length,
+  differences,
+  known_run,
+  refuse_other,
+)
+from mrpo_jax.training import checkpoints
+from mrpo_jax.training.objective import Objective
+from mrpo_jax.training.step import VERSION
+
+
+@dataclasses.dataclass
+class Setup:
+  """All of a run that is checked before weights are read."""
+
+  config: dict
+  workdir: pathlib.Path
+  splits: list  # that the steps and evaluations read
+  method: losses.Method
+  mesh: jax.sharding.Mesh
+  packing: Packing
+  tokenizers: Tokenizers
+  tables: dict
+  described: dict
+  objective: Objective
+  identity: dict
+
+
+def set_up(config, workdir, say, *, allow_changed=False):
+  """The SetUp of a run, or InputError; writes nothing."""
+  known = known_run(workdir, config, allow_changed=allow_changed)
+  check_length(workdir, config["steps"])
+  method = chosen_method(config)
+  _check_best(config, method)
+  mesh = mesh_of(config)
+  processes.connect(mesh)
+  for key in sections_of(config):
+    rules_of(config, key)  # refuses names, before any data is read
+  packing = _packing(config, mesh, method)
+  read = [s for s in ("train", "eval") if config["data"][s]]
+  measured = ["validation"] if "validation" in method.measures else []
+  pairs = load_pairs(config, read + measured)
+  tokenizers = load_tokenizers(config, workdir, pairs["train"], say)
+  tables = {
+    split: encode_table(
+      config, split, rows, tokenizers, say, chosen_only=method.supervised
+    )
+    for split, rows in pairs.items()
+  }
+  described = describe_models(config, tokenizers, mesh)
+  objective = _objective(config, method, described)
+  identity = {
+    **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
+    **tokenizers.identity,
+    **{key: one.identity for key, one in described.items()},
+    "mesh": dict(mesh.shape),
+    "code": _code(),
+  }
+  _agree(
+    {"config": config, "identity": identity}
+    | {"checkpoints": checkpoints.steps(workdir)}
+  )
+  if known is not None:
+    # Hashes of everything read, so that a resumed run reads the same.
+    refuse_other(workdir, {"identity": identity}, known, allow_changed)
+  return Setup(
+    config,
+    workdir,
+    read,
+    method,
+    mesh,
+    packing,
+    tokenizers,
+    tables,
+    described,
+    objective,
+    identity,
+  )
+
+
+def mesh_of(config, devices=None):
+  """The mesh of a run: all devices, by the sizes that the config gives."""
+  sizes = {axis: config["mesh"][axis] for axis in parallel.AXES}
+  return parallel.make_mesh(**sizes, devices=devices)
+
+
+def abstract_setup(config, mesh, read):
+  """The SetUp of a run whose data and models are not there.
+
+  Models that name one tokenizer are taken to have one, others to differ.
+
+  Args:
+    config: nested dict that `config.read_config` returned.
+    mesh: of the devices that the run would have.
+    read: path -> ModelConfig.
+  """
+  method = chosen_method(config)
+  tokenizers = abstract_tokenizers(config)
+  described = describe_models(config, tokenizers, mesh, read=read, mark=str)
+  return Setup(
+    config,
+    workdir=None,
+    splits=[],
+    method=method,
+    mesh=mesh,
+    # Of all processes that there would be.
+    packing=dataclasses.replace(
+      _packing(config, mesh, method), process=0, processes=1
+    ),
+    tokenizers=tokenizers,
+    tables={},
+    described=described,
+    objective=_objective(config, method, described),
+    identity={},
+  )
+
+
+def _code():
+  """What else the numbers of a run depend on."""
+  jax_settings = ("default_matmul_precision", "default_prng_impl", "enable_x64")
+  return {
+    "steps": VERSION,
+    "jax": jax.__version__,
+    **{name: getattr(jax.config, f"jax_{name}") for name in jax_settings},
+  }
+
+
+def _agree(here):
+  """Raises InputError where a process was given, or found, other things.
+
+  When it returns, every process has read the workdir.
+  """
+  text = json.dumps(here, sort_keys=True)
+  marks = processes.gather(hashlib.sha256(text.encode()).hexdigest())
+  if len(set(marks)) == 1:
+    return
+  found = processes.gather(here)
+  other = next(n for n, mark in enumerate(marks) if mark != marks[0])
+  one = next(differences(found[other], found[0]))
+  raise InputError(
+    f"{one.key} is {one.here!r} in process {other}, {one.there!r} in process "
+    "0; give both the same command, files and workdir"
+  )
+
+
+def chosen_method(config):
+  """The Method of a config, its loss with all its choices."""
+  keywords = {k: v for k, v in config["loss"].items() if k != "name"}
+  name, references = config["loss"]["name"], config["references"]["names"]
+  betas = [config["references"][one]["beta"] for one in references]
+  try:
+    method = losses.build(name, **keywords)
+    if any(betas):
+      betas = tuple(beta or method.beta for beta in betas)
+      method = losses.build(name, **keywords, betas=betas)
+  except (TypeError, ValueError) as error:
+    raise InputError(f"config.loss: {error}") from None
+  evaluates = config["data"]["eval"] and config["eval_every"]
+  if method.learns and not evaluates:
+    raise InputError(
+      "config.loss.weights learns from held-out accuracy: set config.data.eval "
+      "and config.eval_every"
+    )
+  if "validation" in method.measures and not config["data"]["validation"]:
+    raise InputError(
+      "config.loss.weights measures the references on held-out pairs: name "
+      "them in config.data.validation"
+    )
+  if method.takes_reference and not references:
+    problem = "needs a reference"
+  elif method.supervised and references:
+    problem = "takes no reference"
+  else:
+    return method
+  raise InputError(
+    f"config.loss.name={name!r} {problem}, but config.references.names is "
+    f"{tuple(references)}"
+  )
+
+
+def best(config):
+  """checkpoints.Best of a config; None where it names none."""
+  figure = config["checkpoints"]["best"]
+  return checkpoints.Best(figure, BEST[figure]) if figure else None
+
+
+def _check_best(config, method):
+  figure = config["checkpoints"]["best"]
+  if not figure:
+    return
+  key = f"config.checkpoints.best={figure!r}"
+  if not (config["data"]["eval"] and config["eval_every"]):
+    raise InputError(f"{key}: set config.data.eval and config.eval_every")
+  if method.supervised and figure != "eval/loss":
+    raise InputError(f"{key}: {method.name!r} is judged by 'eval/loss' alone")
+  if "virtual/" in figure and not method.takes_reference:
+    raise InputError(f"{key}: {method.name!r} takes no reference")
+
+
+def _packing(config, mesh, method):
+  shards = parallel.row_shards(mesh)
+  share, shares = parallel.row_share(mesh)
+  rows = config["data"]["rows"] or shards
+  if rows % shards:
+    raise InputError(
+      f"config.data.rows={rows} does not divide over the {shards} shards of "
+      "mesh.data * mesh.fsdp"
+    )
+  context, length = mesh.shape["context"], config["data"]["row_length"]
+  if context > 1 and length % (pack.SHORTER * context):
+    raise InputError(
+      f"config.data.row_length={length} and the quarter of it that short rows "
+      f"have do not divide over mesh.context={context}"
+    )
+  try:
+    return Packing(
+      batch=config["batch"],
+      length=config["data"]["row_length"],
+      rows=rows,
+      process=share,
+      processes=shares,
+      mark_differences=method.reads_differences,
+    )
+  except ValueError as error:
+    raise InputError(f"config: {error}") from None
+
+
+def _objective(config, method, described):
+  policy, *references = (one.model for one in described.values())
+  objective = Objective(
+    pairs=config["batch"],
+    policy=policy,
+    references=tuple(references),
+    names=tuple(config["references"]["names"]),
+    method=method,
+  )
+  try:
+    objective.check()
+  except (TypeError, ValueError) as error:
+    raise InputError(f"config.loss: {error}") from None
+  return objective

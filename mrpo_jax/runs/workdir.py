@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run: whose it is, its first file, what may change in it."""
+
+import errno
+import fnmatch
+import json
+import os
+import typing
+
+from mrpo_jax import files, processes
+from mrpo_jax.errors import InputError
+from mrpo_jax.training import checkpoints
+
+PAIRS = "eval_pairs.jsonl"  # per evaluated pair, written by the trainer
+
+
+class Difference(typing.NamedTuple):
+  """A key in which two configs differ, shown as "a.b: 1 -> 2"."""
+
+  key: str
+  there: object
+  here: object
+
+  def __str__(self):
+    return f"{self.key}: {self.there!r} -> {self.here!r}"
+
+
+def differences(here, there, where=""):
+  """A Difference for each key in which two nested dicts differ."""
+  if isinstance(here, dict) and isinstance(there, dict):
+    for key in sorted({*here, *there}):
+      inner = f"{where}.{key}" if where else key
+      yield from differences(here.get(key), there.get(key), inner)
+  elif here != there:
+    yield Difference(where, there, here)
+
+
+CONFIG = "config.json"
+# A key stands for all below it, * for any name.  What may differ when a run
+# goes on, and what that means for its numbers; everything else needs the user's
+# word.
+HARMLESS = {
+  **dict.fromkeys(
+    ("log_every", "checkpoint_every", "checkpoints"), "no number of the steps"
+  ),
+  **dict.fromkeys(
+    (
+      *("mesh", "references.*.rules", "data.rows"),
+      *("identity.mesh", "identity.code.jax"),
+      *("policy.kernel", "policy.remat", "policy.chunk"),
+    ),
+    "numbers by rounding, and what dropout draws",
+  ),
+}
+# What may not: the state and the place in the data were made from these.
+FIXED = (
+  *("seed", "batch", "rounds", "references.names", "policy.new"),
+  *("policy.adapter", "identity.policy"),
+)
+
+
+def known_run(workdir, config, *, allow_changed=False, fixed=FIXED):
+  """What the workdir says it is; None if it is new.  Changes nothing.
+
+  Args:
+    workdir: folder of the run.
+    config: nested dict that `config.read_config` returned.
+    allow_changed: may keys differ that are neither harmless nor fixed?
+    fixed: keys that never may.
+
+  Raises:
+    InputError: it is another run; every key that differs is named.
+  """
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f"--workdir {workdir} is a file; name a folder")
+  path = workdir / CONFIG
+  if not path.exists():
+    if checkpoints.steps(workdir):
+      raise InputError(f"{workdir} holds checkpoints but no {CONFIG}")
+    return None
+  try:
+    known = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError:
+    raise InputError(f"{path} is not JSON; use another --workdir") from None
+  if config.get("rounds", {}).get("count", 1) > 1:
+    fixed = (*fixed, "steps")  # a round is a share of them
+  refuse_other(workdir, config, known, allow_changed, fixed)
+  return known
+
+
+def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
+  """Raises InputError where `known` differs from `here`; see `known_run`."""
+  there = {key: known.get(key) for key in here}
+  found = [
+    one for one in differences(here, there) if not _below(one.key, HARMLESS)
+  ]
+  never = [one.key for one in found if _below(one.key, fixed)]
+  if not found or allow_changed and not never:
+    return
+  if never:
+    advice = f"{', '.join(never)} cannot change within a run"
+  else:
+    advice = "--allow-changed goes on from its newest checkpoint all the same"
+  raise InputError(
+    f"--workdir {workdir} belongs to another run: "
+    f"{'; '.join(map(str, found))}; {advice}; or use another --workdir"
+  )
+
+
+def check_length(workdir, steps):
+  """Raises InputError where the run is longer already than `steps`."""
+  done = checkpoints.steps(workdir)[:1]
+  if done and done[0] > steps:
+    raise InputError(
+      f"config.steps={steps}, but {workdir} stands at step {done[0]}; "
+      "use another --workdir"
+    )
+
+
+def claim(workdir, values, tokenizers=None, *, step=0, say=print):
+  """The first thing that a new run leaves behind; config.json comes last.
+
+  Where a run goes on with other values, each is said; config.json has the new
+  ones, and `config-<step>.json` those of the steps up to there.
+
+  Args:
+    workdir: folder of the run; made if it does not exist.
+    values: content of config.json.
+    tokenizers: {folder: tokenizer} saved beside it.
+    step: from which the run goes on.
+    say: receives one line per key that changed.
+  """
+  if processes.is_first():
+    _write(workdir, values, tokenizers or {}, step, say)
+  processes.gather(None)
+  if not (workdir / CONFIG).exists():
+    raise InputError(
+      f"--workdir {workdir} is not the folder that process 0 writes; name one "
+      "that all processes share"
+    )
+
+
+def _write(workdir, values, tokenizers, step, say):
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if (workdir / CONFIG).exists():
+      _record_changes(workdir, values, step, say)
+    else:
+      for folder, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(workdir / folder)
+      files.write_json(workdir / CONFIG, values)
+  except OSError as error:
+    raise InputError(
+      f"--workdir {workdir} cannot be written: {error.strerror}"
+    ) from None
+
+
+def _record_changes(workdir, values, step, say):
+  known = files.read_json(workdir / CONFIG)
+  changes = list(differences(values, known))
+  for change in changes:
+    effect = HARMLESS.get(_below(change.key, HARMLESS))
+    alters = f" (changes {effect})" if effect else ""
+    say(f"from step {step} on {change}{alters}")
+  if changes:
+    before = workdir / f"config-{step}.json"
+    if not before.exists():  # else no step was kept since
+      files.write_json(before, known)
+    files.write_json(workdir / CONFIG, values)
+
+
+def _below(key, keys):
+  """The one of `keys` that the key is or stands below; None if none is."""
+  found = (one for one in keys if fnmatch.fnmatch(f"{key}.", f"{one}.*"))
+  return next(found, None)

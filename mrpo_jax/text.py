@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain text for people: aligned columns, numbers with prefixes."""
+
+
+def aligned(rows):
+  """Rows of text as lines whose columns stand below each other."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join(
+    "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+  )
+
+
+def sized(number, unit, step=1000):
+  """A number with a prefix: "1.25 TFLOP", "95.0 GiB"."""
+  for prefix in ("", "K", "M", "G", "T", "P", "E"):
+    if abs(number) < step or prefix == "E":
+      break
+    number /= step
+  binary = "i" if prefix and step == 1024 else ""
+  return f"{number:.4g} {prefix}{binary}{unit}"
+
+
+def sized_bytes(number):
+  return sized(number, "B", 1024)

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints by Orbax: asynchronous, atomic, the newest readable one wins."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import warnings
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from mrpo_jax import processes
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import lora
+from mrpo_jax.models.families.read import config_from_hf
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+  """A figure of the evaluations, by which one checkpoint is the best."""
+
+  figure: str
+  sign: int  # 1: more is better; -1: less is
+
+  def step(self, evaluations):
+    """The best step of {step: figures}, of equal ones the first, or None."""
+    values = {
+      step: self.sign * figures[self.figure]
+      for step, figures in sorted(evaluations.items())
+      if math.isfinite(figures.get(self.figure, math.nan))
+    }
+    return max(values, key=values.get, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """Which checkpoints stay, as Orbax asks: the newest ones and the best."""
+
+  folder: pathlib.Path
+  newest: int
+  best: Best | None
+
+  def should_preserve(self, checkpoints, *, context):
+    steps = [one.step for one in checkpoints]
+    kept = set(steps[-self.newest :])
+    if self.best is not None:
+      # Of the one that is being written, Orbax passes on what it was given.
+      kept.add(
+        self.best.step(
+          {
+            one.step: one.metrics or _evaluation(self.folder / str(one.step))
+            for one in checkpoints
+          }
+        )
+      )
+    return [step in kept for step in steps]
+
+
+def manager(workdir, *, keep=2, best=None):
+  """The CheckpointManager of <workdir>/checkpoints/<step>/{state,meta}.
+
+  Leaving its context waits for what is still being written.  What a killed
+  run left half-written is removed.
+
+  Args:
+    workdir: folder of the run.
+    keep: so many of the newest stay, and beside them
+    best: the best one by this, a `Best`, where it is not None.
+  """
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  return ocp.CheckpointManager(
+    folder,
+    item_names=("state", "meta"),
+    options=ocp.CheckpointManagerOptions(
+      preservation_policy=Kept(folder, keep, best),
+      cleanup_tmp_directories=True,
+      create=True,
+    ),
+  )
+
+
+@jax.jit
+def checksum(tree):
+  """One uint32 per array, over its bits in order; the same on every mesh."""
+
+  def of(array):
+    width = jnp.uint8 if array.dtype == jnp.bool_ else f"uint{_bits(array)}"
+    bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
+    place = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+      along = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+      place = place * jnp.uint32(size) + along
+    # Knuth's multiplicative hash of the place, made odd: any one flipped bit
+    # changes the sum, and so do nearly all exchanges of values.
+    return jnp.sum(bits * (place * jnp.uint32(2654435761) | jnp.uint32(1)))
+
+  return [of(array) for array in jax.tree.leaves(tree)]
+
+
+def _sums(tree):
+  return [int(value) for value in jax.device_get(checksum(tree))]
+
+
+def _bits(array):
+  return 8 * array.dtype.itemsize
+
+
+def save(manager, step, state, meta):
+  """Starts writing; the arrays are copied before this returns.
+
+  Args:
+    manager: of `manager`.
+    step: of the state.
+    state: TrainState.
+    meta: what JSON can say about it; `evaluation`, if there, are the figures
+      of the evaluation at this step.
+  """
+  sums = {field: _sums(tree) for field, tree in vars(state).items()}
+  meta = {**meta, "arrays": _arrays(state), "checksum": sums}
+  meta["digest"] = _digest(meta)
+  manager.save(
+    step,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+    ),
+    metrics=meta.get("evaluation"),
+    force=True,
+  )
+
+
+def _arrays(tree):
+  """{place: dtype and shape} of every array of a tree."""
+  return {
+    jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+def _digest(meta):
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def steps(workdir):
+  """Complete checkpoints on disk, newest first; makes nothing."""
+  folder = pathlib.Path(workdir) / "checkpoints"
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def restore(workdir, abstract_state, *, say=print):
+  """(step, state) of the newest readable checkpoint, or None if there is none.
+
+  An unreadable one is set aside as `broken-<step>` and said; when none can be
+  read, InputError names them and nothing is moved.  So it does where the
+  arrays of a checkpoint are others than those asked for.
+
+  Args:
+    workdir: folder of the run.
+    abstract_state: TrainState of jax.ShapeDtypeStruct with shardings.
+    say: receives one line per checkpoint that is set aside.
+  """
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  found, broken = steps(workdir), []
+  for step in found:
+    try:
+      state = read(folder / str(step), abstract_state)
+    except InputError:
+      raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      broken.append((folder / str(step), _first_line(error)))
+      continue
+    for path, reason in broken:
+      if processes.is_first():
+        _set_aside(path)
+      say(f"checkpoint {path} cannot be read ({reason}); using step {step}")
+    return step, state
+  if not found:
+    return None
+  path, reason = broken[0]
+  raise InputError(
+    f"{path}: checkpoint cannot be read ({reason}), and there is no older "
+    "one; remove the workdir to start again"
+  )
+
+
+def _set_aside(path):
+  """Renames it to `broken-<step>`; a step may have broken before."""
+  to, count = path.with_name(f"broken-{path.name}"), 1
+  while to.exists():
+    count += 1
+    to = path.with_name(f"broken-{path.name}-{count}")
+  path.rename(to)
+
+
+def read(path, abstract_state):
+  """One state into its shardings; ValueError where it is not what was saved.
+
+  What one process cannot read, none has read.
+
+  Raises:
+    InputError: its arrays have other shapes.
+  """
+  state, meta, reason = None, None, None
+  try:
+    meta = read_meta(path)
+    _check_arrays(path, _arrays(abstract_state), meta["arrays"])
+    with ocp.StandardCheckpointer() as checkpointer:
+      state = checkpointer.restore(path / "state", abstract_state)
+  except InputError:  # all processes find the same
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    reason = _first_line(error)
+  reasons = [one for one in processes.gather(reason) if one is not None]
+  if reasons:
+    raise ValueError(reasons[0])
+  for field, tree in vars(state).items():
+    _compare(field, tree, meta)
+  return state
+
+
+def _check_arrays(path, here, there):
+  for name in sorted({*here, *there}):
+    if here.get(name) != there.get(name):
+      raise InputError(
+        f"{path} is of another model, loss or optimizer: {name} is "
+        f"{there.get(name)} there, {here.get(name)} here; use another --workdir"
+      )
+
+
+def _compare(field, tree, meta):
+  if _sums(tree) != meta["checksum"][field]:
+    raise ValueError(f"its {field} differs from the checksum")
+
+
+def read_meta(path):
+  """The JSON beside a state; ValueError where it is not what was saved."""
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    meta = checkpointer.restore(path / "meta")
+  digest = meta.pop("digest")
+  if digest != _digest(meta):
+    raise ValueError("its meta differs from the checksum")
+  return meta
+
+
+def _evaluation(path):
+  """Figures of the evaluation at a checkpoint; none where it was not judged."""
+  try:
+    return read_meta(path).get("evaluation", {})
+  except Exception:  # as in `restore`: what cannot be read is not the best
+    return {}
+
+
+def find(workdir, which, best=None):
+  """The step that is meant by "newest", "best" or a number in digits.
+
+  Raises:
+    InputError: there is none, or no such one; names those that there are.
+  """
+  found = steps(workdir)
+  if not found:
+    raise InputError(f"{workdir}: no checkpoint yet")
+  if which == "newest":
+    return found[0]
+  if which == "best":
+    if best is None:
+      raise InputError(
+        f"--step best: config.checkpoints.best of {workdir} names no figure"
+      )
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    step = best.step({one: _evaluation(folder / str(one)) for one in found})
+    if step is None:
+      raise InputError(f"{workdir}: no checkpoint has {best.figure} yet")
+    return step
+  if which not in map(str, found):
+    kept = ", ".join(map(str, sorted(found)))
+    raise InputError(
+      f"--step {which}: no such checkpoint; want newest, best or one of {kept}"
+    )
+  return int(which)
+
+
+def policy(workdir, step):
+  """(params, ModelConfig, Adapter, meta) of one checkpoint.
+
+  The parameters are on the host, those of an adapter where one was trained;
+  otherwise that is None.
+
+  Raises:
+    InputError: it cannot be read; names it.
+  """
+  path = pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
+  try:
+    meta = read_meta(path)
+    with (
+      warnings.catch_warnings()
+    ):  # Orbax asks for shardings: the host is meant
+      warnings.simplefilter("ignore", UserWarning)
+      with ocp.PyTreeCheckpointer() as checkpointer:
+        params = checkpointer.restore(path / "state")["params"]
+    _compare("params", params, meta)
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    reason = _first_line(error)
+    raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
+  model, adapter = config_from_hf(meta["model"]), meta.get("adapter")
+  if adapter is not None:
+    adapter["targets"] = tuple(adapter["targets"])
+    adapter = lora.Adapter(**adapter)
+  return params, model, adapter, meta
+
+
+def _first_line(error):
+  return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def abstract(state_shapes, shardings):
+  """ShapeDtypeStructs that say where each array shall go."""
+  return jax.tree.map(
+    lambda shape, sharding: jax.ShapeDtypeStruct(
+      shape.shape, shape.dtype, sharding=sharding
+    ),
+    state_shapes,
+    shardings,
+  )

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out pairs: what the policy and each reference think of them."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from mrpo_jax import processes
+from mrpo_jax.models import lora
+from mrpo_jax.training import train_state
+from mrpo_jax.training.figures import (
+  policy_figures,
+  policy_parts,
+  reference_figures,
+  reference_logps,
+)
+from mrpo_jax.training.metrics import pair_metrics, summary
+from mrpo_jax.training.objective import Objective
+from mrpo_jax.training.step import summed_figures
+
+
+@dataclasses.dataclass
+class HeldOut:
+  """Packed batches, kept on the host; references that stay are run once."""
+
+  batches: list  # of (indices, (views, given))
+  places: list  # of each pair among those of the file
+  objective: Objective
+  place: object  # (views, given) on the host -> the same on the mesh
+
+  def __post_init__(self):
+    self._policy = jax.jit(functools.partial(_policy, self.objective))
+    self._references = jax.jit(
+      functools.partial(reference_figures, self.objective)
+    )
+    self._metrics = jax.jit(functools.partial(pair_metrics, self.objective))
+    self._frozen = None
+
+  def __call__(self, state, base, references):
+    """(means over all pairs, list of one dict per pair) of a TrainState.
+
+    `base` is the policy's frozen weights; see `step.train_step`.
+    """
+    references = train_state.moved_references(state, base, references)
+    if self._frozen is None or state.moving:
+      self._frozen = [
+        self._references(references, *self.place(*batch))
+        for _, batch in self.batches
+      ]
+    found, pairs = {}, []
+    for (indices, batch), frozen in zip(
+      self.batches, self._frozen, strict=True
+    ):
+      views, _ = self.place(*batch)
+      figures = self._policy(
+        references, base, state.params, state.seed, views, frozen
+      )
+      values = processes.whole(
+        self._metrics(state.method_state, figures, frozen)
+      )
+      for name, value_B in values.items():
+        value_B = value_B.astype(np.float64)[: len(indices)]
+        found.setdefault(name, []).append(value_B)
+      places = [self.places[index] for index in indices]
+      pairs += _records(places, figures, frozen)
+    found = {name: np.concatenate(parts) for name, parts in found.items()}
+    return summary(found, lambda value_N: float(np.mean(value_N))), pairs
+
+
+def _policy(objective, references, base, trained, seed, views, frozen):
+  # What a method draws is the same at every evaluation.
+  key = jax.random.key(seed)
+  figures_of = functools.partial(policy_figures, objective, references)
+  parts = policy_parts(objective, views, frozen)
+  params = lora.join(base, trained)
+  return summed_figures(figures_of, params, parts, key)
+
+
+def _records(places, figures, frozen):
+  """One JSON-ready dict per real pair: sums, so that any margin follows."""
+  ref_logp_BCK = reference_logps(figures, frozen)
+  policy, lengths, references = processes.whole(
+    (figures["logp_BC"], frozen["length_BC"], ref_logp_BCK)
+  )
+  if references is None:
+    references = np.zeros((*policy.shape, 0), np.float32)
+  return [
+    {
+      "pair": place,
+      "policy": policy[n].tolist(),
+      "references": references[n].T.tolist(),  # [K][C]
+      "tokens": lengths[n].astype(int).tolist(),
+    }
+    for n, place in enumerate(places)
+  ]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of preference pairs: rewards against each kind of reference."""
+
+import functools
+import itertools
+
+import jax.numpy as jnp
+
+from mrpo_jax import losses
+from mrpo_jax.training.figures import losses_of, reference_logps
+
+
+def pair_metrics(objective, state, figures, frozen):
+  """dict of value_B: the loss, and rewards against each kind of reference.
+
+  Plain names are against reference 0, or against none where there is none;
+  `virtual/` is against what stands for all K, in the method's unit (sums, or
+  means per token); `policy/` against none, `policy_mean/` against none per
+  token.  Log-probabilities are those of all tokens alike, whatever the loss
+  weighs them by.
+  """
+  method = objective.method
+  logp_BC, length_BC = figures["logp_BC"], frozen["length_BC"]
+  ref_logp_BCK = reference_logps(figures, frozen)
+  values = {"loss": losses_of(objective, state, figures, frozen)}
+  if method.supervised:
+    return values | {"logps/chosen": logp_BC[:, 0]}
+  against = functools.partial(losses.preference_metrics, beta=method.beta)
+  zero_BC = jnp.zeros_like(logp_BC)
+  mean_logp_BC = logp_BC / jnp.maximum(length_BC, 1.0)
+  values |= _rewards("policy", against(logp_BC, zero_BC))
+  values |= _rewards("policy_mean", against(mean_logp_BC, zero_BC))
+  values |= _needed(figures, frozen)
+  if ref_logp_BCK is None:
+    return values | against(logp_BC, zero_BC)
+  values |= against(logp_BC, ref_logp_BCK[..., 0])
+  names = ("length_BC", "ref_length_BCK", "character_BC")
+  counts = {name: frozen[name] for name in names if name in frozen}
+  policy_BC, ref_BCK = method.scaled(
+    logp_BC, ref_logp_BCK, state=state, **counts
+  )
+  virtual_BC = method.virtual(ref_BCK, state)
+  rewards = against(policy_BC, virtual_BC)
+  values |= _rewards("virtual", rewards)
+  values |= losses.gradient_metrics(rewards["rewards/margins"])
+  values |= _of_each_reference(objective, state, ref_BCK)
+  return values | _as_they_are(objective, ref_logp_BCK, frozen)
+
+
+def _of_each_reference(objective, state, ref_BCK):
+  """What each says and does in the mixture, in the method's unit."""
+  method, names = objective.method, objective.names
+  arguments = dict(
+    p=0 if method.p is None else method.p,
+    epsilon_max=method.epsilon_max,
+    adaptive_epsilon=method.adaptive_epsilon,
+  )
+  weight = method.mixing(state, ref_BCK)
+  about = losses.reference_metrics(ref_BCK, weight, **arguments)
+  values = {"effective_references": about.pop("effective_references")}
+  for k, name in enumerate(names):
+    for figure, value_BK in about.items():
+      values[f"references/{name}/{figure}"] = value_BK[:, k]
+  if len(names) == 1:
+    return values
+  relations = losses.reference_relations(ref_BCK, weight, **arguments)
+  values["weights_cancel"] = relations["cancels"]
+  for j, k in itertools.combinations(range(len(names)), 2):
+    key = f"references/{names[j]}/agreement/{names[k]}"
+    values[key] = relations["agreement"][:, j, k]
+  return values
+
+
+def _as_they_are(objective, ref_logp_BCK, frozen):
+  """How likely each reference finds the responses, whatever the loss does."""
+  values = {}
+  size_BCK = {"token_logp": frozen["ref_length_BCK"]}
+  if "character_BC" in frozen:
+    character_BC = frozen["character_BC"]
+    values["characters"] = jnp.mean(character_BC, axis=1)
+    size_BCK["character_logp"] = character_BC[..., None]
+  for figure, count_BCK in size_BCK.items():
+    mean_BK = jnp.mean(ref_logp_BCK / jnp.maximum(count_BCK, 1.0), axis=1)
+    for k, name in enumerate(objective.names):
+      values[f"references/{name}/{figure}"] = mean_BK[:, k]
+  for k, name in enumerate(objective.names):
+    about = f"references/{name}/"
+    values[about + "tokens"] = jnp.mean(frozen["ref_length_BCK"][..., k], 1)
+    values[about + "logp_size"] = jnp.mean(jnp.abs(ref_logp_BCK[..., k]), 1)
+  for (j, one), (k, other) in itertools.combinations(
+    enumerate(objective.names), 2
+  ):
+    apart_BC = jnp.abs(ref_logp_BCK[..., j] - ref_logp_BCK[..., k])
+    values[f"references/{one}/distance/{other}"] = jnp.mean(apart_BC, axis=1)
+  return values
+
+
+def summary(values, mean):
+  """Means of value_B over pairs, and the deviations of those that spread.
+
+  `mean` takes one value_B, an array of any library.
+  """
+  means = {name: mean(value_B) for name, value_B in values.items()}
+  for name, value_B in values.items():
+    if name == "gradient_scale" or _is_margin(name):
+      variance = mean((value_B - means[name]) ** 2)
+      means[f"{name}_sd"] = variance**0.5
+  return means
+
+
+def _is_margin(name):
+  return name.startswith("references/") and name.endswith("/margin")
+
+
+def _rewards(prefix, values):
+  return {
+    f"{prefix}/{name}": value_B
+    for name, value_B in values.items()
+    if name.startswith("rewards/")
+  }
+
+
+def _needed(figures, frozen):
+  """What only some methods need, worth a curve where it is there."""
+  values = {}
+  if "kl_BC" in figures:
+    values["kl/chosen"] = figures["kl_BC"][:, 0]
+    values["kl/rejected"] = figures["kl_BC"][:, 1]
+  if "normalised_entropy_BC" in frozen:
+    values["neg_log_dispersion"] = losses.neg_log_dispersion(
+      frozen["normalised_entropy_BC"]
+    )
+  return values

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user gets wrong is one line and exit code 2; nothing is left."""
+
+import errno
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mrpo_jax import cli
+from mrpo_jax.cli.commands import COMMANDS
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = f"{ROOT}/configs/quickstart.py"
+DEBUG = f"--config={CONFIG}:dpo,debug"
+BANDIT = f"--config={ROOT}/configs/mallows_bandit.py"
+LLAMA = f"{ROOT}/tests/golden/llama_gqa_tied"
+ROW = {"prompt": "p ", "chosen": "good", "rejected": "bad"}
+
+
+def refused(capsys, *argv):
+  """The one line of a refusal."""
+  assert cli.main([str(a) for a in argv]) == 2
+  lines = capsys.readouterr().err.strip().split("\n")
+  assert lines[-1].startswith("error: ")
+  return lines[-1]
+
+
+@pytest.mark.parametrize(
+  "argv,match",
+  [
+    (["trian"], "unknown command 'trian'; known: train, score"),
+    (["train"], "give one --config=FILE"),
+    (["train", DEBUG, DEBUG, "--workdir=W"], "give one --config=FILE"),
+    (["train", DEBUG], "--workdir is missing"),
+    (["train", DEBUG, "--workdir=W", "extra"], "unexpected argument 'extra'"),
+    (["train", DEBUG, "--workdir=W", "--fast"], "fast"),
+    (["train", "--config=none.py", "--workdir=W"], "none.py: no such file"),
+    (["train", f"--config={CONFIG}:grpo", "--workdir=W"], "grpo"),
+    (["export", "--workdir=W", "--to=X"], "W holds no run"),
+    (["inspect"], "give one folder: mrpo inspect FOLDER"),
+    (["inspect", "none"], "none: no such folder"),
+    (["inspect", LLAMA, "--mesh=rows=2"], "--mesh: 'rows=2'; want like data="),
+    (["inspect", LLAMA, "--mesh=fsdp=0"], "--mesh: 'fsdp=0'"),
+    (["inspect", LLAMA, "--mesh=fsdp=5"], "does not divide over mesh.fsdp=5"),
+    (["report", "--workdir=W"], "no run that was evaluated"),
+    (["prepare", "--data=none.jsonl", "--to=X"], "none.jsonl"),
+    (["bench"], "give one --config=FILE"),
+    (["bench", DEBUG, "--steps=0"], "--steps: '0'; want a number from 1"),
+    (["bench", DEBUG, "--warmup=-1"], "--warmup: '-1'; want a number from 0"),
+    (["bench", DEBUG, "--json=none/x.json"], "none/x.json: no such folder"),
+    (["bench", DEBUG, "--config.data.train=none.jsonl"], "none.jsonl"),
+    (["bench", BANDIT], "a bandit has no step to time"),
+  ],
+)
+def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
+  monkeypatch.chdir(tmp_path)
+  assert match in refused(capsys, *argv)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "override,match",
+  [
+    ("--config.loss.name=dpoo", "unknown loss 'dpoo'; known: alpha_dpo, "),
+    ("--config.loss.gamma=1.0", "does not take 'gamma'"),
+    ("--config.loss.beta=-1.0", "config.loss.beta must be positive"),
+    ("--config.loss.beta=nan", "config.loss.beta must be a finite number"),
+    ("--config.steps=0", "config.steps must be positive"),
+    ("--config.steps=ten", "steps"),
+    ("--config.no.such=1", "config has no section"),
+    ("--config.such=1", "config.such is not known"),
+    ("--config.loss.name=nll", "'nll' does not take 'beta'"),
+    ("--config.references.names=()", "'dpo' needs a reference"),
+    ("--config.mesh.data=3", "does not fit 8 devices"),
+    ("--config.mesh.rules.embed=rows", "mesh.rules.embed: the mesh has no axi"),
+    ("--config.references.base.rules.rows=data", "base.rules.rows is not know"),
+    (
+      "--config.mesh.context=8 --config.data.row_length=240",
+      "row_length=240 and the quarter of it",
+    ),
+    ("--config.data.rows=3", "config.data.rows=3 does not divide"),
+    ("--config.checkpoints.keep=0", "checkpoints.keep must be positive"),
+    ("--config.checkpoints.best=loss", "must be one of '', 'eval/loss', "),
+    ("--config.data.train=none.jsonl", "none.jsonl"),
+    ("--config.policy.path=none", "none"),
+    ("--config.policy.new.heads=3", "width=32 is not a multiple of heads=3"),
+    ("--config.data.row_length=9", "none of its 428 pairs is left"),
+  ],
+)
+def test_wrong_configs(capsys, tmp_path, monkeypatch, override, match):
+  monkeypatch.chdir(tmp_path)
+  workdir = tmp_path / "run"
+  given = [f"--workdir={workdir}", *override.split()]
+  line = refused(capsys, "train", DEBUG, *given)
+  assert match in line
+  assert not workdir.exists()
+
+
+BEST = "--config.checkpoints.best=eval/rewards/accuracies"
+
+
+@pytest.mark.parametrize(
+  "override,match",
+  [
+    (
+      [BEST, "--config.eval_every=0"],
+      "set config.data.eval and config.eval_ev",
+    ),
+    ([BEST, "--config.data.eval="], "set config.data.eval and config.eval_ev"),
+    (
+      [f"--config={CONFIG}:sft-base,debug", BEST, "--config.eval_every=1"],
+      "'nll' is judged by 'eval/loss' alone",
+    ),
+    (
+      [
+        "--config.checkpoints.best=eval/virtual/rewards/accuracies",
+        "--config.loss.name=simpo",
+        "--config.references.names=()",
+      ],
+      "'simpo' takes no reference",
+    ),
+  ],
+)
+def test_a_best_checkpoint_must_be_judged(capsys, tmp_path, override, match):
+  config = [] if override[0].startswith("--config=") else [DEBUG]
+  workdir = tmp_path / "run"
+  line = refused(capsys, "train", *config, *override, f"--workdir={workdir}")
+  assert match in line
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  "content,match",
+  [
+    (b'{"prompt": "p"', "line 1"),
+    (json.dumps(ROW).encode() + b"\n\xff\xfe\n", "line 2"),
+    (json.dumps({**ROW, "chosen": 3}).encode(), "line 1"),
+    (b"", "rows.jsonl"),
+    (json.dumps({**ROW, "rejected": "good"}).encode(), "equal responses"),
+  ],
+)
+def test_wrong_data(capsys, tmp_path, content, match):
+  data, workdir = tmp_path / "rows.jsonl", tmp_path / "run"
+  data.write_bytes(content)
+  override = f"--config.data.train={data}"
+  line = refused(capsys, "train", DEBUG, f"--workdir={workdir}", override)
+  assert "rows.jsonl" in line and match in line
+  assert not workdir.exists()
+
+
+def test_a_workdir_that_is_a_file(capsys, tmp_path):
+  path = tmp_path / "file"
+  path.write_text("mine")
+  assert "is a file" in refused(capsys, "train", DEBUG, f"--workdir={path}")
+  assert path.read_text() == "mine"
+
+
+def test_a_broken_config_file_is_one_line(capsys, tmp_path):
+  path = tmp_path / "broken.py"
+  for text in ("def get_config(:", "raise KeyError('x')", "import nowhere"):
+    path.write_text(text)
+    line = refused(capsys, "train", f"--config={path}", "--workdir=W")
+    assert "broken.py" in line
+
+
+def test_help_needs_no_jax():
+  code = (
+    "import sys; from mrpo_jax import cli; code = cli.main(['--help']);"
+    "print(code, 'jax' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split()[-2:] == ["0", "False"]
+  assert "mrpo train" in done.stdout
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ENOSPC, "No space left on device"),
+    ValueError("RESOURCE_EXHAUSTED: writing x: No space left on device [28]"),
+  ],
+)
+def test_a_full_disk_is_said_and_is_no_input_error(capsys, monkeypatch, error):
+  def fail(argv):
+    raise RuntimeError("saving failed") from error
+
+  monkeypatch.setitem(COMMANDS, "report", fail)
+  assert cli.main(["report"]) == 1
+  assert capsys.readouterr().err.startswith("error: the disk is full")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+  def fail(argv):
+    raise RuntimeError("a bug")
+
+  monkeypatch.setitem(COMMANDS, "report", fail)
+  with pytest.raises(RuntimeError, match="a bug"):
+    cli.main(["report"])
+
+
+def test_a_workdir_without_permission(capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr("os.access", lambda *_: False)
+  workdir = tmp_path / "run"
+  line = refused(capsys, "train", DEBUG, f"--workdir={workdir}")
+  assert "cannot be written: Permission denied" in line
+  assert not list(workdir.iterdir())

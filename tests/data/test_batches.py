@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pairs a step sees follows from (seed, step)."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from mrpo_jax.data.batches import Packing, evaluation_batches, training_batches
+from mrpo_jax.data.encode import Encoded
+
+PAIRS = [Encoded([n], [n + 100], [n + 200], None) for n in range(10)]
+PACKING = Packing(batch=4, length=16, rows=2)
+
+
+def steps(count, packing=PACKING, **given):
+  batches = training_batches([PAIRS], packing, **{"seed": 0, **given})
+  return list(itertools.islice(batches, count))
+
+
+def prompts(view):
+  found = []
+  for rows in view:
+    first = (rows.branches_RT == 0) & (rows.segments_RT > 0)
+    found += rows.tokens_RT[first].tolist()
+  return sorted(found)
+
+
+def test_any_step_is_reached_without_replaying():
+  whole = steps(6)
+  assert [step for step, _ in whole] == [1, 2, 3, 4, 5, 6]
+  for (_, want), (_, got) in zip(whole[4:], steps(2, start=4), strict=True):
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_an_epoch_holds_every_pair_once_and_the_next_has_another_order():
+  order = [p for _, ((view,), _) in steps(5) for p in prompts(view)]
+  assert sorted(order) == sorted([*range(10)] * 2)
+  batches = [prompts(view) for _, ((view,), _) in steps(10)]
+  assert batches[:5] != batches[5:]
+
+
+def test_the_seed_decides():
+  one, two = ([prompts(r) for _, ((r,), _) in steps(3, seed=s)] for s in (0, 1))
+  assert one != two
+
+
+def test_processes_share_a_batch():
+  whole = [view for _, ((view,), _) in steps(3)]
+  shares = []
+  for process in range(2):
+    packing = Packing(batch=4, length=16, rows=2, process=process, processes=2)
+    shares.append([view for _, ((view,), _) in steps(3, packing)])
+  for want, left, right in zip(whole, *shares, strict=True):
+    assert prompts(left) + prompts(right) != []
+    assert sorted(prompts(left) + prompts(right)) == prompts(want)
+    slots = np.concatenate([rows.slots_RM.ravel() for rows in (*left, *right)])
+    assert sorted(slots[slots < 8]) == list(range(8))
+    assert left[0].tokens_RT.shape == (2, 1, 16)
+
+
+def test_evaluation_sees_every_pair_in_order_once():
+  batches = list(evaluation_batches([PAIRS], PACKING))
+  assert [len(indices) for indices, _ in batches] == [4, 4, 2]
+  seen = [p for _, ((view,), _) in batches for p in prompts(view)]
+  assert seen == list(range(10))
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+  with pytest.raises(ValueError, match="batch=5 does not divide over 2"):
+    Packing(batch=5, length=16, rows=2, processes=2)

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained tokenizers: the same each time, lossless, and loadable."""
+
+import copy
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mrpo_jax.data.templates import TEMPLATES, chat_template, load_template
+from mrpo_jax.data.tokenizer import (
+  SMALLEST,
+  load_tokenizer,
+  tokenizer_fingerprint,
+  train_tokenizer,
+  with_template,
+)
+from mrpo_jax.errors import InputError
+
+KINDS = ("bpe", "unigram")
+TEXTS = [
+  "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
+  "Numbers 1 2 3 and words, words, words; nothing else is in here.",
+  "A tokenizer needs enough different words before it fills its vocabulary,"
+  " otherwise training stops early: therefore this sentence mentions several"
+  " unusual expressions, among them juxtaposition, kaleidoscope, marmalade,"
+  " perpendicular, quicksilver, rhododendron, symphony, trampoline, umbrella,"
+  " ventriloquist, watermelon, xylophone, yesterday and zeppelin.",
+  "たほかのながわ: many characters once each, so their counts are equal.",
+]
+ODD = [
+  "",
+  " ",
+  "  two  spaces  ",
+  " a",
+  "a",
+  "tab\tand\r\nlines\n\n",
+  "\x00\x7f\ufeff\u200b",
+  "日本語 é e\u0301 \U0001f600\U0001f468\u200d\U0001f469",
+  "<0x41> <0xZZ> [/INST]",
+  "‘quotes’ and wörds",
+  "z" * 100,
+  "do n't , stop .",
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request):
+  return train_tokenizer(TEXTS, kind=request.param, vocab_size=480)
+
+
+def files(folder):
+  return {p.name: p.read_bytes() for p in pathlib.Path(folder).iterdir()}
+
+
+def test_the_same_texts_give_the_same_files_in_any_process(tokenizer, tmp_path):
+  kind = type(tokenizer.backend_tokenizer.model).__name__.lower()
+  tokenizer.save_pretrained(tmp_path / "one")
+  program = (
+    "from mrpo_jax.data.tokenizer import train_tokenizer\n"
+    f"trained = train_tokenizer({TEXTS!r}, kind={kind!r}, vocab_size=480)\n"
+    f"trained.save_pretrained({str(tmp_path / 'two')!r})"
+  )
+  environment = os.environ | {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
+  command = [sys.executable, "-c", program]
+  subprocess.run(command, check=True, env=environment)
+  assert "tokenizer.json" in files(tmp_path / "one")
+  assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_nothing_is_lost(tokenizer, text):
+  assert tokenizer.decode(tokenizer(text).input_ids) == "<bos>" + text
+
+
+def test_special_tokens_are_the_first_ids(tokenizer):
+  special = "bos_token_id", "eos_token_id", "pad_token_id"
+  assert [getattr(tokenizer, name) for name in special] == [0, 1, 2]
+  ids = tokenizer("a<eos><pad>").input_ids
+  assert ids[0] == 0 and ids[-2:] == [1, 2] and len(ids) == 4
+
+
+def test_one_bos_and_no_eos_by_default(tokenizer):
+  ids = tokenizer("The quick fox").input_ids
+  assert ids[0] == 0 and ids.count(0) == 1 and 1 not in ids
+  ids = tokenizer("The", "fox").input_ids
+  assert ids.count(0) == 1 and 1 not in ids
+
+
+def test_frequent_words_are_one_token(tokenizer):
+  ids = tokenizer("and words", add_special_tokens=False).input_ids
+  assert len(ids) < len("and words") // 2
+  assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1
+  assert len(tokenizer) == 480
+
+
+def test_a_first_space_counts(tokenizer):
+  first, second = (tokenizer(s).input_ids for s in ("a", " a"))
+  assert first != second
+
+
+def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
+  tokenizer.chat_template = "{{ messages }}"
+  tokenizer.save_pretrained(tmp_path)
+  tokenizer.chat_template = None
+  loaded = load_tokenizer(tmp_path)
+  assert loaded.chat_template == "{{ messages }}"
+  assert loaded(TEXTS + ODD).input_ids == tokenizer(TEXTS + ODD).input_ids
+  special = "bos_token", "eos_token", "pad_token", "unk_token"
+  for name in special:
+    assert getattr(loaded, name) == getattr(tokenizer, name)
+
+
+def test_a_fingerprint_survives_saving_and_what_encode_ignores(
+  tokenizer, tmp_path
+):
+  want = tokenizer_fingerprint(tokenizer)
+  tokenizer.save_pretrained(tmp_path)
+  loaded = load_tokenizer(tmp_path)
+  assert tokenizer_fingerprint(loaded) == want
+  loaded.pad_token = "<eos>"
+  loaded.model_max_length = 7
+  loaded.backend_tokenizer.enable_truncation(3)
+  loaded.backend_tokenizer.enable_padding(length=9)
+  assert tokenizer_fingerprint(loaded) == want
+
+
+def test_a_fingerprint_tells_what_encodes_differently(tokenizer):
+  from tokenizers import processors
+
+  others = [copy.deepcopy(tokenizer) for _ in range(3)]
+  others[0].chat_template = "{{ messages }}"
+  others[1].eos_token = "<pad>"
+  others[2].backend_tokenizer.post_processor = processors.ByteLevel()
+  others.append(train_tokenizer(TEXTS[:2], kind="bpe", vocab_size=300))
+  assert (
+    len({tokenizer_fingerprint(other) for other in [tokenizer, *others]}) == 5
+  )
+
+
+def test_a_named_template_is_set_and_goes_into_the_fingerprint(
+  tokenizer, tmp_path
+):
+  tokenizer.save_pretrained(tmp_path / "saved")
+  loaded = {
+    name: load_tokenizer(tmp_path / "saved", name) for name in TEMPLATES
+  }
+  for name, one in loaded.items():
+    assert one.chat_template == "{{ bos_token }}" + TEMPLATES[name]
+    one.save_pretrained(tmp_path / name)
+    again = load_tokenizer(tmp_path / name)
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(one)
+  marks = [tokenizer_fingerprint(one) for one in loaded.values()]
+  assert len(set(marks)) == len(TEMPLATES) == 4
+  # That of the transcript is what a tokenizer without a template uses.
+  bare = load_tokenizer(tmp_path / "saved", "")
+  assert not bare.chat_template and tokenizer_fingerprint(bare) == marks[0]
+
+
+def test_a_template_leaves_the_tokenizer_given_alone(tokenizer):
+  before = tokenizer.chat_template
+  changed = with_template(tokenizer, "chatml")
+  assert tokenizer.chat_template == before != changed.chat_template
+  assert changed(TEXTS).input_ids == tokenizer(TEXTS).input_ids
+  assert with_template(tokenizer, "") is tokenizer
+
+
+def test_a_template_has_bos_only_where_plain_text_has_it(tokenizer, tmp_path):
+  path = tmp_path / "mine.jinja"
+  path.write_text("{{ messages }}\n", encoding="utf-8")
+  assert chat_template(with_template(tokenizer, str(path))) == (
+    "{{ messages }}\n"  # a file says so itself
+  )
+  bare = copy.deepcopy(tokenizer)
+  bare.backend_tokenizer.post_processor = None
+  assert with_template(bare, "alpaca").chat_template == TEMPLATES["alpaca"]
+
+
+@pytest.mark.parametrize(
+  "name, content, message",
+  [
+    ("vicuna", None, "the named are transcript, chatml, alpaca, plain"),
+    ("none.jinja", None, "no such .jinja file"),
+    ("mine.txt", b"{{ messages }}", "no such .jinja file"),
+    ("mine.jinja", b"\xff", "mine.jinja: is not UTF-8"),
+    ("mine.jinja", b"a" * 100_001, "mine.jinja: more than 100000 bytes"),
+    ("mine.jinja", b"a\n{% if %}", "mine.jinja line 2: "),
+    ("mine.jinja", b"{% nonsense %}", "mine.jinja line 1: "),
+  ],
+)
+def test_what_is_no_template_is_refused(
+  name, content, message, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(InputError) as info:
+    load_template(name)
+  assert message in str(info.value) and "\n" not in str(info.value)
+
+
+def test_a_template_file_may_refuse_an_empty_conversation(tmp_path):
+  path = tmp_path / "mine.jinja"
+  for source in ("{{ messages[0]['content'] + 1 }}", "a" * 100_000, ""):
+    for encoding in ("utf-8", "utf-8-sig"):
+      if len(source.encode(encoding)) <= 100_000:
+        path.write_text(source, encoding=encoding)
+        assert load_template(str(path)) == source
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("texts", [[], [""], ["lone \ud800"]])
+def test_few_texts_still_give_a_tokenizer(kind, texts):
+  tokenizer = train_tokenizer(texts, kind=kind, vocab_size=SMALLEST[kind])
+  assert tokenizer.decode(tokenizer("é?").input_ids) == "<bos>é?"
+
+
+def test_an_unknown_kind_or_too_few_tokens_are_refused():
+  with pytest.raises(InputError, match="bpe, unigram"):
+    train_tokenizer(TEXTS, kind="wordpiece", vocab_size=480)
+  for kind in KINDS:
+    with pytest.raises(InputError, match=f"{SMALLEST[kind]} or more"):
+      train_tokenizer(TEXTS, kind=kind, vocab_size=SMALLEST[kind] - 1)
+
+
+@pytest.mark.parametrize(
+  "name, content",
+  [
+    ("README.md", "nothing else"),
+    ("tokenizer.json", "{"),
+    ("tokenizer.json", '{"model": {"type": "none"}}'),
+    ("config.json", '{"model_type": "gpt2"}'),
+    ("config.json", '{"model_type": "llama"}'),
+  ],
+)
+def test_a_folder_without_a_tokenizer_is_named(name, content, tmp_path):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(InputError) as info:
+    load_tokenizer(tmp_path)
+  assert str(tmp_path) in str(info.value) and "\n" not in str(info.value)
+
+
+def test_a_missing_folder_is_no_hub_name(tmp_path):
+  with pytest.raises(InputError, match="no such folder"):
+    load_tokenizer(tmp_path / "gpt2")
+
+
+def test_code_in_a_tokenizer_folder_does_not_run(tokenizer, tmp_path):
+  tokenizer.save_pretrained(tmp_path)
+  path = tmp_path / "tokenizer_config.json"
+  config = json.loads(path.read_text())
+  config |= {
+    "tokenizer_class": "Mine",
+    "auto_map": {"AutoTokenizer": [None, "mine.Mine"]},
+  }
+  path.write_text(json.dumps(config))
+  touched = tmp_path / "touched"
+  (tmp_path / "mine.py").write_text(f"open({str(touched)!r}, 'w')\n")
+  try:
+    load_tokenizer(tmp_path)
+  except InputError as error:
+    assert str(tmp_path) in str(error)
+  assert not touched.exists()
+
+
+def test_importing_loads_no_heavy_library():
+  program = (
+    "import sys, mrpo_jax.data.tokenizer, mrpo_jax.data.encode\n"
+    "print({'transformers', 'tokenizers'} & set(sys.modules))"
+  )
+  command = [sys.executable, "-c", program]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout == "set()\n"

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+import pathlib
+
+import jax
+
+from mrpo_jax import hub, parallel
+from mrpo_jax.hub import inspect
+
+PHI = pathlib.Path(__file__).parents[1] / "golden" / "phi3_longrope"
+
+
+def test_bytes_are_those_of_a_device_that_loads_it():
+  sizes = dict(data=4, fsdp=2, model=1)
+  config, params = hub.load(PHI, mesh=parallel.make_mesh(**sizes))
+  leaves = jax.tree.leaves(params)
+  held = sum(leaf.addressable_shards[3].data.nbytes for leaf in leaves)
+  first, longest, mesh, head, *arrays, last = inspect.lines(PHI, sizes)
+  assert first.endswith(
+    f"phi3, {sum(leaf.size for leaf in leaves):,} parameters, float32"
+  )
+  assert longest.startswith(f"sequences beyond {config.longest} tokens")
+  assert mesh == "on 8 devices, data=4, fsdp=2, model=1:"
+  assert head.split() == ["array", "axes", "shape", "one", "device", "bytes"]
+  assert len(arrays) == len(leaves)
+  (query,) = [line for line in arrays if line.startswith("blocks.query ")]
+  assert "layers embed heads -" in query
+  assert last.startswith(f"{held:,} bytes on each device")
+
+
+def test_devices_need_not_exist():
+  *_, last = inspect.lines(PHI, dict(data=64, fsdp=1, model=1))
+  assert "bytes on each device" in last

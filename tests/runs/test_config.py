@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config is checked before anything else happens."""
+
+import copy
+
+import pytest
+
+from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config import read_config, with_defaults
+from mrpo_jax.runs.workdir import differences
+
+GOOD = dict(
+  steps=10,
+  batch=4,
+  data=dict(train="a.jsonl"),
+  policy=dict(path="/models/a"),
+  references=dict(
+    names=("base", "other"),
+    base=dict(path="policy"),
+    other=dict(path="/models/b"),
+  ),
+  loss=dict(name="mrpo", beta=0.1, weights=(1, 2)),
+  optimizer=dict(peak_lr=1e-4),
+)
+
+
+def changed(key, value):
+  values = copy.deepcopy(GOOD)
+  *parents, name = key.split(".")
+  section = values
+  for parent in parents:
+    section = section.setdefault(parent, {})
+  section[name] = value
+  return values
+
+
+def test_defaults_are_filled_in():
+  checked = read_config(GOOD)
+  assert checked["seed"] == 0 and checked["log_every"] == 1
+  assert checked["references"]["other"]["mode"] == "online"
+  assert checked["policy"]["dtype"] == "float32"
+  assert checked["references"]["names"] == ["base", "other"]
+  assert checked["loss"]["weights"] == [1, 2]
+
+
+def test_defaults_alone_change_nothing():
+  filled = with_defaults(GOOD)
+  assert filled["mesh"] == dict(data=-1, fsdp=1, context=1, model=1, rules={})
+  assert filled["references"]["other"]["mode"] == "online"
+  assert "steps" not in with_defaults({})
+  assert read_config(filled) == read_config(GOOD)
+
+
+def test_rules_are_text_that_a_flag_can_change():
+  values = changed("mesh.rules", dict(embed=("fsdp", "data"), vocab=None))
+  values["references"]["other"]["rules"] = dict(embed=())
+  filled = with_defaults(values)
+  assert filled["mesh"]["rules"] == dict(embed="fsdp,data", vocab="")
+  checked = read_config(values)
+  assert checked == read_config(filled)
+  assert checked["references"]["other"]["rules"] == dict(embed="")
+  assert checked["references"]["base"]["rules"] == {}
+
+
+def test_an_integer_serves_as_a_number():
+  assert read_config(changed("optimizer.clip_norm", 1))["optimizer"][
+    "clip_norm"
+  ] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+  "key,value,match",
+  [
+    ("steps", 0, "config.steps must be positive, got 0"),
+    ("steps", -3, "must be positive"),
+    ("steps", 2.5, "must be of type int"),
+    ("steps", True, "must be of type int"),
+    ("batch", "8", "config.batch must be of type int"),
+    ("seed", -1, "config.seed must not be negative"),
+    ("optimizer.peak_lr", float("nan"), "peak_lr must be a finite number"),
+    ("optimizer.peak_lr", float("inf"), "finite"),
+    ("optimizer.peak_lr", 0.0, "must be positive"),
+    ("optimizer.warmup", 1.5, "at most 1"),
+    ("optimizer.lr", 0.1, "config.optimizer.lr is not known.*peak_lr"),
+    ("mesh.rows", 2, "config.mesh.rows is not known.*context, data.*rules"),
+    ("mesh.rules", "fsdp", "config.mesh.rules must be a section"),
+    ("mesh.rules.embed", 3, "mesh.rules.embed must be names of mesh axes"),
+    ("policy.rules", {}, "config.policy.rules is not known"),
+    ("stepz", 1, "config.stepz is not known; known here:.*steps"),
+    ("data.trian", "x", "config.data.trian is not known.*train"),
+    ("policy.pth", "x", "config.policy.pth is not known.*path"),
+    ("policy.path", "", "config.policy.path is empty"),
+    ("policy.dtype", "int8", "must be one of 'float32'"),
+    ("policy.kernel", "magic", "must be one of 'auto'"),
+    ("references.other.mode", "cached", "must be one of 'online', 'scored'"),
+    ("references.names", ("base", "none"), "config.references.none is missing"),
+    ("references.names", ("base", "base"), "repeats"),
+    ("references.names", "base", "must be a tuple"),
+    ("loss.beta", 0.0, "config.loss.beta must be positive"),
+    ("loss.beta", float("nan"), "config.loss.beta must be a finite"),
+    (
+      "loss.token_weight",
+      dict(name="temporal_decay", gamma=float("nan")),
+      "config.loss.token_weight.gamma must be a finite number",
+    ),
+    ("loss.weights", (1.0, float("inf")), "loss.weights.1 must be a finite"),
+    ("loss.name", None, "config.loss.name is missing"),
+    ("loss", "dpo", "config.loss must be a section"),
+    ("mesh.data", 1.0, "must be of type int"),
+  ],
+)
+def test_what_is_wrong_is_named(key, value, match):
+  with pytest.raises(InputError, match=match):
+    read_config(changed(key, value))
+
+
+@pytest.mark.parametrize(
+  "key", ["steps", "batch", "data.train", "optimizer.peak_lr"]
+)
+def test_what_has_no_default_must_be_given(key):
+  values = copy.deepcopy(GOOD)
+  *parents, name = key.split(".")
+  section = values
+  for parent in parents:
+    section = section[parent]
+  del section[name]
+  with pytest.raises(InputError, match=f"config.{key} is missing"):
+    read_config(values)
+
+
+def test_a_named_reference_needs_its_section():
+  values = copy.deepcopy(GOOD)
+  del values["references"]["other"]
+  with pytest.raises(InputError, match="config.references.other is missing"):
+    read_config(values)
+
+
+def test_a_section_that_is_not_named_is_not_used():
+  checked = read_config(changed("references.names", ("base",)))
+  assert set(checked["references"]) == {"names", "base"}
+
+
+def test_a_new_model_is_described_in_full():
+  values = changed("policy.path", "")
+  values["policy"]["new"] = dict(layers=2)
+  with pytest.raises(InputError, match="config.policy.new.width is missing"):
+    read_config(values)
+
+
+LORA = dict(rank=8, alpha=16)
+
+
+def test_an_adapter_is_filled_in_and_none_is_none():
+  want = dict(rank=8, alpha=16.0, targets=["all"], rslora=False, dropout=0.0)
+  for given in (LORA, {**LORA, "path": ""}, {**LORA, "targets": "all"}):
+    checked = read_config(changed("policy.adapter", given))
+    assert checked["policy"]["adapter"] == want
+  several = {**LORA, "targets": ("query", "value")}
+  checked = read_config(changed("policy.adapter", several))
+  assert checked["policy"]["adapter"]["targets"] == ["query", "value"]
+  imported = read_config(changed("policy.adapter", dict(path="a")))
+  assert imported["policy"]["adapter"] == dict(path="a", dropout=0.0)
+  for given in (None, {}):
+    checked = read_config(changed("policy.adapter", given))
+    assert checked["policy"]["adapter"] is None
+  nothing = read_config(changed("references.other.quantize", None))
+  assert nothing["references"]["other"]["quantize"] == ""
+
+
+def test_the_policy_as_a_reference_is_what_the_policy_is():
+  values = changed("policy.adapter", LORA)
+  values["policy"] |= dict(dtype="bfloat16", quantize="int4", quantize_group=64)
+  base, other = (
+    read_config(values)["references"][n] for n in ("base", "other")
+  )
+  same = ("dtype", "quantize", "quantize_group")
+  assert [base[key] for key in same] == ["bfloat16", "int4", 64]
+  assert [other[key] for key in same] == ["float32", "", 32]
+
+
+@pytest.mark.parametrize(
+  "adapter,match",
+  [
+    (4, "config.policy.adapter must be a section, got 4"),
+    (dict(rank=8), "config.policy.adapter.alpha is missing"),
+    ({**LORA, "rank": -1}, "adapter.rank must be positive, got -1"),
+    ({**LORA, "rank": True}, "adapter.rank must be of type int"),
+    ({**LORA, "rslora": 1}, "adapter.rslora must be of type bool"),
+    ({**LORA, "dropout": -0.1}, "adapter.dropout must be at least 0"),
+    ({**LORA, "dropout": float("nan")}, "dropout must be a finite number"),
+    ({**LORA, "targets": ()}, "adapter.targets must be a tuple of names"),
+    ({**LORA, "targets": (1,)}, "adapter.targets must be a tuple of names"),
+    ({**LORA, "r": 8}, "adapter.r is not known; known here: alpha,.*path"),
+    (dict(path="a", alpha=1), "adapter.alpha is not known.*dropout, path"),
+  ],
+)
+def test_a_wrong_adapter_is_named(adapter, match):
+  with pytest.raises(InputError, match=match):
+    read_config(changed("policy.adapter", adapter))
+
+
+def test_integers_are_not_trained():
+  with pytest.raises(InputError, match="needs config.policy.adapter"):
+    read_config(changed("policy.quantize", "int8"))
+  values = changed("references.base.quantize", "int8")
+  values["policy"] |= dict(adapter=LORA, quantize="int4")
+  with pytest.raises(InputError, match="'int8', but the policy is int4"):
+    read_config(values)
+
+
+def test_differences_name_the_keys():
+  here = dict(a=1, b=dict(c=2, d=[1]))
+  there = dict(a=1, b=dict(c=3, d=[1]), e=5)
+  found = list(differences(here, there))
+  assert found == [("b.c", 3, 2), ("e", 5, None)]
+  assert list(map(str, found)) == ["b.c: 3 -> 2", "e: 5 -> None"]

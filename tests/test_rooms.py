@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which room may import which: a table, and no circles between files."""
+
+import ast
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
+# Each may import those before it.
+GROUND = ("errors", "shapes", "text", "files", "rows", "processes")
+WINGS = ("losses", "models", "data")
+ENGINES = ("references", "training")
+MAY = {
+  **{name: {*GROUND[:place]} for place, name in enumerate(GROUND)},
+  "losses": {"shapes"},
+  "models": {"errors", "shapes", "rows"},
+  "data": {"errors", "shapes", "text", "rows", "processes"},
+  "parallel": {*GROUND, "models"},
+  "hub": {*GROUND, "models", "parallel"},
+  "references": {*GROUND, "models", "data"},
+  "training": {*GROUND, "losses", "models", "parallel"},
+  "runs": {*GROUND, *WINGS, "parallel", "hub", *ENGINES},
+  "reports": {*GROUND, "runs"},
+  "performance": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "runs"},
+}
+MAY["cli"] = {*MAY}
+MAY["__main__"] = {"cli"}
+# Outside libraries, of the rooms that have to stay light.
+PLAIN = {"jax", *sys.stdlib_module_names}
+LIBRARIES = {
+  "errors": set(),
+  "shapes": PLAIN,
+  "losses": PLAIN,
+  "models": PLAIN | {"flax", "numpy", "qwix"},
+}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def module_of(path):
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(("mrpo_jax", *parts)).removesuffix(".__init__")
+
+
+FILES = {module_of(path): path for path in MODULES}
+
+
+def imports(path):
+  """Modules of this package, and packages beside it, that a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      for alias in node.names:
+        whole = f"{node.module}.{alias.name}"
+        yield whole if whole in FILES else node.module
+
+
+def room_of(module):
+  return (*module.split("."), "")[1]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_imports_what_its_room_may(module):
+  room = room_of(module)
+  for name in imports(FILES[module]):
+    top = name.partition(".")[0]
+    if top == "mrpo_jax":
+      other = room_of(name)
+      assert other == room or other in MAY[room], f"{module} imports {name}"
+    elif room in LIBRARIES:
+      assert top in LIBRARIES[room], f"{module} imports {name}"
+
+
+def test_no_circles():
+  graph = {
+    module: {name for name in imports(path) if name in FILES} - {module}
+    for module, path in FILES.items()
+  }
+  graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming them
+
+
+def test_losses_import_alone():
+  heavy = "transformers tensorflow_datasets orbax grain flax ml_collections"
+  code = (
+    "import sys; from mrpo_jax import losses; "
+    f"print([m for m in '{heavy}'.split() if m in sys.modules])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == "[]"

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoints stay, which one is read, and on which mesh."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mrpo_jax import parallel
+from mrpo_jax.errors import InputError
+from mrpo_jax.training import checkpoints, train_state
+
+LOSS = checkpoints.Best("eval/loss", -1)
+ACCURACY = checkpoints.Best("eval/rewards/accuracies", 1)
+
+
+def state_of(step, mesh=None):
+  """A TrainState whose numbers differ from step to step."""
+  weight = jnp.arange(64.0).reshape(8, 8) + step
+  transformation = optax.adam(1e-3)
+  state = train_state.create({"weight": weight}, transformation, {})
+  state = state.replace(step=jnp.asarray(step, jnp.int32))
+  mesh = parallel.make_mesh() if mesh is None else mesh
+
+  def place(array):
+    axes = ("fsdp", "model") if array.ndim == 2 else ()
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+  return jax.tree.map(place, state)
+
+
+def abstract_of(state):
+  shardings = jax.tree.map(lambda array: array.sharding, state)
+  return checkpoints.abstract(state, shardings)
+
+
+def save(workdir, evaluations, **kept):
+  """A checkpoint per step of {step: figures of its evaluation or None}."""
+  with checkpoints.manager(workdir, **kept) as manager:
+    for step, figures in evaluations.items():
+      meta = {"step": step}
+      if figures is not None:
+        meta["evaluation"] = figures
+      checkpoints.save(manager, step, state_of(step), meta)
+
+
+def losses(*values):
+  return {
+    step: None if value is None else {"eval/loss": value}
+    for step, value in enumerate(values, start=1)
+  }
+
+
+def assert_equal_trees(one, other):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """Checkpoints of the steps 1 and 2."""
+  workdir = tmp_path_factory.mktemp("two")
+  save(workdir, losses(None, 0.5))
+  return workdir
+
+
+# What stays.
+
+
+@pytest.mark.parametrize(
+  "values,keep,best,left",
+  [
+    ((None, None, None, None), 2, None, [4, 3]),
+    ((None, None, None), 1, None, [3]),
+    ((0.1, 0.2, 0.3, 0.4), 2, LOSS, [4, 3, 1]),
+    ((0.1, None, 0.1, None, 0.2), 1, LOSS, [5, 1]),  # of equal ones the first
+    ((0.4, 0.3, 0.2), 1, LOSS, [3]),
+    ((float("nan"), 0.3, float("inf"), None), 1, LOSS, [4, 2]),
+  ],
+)
+def test_the_newest_stay_and_the_best(tmp_path, values, keep, best, left):
+  save(tmp_path, losses(*values), keep=keep, best=best)
+  assert checkpoints.steps(tmp_path) == left
+
+
+def test_the_best_of_a_run_that_was_stopped_stays(tmp_path):
+  figures = [{"eval/rewards/accuracies": value} for value in (0.5, 0.9, 0.6)]
+  save(tmp_path, dict(enumerate(figures, 1)), keep=1, best=ACCURACY)
+  assert checkpoints.steps(tmp_path) == [3, 2]
+  more = {4: None, 5: {"eval/rewards/accuracies": 0.8}, 6: None}
+  save(tmp_path, more, keep=1, best=ACCURACY)
+  assert checkpoints.steps(tmp_path) == [6, 2]
+  assert checkpoints.find(tmp_path, "best", ACCURACY) == 2
+  save(tmp_path, {7: {"eval/rewards/accuracies": 1.0}}, keep=1, best=ACCURACY)
+  assert checkpoints.steps(tmp_path) == [7]
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(two, tmp_path):
+  shutil.copytree(two, tmp_path / "run")
+  folder = tmp_path / "run" / "checkpoints"
+  half = folder / "3.orbax-checkpoint-tmp"
+  shutil.copytree(folder / "2", half)
+  assert checkpoints.steps(tmp_path / "run") == [2, 1]
+  save(tmp_path / "run", {4: None})
+  assert checkpoints.steps(tmp_path / "run") == [4, 2]
+  assert not half.exists()
+
+
+def test_a_step_is_found_by_name_or_number(two, tmp_path):
+  assert checkpoints.find(two, "newest") == 2
+  assert checkpoints.find(two, "1") == 1
+  assert checkpoints.find(two, "best", LOSS) == 2
+  for which, best, match in (
+    ("3", None, "--step 3: no such checkpoint; want newest, best or one of 1,"),
+    ("best", None, "checkpoints.best of .* names no figure"),
+    ("best", ACCURACY, "no checkpoint has eval/rewards/accuracies yet"),
+  ):
+    with pytest.raises(InputError, match=match):
+      checkpoints.find(two, which, best)
+  with pytest.raises(InputError, match="no checkpoint yet"):
+    checkpoints.find(tmp_path, "best", LOSS)
+
+
+# What is read.
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 4
+  path.write_bytes(content)
+
+
+def remove(path):
+  path.unlink()
+
+
+def restored(workdir):
+  """(step, state, what was said)."""
+  said = []
+  step, state = checkpoints.restore(
+    workdir, abstract_of(state_of(0)), say=said.append
+  )
+  return step, state, said
+
+
+@pytest.mark.parametrize("harm", [cut, flip, remove])
+def test_no_harm_to_one_file_gives_another_state(two, tmp_path, harm):
+  """Each file in turn: its checkpoint is whole, or the one before is read."""
+  newest = two / "checkpoints" / "2"
+  files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
+  fell_back = set()
+  for number, name in enumerate(sorted(files)):
+    workdir = tmp_path / str(number)
+    shutil.copytree(two, workdir)
+    harm(workdir / "checkpoints" / "2" / name)
+    step, state, said = restored(workdir)
+    assert_equal_trees(state, state_of(step))
+    if step == 1:
+      fell_back.add(str(name))
+      assert f"{workdir}/checkpoints/2 cannot be read" in said[0]
+      assert "using step 1" in said[0]
+      assert (workdir / "checkpoints" / "broken-2").is_dir()
+      assert checkpoints.steps(workdir) == [1]
+    else:
+      assert said == []
+  assert "meta/metadata" in fell_back
+  assert any(name.startswith("state/d/") for name in fell_back)
+
+
+def test_a_state_that_is_not_what_was_saved_is_not_used(two, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(two, workdir)
+  folder = workdir / "checkpoints"
+  shutil.rmtree(folder / "2" / "state")
+  shutil.copytree(folder / "1" / "state", folder / "2" / "state")
+  step, _, said = restored(workdir)
+  assert step == 1
+  assert "(its step differs from the checksum); using step 1" in said[0]
+
+
+def test_a_step_that_broke_twice(two, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(two, workdir)
+  for _ in range(2):
+    remove(workdir / "checkpoints" / "2" / "meta" / "metadata")
+    assert restored(workdir)[0] == 1
+    save(workdir, {2: None})
+  names = {path.name for path in (workdir / "checkpoints").iterdir()}
+  assert {"broken-2", "broken-2-2", "1", "2"} <= names
+  assert restored(workdir)[0] == 2
+
+
+@pytest.mark.parametrize(
+  "sizes", [dict(data=1, fsdp=8), dict(data=2, fsdp=2, model=2)]
+)
+def test_a_state_is_read_onto_another_mesh(two, sizes):
+  mesh = parallel.make_mesh(**sizes)
+  want = state_of(2, mesh)
+  step, state = checkpoints.restore(two, abstract_of(want))
+  assert step == 2
+  assert_equal_trees(state, want)
+  assert state.params["weight"].sharding == want.params["weight"].sharding
+  shard = state.params["weight"].addressable_shards[0].data.shape
+  assert shard == (8 // mesh.shape["fsdp"], 8 // mesh.shape["model"])
+
+
+def test_other_arrays_are_named_and_nothing_is_set_aside(two):
+  wanted = abstract_of(state_of(0))
+  narrow = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+  match = r"weight.* is float32\[8, 8\] there, float32\[8, 4\] here"
+  with pytest.raises(InputError, match=match):
+    checkpoints.restore(two, wanted.replace(params={"weight": narrow}))
+  assert checkpoints.steps(two) == [2, 1]

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that train an adapter, on a frozen base that references share."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import qwix
+
+from mrpo_jax import cli, files, hub, parallel
+from mrpo_jax.hub import peft
+from mrpo_jax.models import lora, parameters, transformer
+from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.data import load_pairs, load_tokenizers
+from mrpo_jax.runs.models import (
+  Described,
+  Loaded,
+  base_of,
+  base_params,
+  describe_models,
+  load_models,
+  starts_alike,
+)
+from mrpo_jax.runs.setup import mesh_of
+from mrpo_jax.runs.train import Run
+from mrpo_jax.training import checkpoints
+from tests.material import every_method
+
+CONFIG = every_method.__file__
+LORA = (
+  "--config.policy.adapter.rank=4",
+  "--config.policy.adapter.alpha=8",
+  "--config.optimizer.peak_lr=3e-2",
+  "--config.checkpoint_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """What `every_method.py` reads."""
+  folder = tmp_path_factory.mktemp("inputs")
+  every_method.make_inputs(folder)
+  rows = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
+  (folder / "few.jsonl").write_text("".join(rows[:8]))  # one batch
+  return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+  """What is the same on eight devices compiles faster for one."""
+  mesh = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parallel, "make_mesh", mesh)
+    yield
+
+
+def mrpo(*argv):
+  return cli.main([str(a) for a in argv])
+
+
+def train(folder, workdir, *overrides):
+  config = f"--config={CONFIG}:dpo,inputs={folder}"
+  data = f"--config.data.train={folder}/few.jsonl"
+  return mrpo("train", config, data, f"--workdir={workdir}", *overrides)
+
+
+def lines_of(workdir):
+  lines = files.read_lines(pathlib.Path(workdir) / "metrics.jsonl")
+  return [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
+
+
+def state_of(workdir, step=5):
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+  """Five steps of an adapter with dropout on an int4 base."""
+  workdir = tmp_path_factory.mktemp("finished") / "dpo"
+  assert train(folder, workdir, *LORA, *QLORA) == 0
+  return workdir
+
+
+QLORA = (
+  "--config.policy.quantize=int4",
+  "--config.policy.quantize_group=16",
+  "--config.policy.adapter.dropout=0.25",
+)
+
+
+@pytest.fixture(scope="module")
+def plain(folder, tmp_path_factory):
+  """Five steps of an adapter without dropout on a float32 base."""
+  workdir = tmp_path_factory.mktemp("plain") / "dpo"
+  more = (f"--config.data.eval={folder}/few.jsonl", "--config.eval_every=5")
+  assert train(folder, workdir, *LORA, *more) == 0
+  return workdir
+
+
+@pytest.mark.parametrize("run", ["plain", "finished"])
+def test_dpo_starts_at_ln_2_and_falls(request, run):
+  lines = lines_of(request.getfixturevalue(run))
+  assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+  assert lines[-1]["loss"] < 0.68
+  if run == "plain":  # judged on the pairs of every step, after the last one
+    assert lines[-1]["eval/loss"] < lines[-1]["loss"]
+
+
+def test_a_checkpoint_holds_the_adapter_alone(folder, plain):
+  state = state_of(plain)
+  config = hub.read_config(folder / "base")
+  table = lora.adapter_table(parameters.table(config), lora.Adapter(4, 8.0))
+  sizes = jax.tree.map(lambda array: array.shape, state["params"])
+  assert sizes == parameters.map_specs(lambda one: one.shape, table)
+  held = sum(array.nbytes for array in jax.tree.leaves(state))
+  weights = 4 * sum(math.prod(s.shape) for s in table_leaves(table))
+  assert held < 3 * weights + 100  # two moments beside each, and counters
+
+
+def table_leaves(table):
+  return jax.tree.leaves(table, is_leaf=parameters.is_spec)
+
+
+def test_stopped_and_resumed_ends_bit_equal(folder, finished, tmp_path):
+  workdir = tmp_path / "stopped"
+  recorded = Run._record
+
+  def record(self, step, *rest):
+    if step == 2:  # step 3 is already on its way
+      os.kill(os.getpid(), signal.SIGTERM)
+    return recorded(self, step, *rest)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Run, "_record", record)
+    assert train(folder, workdir, *LORA, *QLORA) == 0
+  assert checkpoints.steps(workdir)[0] in (2, 3)
+  assert train(folder, workdir, *LORA, *QLORA) == 0
+  assert lines_of(workdir) == lines_of(finished)
+  a, b = (jax.tree.leaves(state_of(run)) for run in (finished, workdir))
+  for x, y in zip(a, b, strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_another_adapter_in_the_same_workdir_is_refused(
+  folder, finished, capsys
+):
+  other = "--config.policy.adapter.alpha=4"
+  assert train(folder, finished, *LORA, *QLORA, other) == 2
+  assert "adapter.alpha: 8.0 -> 4.0" in capsys.readouterr().err
+
+
+# What is loaded.
+
+
+def config_of(folder, **changes):
+  values = every_method.get_config(f"dpo,inputs={folder}").to_dict()
+  for key, value in changes.items():
+    section, name = key.split("_", 1)
+    if section == "policy":
+      values["policy"][name] = value
+    else:
+      values["references"][section] = value
+      values["references"]["names"] = (*values["references"]["names"], section)
+  values["references"]["names"] = tuple(
+    dict.fromkeys(values["references"]["names"])
+  )
+  return read_config(values)
+
+
+def load(config):
+  pairs = load_pairs(config)
+  tokenizers = load_tokenizers(config, "", pairs["train"], print)
+  mesh = mesh_of(config)
+  described = describe_models(config, tokenizers, mesh)
+  loaded = load_models(config, described, mesh, print)
+  return [Both(described[key], loaded[key]) for key in loaded]
+
+
+@dataclasses.dataclass
+class Both:
+  """A model of a run, described and loaded."""
+
+  described: Described
+  loaded: Loaded
+
+  @property
+  def params(self):
+    return self.loaded.params
+
+
+def alike(policy, reference):
+  return starts_alike(
+    policy.described, policy.loaded.adapter, reference.described
+  )
+
+
+def buffers(tree):
+  return {
+    shard.data.unsafe_buffer_pointer()
+    for array in jax.tree.leaves(tree)
+    for shard in array.addressable_shards
+  }
+
+
+ADAPTER = dict(rank=4, alpha=8.0)
+
+
+@pytest.mark.parametrize("quantize", ["", "int8"])
+def test_the_reference_is_the_base_of_the_policy(folder, quantize):
+  config = config_of(
+    folder,
+    policy_adapter=ADAPTER,
+    policy_quantize=quantize,
+    policy_dtype="bfloat16",
+    same_=dict(path=f"{folder}/base", dtype="bfloat16", quantize=quantize),
+  )
+  policy, *references = load(config)
+  base, trained = lora.split(policy.params)
+  assert len(references) == 2
+  for reference in references:
+    assert buffers(reference.params) == buffers(base)
+    assert alike(policy, reference)
+  assert not buffers(base) & buffers(trained)
+  assert all(x.dtype == np.float32 for x in jax.tree.leaves(trained))
+  quantised = isinstance(base["blocks"]["up"].base, qwix.QArray)
+  assert quantised == bool(quantize)
+
+
+def test_a_policy_that_is_trained_whole_shares_with_none(folder):
+  other = dict(path=f"{folder}/base", quantize="int8")
+  policy, base, small = load(config_of(folder, small_=other))
+  assert not buffers(policy.params) & buffers(base.params)
+  assert alike(policy, base)
+  assert not alike(policy, small)
+  assert small.params["blocks"]["up"].qvalue.dtype == np.int8
+
+
+def test_adapter_references_share_one_base(folder, plain, tmp_path):
+  to = tmp_path / "adapter"
+  assert mrpo("export", f"--workdir={plain}", f"--to={to}") == 0
+  other = dict(path=f"{folder}/base", adapter=str(to))
+  config = config_of(folder, one_=other, two_=other)
+  policy, base, one, two = load(config)
+  shared = lora.strip(one.params)
+  assert buffers(shared) == buffers(lora.strip(two.params))
+  assert buffers(shared) == buffers(base.params)
+  assert not buffers(shared) & buffers(policy.params)
+  assert not alike(policy, one)
+  # An imported adapter: the reference with the same one is its start.
+  config = config_of(folder, policy_adapter=dict(path=str(to)), one_=other)
+  policy, base, one = load(config)
+  assert alike(policy, one)
+  assert not alike(policy, base)
+  for a, b in zip(
+    jax.tree.leaves(policy.params), jax.tree.leaves(one.params), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_an_imported_adapter_trains_on(folder, plain, tmp_path):
+  to, workdir = tmp_path / "adapter", tmp_path / "w"
+  assert mrpo("export", f"--workdir={plain}", f"--to={to}") == 0
+  more = (
+    f"--config.policy.adapter.path={to}",
+    f"--config.references.base.adapter={to}",
+    "--config.steps=2",
+    "--config.optimizer.peak_lr=3e-2",
+  )
+  assert train(folder, workdir, *more) == 0
+  losses = [x["loss"] for x in lines_of(workdir)]
+  assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+  before, after = (
+    np.asarray(state["params"]["blocks"]["up"]["b"])
+    for state in (state_of(plain), state_of(workdir, 2))
+  )
+  assert 0 < np.abs(after - before).max() < 0.1
+  values = json.loads((to / peft.CONFIG).read_text())
+  values["lora_alpha"] = 9
+  (to / peft.CONFIG).write_text(json.dumps(values))
+  assert train(folder, workdir, *more) == 2
+
+
+# Export.
+
+
+@pytest.mark.parametrize("run", ["plain", "finished"])
+def test_exports_compute_what_was_trained(folder, tmp_path, request, run):
+  workdir = request.getfixturevalue(run)
+  config = json.loads((workdir / "config.json").read_text())
+  base = base_of(config, "policy")
+  model = hub.read_config(folder / "base")
+  params = base_params(config, base, model)
+  adapter = lora.Adapter(4, 8.0)
+  trained = state_of(workdir)["params"]
+  tokens_BT = np.arange(24).reshape(2, 12) * 7 % 400
+  logits = functools.partial(transformer.apply, model, tokens_BT=tokens_BT)
+  want = logits(lora.attach(params, trained, adapter))
+  assert np.abs(want - logits(params)).max() > 1e-3
+  for name, flags in (("adapter", ()), ("merged", ("--merge-adapters",))):
+    to = tmp_path / name
+    assert mrpo("export", f"--workdir={workdir}", f"--to={to}", *flags) == 0
+    assert (to / "tokenizer.json").exists()
+  _, merged = hub.load(tmp_path / "merged")
+  gap = np.abs(logits(merged) - want).max()
+  assert gap < 2e-6 * np.abs(want).max()
+  found, arrays = peft.load(tmp_path / "adapter", parameters.table(model))
+  assert found.scale == adapter.scale
+  for a, b in zip(
+    jax.tree.leaves(arrays), jax.tree.leaves(trained), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  values = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
+  assert values["base_model_name_or_path"] == str(folder / "base")
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+  "overrides,message",
+  [
+    (("rank=0", "alpha=8"), "config.policy.adapter.rank must be positive"),
+    (("rank=4", "alpha=0"), "config.policy.adapter.alpha must be positive"),
+    (("rank=4",), "config.policy.adapter.alpha is missing"),
+    (("rank=33", "alpha=8"), "rank=33 is larger than query"),
+    (("rank=4", "alpha=8", "targets=q_proj"), "targets: 'q_proj' is no matrix"),
+    (("rank=4", "alpha=8", "dropout=1.0"), "less than 1, got 1.0"),
+    (("rank=4", "alpha=8", "bias=all"), "adapter.bias is not known"),
+    (("path=/none",), "/none: no such folder"),
+    (("path=/none", "rank=4"), "adapter.rank is not known"),
+  ],
+)
+def test_a_wrong_adapter_is_one_line(
+  folder, tmp_path, capsys, overrides, message
+):
+  flags = [f"--config.policy.adapter.{one}" for one in overrides]
+  assert_refused(folder, tmp_path, capsys, flags, message)
+
+
+@pytest.mark.parametrize(
+  "flags,message",
+  [
+    (["policy.quantize=int8"], "needs config.policy.adapter"),
+    (["policy.quantize=int5"], "config.policy.quantize must be one of"),
+    (["references.base.adapter=/none"], "/none: no such folder"),
+    (
+      ["references.base.quantize=int4", "references.base.quantize_group=7"],
+      "groups of 7 do not divide the 32 inputs of query",
+    ),
+    (
+      [
+        "policy.quantize=int8",
+        "policy.adapter.rank=4",
+        "policy.adapter.alpha=8",
+        "references.base.quantize=int4",
+      ],
+      "references.base.quantize='int4', but the policy is int8",
+    ),
+  ],
+)
+def test_wrong_integers_are_one_line(folder, tmp_path, capsys, flags, message):
+  flags = [f"--config.{flag}" for flag in flags]
+  assert_refused(folder, tmp_path, capsys, flags, message)
+
+
+def assert_refused(folder, tmp_path, capsys, flags, message):
+  assert train(folder, tmp_path / "w", *flags) == 2
+  error = capsys.readouterr().err.strip()
+  assert error.startswith("error: ") and "\n" not in error
+  assert message in error
+  assert not (tmp_path / "w").exists()

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every loss by its name trains on human preferences through the command."""
+
+import functools
+import math
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from mrpo_jax import cli, files, losses, parallel
+from tests.material import every_method
+
+CONFIG = every_method.__file__
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  """What `every_method.py` reads."""
+  folder = tmp_path_factory.mktemp("inputs")
+  every_method.make_inputs(folder)
+  return folder
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """What is the same on eight devices compiles faster for one."""
+  mesh = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
+  monkeypatch.setattr(parallel, "make_mesh", mesh)
+
+
+def train(name, inputs, workdir, *overrides):
+  config = f"--config={CONFIG}:{name},inputs={inputs}"
+  return cli.main(["train", config, f"--workdir={workdir}", *overrides])
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_five_steps_of_every_method(inputs, tmp_path, name):
+  assert train(name, inputs, tmp_path / "w") == 0
+  lines = files.read_lines(tmp_path / "w" / "metrics.jsonl")
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+  for line in lines:
+    assert all(math.isfinite(value) for value in line.values()), line
+    assert line["grad_norm"] > 0
+    assert name == "nll" or "rewards/accuracies" in line
+
+
+def test_a_memory_outlives_the_run(inputs, tmp_path):
+  every = "--config.checkpoint_every=2"
+  whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+  for workdir in (whole, resumed):
+    assert train("beta_dpo", inputs, workdir, every) == 0
+  shutil.rmtree(resumed / "checkpoints" / "5")  # as if killed before step 5
+  assert train("beta_dpo", inputs, resumed, every) == 0
+  one, two = (
+    [
+      {k: v for k, v in line.items() if "seconds" not in k}
+      for line in files.read_lines(workdir / "metrics.jsonl")
+    ]
+    for workdir in (whole, resumed)
+  )
+  assert one == two and len(one) == 5
+
+
+@pytest.mark.parametrize("name", ["tdpo", "bmc", "aot"])
+def test_evaluation_of_what_needs_more_than_sums(inputs, tmp_path, name):
+  more = (f"--config.data.eval={inputs}/pairs.jsonl", "--config.eval_every=5")
+  assert train(name, inputs, tmp_path / "w", *more) == 0
+  last = files.read_lines(tmp_path / "w" / "metrics.jsonl")[-1]
+  assert math.isfinite(last["eval/loss"])
+  pairs = files.read_lines(tmp_path / "w" / "eval_pairs.jsonl")
+  policy = np.array([pair["policy"] for pair in pairs])
+  assert np.all(policy < 0)
+  # Plain sums of all tokens, whatever the loss weighs them by.
+  np.testing.assert_allclose(
+    policy[:, 0].mean(), last["eval/logps/chosen"], rtol=1e-5
+  )
+
+
+def test_one_reference_at_a_time_by_held_out_accuracy(inputs, tmp_path):
+  more = (
+    "--config.loss.weights=thompson",
+    f"--config.data.eval={inputs}/pairs.jsonl",
+    "--config.eval_every=1",
+  )
+  assert train("mrpo", inputs, tmp_path / "w", *more) == 0
+  lines = files.read_lines(tmp_path / "w" / "metrics.jsonl")
+  weights = [line["references/base/weight"] for line in lines]
+  assert set(weights) <= {0.0, 1.0}
+  step = tmp_path / "w" / "checkpoints" / "5" / "state"
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    arms = checkpointer.restore(step)["method_state"]["weights"]
+  # Judged at every evaluation but the first, which has none before it.
+  assert np.sum(arms["won_K"]) + np.sum(arms["lost_K"]) == 2 * 2 * 5 + 4
+
+
+@pytest.mark.parametrize(
+  "name,override,message",
+  [
+    ("d2po", "--config.references.base.path={}/second", "policy's tokenizer"),
+    ("tdpo", "--config.references.base.path={}/second", "policy's tokenizer"),
+    ("robust_dpo", "--config.loss.label_smoothing=0.5", "in [0, 0.5)"),
+    ("dpo", "--config.loss.token_weight=decay", "unknown token_weight"),
+    ("mrpo", "--config.loss.weights=thompson", "set config.data.eval"),
+    ("mrpo", "--config.loss.weights=best", "unknown weights 'best'"),
+    ("simpo", "--config.loss.dispersion=3.4", "there is no reference"),
+    ("dpo", "--config.loss.scale=tokens", "unknown scale"),
+    ("dpo", "--config.loss.label_smoothing=much", "label_smoothing"),
+  ],
+)
+def test_what_cannot_be_trained_is_one_line(
+  inputs, tmp_path, capsys, name, override, message
+):
+  override = override.format(inputs)
+  assert train(name, inputs, tmp_path / "w", override) == 2
+  error = capsys.readouterr().err.strip()
+  assert error.startswith("error: ") and "\n" not in error
+  assert message in error
+  assert not (tmp_path / "w").exists()

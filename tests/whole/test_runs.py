@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs through the command: what they leave, resume and refuse."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from benchmarks import kill_training
+from mrpo_jax import cli, files, hub
+from mrpo_jax.runs.train import Run
+from mrpo_jax.training import checkpoints
+from mrpo_jax.training import step as steps
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = f"{ROOT}/configs/quickstart.py"
+UNTIMED = ("seconds", "seconds/input")
+PROMISED = {
+  "step",
+  "loss",
+  "rewards/chosen",
+  "rewards/rejected",
+  "rewards/accuracies",
+  "rewards/margins",
+  "logps/chosen",
+  "logps/rejected",
+  "tokens/real",
+  "tokens/slots",
+  "pairs",
+  "dropped",
+  "truncated",
+  "seconds",
+}
+
+
+def mrpo(*argv):
+  return cli.main([str(a) for a in argv])
+
+
+def train_debug(workdir, *overrides, run="mrpo"):
+  config = f"--config={CONFIG}:{run},debug"
+  return mrpo("train", config, f"--workdir={workdir}", *overrides)
+
+
+def lines_of(workdir):
+  return files.read_lines(workdir / "metrics.jsonl")
+
+
+def untimed(workdir):
+  lines = lines_of(workdir)
+  return [{k: v for k, v in x.items() if k not in UNTIMED} for x in lines]
+
+
+def state_of(workdir, step):
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+
+
+def files_of(folder):
+  return {
+    path.relative_to(folder): path.stat().st_mtime_ns
+    for path in folder.rglob("*")
+    if path.is_file()
+  }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """An uninterrupted run of eight steps."""
+  workdir = tmp_path_factory.mktemp("finished") / "mrpo"
+  assert train_debug(workdir) == 0
+  return workdir
+
+
+def test_a_run_leaves_what_is_promised(finished):
+  lines = lines_of(finished)
+  assert [line["step"] for line in lines] == list(range(1, 9))
+  for line in lines:
+    assert line.keys() >= PROMISED
+    assert all(np.isfinite(value) for value in line.values())
+    assert 0 < line["tokens/real"] <= line["tokens/slots"]
+    assert line["pairs"] == 8
+  evaluated = [line["step"] for line in lines if "eval/loss" in line]
+  assert evaluated == [4, 8]
+  for kind in ("", "virtual/", "policy/", "policy_mean/"):
+    assert f"eval/{kind}rewards/accuracies" in lines[-1]
+  for name in ("base", "second"):
+    assert f"references/{name}/responsibility" in lines[-1]
+  assert json.loads((finished / "config.json").read_text())["steps"] == 8
+  assert checkpoints.steps(finished) == [8, 4]
+  assert list(finished.glob("events.out.tfevents.*"))
+
+
+def test_a_checkpoint_restores_without_a_target(finished):
+  state = state_of(finished, 8)
+  assert int(state["step"]) == 8
+  assert state["params"]["embed"].shape[1] == 32
+
+
+def test_a_finished_run_started_again_changes_nothing(finished, capsys):
+  before = files_of(finished)
+  assert train_debug(finished) == 0
+  assert files_of(finished) == before
+  assert "finished before" in capsys.readouterr().out
+
+
+def assert_equal_runs(one, two, step=8):
+  assert untimed(one) == untimed(two)
+  a, b = (jax.tree.leaves(state_of(run, step)) for run in (one, two))
+  for x, y in zip(a, b, strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
+  finished, tmp_path, monkeypatch, capsys
+):
+  workdir = tmp_path / "stopped"
+  recorded = Run._record
+
+  def record(self, step, *rest):
+    if step == 2:  # step 3 is already on its way
+      os.kill(os.getpid(), signal.SIGTERM)
+    return recorded(self, step, *rest)
+
+  monkeypatch.setattr(Run, "_record", record)
+  assert train_debug(workdir) == 0
+  stopped_at = checkpoints.steps(workdir)[0]
+  assert stopped_at in (2, 3)
+  assert len(lines_of(workdir)) == stopped_at
+  assert "the same command resumes" in capsys.readouterr().out
+  monkeypatch.undo()
+  assert train_debug(workdir) == 0
+  assert "resuming at step" in capsys.readouterr().out
+  assert_equal_runs(finished, workdir)
+
+
+def test_killed_anywhere_the_same_command_ends_bit_equal(tmp_path, monkeypatch):
+  # In processes of their own; `benchmarks/kill_training.py` has more of it.
+  monkeypatch.setenv("XLA_FLAGS", "")
+  steps, rng = 12, random.Random(0)
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  kill_training.write_pairs(tmp_path)
+  assert kill_training.start(whole, steps).wait() == 0
+  for kind, target in (("save", 2), ("step", 7)):
+    kill_training.kill(killed, steps, kind, target, rng)
+  assert kill_training.start(killed, steps).wait() == 0
+  kill_training.compare(whole, killed, steps)
+
+
+def test_a_broken_checkpoint_is_set_aside_and_the_older_one_used(
+  finished, tmp_path, capsys
+):
+  workdir = tmp_path / "broken"
+  shutil.copytree(finished, workdir)
+  for path in (workdir / "checkpoints" / "8" / "state").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  assert train_debug(workdir) == 0
+  said = capsys.readouterr().out
+  assert "checkpoints/8 cannot be read" in said and "using step 4" in said
+  assert_equal_runs(finished, workdir)
+
+
+def test_one_flipped_bit_of_a_weight_is_noticed(finished, tmp_path, capsys):
+  workdir = tmp_path / "flipped"
+  shutil.copytree(finished, workdir)
+  data = (workdir / "checkpoints" / "8" / "state").rglob("d/*")
+  path = max(data, key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 16
+  path.write_bytes(content)
+  assert train_debug(workdir) == 0
+  said = capsys.readouterr().out
+  assert "checkpoints/8 cannot be read" in said
+  assert_equal_runs(finished, workdir)
+
+
+def test_weights_that_differ_from_their_checksum_are_not_exported(
+  finished, tmp_path, monkeypatch, capsys
+):
+  meta = checkpoints.read_meta(finished / "checkpoints" / "8")
+  meta["checksum"]["params"][0] ^= 1
+  monkeypatch.setattr(checkpoints, "read_meta", lambda path: meta)
+  to = tmp_path / "model"
+  assert mrpo("export", f"--workdir={finished}", f"--to={to}") == 2
+  error = capsys.readouterr().err
+  assert "checkpoints/8: checkpoint cannot be read (its params" in error
+  assert not to.exists()
+
+
+def test_when_no_checkpoint_can_be_read_the_newest_is_named(
+  finished, tmp_path, capsys
+):
+  workdir = tmp_path / "broken"
+  shutil.copytree(finished, workdir)
+  for path in (workdir / "checkpoints").rglob("*"):
+    if path.is_file():
+      path.write_bytes(b"")
+  assert train_debug(workdir) == 2
+  assert "checkpoints/8" in capsys.readouterr().err
+  assert checkpoints.steps(workdir) == [8, 4]
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(
+  tmp_path, monkeypatch, capsys
+):
+  honest = steps.train_step
+
+  def poisoned(state, *given, **more):
+    state, metrics = honest(state, *given, **more)
+    bad = state.step == 6
+    metrics["loss"] = jax.numpy.where(bad, jax.numpy.nan, metrics["loss"])
+    return state, metrics
+
+  monkeypatch.setattr(steps, "train_step", poisoned)
+  assert train_debug(tmp_path, run="dpo") == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: loss is nan at step 6")
+  assert checkpoints.steps(tmp_path) == [4]
+  assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_wrong_start_stops_with_an_explanation(tmp_path, monkeypatch, capsys):
+  honest = steps.reference_figures
+
+  def shifted(*given):
+    figures = honest(*given)
+    shift_BCK = jax.numpy.array([0.5, 0.0])[None, :, None]
+    return figures | {"ref_logp_BCK": figures["ref_logp_BCK"] + shift_BCK}
+
+  monkeypatch.setattr(steps, "reference_figures", shifted)
+  assert train_debug(tmp_path, run="dpo") == 1
+  error = capsys.readouterr().err
+  assert "must be 0.693147" in error and "log-probabilities disagree" in error
+  assert not lines_of(tmp_path)
+
+
+def test_export_writes_the_trained_policy(finished, tmp_path, capsys):
+  to = tmp_path / "model"
+  assert mrpo("export", f"--workdir={finished}", f"--to={to}") == 0
+  _, params = hub.load(to)
+  want = state_of(finished, 8)["params"]
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(want), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert (to / "tokenizer.json").exists()
+  card = (to / "README.md").read_text()
+  assert card.startswith("---\nlibrary_name: transformers\ntags:\n- mrpo_jax\n")
+  _, metrics, _, config, _ = re.split("```(?:json)?\n", card)
+  assert json.loads(config) == json.loads(
+    (finished / "config.json").read_text()
+  )
+  last = lines_of(finished)[-1]
+  assert json.loads(metrics)["step"] == last["step"] == 8
+  assert json.loads(metrics)["eval/loss"] == last["eval/loss"]
+  assert mrpo("export", f"--workdir={finished}", f"--to={to}") == 2
+  assert "exists" in capsys.readouterr().err
+
+
+def test_export_takes_the_step_or_the_best(finished, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished, workdir)
+  config = files.read_json(workdir / "config.json")
+  config["checkpoints"]["best"] = "eval/rewards/margins"
+  files.write_json(workdir / "config.json", config)
+  judged = {
+    line["step"]: line.get("eval/rewards/margins", -1.0)
+    for line in lines_of(workdir)
+  }
+  best = max(judged, key=judged.get)
+  for which, step in (("4", 4), ("best", best)):
+    to = tmp_path / which
+    argv = ("export", f"--workdir={workdir}", f"--to={to}", f"--step={which}")
+    assert mrpo(*argv) == 0
+    assert f"step {step} of {workdir} is now {to}" in capsys.readouterr().out
+    _, params = hub.load(to)
+    want = state_of(finished, step)["params"]
+    np.testing.assert_array_equal(params["embed"], want["embed"])
+    assert f", step {step}\n" in (to / "README.md").read_text()
+  assert mrpo("export", f"--workdir={workdir}", "--to=x", "--step=5") == 2
+  assert "--step 5: no such checkpoint" in capsys.readouterr().err
+
+
+def test_report_reads_the_runs_of_a_folder(finished, capsys):
+  assert mrpo("report", f"--workdir={finished.parent}") == 0
+  results = json.loads((finished.parent / "results.json").read_text())
+  last = lines_of(finished)[-1]
+  assert results["mrpo"]["accuracy"] == pytest.approx(
+    last["eval/rewards/accuracies"]
+  )
+  assert results["mrpo"]["margin"] == pytest.approx(
+    last["eval/rewards/margins"], abs=1e-5
+  )
+
+
+def test_exported_models_train_as_paths(finished, tmp_path):
+  model = tmp_path / "model"
+  assert mrpo("export", f"--workdir={finished}", f"--to={model}") == 0
+  workdir = tmp_path / "run"
+  overrides = (
+    f"--config.policy.path={model}",
+    f"--config.references.base.path={model}",
+    f"--config.references.second.path={model}",
+    "--config.references.second.mode=online",
+    "--config.steps=2",
+  )
+  assert train_debug(workdir, *overrides) == 0
+  # Both references are the policy's start: ln 2, checked at run time too.
+  assert lines_of(workdir)[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
