@@ -65,7 +65,7 @@ def _define_config(argv, parsed):
       config_dict.ConfigDict(config),
       flag_values=parsed,
       lock_config=False,
-      accept_new_attributes=True,  # `config.read_config` knows what may be given
+      accept_new_attributes=True,  # `read_config` knows what may be given
       sys_argv=["mrpo", *argv],
     )
   except KeyError as error:

@@ -43,7 +43,7 @@ def shardings(table, transformation, mesh, method_state, rules=None, moving=()):
   """A TrainState of NamedSharding; moments follow their parameter.
 
   Args:
-    table: tree of ArraySpec of what is trained: `parameters.table` of a model, or
+    table: tree of ArraySpec of what is trained: `parameters.table`, or
       `lora.adapter_table`.
     transformation: optax transformation.
     mesh: jax.sharding.Mesh.

@@ -8,7 +8,9 @@ import dataclasses
 class TensorNames:
   """Names of the stored tensors; leaves of one name share that tensor."""
 
-  names: dict[str, str]  # leaf of `parameters.table` -> name, "{}" for the layer
+  names: dict[
+    str, str
+  ]  # leaf of `parameters.table` -> name, "{}" for the layer
   inputs_first: bool = False  # matrices are [in, out], not torch's [out, in]
   interleaved: bool = False  # leaves that share a tensor alternate by head
   prefix: str = "model."  # bare decoders leave it out
