@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to token ids: where the prompt ends and each response begins.
+"""Tokenization of pairs: where the prompt ends and each response begins.
 
 Prompt and response are tokenized together, as a model would see them, and
 split afterwards; tokenizing them apart gives other ids where a token crosses
@@ -8,10 +8,9 @@ the border, and a second BOS where the tokenizer adds one.
 
 import dataclasses
 import itertools
-from collections import Counter
 
 from mrpo_jax.data.templates import chat_template
-from mrpo_jax.data.tokenized import CANNOT_BE_CUT, splitter
+from mrpo_jax.data.tokenized import CANNOT_BE_CUT, pair_tokenizer
 from mrpo_jax.errors import InputError
 
 PAIRS_AT_ONCE = 333  # three texts a pair: about 1,000 in one tokenizer call
@@ -84,14 +83,14 @@ def encode_all(
   check_limits(max_prompt, max_response)
   encoded, pairs = [], iter(pairs)
   cuts = itertools.repeat(None) if cuts is None else iter(cuts)
-  split_all = splitter(tokenizer, chat_template(tokenizer))
+  tokenize_pairs = pair_tokenizer(tokenizer, chat_template(tokenizer))
   while chunk := list(itertools.islice(pairs, PAIRS_AT_ONCE)):
     kept = list(itertools.islice(cuts, len(chunk)))
-    for split, cut in zip(split_all(chunk, kept), kept, strict=True):
-      pair = _limited(tokenizer, split, cut, max_prompt, max_response)
-      if isinstance(pair, str):
-        pair = Encoded([], [], [], dropped=pair)
-      encoded.append(pair)
+    for pair, cut in zip(tokenize_pairs(chunk, kept), kept, strict=True):
+      one = _limited(tokenizer, pair, cut, max_prompt, max_response)
+      if isinstance(one, str):
+        one = Encoded([], [], [], dropped=one)
+      encoded.append(one)
     if progress is not None:
       progress(len(chunk))
   return encoded
@@ -104,28 +103,15 @@ def check_limits(max_prompt, max_response):
       raise InputError(f"max_{name} must be at least 1 token, is {limit}")
 
 
-def count(encoded):
-  """How many pairs were kept, dropped, cut, and the reasons by frequency."""
-  reasons = Counter(
-    pair.dropped.partition(":")[0] for pair in encoded if pair.dropped
-  )
-  return {
-    "kept": len(encoded) - reasons.total(),
-    "dropped": reasons.total(),
-    "truncated": sum(pair.truncated for pair in encoded),
-    "reasons": dict(reasons.most_common()),
-  }
-
-
-def _limited(tokenizer, split, cut, max_prompt, max_response):
+def _limited(tokenizer, pair, cut, max_prompt, max_response):
   """Encoded, or the reason why there is none."""
-  if isinstance(split, str):
-    return split
-  prompt, responses, job = split.prompt, split.responses, split.job
+  if isinstance(pair, str):
+    return pair
+  prompt, responses, text = pair.prompt, pair.responses, pair.text
   short = [response[:max_response] for response in responses]
   response_cut = short != responses
   too_long = response_cut or len(prompt) > max_prompt
-  if too_long and cut is not None and not job.can_be_cut():
+  if too_long and cut is not None and not text.can_be_cut():
     return CANNOT_BE_CUT
   if short[0] == short[1]:
     return "equal responses"
@@ -137,6 +123,6 @@ def _limited(tokenizer, split, cut, max_prompt, max_response):
     *short,
     truncated=too_long or bool(cut),
     response_cut=response_cut,
-    characters=job.characters(),
-    left_out=job.left_out(),
+    characters=text.characters(),
+    left_out=text.left_out(),
   )

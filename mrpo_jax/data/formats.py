@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of preferences, in the layouts that people publish -> PreferencePair.
+"""PreferencePair, read from preference files in the layouts people publish.
 
 Equal and empty responses and text that no tokenizer encodes come through:
 dropping is the encoder's affair.

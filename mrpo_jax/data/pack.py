@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded pairs into fixed rows, the prompt of a pair once.  NumPy, no I/O."""
+"""Packing: encoded pairs into fixed rows, the prompt of a pair once."""
 
 import difflib
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where pairs come from: a file, a prepared TFDS directory, the HF hub."""
+"""Sources of pairs: a file, a prepared TFDS directory, the Hugging Face hub."""
 
 import contextlib
 import hashlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates: named ones, files, and where one puts a turn's content."""
+"""Chat templates: named ones, files, and the place of each turn's content."""
 
 import dataclasses
 import itertools

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pair as texts, as whole sequences of ids, and the border in these.
+"""Pairs tokenized: as texts, as whole sequences of ids, and their border.
 
-What `encode` limits to a length and `cut` looks up places of tokens in.
+`encode` limits it to a length, `truncate` finds places of tokens in it.
 Below, a string in place of a result is the reason to drop the pair.
 """
 
@@ -74,7 +74,7 @@ class PairText:
 class PairTokens:
   """A pair as ids of any length, split into prompt and responses."""
 
-  job: PairText
+  text: PairText
   prompt: list
   responses: list
   shared: int  # tokens of the prompt that stand in both sequences
@@ -83,7 +83,7 @@ class PairTokens:
 
   def spans(self, side):
     """Places of prompt and response ids, as (start, stop) in the text."""
-    end = len(self.job.texts[side + 1])
+    end = len(self.text.texts[side + 1])
     length = self.shared + len(self.responses[side])
     spans = self.encodings[side].offsets[self.skipped[side] :][:length]
     if spans[-1] == (0, 0):  # an EOS that the tokenizer adds
@@ -92,13 +92,13 @@ class PairTokens:
 
   def characters(self, places, side, position):
     """Characters of the contents before a position in the text cut."""
-    start, head = self.job.starts[side + 1]
+    start, head = self.text.starts[side + 1]
     position = start + max(position - head, 0)
     return templates.characters_before(places, position)
 
 
-def splitter(tokenizer, template):
-  """A function of some pairs and the Cut or None of each, to their Splits.
+def pair_tokenizer(tokenizer, template):
+  """A function of pairs, and the Cut or None of each, to their PairTokens.
 
   It calls the tokenizer once for all texts of a kind.
   """
@@ -106,18 +106,18 @@ def splitter(tokenizer, template):
     functools.partial(templates.frame, tokenizer, template)
   )
 
-  def split_all(pairs, cuts):
-    jobs = [
-      _job(tokenizer, template, frame, pair, cut)
+  def tokenize_pairs(pairs, cuts):
+    some = [
+      _pair_text(tokenizer, template, frame, pair, cut)
       for pair, cut in zip(pairs, cuts, strict=True)
     ]
-    found = _tokenize(tokenizer, jobs)
-    return [_split(tokenizer, job, found) for job in jobs]
+    found = _tokenize(tokenizer, some)
+    return [_pair_tokens(tokenizer, one, found) for one in some]
 
-  return split_all
+  return tokenize_pairs
 
 
-def _job(tokenizer, template, frame, pair, cut):
+def _pair_text(tokenizer, template, frame, pair, cut):
   plain = isinstance(pair.prompt, str)
   kept = (cut.chosen, cut.rejected) if cut else (None, None)
   wholes = [pair.prompt + side for side in (pair.chosen, pair.rejected)]
@@ -143,30 +143,32 @@ def _job(tokenizer, template, frame, pair, cut):
     roles = [tuple(str(t.get("role")) for t in some) for some in turns]
     frames = [frame(roles[0], generation=True), *map(frame, roles[1:])]
   starts = [(0, 0)] * 3
-  job = PairText(plain, contents, roles[0], texts, frames, kept, texts, starts)
-  return _cut(tokenizer, job, cut.prompt if cut else 0)
+  whole = PairText(
+    plain, contents, roles[0], texts, frames, kept, texts, starts
+  )
+  return _cut(tokenizer, whole, cut.prompt if cut else 0)
 
 
-def _cut(tokenizer, job, prompt):
-  """The Job with its texts cut."""
+def _cut(tokenizer, pair, prompt):
+  """The PairText with its texts cut."""
   texts, starts, bos = [], [], tokenizer.bos_token
   for i, (whole, kept) in enumerate(
-    zip(job.wholes, (None, *job.kept), strict=True)
+    zip(pair.wholes, (None, *pair.kept), strict=True)
   ):
     start, stop, head = 0, len(whole), ""
     if prompt or kept is not None:
-      places = job.places(i)
+      places = pair.places(i)
       if places is None:
         return CANNOT_BE_CUT
     if prompt:
       head = bos if bos and whole.startswith(bos) else ""
-      start = templates.start_of(places[: len(job.contents[0])], prompt)
+      start = templates.start_of(places[: len(pair.contents[0])], prompt)
       start = max(start, len(head))
     if kept is not None:
-      stop = templates.stop_of(places, job.prompt_size + kept)
+      stop = templates.stop_of(places, pair.prompt_size + kept)
     texts.append(head + whole[start:stop])
     starts.append((start, len(head)))
-  return dataclasses.replace(job, texts=texts, starts=starts)
+  return dataclasses.replace(pair, texts=texts, starts=starts)
 
 
 def _render_prompt(tokenizer, template, turns):
@@ -180,12 +182,12 @@ def _render_prompt(tokenizer, template, turns):
     return ""
 
 
-def _tokenize(tokenizer, jobs):
-  """{(text, plain): (ids, Encoding)} for all texts of the jobs."""
+def _tokenize(tokenizer, pairs):
+  """{(text, plain): (ids, Encoding)} for all texts of some PairTexts."""
   found = {}
-  jobs = [job for job in jobs if not isinstance(job, str)]
+  pairs = [pair for pair in pairs if not isinstance(pair, str)]
   for plain in (True, False):
-    texts = [text for job in jobs if job.plain == plain for text in job.texts]
+    texts = [t for pair in pairs if pair.plain == plain for t in pair.texts]
     try:
       some = _call(tokenizer, texts, plain)
     except Exception:  # tokenizers raises bare Exception; find the culprit
@@ -220,24 +222,24 @@ def _first_line(error):
   return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def _split(tokenizer, job, found):
-  if isinstance(job, str):
-    return job
-  results = [found[text, job.plain] for text in job.texts]
+def _pair_tokens(tokenizer, pair, found):
+  if isinstance(pair, str):
+    return pair
+  results = [found[text, pair.plain] for text in pair.texts]
   for result in results:
     if isinstance(result, str):
       return result
   sequences, encodings = map(list, zip(*results, strict=True))
   bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-  if job.plain:
+  if pair.plain:
     sequences = [_one_bos(sequence, bos) for sequence in sequences]
   skipped = [
     len(encoding.ids) - len(sequence)
     for sequence, encoding in zip(sequences, encodings, strict=True)
   ]
   whole = sequences[1:]
-  if job.plain:
-    ends = zip(whole, encodings[1:], job.kept, strict=True)
+  if pair.plain:
+    ends = zip(whole, encodings[1:], pair.kept, strict=True)
     whole = [_one_eos(*end, eos) for end in ends]
   length = _shared_length([sequences[0], *whole])
   if not length and all(s[:1] == [bos] for s in whole):
@@ -248,7 +250,7 @@ def _split(tokenizer, job, found):
   responses = [sequence[length:] for sequence in whole]
   if any(response in ([], [eos]) for response in responses):
     return "empty response"
-  return PairTokens(job, prompt, responses, length, encodings[1:], skipped[1:])
+  return PairTokens(pair, prompt, responses, length, encodings[1:], skipped[1:])
 
 
 def _one_bos(ids, bos):

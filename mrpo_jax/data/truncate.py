@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where texts are cut: once for all tokenizers, so all score the same."""
+"""Truncation: one cut of a pair's text for all tokenizers of a run."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ import json
 
 from mrpo_jax.data import encode
 from mrpo_jax.data.templates import chat_template
-from mrpo_jax.data.tokenized import splitter
+from mrpo_jax.data.tokenized import pair_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response, progress=None):
   """
   encode.check_limits(max_prompt, max_response)
   cuts, pairs = [], iter(pairs)
-  splitters = [splitter(one, chat_template(one)) for one in tokenizers]
+  tokenizings = [pair_tokenizer(one, chat_template(one)) for one in tokenizers]
   while chunk := list(itertools.islice(pairs, encode.PAIRS_AT_ONCE)):
-    cuts += _fit(tokenizers, splitters, chunk, max_prompt, max_response)
+    cuts += _fit(tokenizers, tokenizings, chunk, max_prompt, max_response)
     if progress is not None:
       progress(len(chunk))
   return cuts
@@ -64,19 +64,19 @@ def fingerprint(pair, cut):
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fit(tokenizers, splitters, pairs, max_prompt, max_response):
+def _fit(tokenizers, tokenizings, pairs, max_prompt, max_response):
   cuts = [Cut()] * len(pairs)
   left = list(range(len(pairs)))
   while left:
     some = [pairs[i] for i in left], [cuts[i] for i in left]
-    views = [split_all(*some) for split_all in splitters]
+    views = [tokenize_pairs(*some) for tokenize_pairs in tokenizings]
     before, left = left, []
-    for i, *splits in zip(before, *views, strict=True):
-      if any(isinstance(split, str) for split in splits):
+    for i, *pair_views in zip(before, *views, strict=True):
+      if any(isinstance(pair, str) for pair in pair_views):
         continue  # `encode` gives the reason
       found = [
-        _tighter(tokenizer, split, cuts[i], max_prompt, max_response)
-        for tokenizer, split in zip(tokenizers, splits, strict=True)
+        _tighter(tokenizer, pair, cuts[i], max_prompt, max_response)
+        for tokenizer, pair in zip(tokenizers, pair_views, strict=True)
       ]
       cut = _tightest(found)
       if cut != cuts[i]:
@@ -98,35 +98,35 @@ def _tightest(cuts):
   )
 
 
-def _tighter(tokenizer, split, cut, max_prompt, max_response):
+def _tighter(tokenizer, pair, cut, max_prompt, max_response):
   """A Cut of more characters where something is too long, else the same."""
   prompt, kept = cut.prompt, [cut.chosen, cut.rejected]
-  if len(split.prompt) > max_prompt and (places := split.job.places(1)):
-    bos = split.prompt[0] == tokenizer.bos_token_id
-    prompt = _later(split, places, prompt, max_prompt - bos)
-  for side, response in enumerate(split.responses):
-    if len(response) > max_response and (places := split.job.places(side + 1)):
-      kept[side] = _earlier(split, places, side, kept[side], max_response)
+  if len(pair.prompt) > max_prompt and (places := pair.text.places(1)):
+    bos = pair.prompt[0] == tokenizer.bos_token_id
+    prompt = _later(pair, places, prompt, max_prompt - bos)
+  for side, response in enumerate(pair.responses):
+    if len(response) > max_response and (places := pair.text.places(side + 1)):
+      kept[side] = _earlier(pair, places, side, kept[side], max_response)
   return Cut(prompt, *kept)
 
 
-def _later(split, places, cut, tokens):
+def _later(pair, places, cut, tokens):
   """How much of the prompt to leave out for its last tokens to remain."""
-  spans = split.spans(0)[: split.shared]
-  size = split.job.prompt_size
-  for i in range(split.shared - tokens, split.shared):
-    found = min(split.characters(places, 0, spans[i][0]), size)
+  spans = pair.spans(0)[: pair.shared]
+  size = pair.text.prompt_size
+  for i in range(pair.shared - tokens, pair.shared):
+    found = min(pair.characters(places, 0, spans[i][0]), size)
     if found > cut:
       return found
   return size
 
 
-def _earlier(split, places, side, kept, tokens):
+def _earlier(pair, places, side, kept, tokens):
   """How much of a response to keep for its first tokens to remain."""
-  spans = split.spans(side)[split.shared :]
+  spans = pair.spans(side)[pair.shared :]
   for i in range(tokens, 0, -1):
     stop = spans[i - 1][1]
-    found = split.characters(places, side, stop) - split.job.prompt_size
+    found = pair.characters(places, side, stop) - pair.text.prompt_size
     if kept is None or found < kept:
       return max(found, 0)
   return 0

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from mrpo_jax.data.encode import Encoded, count, encode, encode_all
+from mrpo_jax.data.encode import Encoded, encode, encode_all
 from mrpo_jax.data.templates import chat_template
 from mrpo_jax.data.tokenizer import train_tokenizer, with_template
 
@@ -481,17 +481,3 @@ def test_named_templates_by_hand(trained, name, prompt, chosen):
   bare = with_template(small(bos=None, eos=None), name)
   assert run(bare, [turn("user", "c")], said("a"), said("b")).dropped is None
   assert run(tokenizer, [], said("d"), said("e")).dropped is None
-
-
-def test_count_groups_the_reasons():
-  kept = Encoded([1], [2], [3])
-  reasons = ["not encodable: x", "not encodable: y", "empty response"]
-  pairs = [kept, kept, dataclasses.replace(kept, truncated=True)]
-  pairs += [Encoded([], [], [], dropped=reason) for reason in reasons]
-  assert count(pairs) == {
-    "kept": 3,
-    "dropped": 3,
-    "truncated": 1,
-    "reasons": {"not encodable": 2, "empty response": 1},
-  }
-  assert count([])["kept"] == 0
