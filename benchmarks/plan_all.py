@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans the configs at paper scale and writes the tables of docs/plan.md.
+"""Plans the configs at paper scale and writes the tables of docs/guide/plan.md.
 
   pip install -e .[plan] && python -m benchmarks.plan_all [--workdir=DIR]
 
@@ -16,7 +16,7 @@ import sys
 from mrpo_jax.text import sized, sized_bytes
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "plan.md"
+PAGE = ROOT / "docs" / "guide" / "plan.md"
 MARK = "<!-- made by benchmarks/plan_all.py -->"
 PLANS = {  # name -> (config, topology)
   "mrpo_llama2": ("mrpo_llama2_mistral.py", "v5p:2x2x1"),
@@ -76,7 +76,7 @@ def markdown(header, body):
 
 
 def page(plans):
-  """The part of docs/plan.md that follows from the plans."""
+  """The part of docs/guide/plan.md that follows from the plans."""
   made = {
     ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
     for found in plans.values()

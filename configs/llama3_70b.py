@@ -9,8 +9,8 @@ vocabulary and cost 6 % of its step; being smaller, they cannot be its start.
 
 On v5p:4x4x4 (64 chips, fsdp=16, model=4) a step takes 25 GiB of a device's 95
 and at least 4.9 s, so at most 26 pairs/s with pairs of 512 + 2 x 512 tokens:
-compiled, not run (`mrpo plan`, docs/plan.md).  With fsdp over all chips there
-are more rows in a micro-batch than the pairs fill.
+compiled, not run (`mrpo plan`, docs/guide/plan.md).  With fsdp over all chips
+there are more rows in a micro-batch than the pairs fill.
 
 Append `:debug` for a minute on tiny models.
 """

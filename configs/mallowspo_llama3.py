@@ -14,7 +14,7 @@ responses these runs train on.
 
 On v5p:2x2x4 (16 chips, fsdp=16) a step takes 11.7 GiB of a device's 95 and at
 least 2.5 s, so at most 51 pairs/s with pairs of 512 + 2 x 512 tokens: compiled,
-not run (`mrpo plan`, docs/plan.md).
+not run (`mrpo plan`, docs/guide/plan.md).
 
 Append `:debug` for a minute on tiny models.
 """

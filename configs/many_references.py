@@ -11,7 +11,7 @@ every one is a Hugging Face folder with its own tokenizer and chat template.
 A step then costs the same for any K.  Two references of other families differ
 in how far their log-probabilities spread, and the one that spreads most would
 decide alone; `scale="zscore"` gives all of them the spread of the first
-(docs/references.md).  Append `,debug` for a minute on tiny models.
+(docs/guide/references.md).  Append `,debug` for a minute on tiny models.
 """
 
 from ml_collections import config_dict

@@ -13,12 +13,12 @@ bit.  On one device the weights are read as they were fetched:
 Other than the code: bfloat16 for float16, int4 in groups of 32 for NF4, each
 reference reads the text with its own tokenizer and template (the code feeds it
 the policy's tokens), and the weights stand on their own references
-(docs/references.md).  Which part of UltraFeedback the paper drew is unknown:
-this is all of it.
+(docs/guide/references.md).  Which part of UltraFeedback the paper drew is
+unknown: this is all of it.
 
 On v5p:2x2x1 (4 chips, a copy of the models on each) a step takes 20.6 GiB of
 each device's 95 and at least 0.63 s, so at most 12.6 pairs/s with pairs of 256
-+ 2 x 256 tokens: compiled, not run (`mrpo plan`, docs/plan.md).
++ 2 x 256 tokens: compiled, not run (`mrpo plan`, docs/guide/plan.md).
 
 Append `:debug` for a minute on tiny models.
 """

@@ -32,13 +32,13 @@ def test_the_page_holds_every_public_name():
 
 
 def test_the_page_of_models_names_every_family():
-  page = (DOCS / "models.md").read_text(encoding="utf-8")
+  page = (DOCS / "guide/models.md").read_text(encoding="utf-8")
   for family in FAMILIES:
     assert f"| `{family}` |" in page and f"| {family} |" in page, family
 
 
 def test_the_page_of_resuming_names_what_may_change_and_what_may_not():
-  page = (DOCS / "resume.md").read_text(encoding="utf-8")
+  page = (DOCS / "guide/resume.md").read_text(encoding="utf-8")
   for key in (*HARMLESS, *FIXED, *BEST):
     assert f"`{key}`" in page, key
 

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 JOBSET = (LAUNCH / "gke_jobset.yaml").read_text(encoding="utf-8")
-PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guide" / "launch.md").read_text(encoding="utf-8")
 TPU = dict(
   ZONE="us-east5-a",
   ACCELERATOR="v5p-32",
@@ -387,7 +387,9 @@ def test_every_extra_is_one_of_setup():
 
 
 def test_commands_of_the_page_run(machine):
-  assert "(docs/launch.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+  assert "(docs/guide/launch.md)" in (ROOT / "README.md").read_text(
+    encoding="utf-8"
+  )
   # What Slurm does with a script: the flags are its own.
   executable(
     machine.fakes / "sbatch",
