@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which room may import which: a table, and no circles between files."""
+"""Which room may import which: a table, and no circles between files.
+
+python tests/test_rooms.py   # writes README's table of rooms
+"""
 
 import ast
 import graphlib
@@ -83,6 +86,46 @@ def test_no_circles():
   graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming them
 
 
+README = ROOT.parent / "README.md"
+START, END = "<!-- rooms: python tests/test_rooms.py -->\n", "<!-- end -->\n"
+
+
+def subject(room):
+  """The first line of the room's docstring."""
+  path = FILES[f"mrpo_jax.{room}"]
+  return ast.get_docstring(ast.parse(path.read_text())).split("\n")[0]
+
+
+def may(room):
+  """The rooms that it may import, in words."""
+  names, found = MAY[room], []
+  if room in GROUND:
+    return "those above" if names else "-"
+  groups = {"the ground": GROUND, "the wings": WINGS, "the engines": ENGINES}
+  for name, members in groups.items():
+    if names.issuperset(members):
+      found.append(name)
+      names = names - {*members}
+  return ", ".join([*found, *(f"`{name}`" for name in MAY if name in names)])
+
+
+def readme_table():
+  """README's table, from the one above and the rooms' docstrings."""
+  lines = ["| room | holds | may import |", "|---|---|---|"]
+  lines += [
+    f"| `{room}` | {subject(room)} | {may(room)} |"
+    for room in MAY
+    if room != "__main__"
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def test_readme_shows_the_table():
+  text = README.read_text(encoding="utf-8")
+  shown = text.partition(START)[2].partition(END)[0]
+  assert shown == readme_table(), "run python tests/test_rooms.py"
+
+
 def test_losses_import_alone():
   heavy = "transformers tensorflow_datasets orbax grain flax ml_collections"
   code = (
@@ -93,3 +136,12 @@ def test_losses_import_alone():
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert done.stdout.strip() == "[]"
+
+
+if __name__ == "__main__":
+  text = README.read_text(encoding="utf-8")
+  before, _, rest = text.partition(START)
+  after = rest.partition(END)[2]
+  README.write_text(
+    before + START + readme_table() + END + after, encoding="utf-8"
+  )
