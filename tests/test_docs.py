@@ -5,6 +5,8 @@ import doctest
 import importlib
 import pathlib
 import runpy
+import subprocess
+import sys
 
 import pytest
 
@@ -41,6 +43,20 @@ def test_the_page_of_resuming_names_what_may_change_and_what_may_not():
   page = (DOCS / "guide/resume.md").read_text(encoding="utf-8")
   for key in (*HARMLESS, *FIXED, *BEST):
     assert f"`{key}`" in page, key
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+  pytest.importorskip("mkdocstrings_handlers.python")
+  pytest.importorskip("material")
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+  done = subprocess.run(
+    [*command, f"--site-dir={tmp_path}/site"],
+    cwd=DOCS.parent,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "site" / "learn" / "words" / "index.html").exists()
 
 
 @pytest.mark.parametrize("name", MAKER["MODULES"])
