@@ -206,6 +206,28 @@ def global_figures(given, mesh):
   )
 
 
+def global_batch(views, given, mesh):
+  """(views, given) of `step.train_step` on the mesh, from this process's."""
+  rows = tuple(global_rows(view, mesh) for view in views)
+  return rows, global_figures(given, mesh)
+
+
+def abstract(tree, shardings):
+  """The arrays of a tree as jax.ShapeDtypeStruct, each with its sharding.
+
+  `shardings` is a tree of the same shape, or one for all.
+  """
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+    lambda array, to: jax.ShapeDtypeStruct(
+      array.shape, array.dtype, sharding=to
+    ),
+    tree,
+    shardings,
+  )
+
+
 def figure_shardings(given, mesh):
   """The tree of NamedSharding of such figures.
 

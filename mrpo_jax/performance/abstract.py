@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a run whose models and data are not here, to be compiled.
+"""Abstract steps of a run whose models and data are not here, to be compiled.
 
 What memory a step takes does not depend on the data; how long it takes does,
 and comes from a batch of pairs of assumed lengths that is packed as a run
@@ -9,13 +9,12 @@ packs its own.
 import dataclasses
 import re
 
-import jax
 import numpy as np
 
 from mrpo_jax import parallel
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import head, lora
+from mrpo_jax.models import head
 from mrpo_jax.models.attention import blockwise
 from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.references import score
@@ -23,13 +22,7 @@ from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import Scores
 from mrpo_jax.runs.data import is_scored
 from mrpo_jax.runs.models import abstract_models
-from mrpo_jax.runs.program import (
-  abstract_state,
-  frozen_arguments,
-  reference_moves,
-)
-from mrpo_jax.training import optimizer
-from mrpo_jax.training.step import compile_step
+from mrpo_jax.runs.program import Program
 
 LAYOUT = ("positions", "segments", "branches")  # of layout.RowLayout
 SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
@@ -114,24 +107,6 @@ def _trips(rows, slots, shards, chunk):
 # The steps.
 
 
-def _abstract(tree, shardings):
-  return jax.tree.map(
-    lambda array, to: jax.ShapeDtypeStruct(
-      array.shape, array.dtype, sharding=to
-    ),
-    tree,
-    shardings,
-  )
-
-
-def _abstract_rows(views, mesh):
-  to = parallel.rows_sharding(mesh)
-  return jax.tree.map(
-    lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=to),
-    views,
-  )
-
-
 def _given(setup, views):
   """What the step is told of the pairs, as zeros."""
   per_token = [] if setup.method.token_weight is not None else None
@@ -147,33 +122,16 @@ def _given(setup, views):
 
 def abstract_train_step(setup, rows):
   """(jitted train step, its abstract arguments, weights of an adapter)."""
-  config, mesh = setup.config, setup.mesh
-  loaded = abstract_models(config, setup.described, mesh)
-  policy = loaded["policy"]
-  transformation, _ = optimizer.make(
-    steps=config["steps"] // config["rounds"]["count"], **config["optimizer"]
-  )
-  moves = reference_moves(config)
-  state, _ = abstract_state(setup, policy, transformation, moves)
-  base, trained = lora.split(policy.params)
-  given = _given(setup, rows)
+  mesh, given = setup.mesh, _given(setup, rows)
+  models = abstract_models(setup.config, setup.described, mesh)
+  program = Program(setup, models)
   arguments = (
-    state,
-    base,
-    frozen_arguments(setup, loaded, moves),
-    _abstract_rows(rows, mesh),
-    _abstract(given, parallel.figure_shardings(given, mesh)),
+    program.state,
+    *program.frozen,
+    parallel.abstract(rows, parallel.rows_sharding(mesh)),
+    parallel.abstract(given, parallel.figure_shardings(given, mesh)),
   )
-  step = compile_step(
-    setup.objective,
-    transformation,
-    jax.tree.map(lambda array: array.sharding, state),
-    parallel.rows_sharding(mesh),
-    moves,
-  )
-  sizes = [array.size for array in jax.tree.leaves(trained)]
-  adapter = sum(sizes) if policy.adapter is not None else 0
-  return step, arguments, adapter
+  return program.jitted, arguments, program.adapter_size
 
 
 def abstract_scoring_step(setup, name, rows):
@@ -191,7 +149,8 @@ def abstract_scoring_step(setup, name, rows):
     setup.method.token_weight is not None,
     one.model.forward + one.model.head,
   )
-  arguments = loaded[key].params, _abstract_rows(rows[0], setup.mesh)
+  to = parallel.rows_sharding(setup.mesh)
+  arguments = loaded[key].params, parallel.abstract(rows[0], to)
   return step, arguments
 
 

@@ -226,7 +226,7 @@ def _quantized(base, model, params):
 def abstract_params(config, base, model, mesh):
   """`base_params` as ShapeDtypeStruct with shardings."""
   to = parallel.param_shardings(model, mesh, dict(base.rules))
-  params = _described_only(parameters.abstract(model, base.dtype), to)
+  params = parallel.abstract(parameters.abstract(model, base.dtype), to)
   quantize = functools.partial(_quantized, base, model)
   shapes = jax.eval_shape(quantize, params)
 
@@ -302,19 +302,8 @@ def _adapted(config, key, model, params, mesh, *, abstract=False):
       adapter = dataclasses.replace(adapter, dropout=given["dropout"])
     to = split(adapter)[1]
     arrays = arrays if abstract else jax.device_put(arrays, to)
-  arrays = _described_only(arrays, to) if abstract else arrays
+  arrays = parallel.abstract(arrays, to) if abstract else arrays
   return adapter, lora.attach(params, arrays, adapter)
-
-
-def _described_only(arrays, to):
-  """Their ShapeDtypeStructs, split as `to` says."""
-  return jax.tree.map(
-    lambda array, to: jax.ShapeDtypeStruct(
-      array.shape, array.dtype, sharding=to
-    ),
-    arrays,
-    to,
-  )
 
 
 def _is_new(config, key):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run takes from the store, and what it puts there first."""
+"""Scores of a run's references: what it reads from the store, and fills in."""
 
 import dataclasses
 import pathlib
@@ -18,54 +18,6 @@ from mrpo_jax.runs.data import is_scored
 from mrpo_jax.runs.models import load_reference
 from mrpo_jax.runs.setup import set_up
 
-
-def plan_of(setup, store, *, fresh):
-  """score.ScorePlan of the run; `store` as given to the command."""
-  return score_plan(
-    setup.config,
-    setup.method,
-    setup.tables,
-    setup.tokenizers,
-    setup.described,
-    store_folder(setup.workdir, store),
-    fresh=fresh,
-  )
-
-
-def score_missing(setup, plan, refusal, say):
-  """Fills the store; or refuses, naming the flags of `mrpo score`."""
-  if refusal is not None:
-    refuse_missing(plan.missing(), refusal)
-  plan.fill(setup.mesh, setup.packing, say)
-
-
-def score_run(
-  config,
-  workdir,
-  *,
-  store="",
-  part=(0, 1),
-  allow_changed=False,
-  say=processes.say,
-):
-  """Scores what `train_run` of the same config would, and stops there."""
-  if processes.several():  # jax has taken the signal for itself
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  setup = set_up(
-    config, pathlib.Path(workdir), say, allow_changed=allow_changed
-  )
-  plan = plan_of(setup, store, fresh=True)
-  if not any(plan.splits.values()):
-    raise InputError(
-      "no reference has config.references.<name>.mode='scored', so there is "
-      "nothing to score"
-    )
-  plan.fill(setup.mesh, setup.packing, say, part=part)
-  for name, one in plan.stores.items():
-    if plan.splits[name]:
-      say(f"references.{name}: {len(one.known())} pairs in {one.folder}")
-
-
 FOLDER = "store"  # in the workdir, unless the command names another
 
 
@@ -78,6 +30,35 @@ class ScorePlan:
   described: dict  # key -> models.Described
   stores: dict  # reference's name -> Store
   splits: dict  # reference's name -> splits whose scores the run reads
+
+  @classmethod
+  def of(cls, setup, store, *, fresh):
+    """The ScorePlan of a run.
+
+    Args:
+      setup: setup.Setup.
+      store: folder as given to the command; "" is the workdir's own.
+      fresh: does the run start at step 0?  Then the method measures first.
+    """
+    config, method, tokenizers = setup.config, setup.method, setup.tokenizers
+    root = pathlib.Path(store) if store else setup.workdir / FOLDER
+    measures = method.measures if fresh else ()
+    stores, splits = {}, {}
+    for name in config["references"]["names"]:
+      key = f"references.{name}"
+      described = setup.described[key]
+      tokenizer = tokenizers.views[tokenizers.view_of[key]]
+      stores[name] = Store(
+        root,
+        _material(config, described, tokenizer),
+        per_token=method.token_weight is not None,
+      )
+      splits[name] = [
+        split
+        for split in setup.tables
+        if split in measures or described.model.scored and split != "validation"
+      ]
+    return cls(config, setup.tables, setup.described, stores, splits)
 
   def missing(self):
     """{(name, split): how many pairs process 0 does not find in the store}."""
@@ -122,7 +103,7 @@ class ScorePlan:
       del params
     processes.gather(None)  # all is written
 
-  def of(self, name, split):
+  def read(self, name, split):
     """Scores of every pair of the split, in its order."""
     table = self.tables[split]
     try:
@@ -140,7 +121,7 @@ class ScorePlan:
     table, names = self.tables[split], self.config["references"]["names"]
     characters = [one.characters for one in table.views[0]]
     scores = {
-      k: self.of(name, split)
+      k: self.read(name, split)
       for k, name in enumerate(names)
       if is_scored(self.config["references"][name])
     }
@@ -149,7 +130,7 @@ class ScorePlan:
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""
     names = self.config["references"]["names"]
-    scores = [self.of(name, split) for name in names]
+    scores = [self.read(name, split) for name in names]
     return {
       "ref_logp_NCK": np.stack([one.logp_PC for one in scores], -1),
       "ref_length_NCK": np.stack([one.token_PC for one in scores], -1),
@@ -157,45 +138,43 @@ class ScorePlan:
     }
 
 
-def score_plan(config, method, tables, tokenizers, described, root, *, fresh):
-  """The Scoring of a run.
-
-  Args:
-    config: of the run.
-    method: its loss.
-    tables: {split: table.Table}.
-    tokenizers: data.Tokenizers.
-    described: {key: models.Described}.
-    root: folder of the store.
-    fresh: does the run start at step 0?  Then the method measures first.
-  """
-  measures = method.measures if fresh else ()
-  stores, splits = {}, {}
-  for name in config["references"]["names"]:
-    key = f"references.{name}"
-    tokenizer = tokenizers.views[tokenizers.view_of[key]]
-    stores[name] = Store(
-      root,
-      _material(config, described[key], tokenizer),
-      per_token=method.token_weight is not None,
-    )
-    scored = described[key].model.scored
-    splits[name] = [
-      split
-      for split in tables
-      if split in measures or scored and split != "validation"
-    ]
-  return ScorePlan(config, tables, described, stores, splits)
-
-
-def refuse_missing(missing, flags):
-  """Raises InputError that names the command to run first."""
+def fill_or_refuse(scores, setup, refusal, say):
+  """Fills the store; or refuses, naming the flags of `mrpo score`."""
+  missing = scores.missing() if refusal is not None else None
   if missing:
     (name, split), count = next(iter(missing.items()))
     raise InputError(
       f"{count} pairs of {split} are not scored under reference {name!r}; run "
-      f"first: mrpo score {flags}"
+      f"first: mrpo score {refusal}"
     )
+  scores.fill(setup.mesh, setup.packing, say)
+
+
+def score_run(
+  config,
+  workdir,
+  *,
+  store="",
+  part=(0, 1),
+  allow_changed=False,
+  say=processes.say,
+):
+  """Scores what `train_run` of the same config would, and stops there."""
+  if processes.several():  # jax has taken the signal for itself
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  setup = set_up(
+    config, pathlib.Path(workdir), say, allow_changed=allow_changed
+  )
+  scores = ScorePlan.of(setup, store, fresh=True)
+  if not any(scores.splits.values()):
+    raise InputError(
+      "no reference has config.references.<name>.mode='scored', so there is "
+      "nothing to score"
+    )
+  scores.fill(setup.mesh, setup.packing, say, part=part)
+  for name, one in scores.stores.items():
+    if scores.splits[name]:
+      say(f"references.{name}: {len(one.known())} pairs in {one.folder}")
 
 
 def _material(config, described, tokenizer):
@@ -213,11 +192,6 @@ def _material(config, described, tokenizer):
     "max_prompt": data["max_prompt"],
     "max_response": data["max_response"],
   }
-
-
-def store_folder(workdir, given):
-  """The folder of the store."""
-  return pathlib.Path(given) if given else pathlib.Path(workdir) / FOLDER
 
 
 def _for_scores(packing):

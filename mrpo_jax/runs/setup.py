@@ -39,7 +39,6 @@ class Setup:
 
   config: dict
   workdir: pathlib.Path
-  splits: list  # that the steps and evaluations read
   method: losses.Method
   mesh: jax.sharding.Mesh
   packing: Packing
@@ -49,9 +48,13 @@ class Setup:
   objective: Objective
   identity: dict
 
+  def views(self, split):
+    """The split's pairs under each tokenizer whose rows the step reads."""
+    return self.tables[split].views[: self.objective.views]
+
 
 def set_up(config, workdir, say, *, allow_changed=False):
-  """The SetUp of a run, or InputError; writes nothing."""
+  """The Setup of a run, or InputError; writes nothing."""
   known = known_run(workdir, config, allow_changed=allow_changed)
   check_length(workdir, config["steps"])
   method = chosen_method(config)
@@ -90,7 +93,6 @@ def set_up(config, workdir, say, *, allow_changed=False):
   return Setup(
     config,
     workdir,
-    read,
     method,
     mesh,
     packing,
@@ -124,7 +126,6 @@ def abstract_setup(config, mesh, read):
   return Setup(
     config,
     workdir=None,
-    splits=[],
     method=method,
     mesh=mesh,
     # Of all processes that there would be.

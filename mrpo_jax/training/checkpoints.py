@@ -313,14 +313,3 @@ def policy(workdir, step):
 
 def _first_line(error):
   return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def abstract(state_shapes, shardings):
-  """ShapeDtypeStructs that say where each array shall go."""
-  return jax.tree.map(
-    lambda shape, sharding: jax.ShapeDtypeStruct(
-      shape.shape, shape.dtype, sharding=sharding
-    ),
-    state_shapes,
-    shardings,
-  )

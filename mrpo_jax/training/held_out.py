@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out pairs: what the policy and each reference think of them."""
+"""Evaluation on held-out pairs, under the policy and every reference."""
 
 import dataclasses
 import functools
@@ -67,6 +67,17 @@ class HeldOut:
       pairs += _records(places, figures, frozen)
     found = {name: np.concatenate(parts) for name, parts in found.items()}
     return summary(found, lambda value_N: float(np.mean(value_N))), pairs
+
+
+def learned(objective, state, means):
+  """The state, with what its method learns from an evaluation's means."""
+  if not objective.method.learns:
+    return state
+  # Of the policy alone and per token, so that no weight enters it.
+  accuracy = means["policy_mean/rewards/accuracies"]
+  judge = jax.jit(objective.method.judge, static_argnames="K")
+  K = len(objective.references)
+  return state.replace(method_state=judge(state.method_state, accuracy, K=K))
 
 
 def _policy(objective, references, base, trained, seed, views, frozen):

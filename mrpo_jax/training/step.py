@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step, one XLA program, and the loop around it."""
+"""The training step: loss, gradient, optimizer and metrics, one XLA program."""
 
 import functools
 
@@ -54,7 +54,7 @@ def train_step(
     given: what is known of the pairs beforehand; see `reference_figures`.
     objective: Objective, static.
     transformation: optax transformation, static.
-    moves: Moves of reference 0, static; None where it stays.
+    moves: ReferenceMoves of reference 0, static; None where it stays.
 
   Returns:
     (state, metrics): metrics are scalars, those of tokens integers.
@@ -83,15 +83,7 @@ def train_step(
 
   share = mean_loss
   if objective.method.coupled:
-    with jax.named_scope("coupled"):
-      pull = jax.grad(mean_loss)(
-        summed_figures(figures_of, state.params, parts, key)
-      )
-
-    def share(figures):
-      products = jax.tree.map(jnp.vdot, pull, figures)
-      return sum(jax.tree.leaves(products))
-
+    share = coupled_share(mean_loss, figures_of, state.params, parts, key)
   gradient, figures = accumulated_gradient(
     share, figures_of, state.params, parts, key
   )
@@ -129,6 +121,22 @@ def summed_figures(figures_of, params, parts, key):
 
   start = _no_figures(figures_of, params, parts, key)
   return _over_micro_batches(add, start, parts, key)
+
+
+def coupled_share(mean_loss, figures_of, params, parts, key):
+  """One micro-batch's share of a loss that looks across the batch.
+
+  The gradient of the loss at the figures of all pairs, times those of the
+  micro-batch: a scalar whose gradients add up to that of the whole loss.
+  """
+  with jax.named_scope("coupled"):
+    pull = jax.grad(mean_loss)(summed_figures(figures_of, params, parts, key))
+
+  def share(figures):
+    products = jax.tree.map(jnp.vdot, pull, figures)
+    return sum(jax.tree.leaves(products))
+
+  return share
 
 
 def accumulated_gradient(share, figures_of, params, parts, key):

@@ -17,13 +17,11 @@ from mrpo_jax import losses, parallel
 from mrpo_jax.data import pack
 from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.encode import Encoded
-from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import packed, parameters, transformer
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.rows import micro_batch
 from mrpo_jax.training import optimizer, train_state
 from mrpo_jax.training.figures import policy_figures, policy_parts
-from mrpo_jax.training.loop import fit
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import (
   accumulated_gradient,
@@ -341,81 +339,3 @@ def test_no_logits_tensor_in_the_compiled_step(rng):
   assert with_vocab  # the chunk is there: the pattern finds what it looks for
   largest = max(math.prod(shape) for shape in with_vocab)
   assert largest < rows * length * V / 2
-
-
-def counting_step(poison=None):
-  def step(state, views):
-    value = math.nan if state + 1 == poison else 1.0 / (state + 1)
-    return state + 1, {"loss": np.float32(value), "grad_norm": np.float32(1)}
-
-  return step
-
-
-def run_fit(
-  *, steps=6, boundary=lambda step: False, stop=lambda step: False, **given
-):
-  seen, lines = [], []
-
-  def visit(step, state):
-    seen.append((step, len(lines)))
-    return state
-
-  fit(
-    0,
-    counting_step(**given),
-    ((step, None) for step in itertools.count(1)),
-    steps=steps,
-    record=lambda step, metrics, *times: lines.append(step),
-    boundary=boundary,
-    visit=visit,
-    stop=stop,
-  )
-  return seen, lines
-
-
-def test_fit_reads_every_step_before_a_boundary():
-  seen, lines = run_fit(boundary=lambda step: step in (2, 5))
-  assert seen == [(2, 2), (5, 5), (6, 6)]
-  assert lines == [1, 2, 3, 4, 5, 6]
-
-
-def test_fit_stops_after_the_current_step_when_asked():
-  asked = iter([False, False, True])
-  seen, lines = run_fit(stop=lambda step: next(asked))
-  assert seen == [(3, 3)] and lines == [1, 2, 3]
-
-
-def test_a_loss_that_is_not_a_number_stops_with_step_and_name():
-  with pytest.raises(StoppedRun, match="loss is nan at step 3"):
-    run_fit(poison=3)
-
-
-@pytest.mark.parametrize("poison", [5, 6])
-def test_a_bad_step_never_reaches_a_boundary(poison):
-  seen = []
-  with pytest.raises(StoppedRun):
-    fit(
-      0,
-      counting_step(poison=poison),
-      ((step, None) for step in itertools.count(1)),
-      steps=6,
-      record=lambda *_: None,
-      boundary=lambda step: step >= 4,
-      visit=lambda step, state: seen.append(step) or state,
-      stop=lambda step: False,
-    )
-  assert seen == list(range(4, poison))
-
-
-def test_fit_goes_on_from_what_a_visit_returns():
-  step, state = fit(
-    0,
-    counting_step(),
-    ((step, None) for step in itertools.count(1)),
-    steps=4,
-    record=lambda *_: None,
-    boundary=lambda step: step == 2,
-    visit=lambda step, state: state + 10,
-    stop=lambda step: False,
-  )
-  assert (step, state) == (4, 24)  # four steps, and a visit at 2 and at 4

@@ -30,8 +30,8 @@ from mrpo_jax.runs.models import (
   starts_alike,
 )
 from mrpo_jax.runs.setup import mesh_of
-from mrpo_jax.runs.train import Run
 from mrpo_jax.training import checkpoints
+from mrpo_jax.training.log import Log
 from tests.material import every_method
 
 CONFIG = every_method.__file__
@@ -132,7 +132,7 @@ def table_leaves(table):
 
 def test_stopped_and_resumed_ends_bit_equal(folder, finished, tmp_path):
   workdir = tmp_path / "stopped"
-  recorded = Run._record
+  recorded = Log._record
 
   def record(self, step, *rest):
     if step == 2:  # step 3 is already on its way
@@ -140,7 +140,7 @@ def test_stopped_and_resumed_ends_bit_equal(folder, finished, tmp_path):
     return recorded(self, step, *rest)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Run, "_record", record)
+    patch.setattr(Log, "_record", record)
     assert train(folder, workdir, *LORA, *QLORA) == 0
   assert checkpoints.steps(workdir)[0] in (2, 3)
   assert train(folder, workdir, *LORA, *QLORA) == 0

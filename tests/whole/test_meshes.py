@@ -21,9 +21,9 @@ from mrpo_jax.models import lora, parameters
 from mrpo_jax.runs.config import read_config
 from mrpo_jax.runs.data import Tokenizers, sections_of
 from mrpo_jax.runs.models import describe_models, load_models
-from mrpo_jax.runs.program import start_state
+from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.setup import mesh_of
-from mrpo_jax.training import optimizer
+from mrpo_jax.training.objective import Objective
 
 STEPS = 8  # of the 20
 
@@ -99,18 +99,21 @@ def test_all_weights_are_born_split(tmp_path, adapter):
   assert local(base)["['embed']"] == (256, 32)
   assert local(second)["['embed']"] == (256, 12)
   assert local(second)["['blocks']['gate']"] == (2, 12, 32)
+  method, own, *references = (
+    losses.build("mrpo"),
+    *(one.model for one in models.values()),
+  )
   setup = types.SimpleNamespace(
     config=config,
     workdir=tmp_path,
     described=models,
     mesh=mesh,
-    method=losses.build("mrpo"),
-    objective=types.SimpleNamespace(references=(0, 1)),
+    method=method,
+    objective=Objective(
+      config["batch"], own, tuple(references), ("base", "second"), method
+    ),
   )
-  transformation, _ = optimizer.make(peak_lr=1e-3, steps=4)
-  state, _ = start_state(
-    setup, loaded["policy"], transformation, None, None, print
-  )
+  state, _ = Program(setup, loaded).start(None, print)
   if adapter is None:
     assert local(state.params)["['blocks']['gate']"] == (2, 32, 32)
   else:

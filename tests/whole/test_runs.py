@@ -16,9 +16,9 @@ import pytest
 
 from benchmarks import kill_training
 from mrpo_jax import cli, files, hub
-from mrpo_jax.runs.train import Run
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training import step as steps
+from mrpo_jax.training.log import Log
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/quickstart.py"
@@ -123,14 +123,14 @@ def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
   finished, tmp_path, monkeypatch, capsys
 ):
   workdir = tmp_path / "stopped"
-  recorded = Run._record
+  recorded = Log._record
 
   def record(self, step, *rest):
     if step == 2:  # step 3 is already on its way
       os.kill(os.getpid(), signal.SIGTERM)
     return recorded(self, step, *rest)
 
-  monkeypatch.setattr(Run, "_record", record)
+  monkeypatch.setattr(Log, "_record", record)
   assert train_debug(workdir) == 0
   stopped_at = checkpoints.steps(workdir)[0]
   assert stopped_at in (2, 3)

@@ -22,7 +22,7 @@ from mrpo_jax.models import parameters
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.references import maintenance
 from mrpo_jax.runs.config import read_config, with_defaults
-from mrpo_jax.runs.score import plan_of
+from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import chosen_method, set_up
 from tests.material import every_method
 
@@ -154,7 +154,7 @@ def test_a_missing_row_is_named(folder, tmp_path):
     config["references"][name]["mode"] = "scored"
   config = read_config(with_defaults(config))
   setup = set_up(config, tmp_path / "w", print)
-  plan = plan_of(setup, "", fresh=True)
+  plan = ScorePlan.of(setup, "", fresh=True)
   plan.fill(setup.mesh, setup.packing, print)
   assert plan.known("train").arrays["ref_logp_BCK"].shape == (40, 2, 2)
   # The third pair becomes another, which nobody has scored.
