@@ -9,7 +9,7 @@ import runpy
 import pytest
 
 from mrpo_jax import losses
-from mrpo_jax.models.families.read import FAMILIES
+from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.runs.config import BEST
 from mrpo_jax.runs.workdir import FIXED, HARMLESS
 

@@ -132,7 +132,7 @@ def hidden(
 
   Args:
     config: ModelConfig.
-    params: tree of leaves in the shape of `spec.table(config)`.
+    params: tree of leaves in the shape of `parameters.table(config)`.
     tokens_RT: token ids; padding may hold any valid id.
     layout: `layout.RowLayout` of the rows.
     kernel: a key of `kernels.KERNELS`, or "auto".
@@ -228,7 +228,7 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
 
   Args:
     config: ModelConfig.
-    params: tree of arrays in the shape of `spec.table(config)`.
+    params: tree of arrays in the shape of `parameters.table(config)`.
     tokens_BT: token ids.
     positions_BT: places within each sequence; None counts from the start of
       each run of equal segments.

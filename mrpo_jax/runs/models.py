@@ -297,7 +297,7 @@ def _adapted(config, key, model, params, mesh, *, abstract=False):
     make = functools.partial(jax.eval_shape, make) if abstract else make
     arrays = make(_random_key(config["seed"], f"{key}.adapter"))
   else:
-    adapter, arrays = peft.load(_adapter_folder(config, key), table)
+    adapter, arrays = peft.load(_adapter_folder(config, key), model)
     if key == "policy":
       adapter = dataclasses.replace(adapter, dropout=given["dropout"])
     to = split(adapter)[1]

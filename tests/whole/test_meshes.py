@@ -161,7 +161,7 @@ def test_a_folder_is_read_into_its_parts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "sizes,kernel,message",
   [
-    (dict(model=2), "auto", r"config.policy: .*k_proj.* 1 does not divide"),
+    (dict(model=2), "auto", r"config.policy: .*blocks.key: 1 does not divide"),
     (dict(context=2), "blockwise", "config.policy.kernel: .*whole rows.*=2"),
   ],
 )
