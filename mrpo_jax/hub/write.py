@@ -4,6 +4,7 @@
 import math
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import safetensors.numpy
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.hub.folder import INDEX, WEIGHTS, stored
+from mrpo_jax.hub.folder import INDEX, stored
 from mrpo_jax.models.families.read import config_to_hf
 
 SHARD_BYTES = 5 * 10**9  # of one file that `save` writes
@@ -75,32 +76,19 @@ def _contents(config, params):
   return contents
 
 
-def _shards(contents):
-  """Names of the tensors of each file, at most SHARD_BYTES if one fits."""
-  shards, filled = [[]], 0
-  for name, parts in contents.items():
-    size = _bytes(parts)
-    if shards[-1] and filled + size > SHARD_BYTES:
-      shards.append([])
-      filled = 0
-    shards[-1].append(name)
-    filled += size
-  return shards
-
-
 def _write_shards(folder, contents):
   """The weights, one file of them on the host at a time, and their index."""
-  shards = _shards(contents)
-  weight_map = {}
-  for number, names in enumerate(shards, start=1):
-    shard = f"model-{number:05}-of-{len(shards):05}.safetensors"
-    shard = shard if len(shards) > 1 else WEIGHTS
+  plan = huggingface_hub.split_state_dict_into_shards_factory(
+    contents,
+    get_storage_size=_bytes,
+    filename_pattern="model{suffix}.safetensors",
+    max_shard_size=SHARD_BYTES,
+  )
+  for shard, names in plan.filename_to_tensors.items():
     arrays = {name: _tensor(contents[name]) for name in names}
     write_tensors(folder / shard, arrays, like=folder / "config.json")
-    weight_map.update(dict.fromkeys(names, shard))
-  if len(shards) > 1:
-    total = sum(map(_bytes, contents.values()))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  if plan.is_sharded:
+    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
     files.write_json(folder / INDEX, index, sort_keys=False)
 
 
