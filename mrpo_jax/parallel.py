@@ -129,8 +129,8 @@ def table_shardings(table, mesh, rules=None):
   return jax.tree.map_with_path(sharding, table)
 
 
-def split_of(mesh, rules=None):
-  """The models' Split: how activations follow from the rules of weights.
+def partition_of(mesh, rules=None):
+  """The models' Partition: how activations follow from the rules of weights.
 
   Rows take their axes first: a rule that splits heads or vocabulary over one
   of those holds for the weights alone.

@@ -112,11 +112,11 @@ def test_rules_know_their_axes(changes, message):
 def test_rows_take_their_axes_first():
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
   rules = dict(vocab="data,model", embed="fsdp,context", kv_heads="")
-  split = parallel.split_of(mesh, rules)
-  assert (split.vocab, split.embed) == (("model",), ("fsdp",))
-  assert (split.heads, split.kv_heads) == (("model",), ())
+  partition = parallel.partition_of(mesh, rules)
+  assert (partition.vocab, partition.embed) == (("model",), ("fsdp",))
+  assert (partition.heads, partition.kv_heads) == (("model",), ())
   one = parallel.make_mesh(devices=jax.devices()[:1])
-  assert parallel.split_of(one).mesh is None
+  assert parallel.partition_of(one).mesh is None
 
 
 def test_decay_leaves_norms_and_biases_alone():

@@ -346,11 +346,12 @@ def _adapter_table(key, table, adapter):
 
 def _computation(config, key, base, model, mesh):
   """`forward` and `head` of a Model; no reference has a backward pass."""
-  policy, split = config["policy"], parallel.split_of(mesh, dict(base.rules))
+  policy = config["policy"]
+  partition = parallel.partition_of(mesh, dict(base.rules))
   kernel, dtype = policy["kernel"], policy["compute"] or base.dtype
   platform = mesh.devices.flat[0].platform
   try:
-    kernels.check(kernel, model, dtype, platform, split)
+    kernels.check(kernel, model, dtype, platform, partition)
   except ValueError as error:
     raise InputError(f"config.policy.kernel: {error}") from None
   remat = policy["remat"] if key == "policy" else "none"
@@ -359,7 +360,7 @@ def _computation(config, key, base, model, mesh):
       ("kernel", kernel),
       ("remat", remat),
       ("dtype", policy["compute"] or None),
-      ("split", split),
+      ("partition", partition),
     ),
     (("chunk", policy["chunk"] or None),),
   )

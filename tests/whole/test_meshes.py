@@ -177,6 +177,6 @@ def test_keys_stay_whole_where_the_rules_say_so():
   _, mesh, models = described(
     dict(model=2), kv_heads=1, mesh=dict(model=2, **whole)
   )
-  split = dict(models["policy"].model.forward)["split"]
-  assert split.heads == ("model",) and split.kv_heads == ()
+  partition = dict(models["policy"].model.forward)["partition"]
+  assert partition.heads == ("model",) and partition.kv_heads == ()
   assert math.prod(mesh.shape.values()) == 8
