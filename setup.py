@@ -24,6 +24,7 @@ setuptools.setup(
     "array-record>=0.8.3",
     "flax>=0.12.1",
     "grain>=0.2.16",
+    "huggingface_hub>=1.3",
     "jinja2>=3.1",
     "jax>=0.10",
     "ml-collections>=1.1",

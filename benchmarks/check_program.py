@@ -44,13 +44,11 @@ def faults(text, setup):
   whole, layer = {}, 0
   for model in models:
     table = parameters.table(model.config)
-    for one in jax.tree.leaves(table, is_leaf=parameters.is_spec):
-      whole[math.prod(one.shape)] = (
-        one.name,
-        {one.shape[0], model.config.width},
-      )
-      if one.stacked:
-        layer = max(layer, math.prod(parameters.layer_shape(one)))
+    for path, one in jax.tree.leaves_with_path(table):
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      whole[math.prod(one.shape)] = (name, {one.shape[0], model.config.width})
+      if one.axes[0] == "layers":
+        layer = max(layer, math.prod(one.shape[1:]))
   for one in hlo_work.work(text, dict(mesh)).collectives:
     for dtype, sizes, _ in one.shapes if one.kind == "all-gather" else ():
       size = math.prod(sizes)

@@ -86,8 +86,8 @@ def curve(case, adapter=None, steps=STEPS):
   ref_rules = parallel.rules_of({**rules, **(case.reference_rules or {})})
 
   def model(rules, remat):
-    split = parallel.split_of(mesh, rules)
-    forward = dict(kernel=case.kernel, remat=remat, split=split)
+    partition = parallel.partition_of(mesh, rules)
+    forward = dict(kernel=case.kernel, remat=remat, partition=partition)
     return Model(CONFIG, forward=tuple(forward.items()))
 
   def params(seed, rules):

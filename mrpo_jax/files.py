@@ -2,6 +2,7 @@
 """Files written whole or not at all: JSON, JSON lines, new folders."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -43,8 +44,9 @@ def write_atomically(path, content):
   draft.replace(path)
 
 
-def write_json(path, value):
-  write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_json(path, value, *, sort_keys=True):
+  text = json.dumps(value, indent=2, sort_keys=sort_keys)
+  write_atomically(path, text + "\n")
 
 
 def read_json(path):
@@ -62,3 +64,9 @@ def read_lines(path):
     return []
   lines = path.read_text(encoding="utf-8").split("\n")
   return [json.loads(line) for line in lines[:-1] if line]
+
+
+def sha256_of(path):
+  """SHA-256, in hex, of a file's bytes."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from mrpo_jax import losses
-from mrpo_jax.models.families.read import FAMILIES
+from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.runs.config import BEST
 from mrpo_jax.runs.workdir import FIXED, HARMLESS
 

@@ -72,7 +72,9 @@ def test_the_same_seed_gives_the_same_parameters_on_every_mesh():
 
 def test_a_dimension_that_does_not_divide_names_its_array():
   mesh = parallel.make_mesh(model=4, data=2)
-  with pytest.raises(InputError, match=r"k_proj.*2 does not divide.*model=4"):
+  with pytest.raises(
+    InputError, match=r"blocks.key: 2 does not divide.*model=4"
+  ):
     parallel.param_shardings(CONFIG, mesh)
   parallel.param_shardings(CONFIG, mesh, {"kv_heads": ""})
   mesh = parallel.make_mesh(data=4, fsdp=2)
@@ -87,7 +89,8 @@ def test_a_dimension_that_does_not_divide_names_its_array():
 def test_a_mesh_axis_serves_one_axis_of_an_array():
   mesh = parallel.make_mesh()
   with pytest.raises(
-    InputError, match="_proj.*mesh.model twice, for its axes [a-z]+ and [a-z]+"
+    InputError,
+    match=r"blocks\..*mesh.model twice, for its axes [a-z]+ and [a-z]+",
   ):
     rules = {"embed": "fsdp, model", "vocab": ""}
     parallel.param_shardings(CONFIG, mesh, rules)
@@ -109,11 +112,11 @@ def test_rules_know_their_axes(changes, message):
 def test_rows_take_their_axes_first():
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
   rules = dict(vocab="data,model", embed="fsdp,context", kv_heads="")
-  split = parallel.split_of(mesh, rules)
-  assert (split.vocab, split.embed) == (("model",), ("fsdp",))
-  assert (split.heads, split.kv_heads) == (("model",), ())
+  partition = parallel.partition_of(mesh, rules)
+  assert (partition.vocab, partition.embed) == (("model",), ("fsdp",))
+  assert (partition.heads, partition.kv_heads) == (("model",), ())
   one = parallel.make_mesh(devices=jax.devices()[:1])
-  assert parallel.split_of(one).mesh is None
+  assert parallel.partition_of(one).mesh is None
 
 
 def test_decay_leaves_norms_and_biases_alone():

@@ -51,7 +51,7 @@ def token_figures(
   softcaps=(None, None),
   chunk=None,
   vocabulary=None,
-  splits=(WHOLE, WHOLE),
+  partitions=(WHOLE, WHOLE),
 ):
   """What the next-token distribution says at each scored position.
 
@@ -68,8 +68,8 @@ def token_figures(
     softcaps: of the logits, and of the reference's; see `layout.capped`.
     chunk: places of each row in one chunk; None chooses from the shapes.
     vocabulary: tokens of the vocabulary in one block; None chooses.
-    splits: Split of the model over a mesh, and of the reference, whose logits
-      are divided as the model's are.
+    partitions: Partition of the model over a mesh, and of the reference, whose
+      logits are divided as the model's are.
 
   Returns:
     dict of value_RM; nats, float32:
@@ -87,8 +87,8 @@ def token_figures(
   check("R M D", hidden_RMD, "V D", head_VD, "R M", targets_RM)
   R, M, _ = hidden_RMD.shape
   used = jnp.asarray(M if used is None else used, jnp.int32)
-  split = splits[0]
-  chunk = min(M, chunk or chunk_size(R // split.size(split.rows), M))
+  partition = partitions[0]
+  chunk = min(M, chunk or chunk_size(R // partition.size(partition.rows), M))
   padding = -M % chunk
 
   def pad(array):
@@ -99,12 +99,12 @@ def token_figures(
     check("V _", head_VD, "V D", against[1])
     against = jax.lax.stop_gradient((pad(against[0]), against[1]))
   chunks = jnp.minimum((used + chunk - 1) // chunk, (M + padding) // chunk)
-  V = head_VD.shape[0] // split.size(split.vocab)
+  V = head_VD.shape[0] // partition.size(partition.vocab)
   figures = _token_figures(
     (chunk, _block(V, vocabulary or VOCABULARY)),
     tuple(also),
     tuple(softcaps),
-    tuple(splits),
+    tuple(partitions),
     pad(hidden_RMD),
     head_VD,
     pad(targets_RM),
@@ -131,35 +131,35 @@ def _block(V, most):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _token_figures(sizes, also, softcaps, splits, *given):
-  return _forward(sizes, also, softcaps, splits, *given)[0]
+def _token_figures(sizes, also, softcaps, partitions, *given):
+  return _forward(sizes, also, softcaps, partitions, *given)[0]
 
 
-def _forward(sizes, also, softcaps, splits, *given):
+def _forward(sizes, also, softcaps, partitions, *given):
   """(figures, what the backward pass needs), on every device of the mesh.
 
   `given` is what `_forward_here` takes, of all devices, and the total that the
   head's gradient is added to, or None.
   """
   *given, total = given
-  rows = PartitionSpec(splits[0].rows)
-  here = functools.partial(_forward_here, sizes, also, softcaps, splits)
-  run = splits[0].run(here, _specs(splits, *given), rows)
+  rows = PartitionSpec(partitions[0].rows)
+  here = functools.partial(_forward_here, sizes, also, softcaps, partitions)
+  run = partitions[0].run(here, _specs(partitions, *given), rows)
   figures, norms = run(*given)
   return figures, (*given, total, norms)
 
 
-def _backward(sizes, also, softcaps, splits, kept, grads):
+def _backward(sizes, also, softcaps, partitions, kept, grads):
   """Gradients of hidden states and head.
 
   The head's is None where it is frozen, or was added to a given total.
   """
   *given, total, norms = kept
-  rows = PartitionSpec(splits[0].rows)
-  specs = _specs(splits, *given)
-  here = functools.partial(_backward_here, sizes, softcaps, splits)
+  rows = PartitionSpec(partitions[0].rows)
+  specs = _specs(partitions, *given)
+  here = functools.partial(_backward_here, sizes, softcaps, partitions)
   of_head = specs[1] if _is_trained(given[1]) else PartitionSpec()
-  run = splits[0].run(here, (*specs, of_head, rows, rows), (rows, of_head))
+  run = partitions[0].run(here, (*specs, of_head, rows, rows), (rows, of_head))
   return *run(*given, total, norms, grads), *[None] * 4
 
 
@@ -168,13 +168,13 @@ def _is_trained(head_VD):
   return isinstance(head_VD, jax.Array)
 
 
-def _specs(splits, hidden_RMD, head_VD, targets_RM, chunks, against):
+def _specs(partitions, hidden_RMD, head_VD, targets_RM, chunks, against):
   """How `_forward_here` finds its arguments split."""
-  rows, vocab = PartitionSpec(splits[0].rows), splits[0].vocab
+  rows, vocab = PartitionSpec(partitions[0].rows), partitions[0].vocab
   of_reference = None
   if against is not None:
-    of_reference = rows, splits[1].of_weights(against[1], vocab)
-  of_head = splits[0].of_weights(head_VD, vocab)
+    of_reference = rows, partitions[1].of_weights(against[1], vocab)
+  of_head = partitions[0].of_weights(head_VD, vocab)
   return rows, of_head, rows, PartitionSpec(), of_reference
 
 
@@ -184,23 +184,23 @@ class _Block:
   Of V tokens that this device has.
   """
 
-  def __init__(self, b, v, V, split):
+  def __init__(self, b, v, V, partition):
     self.start = jnp.minimum(b * v, V - v)  # the last one may reach back
     here_11v = self.start + jnp.arange(v)[None, None]
     # False for what the block before has done.
     self.is_new_11v = None if V % v == 0 else here_11v >= b * v
-    self.tokens_11v = split.place(split.vocab) * V + here_11v
+    self.tokens_11v = partition.place(partition.vocab) * V + here_11v
 
-  def of(self, head_VD, dtype, split):
+  def of(self, head_VD, dtype, partition):
     """head_vD in the dtype of the activations."""
     v = self.tokens_11v.size
     rows = jax.tree.map(
       lambda array: jax.lax.dynamic_slice_in_dim(array, self.start, v), head_VD
     )
     head_vD = dense(rows, dtype)
-    if not split.embed:
+    if not partition.embed:
       return head_vD
-    return jax.lax.all_gather(head_vD, split.embed, axis=1, tiled=True)
+    return jax.lax.all_gather(head_vD, partition.embed, axis=1, tiled=True)
 
   def logits(self, hidden_RcD, head_vD, softcap):
     wide = jnp.promote_types(hidden_RcD.dtype, jnp.float32)
@@ -250,9 +250,9 @@ def _seen(sums, logits_Rcv, hit_Rcv):
   return found, share_Rcv, fade_Rc
 
 
-def _together(sums, split):
+def _together(sums, partition):
   """Sums over the tokens of all devices, from those of each."""
-  top_RM = jax.lax.pmax(sums["top"], split.vocab)
+  top_RM = jax.lax.pmax(sums["top"], partition.vocab)
   fade_RM = jnp.exp(sums["top"] - top_RM)
   lowered_RM = sums["top"] - top_RM
   sums = {**sums, "sum": sums["sum"] * fade_RM}
@@ -262,14 +262,14 @@ def _together(sums, split):
     sums["log_sum_sq"] *= jnp.square(fade_RM)
   if "kl" in sums:
     sums["kl"] *= fade_RM
-  return jax.lax.psum(sums, split.vocab) | {"top": top_RM}
+  return jax.lax.psum(sums, partition.vocab) | {"top": top_RM}
 
 
 def _forward_here(
   sizes,
   also,
   softcaps,
-  splits,
+  partitions,
   hidden_RMD,
   head_VD,
   targets_RM,
@@ -287,10 +287,10 @@ def _forward_here(
     sums["reference"] = start | {"kl": zero_RM}
 
   def one_block(b, sums):
-    block = _Block(b, v, V, splits[0])
-    head_vD = block.of(head_VD, dtype, splits[0])
+    block = _Block(b, v, V, partitions[0])
+    head_vD = block.of(head_VD, dtype, partitions[0])
     if against is not None:
-      ref_head_vD = block.of(against[1], against[0].dtype, splits[1])
+      ref_head_vD = block.of(against[1], against[0].dtype, partitions[1])
 
     def one_chunk(i, sums):
       old = jax.tree.map(lambda sum_RM: _cut(sum_RM, i, chunk), sums)
@@ -327,8 +327,8 @@ def _forward_here(
 
   with jax.named_scope("head"):
     sums = jax.lax.fori_loop(0, -(-V // v), one_block, sums)
-  if splits[0].vocab:
-    sums = {name: _together(of, splits[0]) for name, of in sums.items()}
+  if partitions[0].vocab:
+    sums = {name: _together(of, partitions[0]) for name, of in sums.items()}
   policy, norms = sums["policy"], {}
   for name, of in sums.items():
     # Places past the chunks in use have no sum; their figures are dropped.
@@ -353,7 +353,7 @@ def _forward_here(
 def _backward_here(
   sizes,
   softcaps,
-  splits,
+  partitions,
   hidden_RMD,
   head_VD,
   targets_RM,
@@ -363,7 +363,7 @@ def _backward_here(
   norms,
   grads,
 ):
-  (chunk, v), V, split = sizes, head_VD.shape[0], splits[0]
+  (chunk, v), V, partition = sizes, head_VD.shape[0], partitions[0]
   softcap, ref_softcap = softcaps
   dtype = hidden_RMD.dtype
   wide = norms["policy"].dtype
@@ -373,10 +373,10 @@ def _backward_here(
     grad_head_VD = jax.new_ref(jnp.zeros_like(head_VD))
 
   def one_block(b, grad_hidden_RMD):
-    block = _Block(b, v, V, split)
-    head_vD = block.of(head_VD, dtype, split)
+    block = _Block(b, v, V, partition)
+    head_vD = block.of(head_VD, dtype, partition)
     if against is not None:
-      ref_head_vD = block.of(against[1], against[0].dtype, splits[1])
+      ref_head_vD = block.of(against[1], against[0].dtype, partitions[1])
 
     def share(logits_Rcv, name, i):
       return jnp.exp(logits_Rcv - _cut(norms[name], i, chunk)[:, :, None])
@@ -417,7 +417,9 @@ def _backward_here(
       0, chunks, one_chunk, start
     )
     if is_trained:
-      grad_head_vD = _scattered(grad_head_vD, split).astype(grad_head_VD.dtype)
+      grad_head_vD = _scattered(grad_head_vD, partition).astype(
+        grad_head_VD.dtype
+      )
       jax.ref.addupdate(grad_head_VD, jax.ds(block.start, v), grad_head_vD)
     return grad_hidden_RMD
 
@@ -426,8 +428,8 @@ def _backward_here(
     grad_hidden_RMD = jax.lax.fori_loop(
       0, -(-V // v), one_block, grad_hidden_RMD
     )
-  if split.vocab:
-    grad_hidden_RMD = jax.lax.psum(grad_hidden_RMD, split.vocab)
+  if partition.vocab:
+    grad_hidden_RMD = jax.lax.psum(grad_hidden_RMD, partition.vocab)
   is_own = is_trained and total is None
   return (
     grad_hidden_RMD.astype(dtype),
@@ -435,15 +437,15 @@ def _backward_here(
   )
 
 
-def _scattered(grad_head_vD, split):
+def _scattered(grad_head_vD, partition):
   """The sum over the rows of all devices, each of which keeps its width."""
-  others = tuple(axis for axis in split.rows if axis not in split.embed)
+  others = tuple(axis for axis in partition.rows if axis not in partition.embed)
   if others:
     grad_head_vD = jax.lax.psum(grad_head_vD, others)
-  if not split.embed:
+  if not partition.embed:
     return grad_head_vD
   return jax.lax.psum_scatter(
-    grad_head_vD, split.embed, scatter_dimension=1, tiled=True
+    grad_head_vD, partition.embed, scatter_dimension=1, tiled=True
   )
 
 

@@ -80,14 +80,12 @@ def _pair(spec, name, rank):
     "a": parameters.ArraySpec(
       (*L, *inputs, rank),
       (*spec.axes[:cut], None),
-      spec.name,
       inputs=spec.inputs,
       scale=math.prod(inputs) ** -0.5,
     ),
     "b": parameters.ArraySpec(
       (*L, rank, *outputs),
       ("layers", None, *spec.axes[cut:]),
-      spec.name,
       inputs=1,
       start=0.0,
     ),

@@ -34,7 +34,7 @@ def token_figures(
     against: (config, params, forward) of a reference with the same
       vocabulary, run on the same rows; see `head.token_figures`.
     chunk, vocabulary: see `head.token_figures`.
-    **forward: `kernel`, `remat`, `dtype`, `split` of `transformer.hidden`.
+    **forward: `kernel`, `remat`, `dtype`, `partition` of `transformer.hidden`.
 
   Returns:
     dict of value_RM, `logp` among them.
@@ -62,7 +62,10 @@ def token_figures(
     softcaps=(config.logits_softcap, ref_config.logits_softcap),
     chunk=chunk,
     vocabulary=vocabulary,
-    splits=(forward.get("split", WHOLE), ref_forward.get("split", WHOLE)),
+    partitions=(
+      forward.get("partition", WHOLE),
+      ref_forward.get("partition", WHOLE),
+    ),
   )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Over which axes of a mesh a model is computed.
+"""Partition of a model's activations over the axes of a mesh.
 
 XLA's partitioner divides products well.  A loop whose length is data, or a
 kernel that it cannot look into, it would run on every device over arrays that

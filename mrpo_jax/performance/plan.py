@@ -109,7 +109,7 @@ def _kernel(setup):
     return how["kernel"]
   policy = setup.config["policy"]
   dtype = policy["compute"] or policy["dtype"]
-  return kernels.fastest(model.config, dtype, how["split"])
+  return kernels.fastest(model.config, dtype, how["partition"])
 
 
 def versions():

@@ -10,7 +10,7 @@ from mrpo_jax.data.tokenizer import load_tokenizer, with_template
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
-from mrpo_jax.models import lora, parameters
+from mrpo_jax.models import lora
 from mrpo_jax.runs.models import base_of, base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG
@@ -53,7 +53,7 @@ def export(workdir, to, *, step="newest", merge=False):
   else:
     peft.save(
       to,
-      parameters.table(model),
+      model,
       adapter,
       params,
       base=os.path.abspath(section["path"]) if section["path"] else None,

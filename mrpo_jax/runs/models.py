@@ -297,7 +297,7 @@ def _adapted(config, key, model, params, mesh, *, abstract=False):
     make = functools.partial(jax.eval_shape, make) if abstract else make
     arrays = make(_random_key(config["seed"], f"{key}.adapter"))
   else:
-    adapter, arrays = peft.load(_adapter_folder(config, key), table)
+    adapter, arrays = peft.load(_adapter_folder(config, key), model)
     if key == "policy":
       adapter = dataclasses.replace(adapter, dropout=given["dropout"])
     to = split(adapter)[1]
@@ -335,11 +335,12 @@ def _adapter_table(key, table, adapter):
 
 def _computation(config, key, base, model, mesh):
   """`forward` and `head` of a Model; no reference has a backward pass."""
-  policy, split = config["policy"], parallel.split_of(mesh, dict(base.rules))
+  policy = config["policy"]
+  partition = parallel.partition_of(mesh, dict(base.rules))
   kernel, dtype = policy["kernel"], policy["compute"] or base.dtype
   platform = mesh.devices.flat[0].platform
   try:
-    kernels.check(kernel, model, dtype, platform, split)
+    kernels.check(kernel, model, dtype, platform, partition)
   except ValueError as error:
     raise InputError(f"config.policy.kernel: {error}") from None
   remat = policy["remat"] if key == "policy" else "none"
@@ -348,7 +349,7 @@ def _computation(config, key, base, model, mesh):
       ("kernel", kernel),
       ("remat", remat),
       ("dtype", policy["compute"] or None),
-      ("split", split),
+      ("partition", partition),
     ),
     (("chunk", policy["chunk"] or None),),
   )

@@ -22,7 +22,8 @@ class Model:
 
   config: ModelConfig
   view: int = 0  # which tokenizer's rows it reads
-  forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype, split
+  # kernel, remat, dtype, partition
+  forward: tuple[tuple[str, object], ...] = ()
   head: tuple[tuple[str, object], ...] = ()  # chunk
   scored: bool = False  # its figures are given: no parameters, no rows
 

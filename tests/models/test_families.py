@@ -7,8 +7,9 @@ import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.models.config import ModelConfig
-from mrpo_jax.models.families.read import FAMILIES, config_from_hf, config_to_hf
-from mrpo_jax.models.families.values import UnsupportedModel
+from mrpo_jax.models.families import FAMILIES
+from mrpo_jax.models.families.family import UnsupportedModel
+from mrpo_jax.models.families.read import config_from_hf, config_to_hf
 from mrpo_jax.models.rope import Rope
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -18,7 +18,7 @@ import safetensors.numpy
 from mrpo_jax import hub
 from mrpo_jax.hub.read import BUFFERS
 from mrpo_jax.models import transformer
-from mrpo_jax.models.families.read import FAMILIES
+from mrpo_jax.models.families import FAMILIES
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = sorted(

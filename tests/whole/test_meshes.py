@@ -164,7 +164,7 @@ def test_a_folder_is_read_into_its_parts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "sizes,kernel,message",
   [
-    (dict(model=2), "auto", r"config.policy: .*k_proj.* 1 does not divide"),
+    (dict(model=2), "auto", r"config.policy: .*blocks.key: 1 does not divide"),
     (dict(context=2), "blockwise", "config.policy.kernel: .*whole rows.*=2"),
   ],
 )
@@ -180,6 +180,6 @@ def test_keys_stay_whole_where_the_rules_say_so():
   _, mesh, models = described(
     dict(model=2), kv_heads=1, mesh=dict(model=2, **whole)
   )
-  split = dict(models["policy"].model.forward)["split"]
-  assert split.heads == ("model",) and split.kv_heads == ()
+  partition = dict(models["policy"].model.forward)["partition"]
+  assert partition.heads == ("model",) and partition.kv_heads == ()
   assert math.prod(mesh.shape.values()) == 8
