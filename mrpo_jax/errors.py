@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two exceptions that end a command with one line."""
+"""The two exceptions that end a command with one line, and such lines."""
+
+import contextlib
 
 
 class InputError(ValueError):
@@ -8,3 +10,17 @@ class InputError(ValueError):
 
 class StoppedRun(RuntimeError):
   """A run that must not go on, and why.  Exit code 1."""
+
+
+def first_line(error):
+  """The first line of an exception's message, or its repr if it has none."""
+  return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+@contextlib.contextmanager
+def blames(where, kinds=ValueError):
+  """Turns an exception of these kinds into InputError("{where}: ...")."""
+  try:
+    yield
+  except kinds as error:
+    raise InputError(f"{where}: {error}") from None

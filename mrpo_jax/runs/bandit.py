@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 
 from mrpo_jax import files, losses
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.workdir import claim, known_run
 from mrpo_jax.text import aligned
 from mrpo_jax.training import tabular
@@ -62,7 +62,7 @@ def _methods(bandit):
   methods = {}
   for link in bandit["links"]["names"]:
     keywords = {**bandit["links"][link], "beta": bandit["betas"][0]}
-    try:
+    with blames(f"config.bandit.links.{link}", (TypeError, ValueError)):
       method = losses.build(**keywords)
       pair_BC = jax.ShapeDtypeStruct((len(bandit["winners"]), 2), jnp.float32)
       ref_BCK = jax.ShapeDtypeStruct((*pair_BC.shape, 1), jnp.float32)
@@ -72,8 +72,6 @@ def _methods(bandit):
           f"loss {method.name!r} weighs tokens or remembers earlier steps; "
           "the bandit knows neither"
         )
-    except (TypeError, ValueError) as error:
-      raise InputError(f"config.bandit.links.{link}: {error}") from None
     methods[link] = method
   return methods
 
