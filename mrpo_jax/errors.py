@@ -2,6 +2,7 @@
 """The two exceptions that end a command with one line, and such lines."""
 
 import contextlib
+import difflib
 
 
 class InputError(ValueError):
@@ -15,6 +16,12 @@ class StoppedRun(RuntimeError):
 def first_line(error):
   """The first line of an exception's message, or its repr if it has none."""
   return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def did_you_mean(name, known):
+  """ " did you mean X?" of the known name that is most like it; else ""."""
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+  return f" did you mean {near[0]}?" if near else ""
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ MAY["__main__"] = {"cli"}
 # Outside libraries, of the rooms that have to stay light.
 PLAIN = {"jax", *sys.stdlib_module_names}
 LIBRARIES = {
-  "errors": {"contextlib"},
+  "errors": {"contextlib", "difflib"},
   "shapes": PLAIN,
   "losses": PLAIN,
   "models": PLAIN | {"flax", "numpy", "qwix"},
