@@ -24,9 +24,10 @@ def train(given):
   config = _met(given)
   from mrpo_jax import processes
   from mrpo_jax.runs import bandit
+  from mrpo_jax.runs.config import BanditConfig
   from mrpo_jax.runs.train import train_run
 
-  if "bandit" in config:
+  if isinstance(config, BanditConfig):
     if processes.several():
       raise InputError("a bandit runs in one process")
     return bandit.train_run(config, given.workdir)
@@ -34,7 +35,7 @@ def train(given):
   same += [f"--store={given.store}"] if given.store else []
   same += ["--allow-changed"] if given.allow_changed else []
   train_run(
-    config,
+    config.to_dict(),
     given.workdir,
     store=given.store,
     autoscore=not given.no_autoscore,
@@ -51,12 +52,13 @@ def score(given):
   store, divide the work.
   """
   config = _met(given)
+  from mrpo_jax.runs.config import BanditConfig
   from mrpo_jax.runs.score import score_run
 
-  if "bandit" in config:
+  if isinstance(config, BanditConfig):
     raise InputError("a bandit has no references to score")
   score_run(
-    config,
+    config.to_dict(),
     given.workdir,
     store=given.store,
     part=given.part,
@@ -125,7 +127,7 @@ def bench(given):
 
   with tempfile.TemporaryDirectory() as workdir:
     bench.run(
-      config,
+      config.to_dict(),
       workdir,
       steps=given.steps,
       warmup=given.warmup,
@@ -147,7 +149,7 @@ def plan(given):
   from mrpo_jax.performance import plan
 
   plan.run(
-    config,
+    config.to_dict(),
     given.topology,
     hbm=given.hbm and given.hbm * 2**30,
     lengths=given.lengths,
@@ -194,9 +196,10 @@ def _met(given):
 def _of_models(given, purpose):
   """The config of a command that wants one with a step."""
   from mrpo_jax.cli import flags
+  from mrpo_jax.runs.config import BanditConfig
 
   config = flags.changed_config(given.config, given.rest)
-  if "bandit" in config:
+  if isinstance(config, BanditConfig):
     raise InputError(f"a bandit has no step {purpose}")
   return config
 
