@@ -32,6 +32,7 @@ setuptools.setup(
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.36",
     "pyarrow>=18",
+    "pydantic>=2.12",
     "qwix>=0.1.8",
     "safetensors>=0.6",
     "tensorflow-datasets>=4.9.10",

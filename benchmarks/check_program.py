@@ -15,10 +15,10 @@ import sys
 
 import jax
 
-from mrpo_jax.cli.flags import load_config
 from mrpo_jax.models import parameters
 from mrpo_jax.performance import hlo_text, hlo_work
 from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.config import load
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 
 
@@ -63,7 +63,7 @@ def main(argv=None):
   parser.add_argument("--config", required=True)
   parser.add_argument("--topology", required=True)
   given = parser.parse_args(argv)
-  config = load_config(given.config)
+  config = load(given.config).to_dict()
   place = find_target(given.topology)
   mesh = mesh_of(config, place.devices)
   setup = abstract_setup(config, mesh, read_shape)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax import hub, parallel
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.attention import kernels
@@ -143,10 +143,8 @@ def _base_params(config, key, one, mesh, say):
 
 
 def _check_split(key, base, model, mesh):
-  try:
+  with blames(f"config.{key}", InputError):
     parallel.param_shardings(model, mesh, dict(base.rules))
-  except InputError as error:
-    raise InputError(f"config.{key}: {error}") from None
 
 
 def _check_length(config, key, model):
@@ -213,14 +211,11 @@ def base_params(config, base, model, mesh=None):
 def _quantized(base, model, params):
   if not base.quantize:
     return params
-  try:
+  what = f"config: quantize={base.quantize!r} of {base.path or base.new}"
+  with blames(what):
     return weights.quantize(
       params, parameters.table(model), base.quantize, group=base.group
     )
-  except ValueError as error:
-    raise InputError(
-      f"config: quantize={base.quantize!r} of {base.path or base.new}: {error}"
-    ) from None
 
 
 def abstract_params(config, base, model, mesh):
@@ -327,10 +322,8 @@ def _adapter_fields(given):
 
 
 def _adapter_table(key, table, adapter):
-  try:
+  with blames(f"config.{key}.adapter"):
     return lora.adapter_table(table, adapter)
-  except ValueError as error:
-    raise InputError(f"config.{key}.adapter: {error}") from None
 
 
 def _computation(config, key, base, model, mesh):
@@ -339,10 +332,8 @@ def _computation(config, key, base, model, mesh):
   partition = parallel.partition_of(mesh, dict(base.rules))
   kernel, dtype = policy["kernel"], policy["compute"] or base.dtype
   platform = mesh.devices.flat[0].platform
-  try:
+  with blames("config.policy.kernel"):
     kernels.check(kernel, model, dtype, platform, partition)
-  except ValueError as error:
-    raise InputError(f"config.policy.kernel: {error}") from None
   remat = policy["remat"] if key == "policy" else "none"
   return (
     (
@@ -369,7 +360,7 @@ def _new_config(key, new, tokenizer):
       f"heads={new['heads']}"
     )
   shape = ("layers", "width", "heads", "kv_heads", "mlp_width")
-  try:
+  with blames(f"config.{key}.new"):
     return ModelConfig(
       **{name: new[name] for name in shape},
       head_dim=new["width"] // new["heads"],
@@ -378,5 +369,3 @@ def _new_config(key, new, tokenizer):
       bos_id=tokenizer.bos_token_id,
       eos_id=tokenizer.eos_token_id,
     )
-  except ValueError as error:
-    raise InputError(f"config.{key}.new: {error}") from None

@@ -13,7 +13,6 @@ import pytest
 
 from benchmarks import check_program
 from mrpo_jax import cli, parallel
-from mrpo_jax.cli.flags import load_config
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import ModelConfig
@@ -23,6 +22,7 @@ from mrpo_jax.performance.abstract import assume
 from mrpo_jax.performance.compiled import argument_bytes, measured, roofline
 from mrpo_jax.performance.model_shapes import MODELS
 from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.config import load
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized
 
@@ -60,7 +60,7 @@ def found(tmp_path_factory):
 
 
 def _config(arg, flags):
-  config = load_config(f"{ROOT}/configs/quickstart.py:{arg}")
+  config = load(f"{ROOT}/configs/quickstart.py:{arg}").to_dict()
   return plan.changed(config, flags)
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from configs import common
 from mrpo_jax import cli, files
-from mrpo_jax.cli.flags import load_config
 from mrpo_jax.models import parameters
 from mrpo_jax.performance.abstract import (
   abstract_train_step,
@@ -18,7 +17,7 @@ from mrpo_jax.performance.abstract import (
   scored_names,
 )
 from mrpo_jax.performance.topology import read_shape
-from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.config import load, read_config
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,7 +57,7 @@ def test_every_config_runs_with_debug(tmp_path, name, arg):
 def test_every_config_at_paper_scale_has_a_step(name, arg, debug):
   arg = ",".join(filter(None, [arg, debug]))
   given = f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else "")
-  config = load_config(given)
+  config = load(given).to_dict()
   mesh = mesh_of(config, jax.devices())
   setup = abstract_setup(config, mesh, read_shape)
   lengths = [
