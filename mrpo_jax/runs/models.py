@@ -17,6 +17,7 @@ from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.data import is_scored, sections_of
 from mrpo_jax.training.objective import Model
 
@@ -72,9 +73,9 @@ def describe_models(
     _check_length(config, key, model)
     _check_vocabulary(key, tokenizers.views[view], model)
     _check_split(key, base, model, mesh)
-    forward, head = _computation(config, key, base, model, mesh)
+    computation = _computation(config, key, base, model, mesh)
     described[key] = Described(
-      Model(model, view, forward, head, scored=is_scored(section)),
+      Model(model, view, computation, scored=is_scored(section)),
       base,
       identity_of(base) + _adapter_identity(config, key),
     )
@@ -327,7 +328,7 @@ def _adapter_table(key, table, adapter):
 
 
 def _computation(config, key, base, model, mesh):
-  """`forward` and `head` of a Model; no reference has a backward pass."""
+  """The Computation of a model; no reference has a backward pass."""
   policy = config["policy"]
   partition = parallel.partition_of(mesh, dict(base.rules))
   kernel, dtype = policy["kernel"], policy["compute"] or base.dtype
@@ -335,14 +336,12 @@ def _computation(config, key, base, model, mesh):
   with blames("config.policy.kernel"):
     kernels.check(kernel, model, dtype, platform, partition)
   remat = policy["remat"] if key == "policy" else "none"
-  return (
-    (
-      ("kernel", kernel),
-      ("remat", remat),
-      ("dtype", policy["compute"] or None),
-      ("partition", partition),
-    ),
-    (("chunk", policy["chunk"] or None),),
+  return Computation(
+    kernel=kernel,
+    remat=remat,
+    dtype=policy["compute"] or None,
+    partition=partition,
+    chunk=policy["chunk"] or None,
   )
 
 
