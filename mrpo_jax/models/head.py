@@ -69,7 +69,7 @@ def token_figures(
   vocabulary=None,
   partitions=(WHOLE, WHOLE),
 ):
-  """What the next-token distribution says at each scored position.
+  """Figures of the next-token distribution at each scored position.
 
   Args:
     hidden_RMD: hidden states at the scored positions, in order.
