@@ -42,7 +42,7 @@ def token_figures(
   also=(),
   against=None,
 ):
-  """What a model says of every scored token of the rows.
+  """Figures of every scored token of the rows, under a model.
 
   Args:
     config: ModelConfig.
@@ -137,7 +137,7 @@ def per_response(value, slots, pairs):
 
 
 def token_places(rows, pairs):
-  """Where each scored token stands: what token weights are made of.
+  """Places and lengths of scored tokens, of which token weights are made.
 
   Args:
     rows: Rows without the axis A.

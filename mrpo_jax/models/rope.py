@@ -12,7 +12,7 @@ from mrpo_jax.shapes import check, widen
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """How one kind of layer turns its queries and keys.
+  """Rotary embedding of one kind of layer.
 
   `settings` are those of the kind, under the names of Hugging Face's
   `rope_parameters`, everything resolved that these leave open.

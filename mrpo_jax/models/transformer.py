@@ -180,7 +180,7 @@ def hidden(
 
 
 def embed(config, params, tokens_RT, positions_RT, dtype, partition):
-  """What enters the first layer: x_RTD."""
+  """The input of the first layer: x_RTD."""
   x_RTD = looked_up(
     params["embed"], tokens_RT, dtype, partition, partition.vocab
   )
