@@ -5,7 +5,12 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import (
+  BeforeValidator,
+  field_validator,
+  model_serializer,
+  model_validator,
+)
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.section import (
@@ -160,7 +165,6 @@ class Model(Section):
   )
   quantize: Literal["", "int8", "int4"] = key("weights as integers", "")
   quantize_group: Count = key("inputs that share a scale in int4", 32)
-  new: New | None = key("", None, exclude_if=lambda new: new is None)
 
   @model_validator(mode="before")
   @classmethod
@@ -168,6 +172,10 @@ class Model(Section):
     if isinstance(values, dict) and values.get("path"):
       values = {name: one for name, one in values.items() if name != "new"}
     return values
+
+
+def _new():
+  return key("", None, exclude_if=lambda new: new is None)
 
 
 class NewAdapter(Section):
@@ -211,6 +219,7 @@ class Policy(Model):
     "what the backward pass computes anew", "dots"
   )
   chunk: Whole = key("scored positions of a row at a time; 0: chosen", 0)
+  new: New | None = _new()
   adapter: NewAdapter | ImportedAdapter | None = key("", None)
 
   @classmethod
@@ -245,6 +254,7 @@ class Reference(Model, Ruled):
   )
   beta: NotNegative = key("of this reference; 0: loss.beta", 0.0)
   adapter: str = key("folder of PEFT, on top of `path`", "")
+  new: New | None = _new()
   rules: Rules = key("changes of mesh.rules", {})
 
 
@@ -275,6 +285,10 @@ class Loss(Section, extra="allow"):
   def keywords(self):
     """What `losses.build` is given besides the name."""
     return dict(self.model_extra)
+
+  @model_serializer(mode="wrap")
+  def _sorted(self, dump):
+    return dict(sorted(dump(self).items()))
 
   def check(self, where):
     """Raises InputError for what no loss takes; `losses.build` knows more."""
