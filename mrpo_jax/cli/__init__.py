@@ -13,23 +13,46 @@ from mrpo_jax.errors import InputError, StoppedRun, did_you_mean
 def main(argv=None):
   """Runs one command; returns the exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  if not argv or argv[0] in ("-h", "--help", "help"):
-    print(parsers()[""].format_help(), end="")
-    return 0 if argv else 2
-  if argv[0] not in COMMANDS:
-    near = did_you_mean(argv[0], COMMANDS)
-    known = ", ".join(COMMANDS)
-    return _fail(
-      2, f"unknown command {argv[0]!r}; known: {known}{near and ';' + near}"
-    )
-  if "--help" in argv or "-h" in argv:
-    print(parsers()[argv[0]].format_help(), end="")
-    return 0
   try:
+    topic = _help_topic(argv)
+    if topic is not None:
+      print(_help(*topic))
+      return 0 if argv else 2
     given = parse(argv)
   except InputError as error:
     return _fail(*_said(error))
   return _run(COMMANDS[argv[0]], given)
+
+
+def _help_topic(argv):
+  """The words after `mrpo help`, however it was asked for; else None."""
+  if not argv or argv[0] in ("-h", "--help"):
+    return []
+  if argv[0] == "help":
+    return argv[1:]
+  if argv[0] not in COMMANDS:
+    near = did_you_mean(argv[0], COMMANDS)
+    known = ", ".join(COMMANDS)
+    raise InputError(
+      f"unknown command {argv[0]!r}; known: {known}{near and ';' + near}"
+    )
+  if "--help=config" in argv:
+    return ["config"]
+  return argv[:1] if "--help" in argv or "-h" in argv else None
+
+
+def _help(command="", *rest):
+  if command == "config" and len(rest) < 2:
+    from mrpo_jax.runs.config.explain import explain
+
+    return explain(*(key.removeprefix("config.") for key in rest))
+  known = parsers()
+  if command not in known or rest:
+    raise InputError(
+      f"no help on {' '.join([command, *rest])!r}; known: "
+      f"{', '.join(COMMANDS)}, config [KEY]"
+    )
+  return known[command].format_help().rstrip()
 
 
 def _run(command, given):

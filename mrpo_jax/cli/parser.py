@@ -12,7 +12,8 @@ from mrpo_jax.cli.commands import COMMANDS, STORE_ACTIONS
 from mrpo_jax.errors import InputError, did_you_mean
 
 EPILOG = """\
-mrpo train --help lists the flags of that command.
+mrpo train --help lists the flags of that command, mrpo help config [KEY] the
+keys of a config.
 
 On several hosts every one runs the same command.  A TPU pod, Slurm (a task per
 process) and Open MPI are found out; elsewhere train and score are told
@@ -252,7 +253,8 @@ def parsers():
       each[name].add(flag)
     if takes == "keys":
       each[name].add_argument_group(
-        "keys of the config", "--config.a.b=value changes any of them"
+        "keys of the config",
+        "--config.a.b=value changes one; mrpo help config [KEY] explains them",
       )
   return each
 

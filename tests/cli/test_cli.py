@@ -223,6 +223,35 @@ def test_help_lists_every_flag_of_a_command_in_one_line(capsys, command):
   assert all(len(line) <= 80 for line in said.split("\n"))
 
 
+@pytest.mark.parametrize(
+  "argv,match",
+  [
+    (["help", "trian"], "no help on 'trian'; known: train, "),
+    (["help", "train", "all"], "no help on 'train all'; known: train, "),
+    (
+      ["help", "config", "optimizer.peek_lr"],
+      "config.optimizer.peek_lr is not known; did you mean optimizer.peak_lr?",
+    ),
+  ],
+)
+def test_help_on_what_is_not_known(capsys, argv, match):
+  assert match in refused(capsys, *argv)
+
+
+def test_help_on_the_config_is_had_in_three_ways(capsys):
+  said = []
+  for argv in (
+    ["help", "config", "optimizer.peak_lr"],
+    ["help", "config", "config.optimizer.peak_lr"],
+    ["help", "config"],
+    ["train", "--help=config"],
+  ):
+    assert cli.main(argv) == 0
+    said.append(capsys.readouterr().out)
+  assert said[0].startswith("optimizer.peak_lr: float, positive, required\n")
+  assert said[0] == said[1] and said[0] in said[2] and said[2] == said[3]
+
+
 def test_a_value_is_joined_to_its_flag_or_stands_after_it(capsys, tmp_path):
   data = tmp_path / "rows.jsonl"
   given = {"--config": f"{CONFIG}:dpo,debug", "--workdir": str(tmp_path / "w")}

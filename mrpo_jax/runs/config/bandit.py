@@ -30,13 +30,13 @@ class Bandit(Section):
 
   lr: Positive = key("learning rate")
   average: Count = key("last steps over which the policy is averaged", 1)
-  rewards: Annotated[tuple[float, ...], MinLen(1)] = key("of each arm")
+  rewards: Annotated[tuple[float, ...], MinLen(1)] = key("reward of each arm")
   winners: Annotated[tuple[int, ...], MinLen(1)] = key(
     "arm that each pair prefers, counted from 1"
   )
   losers: Annotated[tuple[int, ...], MinLen(1)] = key("the other arm of each")
   betas: Annotated[tuple[Positive, ...], MinLen(1)] = key(
-    "each loss is trained at each"
+    "betas at which each loss is trained"
   )
   links: Links
 

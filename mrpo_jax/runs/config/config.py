@@ -34,9 +34,9 @@ from mrpo_jax.runs.config.sections import (
 class Config(Section):
   """A run that trains a model."""
 
-  seed: Whole = key("of new weights, the order of pairs and dropout", 0)
-  steps: Count = key("optimizer steps")
-  batch: Count = key("pairs in a step, over all hosts")
+  seed: Whole = key("of new weights, the order of pairs, and dropout", 0)
+  steps: Count = key("optimizer steps of the whole run")
+  batch: Count = key("pairs in one optimizer step, over all hosts")
   log_every: Count = key("steps between lines of metrics.jsonl", 1)
   eval_every: Whole = key("steps between evaluations; 0: at the end", 0)
   checkpoint_every: Whole = key("steps between checkpoints; 0: at the end", 0)

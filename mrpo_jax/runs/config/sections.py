@@ -5,7 +5,12 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import (
+  BeforeValidator,
+  field_validator,
+  model_serializer,
+  model_validator,
+)
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.section import (
@@ -83,84 +88,83 @@ class Ruled(Section):
 
 
 class Checkpoints(Section):
-  """Which checkpoints are kept."""
+  """Checkpoints that are kept."""
 
-  keep: Count = key("so many of the newest", 2)
-  best: Literal["", *BEST] = key("and the best by this figure", "")
+  keep: Count = key("how many of the newest", 2)
+  best: Literal["", *BEST] = key("figure by which the best one is kept too", "")
 
 
 class Data(Section):
   """Preference pairs: files, prepared TFDS directories or hub names."""
 
   train: str = key("pairs to train on")
-  eval: str = key("held-out pairs, for evaluations", "")
-  validation: str = key("pairs that weights of references measure", "")
-  max_prompt: Count = key("tokens of a prompt; keeps its end", 512)
-  max_response: Count = key("tokens of a response; keeps its start", 512)
+  eval: str = key("held-out pairs to evaluate on", "")
+  validation: str = key("held-out pairs that weights of references measure", "")
+  max_prompt: Count = key("tokens of a prompt, which keeps its end", 512)
+  max_response: Count = key("tokens of a response, which keeps its start", 512)
   row_length: Count = key("tokens of a packed row", 2048)
   rows: Whole = key("rows of a micro-batch; 0: one per shard of the mesh", 0)
 
 
 class Mesh(Ruled):
-  """Devices along each axis of the mesh; -1 takes what the others leave."""
+  """The mesh of devices, by axis; -1 takes what the others leave."""
 
-  data: int = key("splits rows", -1)
-  fsdp: int = key("splits rows, and the weights' width", 1)
-  context: int = key("splits positions of a row", 1)
-  model: int = key("splits heads, MLP and vocabulary", 1)
-  rules: Rules = key("mesh axes of a weight's axis: docs/sharding.md", {})
+  data: int = key("devices that share rows", -1)
+  fsdp: int = key("devices that share rows, and the width of weights", 1)
+  context: int = key("devices that share the positions of a row", 1)
+  model: int = key("devices that share heads, MLP and vocabulary", 1)
+  rules: Rules = key("mesh axes over which axes of weights are split", {})
 
 
 class ReferenceUpdate(Section):
   """TR-DPO: reference 0 moves towards the policy as it trains."""
 
-  every: Whole = key("so many steps; 0: never", 0)
-  rate: Annotated[float, Gt(0), Le(1)] = key("so far; 1: all the way", 1.0)
+  every: Whole = key("steps between its moves; 0: it never moves", 0)
+  rate: Annotated[float, Gt(0), Le(1)] = key("share of the way there", 1.0)
 
 
 class Rounds(Section):
   """APO: runs one after the other, each from where the last one ended."""
 
-  count: Count = key("so many; the steps are divided among them", 1)
-  alpha: NotNegative = key("each starts so many times as far again", 0.0)
+  count: Count = key("how many; they share the steps", 1)
+  alpha: NotNegative = key("how many times as far again a round starts", 0.0)
 
 
 class Optimizer(Section):
   """AdamW; the learning rate rises linearly, then falls as a cosine."""
 
   peak_lr: Positive = key("learning rate after the warm-up")
-  warmup: Annotated[float, Ge(0), Le(1)] = key("share of steps that rise", 0.1)
-  end_lr: NotNegative = key("where it ends, as a share of peak_lr", 0.0)
-  clip_norm: Positive = key("gradient norm above which it is scaled", 1.0)
-  weight_decay: NotNegative = key("of matrices, decoupled", 0.0)
+  warmup: Annotated[float, Ge(0), Le(1)] = key("share of rising steps", 0.1)
+  end_lr: NotNegative = key("learning rate at the end, a share of peak_lr", 0.0)
+  clip_norm: Positive = key("norm above which gradients are scaled down", 1.0)
+  weight_decay: NotNegative = key("of matrices, not of norms and biases", 0.0)
   b1: NotNegative = key("decay of the first moment", 0.9)
   b2: NotNegative = key("decay of the second moment", 0.999)
 
 
 class New(Section):
-  """A model made here, where `path` is empty."""
+  """A model that is made here; used where `path` is empty."""
 
-  layers: Count = key("blocks")
-  width: Count = key("of the residual stream; a multiple of heads")
-  heads: Count = key("of queries")
-  kv_heads: Count = key("of keys and values")
-  mlp_width: Count = key("of the MLP")
+  layers: Count = key("number of blocks")
+  width: Count = key("size of a hidden state, a multiple of heads")
+  heads: Count = key("heads of queries")
+  kv_heads: Count = key("heads of keys and values")
+  mlp_width: Count = key("size of the MLP's hidden layer")
   tokenizer: Literal["bpe", "unigram"] = key("trained on the pairs", "bpe")
-  vocab_size: Count = key("of its tokenizer")
+  vocab_size: Count = key("tokens of its tokenizer")
 
 
 class Model(Section):
   """A model of the run."""
 
-  path: str = key("Hugging Face folder; empty: as `new` says", "")
-  tokenizer: str = key("folder of its tokenizer, if it is another", "")
-  template: str = key("a name, or a file with a chat template", "")
+  path: str = key("Hugging Face folder; empty: a model as in `new`", "")
+  tokenizer: str = key("folder of its tokenizer; empty: that of the model", "")
+  template: str = key("chat template, a name or a file; empty: its own", "")
   dtype: Literal["float32", "bfloat16", "float16"] = key(
-    "of the weights", "float32"
+    "type of the weights", "float32"
   )
   quantize: Literal["", "int8", "int4"] = key("weights as integers", "")
   quantize_group: Count = key("inputs that share a scale in int4", 32)
-  new: New | None = key("", None, exclude_if=lambda new: new is None)
 
   @model_validator(mode="before")
   @classmethod
@@ -170,17 +174,23 @@ class Model(Section):
     return values
 
 
-class NewAdapter(Section):
-  """LoRA made here: only the adapter is trained."""
+def _new():
+  return key("", None, exclude_if=lambda new: new is None)
 
-  rank: Count = key("of both factors")
-  alpha: Positive = key("its scale is alpha / rank")
+
+class NewAdapter(Section):
+  """LoRA: only the adapter is trained."""
+
+  rank: Count = key("columns of its factors")
+  alpha: Positive = key("the adapter is scaled by alpha / rank")
   targets: Targets = key(
-    "matrices of the blocks that it changes", "all", validate_default=True
+    "matrices of the blocks that it changes",
+    "all",
+    validate_default=True,
   )
-  rslora: bool = key("scale alpha / sqrt(rank)", False)
+  rslora: bool = key("is it scaled by alpha / sqrt(rank)?", False)
   dropout: Annotated[float, Ge(0), Lt(1)] = key(
-    "of the adapter's input, in training", 0.0
+    "of the adapter's input, in training alone", 0.0
   )
   path: Literal[""] = key("empty: made here", "", exclude=True)
 
@@ -188,9 +198,9 @@ class NewAdapter(Section):
 class ImportedAdapter(Section):
   """An adapter that is trained on; the rest stands in its folder."""
 
-  path: str = key("folder of PEFT to train on; empty: made here")
+  path: str = key("folder of PEFT to go on from; empty: a new one", "")
   dropout: Annotated[float, Ge(0), Lt(1)] = key(
-    "of the adapter's input, in training", 0.0
+    "of the adapter's input, in training alone", 0.0
   )
 
 
@@ -199,18 +209,19 @@ def _adapter_kind(given):
 
 
 class Policy(Model):
-  """The model that is trained; reference 0 is mostly its start."""
+  """The model that is trained."""
 
   compute: Literal["", "float32", "bfloat16"] = key(
-    "activations of all models; empty: as stored", ""
+    "type of all models' activations; empty: as stored", ""
   )
   kernel: Literal["auto", "xla", "blockwise", "cudnn", "splash"] = key(
-    "attention of all models", "auto"
+    "how all models compute attention", "auto"
   )
   remat: Literal["none", "dots", "full"] = key(
-    "what the backward pass computes anew", "dots"
+    "none keeps all for the backward pass, full nothing", "dots"
   )
-  chunk: Whole = key("scored positions of a row at a time; 0: chosen", 0)
+  chunk: Whole = key("positions of a row that are scored at once; 0: chosen", 0)
+  new: New | None = _new()
   adapter: NewAdapter | ImportedAdapter | None = key("", None)
 
   @classmethod
@@ -235,21 +246,22 @@ class Policy(Model):
 
 
 class Reference(Model, Ruled):
-  """A frozen model; path "policy" is the policy's start."""
+  """One of them; with the path "policy" it is the policy's start."""
 
   dtype: Literal["", "float32", "bfloat16", "float16"] = key(
-    "of the weights; empty: the policy's if that is its path, or float32", ""
+    "type of the weights; empty: the policy's, or float32", ""
   )
   mode: Literal["online", "scored"] = key(
-    "runs beside, or once before", "online"
+    "run in every step, or once before", "online"
   )
-  beta: NotNegative = key("of this reference; 0: loss.beta", 0.0)
-  adapter: str = key("folder of PEFT, on top of `path`", "")
-  rules: Rules = key("changes of mesh.rules", {})
+  beta: NotNegative = key("beta of this reference; 0: that of the loss", 0.0)
+  adapter: str = key("folder of PEFT, an adapter on top of `path`", "")
+  new: New | None = _new()
+  rules: Rules = key("changes of mesh.rules for this reference", {})
 
 
 class References(Named):
-  """Frozen models, by name."""
+  """Frozen models by name, what the policy is compared with."""
 
   each = Reference
   __pydantic_extra__: dict[str, Reference]
@@ -257,24 +269,37 @@ class References(Named):
 
 
 class Loss(Section, extra="allow"):
-  """A loss by name; the other keys are its keywords: docs/losses.md."""
+  """A loss by name, and its keywords: docs/losses.md lists them by loss."""
 
+  # Keywords that many losses take.
   ABOUT: ClassVar = {
-    "beta": "per nat; smaller lets the policy move further",
-    "mixture": "how references become one",
-    "clip": "how far a reference may be from the first",
-    "weights": "trust in each reference",
-    "token_weight": "weights of tokens",
-    "dispersion": "factor on a pair's margin",
+    "adaptive_beta": "strength of beta-DPO's beta for each batch",
+    "beta": "per nat; a smaller one lets the policy move further",
+    "betas": "one beta per reference",
+    "clip": "dict(epsilon_max=0.1, adaptive=True): around reference 0",
+    "dispersion": "mean of -log dispersion: MallowsPO's factor on a margin",
+    "loss_weights": "weights of the losses that `combine` adds",
+    "losses": "the losses that `combine` adds, by name",
+    "mixture": "how references become one: harmonic, ..., or multi",
     "nll": "weight of an added likelihood of the chosen response",
-    "scale": "unit of log-probabilities",
+    "official_weights": "weights as released, not as published",
+    "phi": "dispersion of mallows_phi, for all pairs",
+    "running": "momentum of a running margin",
+    "scale": "unit of log-probabilities: sum, mean, character, zscore",
+    "token_weight": "weights of a response's tokens, by name",
+    "weights": "trust in each reference: numbers, or a rule by name",
+    "win_rate": "of sppo, for all pairs",
   }
-  name: str = key("a loss or a published method")
+  name: str = key("loss or published method")
 
   @property
   def keywords(self):
     """What `losses.build` is given besides the name."""
     return dict(self.model_extra)
+
+  @model_serializer(mode="wrap")
+  def _sorted(self, dump):
+    return dict(sorted(dump(self).items()))
 
   def check(self, where):
     """Raises InputError for what no loss takes; `losses.build` knows more."""
