@@ -100,7 +100,7 @@ def token_figures(
   total = None
   if isinstance(head_VD, Summed):
     head_VD, total = head_VD.array, head_VD.total
-  check("R M D", hidden_RMD, "V D", head_VD, "R M", targets_RM)
+  check(hidden_RMD=hidden_RMD, head_VD=head_VD, targets_RM=targets_RM)
   R, M, _ = hidden_RMD.shape
   used = jnp.asarray(M if used is None else used, jnp.int32)
   partition = partitions[0]
@@ -112,8 +112,12 @@ def token_figures(
 
   models, names = [(pad(hidden_RMD), head_VD)], list(also)
   if against is not None:
-    check("R M _", hidden_RMD, "R M D", against[0])
-    check("V _", head_VD, "V D", against[1])
+    check(  # X: the reference may be of another width
+      hidden_RMX=hidden_RMD,
+      head_VX=head_VD,
+      against_hidden_RMD=against[0],
+      against_head_VD=against[1],
+    )
     models.append(jax.lax.stop_gradient((pad(against[0]), against[1])))
     names.append("kl")
   chunks = jnp.minimum((used + chunk - 1) // chunk, (M + padding) // chunk)

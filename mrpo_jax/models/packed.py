@@ -57,7 +57,7 @@ def token_figures(
   Returns:
     dict of value_RM, `logp` among them.
   """
-  check("R T", rows.tokens_RT, "R M", rows.slots_RM)
+  check(tokens_RT=rows.tokens_RT, slots_RM=rows.slots_RM)
   layout = RowLayout(rows.positions_RT, rows.segments_RT, rows.branches_RT)
 
   def scored(config, params, how):

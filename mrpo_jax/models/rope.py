@@ -48,7 +48,7 @@ def rotary(ropes, head_dim, positions_RT, dtype):
   Returns:
     (cos, sin), both [K, R, T, 1, dims / 2].
   """
-  check("R T", positions_RT)
+  check(positions_RT=positions_RT)
   (dims,) = {rope.dims or head_dim for rope in ropes if rope} or {2}
   length = jnp.max(positions_RT) + 1
   tables = [

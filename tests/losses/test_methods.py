@@ -123,7 +123,7 @@ def test_a_pair_loss_without_mixture_takes_one_reference():
 
 
 def test_a_weight_per_reference():
-  with pytest.raises(ValueError, match="K=3"):
+  with pytest.raises(ValueError, match="K has size 3 in"):
     losses.build("mrpo", weights=(0.5, 0.5))(POLICY, REF)
 
 

@@ -122,7 +122,9 @@ def test_factors_are_wide_finite_and_have_no_gradient():
   total = lambda x: losses.scale_factors(x).sum()  # noqa: E731
   assert not jax.grad(total)(TRAIN_NCK).any()
   assert np.isfinite(jax.grad(total)(jnp.zeros((2, 2, 2)))).all()
-  with pytest.raises(ValueError, match=r"\[N 2 K\]"):
+  with pytest.raises(
+    ValueError, match=r"`ref_logp_NCK` must have axes \[N C K\]"
+  ):
     losses.scale_factors(TRAIN_NCK[0])
 
 
@@ -209,9 +211,9 @@ def test_gradients_of_a_measured_method():
 def test_a_scale_of_other_references_is_refused():
   method = losses.build("dpo", mixture="harmonic", scale="zscore")
   for K in (1, 2):
-    with pytest.raises(ValueError, match=f"K=3, got .{K},"):
+    with pytest.raises(ValueError, match=f"K has size 3 in .*, but {K} in"):
       method(POLICY_BC, REF_BCK, state=method.init(K))
-    with pytest.raises(ValueError, match=f"K=3, got .{K},"):
+    with pytest.raises(ValueError, match=f"K has size 3 in .*, but {K} in"):
       split = dict(ref_logp_NCK=TRAIN_NCK)
       method.measure(method.init(K), train=split)
 

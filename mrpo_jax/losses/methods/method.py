@@ -108,7 +108,7 @@ class Method:
     Raises:
       ValueError: a figure that the method needs is missing.
     """
-    check("B 2", policy_logp_BC)
+    check(policy_logp_BC=policy_logp_BC)
     state = self._state(state, ref_logp_BCK)
     policy_BC, ref_BCK = self.scaled(
       policy_logp_BC, ref_logp_BCK, state=state, **figures
@@ -225,7 +225,7 @@ class Method:
       if splits[split] is None:
         raise ValueError(f"loss {self.name!r} measures the {split} pairs")
     if self.scale == "zscore":
-      check("N 2 K", train["ref_logp_NCK"], "K", state["scale"])
+      check(ref_logp_NCK=train["ref_logp_NCK"], scale_K=state["scale"])
       factor_K = scale_factors(train["ref_logp_NCK"])
       state["scale"] = factor_K.astype(state["scale"].dtype)
     if self.rule.measure:
@@ -300,7 +300,7 @@ class Method:
     policy_BC = self._per(widen(policy_logp_BC), length_BC, character_BC)
     if ref_logp_BCK is None:
       return policy_BC, None
-    check("B 2", policy_BC, "B 2 K", ref_logp_BCK)
+    check(policy_BC=policy_BC, ref_logp_BCK=ref_logp_BCK)
     if ref_length_BCK is None and length_BC is not None:
       ref_length_BCK = jnp.asarray(length_BC)[..., None]
     return policy_BC, self._scaled_references(
@@ -311,7 +311,7 @@ class Method:
     ref_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
     if self.scale == "zscore":
       factor_K = self._state(state, ref_BCK)["scale"]
-      check("B 2 K", ref_BCK, "K", factor_K)
+      check(ref_BCK=ref_BCK, factor_K=factor_K)
       return ref_BCK * factor_K[None, None]
     if character_BC is not None:
       character_BC = jnp.asarray(character_BC)[..., None]
