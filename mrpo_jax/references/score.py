@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one frozen reference over pairs, once, into its store."""
+"""Scoring: one frozen reference over pairs, once, into its store."""
 
 import functools
 import time
@@ -115,7 +115,7 @@ def compile_figures(config, pairs, per_token, computation):
 
 
 def _known(store, fingerprints):
-  """Which pairs the store holds, as process 0 finds it."""
+  """The pairs that the store holds, as process 0 finds it."""
   known = store.known()
   known_N = np.array([name in known for name in fingerprints])
   known_N = processes.of_first(known_N)
