@@ -10,9 +10,9 @@ import pathlib
 import re
 
 from mrpo_jax import losses
-from mrpo_jax.losses.methods.build import FILLED
 from mrpo_jax.losses.methods.catalogue import PUBLISHED
-from mrpo_jax.losses.methods.method import Method, keywords_of
+from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS, keywords_of
+from mrpo_jax.losses.methods.method import Method
 
 PAGE = pathlib.Path(__file__).with_name("losses.md")
 MODULES = {
@@ -52,13 +52,6 @@ reference takes several of them with `mixture`, `clip` and `weights` (`mnpo`:
 `weights`), and, where it has one `beta` and looks at each pair alone, `betas`.
 
 """
-NEEDS = {  # figure -> what the models must give for it
-  "length_BC": "token counts",
-  "kl_BC": "full distributions of policy and reference (online, the policy's "
-  "tokenizer)",
-  "mean_excess_BC": "sums of squared probabilities of the policy",
-  "normalised_entropy_BC": "entropies of reference 0",
-}
 
 
 def page():
@@ -107,23 +100,23 @@ def built(name):
 
 
 def needs(method):
-  found = [NEEDS[figure] for figure in NEEDS if figure in method.needs]
+  found = [FIGURES[figure] for figure in FIGURES if figure in method.needs]
   if method.token_weight is not None:
     found.append("single tokens (the policy's tokenizer)")
   if method.reads_differences:
     found.append("which tokens differ")
   if method.coupled:
     found.append("all pairs of a batch")
-  if method.running is not None:
+  if method.memory.running is not None:
     found.append("a memory")
   return "; ".join(found) or "-"
 
 
 def keywords(name, method):
   """Defaults of the loss, and the choices of a published method."""
-  hidden = {*FILLED, *(["weight"] if name == "mnpo" else [])}
+  hidden = {*INPUTS, *(["weight"] if name == "mnpo" else [])}
   own = {k: v for k, v in keywords_of(method.loss).items() if k not in hidden}
-  own |= method.stand_ins
+  own |= method.numbers
   choices = PUBLISHED.get(name, {})
   own |= {k: v for k, v in choices.items() if k != "loss"}
   if name == "combine":
