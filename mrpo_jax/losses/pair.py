@@ -38,7 +38,7 @@ def margin(logratio_BC):
   return logratio_BC[:, CHOSEN] - logratio_BC[:, REJECTED]
 
 
-def rescaled(value_B, scale_B, **pairs):
+def rescaled(value_B, scale_B, /, **pairs):
   """scale * value, where the scale is one number or one per pair.
 
   Args:

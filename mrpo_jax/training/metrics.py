@@ -53,12 +53,8 @@ def pair_metrics(objective, state, figures, fixed):
 def _of_each_reference(objective, state, ref_BCK):
   """What each says and does in the mixture, in the method's unit."""
   method, names = objective.method, objective.names
-  arguments = dict(
-    p=0 if method.p is None else method.p,
-    epsilon_max=method.epsilon_max,
-    adaptive_epsilon=method.adaptive_epsilon,
-  )
-  weight = method.mixing(state, ref_BCK)
+  arguments = method.mixing.mean
+  weight, _ = method.mixing.shares(state, ref_BCK)
   about = losses.reference_metrics(ref_BCK, weight, **arguments)
   values = {"effective_references": about.pop("effective_references")}
   for k, name in enumerate(names):

@@ -479,11 +479,13 @@ def test_weights_of_a_window_follow_the_batches():
   method = losses.build("mrpo", weights=rule)
   state = method.init(3)
   assert state["weights"].shape == (2, 3)
-  np.testing.assert_allclose(method.weights(state, REF_BCK), [1 / 3] * 3)
+  np.testing.assert_allclose(method.mixing.weights(state, REF_BCK), [1 / 3] * 3)
   state = method.update(state, POLICY_BC, REF_BCK)
   sizes_K = jnp.abs(REF_BCK[:, 0] - REF_BCK[:, 1]).sum(0)
   want_K = sizes_K / sizes_K.sum()
-  np.testing.assert_allclose(method.weights(state, REF_BCK), want_K, rtol=1e-6)
+  np.testing.assert_allclose(
+    method.mixing.weights(state, REF_BCK), want_K, rtol=1e-6
+  )
   got = method(POLICY_BC, REF_BCK, state=state)
   want = losses.mrpo(POLICY_BC, REF_BCK, weight=want_K)
   np.testing.assert_allclose(got, want, rtol=1e-6)

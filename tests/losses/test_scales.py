@@ -86,7 +86,9 @@ def test_a_memory_is_per_character_too():
     state = method.update(
       method.init(2), POLICY_BC[:1], ref_BCK, character_BC=character_BC
     )
-    np.testing.assert_allclose(method.weights(state, ref_BCK), want, rtol=1e-6)
+    np.testing.assert_allclose(
+      method.mixing.weights(state, ref_BCK), want, rtol=1e-6
+    )
 
 
 # Factors of references.
@@ -248,10 +250,12 @@ def test_measured_weights_are_those_of_held_out_pairs():
   for name in ("discrimination", "accuracy"):
     method = losses.build("mrpo", weights=name)
     state = method.init(3)
-    np.testing.assert_allclose(method.weights(state, REF_BCK), [1 / 3] * 3)
+    np.testing.assert_allclose(
+      method.mixing.weights(state, REF_BCK), [1 / 3] * 3
+    )
     state = method.measure(state, validation=split)
     want_K = getattr(losses, f"{name}_weights")(TRAIN_NCK)
-    np.testing.assert_array_equal(method.weights(state, REF_BCK), want_K)
+    np.testing.assert_array_equal(method.mixing.weights(state, REF_BCK), want_K)
     np.testing.assert_allclose(
       method(POLICY_BC, REF_BCK, state=state),
       losses.mrpo(POLICY_BC, REF_BCK, weight=want_K),

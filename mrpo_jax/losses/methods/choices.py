@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.losses import token_weights, weighting
-from mrpo_jax.losses.methods.method import arrays_of, keywords_of
+from mrpo_jax.losses.methods.inputs import arrays_of, keywords_of
 from mrpo_jax.shapes import check, widen
 
 MIXTURES = {
