@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From names in a config to one function of arrays.
-
-A new loss is a function, and its name in LOSSES.
-"""
+"""build: from names in a config to one function of arrays."""
 
 from mrpo_jax.losses import pair, rewards
 from mrpo_jax.losses.methods import choices
