@@ -160,7 +160,7 @@ def _taken(loss, given):
 
 
 def _mixing(name, given, asked):
-  """How the references of a loss become one."""
+  """The mixing of a loss's references."""
   mixture, betas = given.get("mixture"), choices.betas(given.get("betas"))
   if betas and mixture is None and len(betas) != 1:
     raise ValueError(
