@@ -26,6 +26,7 @@ from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.models import lora, parameters
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.packed import Computation
 from mrpo_jax.training import optimizer, train_state
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.stacked import stack
@@ -87,8 +88,8 @@ def curve(case, adapter=None, steps=STEPS):
 
   def model(rules, remat):
     partition = parallel.partition_of(mesh, rules)
-    forward = dict(kernel=case.kernel, remat=remat, partition=partition)
-    return Model(CONFIG, forward=tuple(forward.items()))
+    how = Computation(kernel=case.kernel, remat=remat, partition=partition)
+    return Model(CONFIG, computation=how)
 
   def params(seed, rules):
     make = functools.partial(parameters.init, CONFIG)

@@ -37,11 +37,15 @@ def write_atomically(path, content):
   draft = path.with_name(f".{path.name}.{os.getpid()}")
   if isinstance(content, str):
     content = content.encode("utf-8")
-  with open(draft, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  draft.replace(path)
+  try:
+    with open(draft, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    draft.replace(path)
+  except BaseException:
+    draft.unlink(missing_ok=True)
+    raise
 
 
 def write_json(path, value, *, sort_keys=True):

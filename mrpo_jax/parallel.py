@@ -158,7 +158,7 @@ def replicated(mesh):
 
 
 def row_shards(mesh):
-  """Over how many shards the rows of a micro-batch are split."""
+  """Number of shards that the rows of a micro-batch are split over."""
   return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 

@@ -67,7 +67,7 @@ def card_text(config, step, metrics, *, library):
 
 
 def _origin(section):
-  """Where a model's weights come from, in words."""
+  """The origin of a model's weights, in words."""
   path = section["path"] or "made from a seed"
   adapter = section["adapter"]
   return f"{path}, with an adapter" if adapter else path

@@ -54,7 +54,7 @@ def _refuse_adapter(folder):
 
 
 def read_object(file):
-  """What a JSON file holds."""
+  """The content of a JSON file."""
   try:
     return json.loads(file.read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as error:
@@ -151,7 +151,7 @@ def refuse_names(where, missing, unexpected):
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """How files hold a leaf: as one tensor for each layer, or a part of one."""
+  """A leaf in files: one tensor for each layer, or a part of one."""
 
   spec: parameters.ArraySpec
   name: str  # of the tensors; each "{}" is an index of a leading axis
@@ -163,7 +163,7 @@ class Stored:
 
   @property
   def stacked(self):
-    """How many leading axes the files keep apart."""
+    """Number of leading axes that the files keep apart."""
     return self.name.count("{}")
 
   @property
@@ -188,7 +188,7 @@ class Stored:
     return [(i, self.name.format(*i)) for i in itertools.product(*counts)]
 
   def view(self, tensor):
-    """What one tensor holds of the leaf: a view in the leaf's own axes.
+    """The part of one tensor that is the leaf's, as a view in its own axes.
 
     Reading copies from it, and writing into it.
     """

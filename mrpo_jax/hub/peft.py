@@ -223,7 +223,7 @@ def _outputs(one):
 
 
 def _rows(one):
-  """Which outputs of the stored module are this leaf's."""
+  """The outputs of the stored module that are this leaf's."""
   if not one.whole:
     return slice(None)
   if one.inputs_first:

@@ -144,7 +144,9 @@ def hidden(
     hidden_RTD.
   """
   positions_RT = layout.positions
-  check("R T", tokens_RT, "R T", positions_RT, "R T", layout.segments)
+  check(
+    tokens_RT=tokens_RT, positions_RT=positions_RT, segments_RT=layout.segments
+  )
   dtype = jnp.dtype(dtype or params["norm"].dtype)
   wide = jnp.promote_types(dtype, jnp.float32)
   cos_KRT1E, sin_KRT1E = rotary(
@@ -180,7 +182,7 @@ def hidden(
 
 
 def embed(config, params, tokens_RT, positions_RT, dtype, partition):
-  """What enters the first layer: x_RTD."""
+  """The input of the first layer: x_RTD."""
   x_RTD = looked_up(
     params["embed"], tokens_RT, dtype, partition, partition.vocab
   )
@@ -240,12 +242,12 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
   Returns:
     logits_BTV: float32 or better.
   """
-  check("B T", tokens_BT)
+  check(tokens_BT=tokens_BT)
   if segments_BT is None:
     segments_BT = jnp.ones_like(tokens_BT)
   if positions_BT is None:
     positions_BT = _positions(segments_BT)
-  check("B T", tokens_BT, "B T", positions_BT, "B T", segments_BT)
+  check(tokens_BT=tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
   layout = RowLayout(positions_BT, segments_BT, jnp.zeros_like(segments_BT))
   hidden_BTD = hidden(config, params, tokens_BT, layout, kernel="xla")
   logits_BTV = jnp.einsum(

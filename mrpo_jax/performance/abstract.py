@@ -145,7 +145,7 @@ def abstract_scoring_step(setup, name, rows):
     one.model.config,
     setup.config.batch,
     setup.method.token_weight is not None,
-    one.model.forward + one.model.head,
+    one.model.computation,
   )
   to = parallel.rows_sharding(setup.mesh)
   arguments = loaded[name].params, parallel.abstract(rows[0], to)

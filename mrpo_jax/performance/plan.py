@@ -101,12 +101,12 @@ def _judged(figures, useful, batch, place):
 def _kernel(setup):
   """The name of the policy's attention kernel."""
   model = setup.objective.policy
-  how = dict(model.forward)
-  if how["kernel"] != "auto":
-    return how["kernel"]
+  how = model.computation
+  if how.kernel != "auto":
+    return how.kernel
   policy = setup.config.policy
   dtype = policy.compute or policy.dtype
-  return kernels.fastest(model.config, dtype, how["partition"])
+  return kernels.fastest(model.config, dtype, how.partition)
 
 
 def versions():

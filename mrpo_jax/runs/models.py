@@ -17,6 +17,7 @@ from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
 from mrpo_jax.training.objective import Model
 
@@ -60,10 +61,10 @@ def describe_models(
     _check_vocabulary(section, tokenizers.views[view], model)
     with blames(f"config.{section.key}", InputError):
       parallel.param_shardings(model, mesh, dict(section.base.rules))
-    forward, head = _computation(config.policy, section, model, mesh)
+    computation = _computation(config.policy, section, model, mesh)
     described[name] = Described(
       section,
-      Model(model, view, forward, head, scored=section.scored),
+      Model(model, view, computation, scored=section.scored),
       identity_of(section.base) + _adapter_identity(section),
     )
   return described
@@ -262,20 +263,18 @@ def _adapted(one, params, mesh, *, abstract=False):
 
 
 def _computation(policy, section, model, mesh):
-  """`forward` and `head` of a Model; no reference has a backward pass."""
+  """The Computation of a model; no reference has a backward pass."""
   partition = parallel.partition_of(mesh, dict(section.base.rules))
   dtype = policy.compute or section.base.dtype
   platform = mesh.devices.flat[0].platform
   with blames("config.policy.kernel"):
     kernels.check(policy.kernel, model, dtype, platform, partition)
-  return (
-    (
-      ("kernel", policy.kernel),
-      ("remat", policy.remat if section.is_policy else "none"),
-      ("dtype", policy.compute or None),
-      ("partition", partition),
-    ),
-    (("chunk", policy.chunk or None),),
+  return Computation(
+    kernel=policy.kernel,
+    remat=policy.remat if section.is_policy else "none",
+    dtype=policy.compute or None,
+    partition=partition,
+    chunk=policy.chunk or None,
   )
 
 

@@ -93,7 +93,7 @@ class ScorePlan:
             config=one.model.config,
             packing=packing,
             place=place,
-            forward=one.model.forward + one.model.head,
+            computation=one.model.computation,
             part=part,
             progress=bar.update,
           )

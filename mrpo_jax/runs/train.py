@@ -92,16 +92,9 @@ def train_run(
       say=say,
     ) as log,
   ):
-    step, _ = train(
-      program.step,
-      state,
-      batches,
-      log,
-      due=due,
-      evaluate=evaluate,
-      save=_saving(manager, content, setup.objective.policy.config, adapter),
-      stop=stop,
-    )
+    save = _saving(manager, content, setup.objective.policy.config, adapter)
+    also = dict(due=due, evaluate=evaluate, save=save, stop=stop)
+    step, _ = train(program.step, state, batches, log, **also)
   if step < config.steps:
     say(f"stopped at step {step}; the same command resumes")
   else:

@@ -62,8 +62,8 @@ def train_step(
   if moves is not None:
     state = moves(state, transformation)
   references = train_state.moved_references(state, base, references)
-  frozen = reference_figures(objective, references, views, given)
-  valid_B = frozen["valid_B"]
+  fixed = reference_figures(objective, references, views, given)
+  valid_B = fixed.valid_B
   count = jnp.maximum(jnp.sum(valid_B), 1).astype(jnp.float32)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
@@ -71,7 +71,7 @@ def train_step(
     params = lora.join(base, trained, jax.random.fold_in(key, DROPOUT))
     return policy_figures(objective, references, key, params, micro)
 
-  parts = policy_parts(objective, views, frozen)
+  parts = policy_parts(objective, views, fixed)
 
   def mean(value_B):
     return jnp.sum(jnp.where(valid_B, value_B, 0.0)) / count
@@ -79,7 +79,7 @@ def train_step(
   def mean_loss(figures):
     # Pairs that stand in other micro-batches have constant figures here: they
     # shift this value, which nobody reads, and add nothing to its gradient.
-    return mean(losses_of(objective, state.method_state, figures, frozen))
+    return mean(losses_of(objective, state.method_state, figures, fixed))
 
   share = mean_loss
   if objective.method.coupled:
@@ -91,13 +91,13 @@ def train_step(
     gradient, state.opt_state, state.params
   )
   params = optax.apply_updates(state.params, updates)
-  values = pair_metrics(objective, state.method_state, figures, frozen)
+  values = pair_metrics(objective, state.method_state, figures, fixed)
   metrics = summary(values, mean)
   metrics["grad_norm"] = optax.tree.norm(gradient)
   metrics["tokens/real"], metrics["tokens/slots"] = token_counts(
     views[objective.policy.view]
   )
-  policy_BC, ref_BCK, more = method_arguments(figures, frozen)
+  policy_BC, ref_BCK, more = method_arguments(figures, fixed)
   method_state = objective.method.update(
     state.method_state, policy_BC, ref_BCK, **more
   )

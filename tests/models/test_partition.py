@@ -16,7 +16,7 @@ from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.attention.blockwise import blockwise
 from mrpo_jax.models.attention.layout import dense
 from mrpo_jax.models.partition import WHOLE
-from tests.models.test_kernels import CONFIG, SPLASH, layout_of
+from tests.material.attention import CONFIG, SPLASH, layout_of
 
 THREE = dict(data=2, fsdp=2, model=2)
 EXCHANGE = re.compile(r"(all-gather|all-reduce|all-to-all|scatter|permute)\(")

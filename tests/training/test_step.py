@@ -19,9 +19,10 @@ from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.models import packed, parameters, transformer
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.packed import Computation
 from mrpo_jax.rows import micro_batch
 from mrpo_jax.training import optimizer, train_state
-from mrpo_jax.training.figures import policy_figures, policy_parts
+from mrpo_jax.training.figures import FixedFigures, policy_figures, policy_parts
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import (
   accumulated_gradient,
@@ -169,13 +170,13 @@ def test_the_gradient_is_that_of_the_sum(rng, changes, dtype):
   )
   params = parameters.init(config, jax.random.key(0), dtype)
   view = (pack.pack(some_pairs(rng, BATCH), length=48, rows=2),)
-  parts = policy_parts(objective, (view,), {})
+  parts = policy_parts(objective, (view,), FixedFigures(None, None))
   weight_BC = jnp.asarray(rng.normal(size=(BATCH, 2)).astype("float32"))
   key = jax.random.key(1)
   figures_of = functools.partial(policy_figures, objective, ())
 
   def share(figures):
-    return jnp.vdot(weight_BC, figures["logp_BC"])
+    return jnp.vdot(weight_BC, figures.logp_BC)
 
   def whole(params):
     # One after the other without a loop, so that JAX's own sums are compared.
@@ -202,7 +203,7 @@ def test_the_gradient_is_that_of_the_sum(rng, changes, dtype):
 def test_what_the_backward_pass_keeps_changes_nothing(rng, remat):
   view = (pack.pack(some_pairs(rng, BATCH), length=48),)
   plain = objective_of()
-  kept = Model(CONFIG, forward=(("remat", remat),))
+  kept = Model(CONFIG, computation=Computation(remat=remat))
   sparing = dataclasses.replace(plain, policy=kept)
   (_, a), (_, b) = (
     gradient_of(one, (params_of(1),), view) for one in (plain, sparing)
@@ -281,7 +282,7 @@ def test_one_gradient_is_in_memory_however_many_micro_batches(rng, sizes):
   config = dataclasses.replace(CONFIG, **sizes)
   objective = dataclasses.replace(
     objective_of("simpo", K=0),
-    policy=Model(config, forward=(("remat", "full"),)),
+    policy=Model(config, computation=Computation(remat="full")),
   )
   transformation, _ = optimizer.make(peak_lr=1e-3, steps=2)
   make = functools.partial(

@@ -180,6 +180,6 @@ def test_keys_stay_whole_where_the_rules_say_so():
   _, mesh, models = described(
     dict(model=2), kv_heads=1, mesh=dict(model=2, **whole)
   )
-  partition = dict(models["policy"].model.forward)["partition"]
+  partition = models["policy"].model.computation.partition
   assert partition.heads == ("model",) and partition.kv_heads == ()
   assert math.prod(mesh.shape.values()) == 8

@@ -234,7 +234,7 @@ def test_a_wrong_start_stops_with_an_explanation(tmp_path, monkeypatch, capsys):
   def shifted(*given):
     figures = honest(*given)
     shift_BCK = jax.numpy.array([0.5, 0.0])[None, :, None]
-    return figures | {"ref_logp_BCK": figures["ref_logp_BCK"] + shift_BCK}
+    return figures.replace(ref_logp_BCK=figures.ref_logp_BCK + shift_BCK)
 
   monkeypatch.setattr(steps, "reference_figures", shifted)
   assert train_debug(tmp_path, run="dpo") == 1

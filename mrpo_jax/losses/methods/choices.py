@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.losses import token_weights, weighting
-from mrpo_jax.losses.methods.method import arrays_of, keywords_of
+from mrpo_jax.losses.methods.inputs import arrays_of, keywords_of
 from mrpo_jax.shapes import check, widen
 
 MIXTURES = {
@@ -127,7 +127,7 @@ def rule(weights):
 
   def weigh(ref_logp_BCK):
     weight_K = jnp.asarray(fixed_K, widen(ref_logp_BCK).dtype)
-    check("B 2 K", ref_logp_BCK, "K", weight_K)
+    check(ref_logp_BCK=ref_logp_BCK, weight_K=weight_K)
     return weight_K
 
   return weighting.stateless(weigh), False

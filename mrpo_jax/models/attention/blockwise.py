@@ -63,7 +63,7 @@ def blockwise(
 
 @flax.struct.dataclass
 class _Plan:
-  """Which blocks each block of queries needs."""
+  """The blocks of keys that each block of queries needs."""
 
   layout: RowLayout  # arrays [N, R, b]
   window: jax.Array | None

@@ -58,7 +58,7 @@ class TensorNames:
 
   @property
   def prefix(self):
-    """What names within the decoder begin with; bare decoders leave it out."""
+    """The start of names within the decoder; bare decoders leave it out."""
     return self.layer.partition(".")[0] + "."
 
   def of(self, leaf):
@@ -76,7 +76,7 @@ class TensorNames:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """How one model_type spells ModelConfig in its files."""
+  """One model_type: its spelling of ModelConfig, the names of its tensors."""
 
   architectures: tuple[str, ...]  # the causal LM, then its bare decoder
   tensors: TensorNames

@@ -75,7 +75,7 @@ def _theta(rope):
 
 
 def _dims(rope, fields):
-  """How many dims of a head turn; None for all."""
+  """Number of dims of a head that turn; None for all."""
   share = rope.values.get("partial_rotary_factor")
   if share is None:
     share = rope.values.get("rotary_pct")
