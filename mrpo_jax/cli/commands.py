@@ -35,7 +35,7 @@ def train(given):
   same += [f"--store={given.store}"] if given.store else []
   same += ["--allow-changed"] if given.allow_changed else []
   train_run(
-    config.to_dict(),
+    config,
     given.workdir,
     store=given.store,
     autoscore=not given.no_autoscore,
@@ -58,7 +58,7 @@ def score(given):
   if isinstance(config, BanditConfig):
     raise InputError("a bandit has no references to score")
   score_run(
-    config.to_dict(),
+    config,
     given.workdir,
     store=given.store,
     part=given.part,
@@ -127,7 +127,7 @@ def bench(given):
 
   with tempfile.TemporaryDirectory() as workdir:
     bench.run(
-      config.to_dict(),
+      config,
       workdir,
       steps=given.steps,
       warmup=given.warmup,
@@ -149,7 +149,7 @@ def plan(given):
   from mrpo_jax.performance import plan
 
   plan.run(
-    config.to_dict(),
+    config,
     given.topology,
     hbm=given.hbm and given.hbm * 2**30,
     lengths=given.lengths,

@@ -20,7 +20,7 @@ from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.references import score
 from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import Scores
-from mrpo_jax.runs.data import is_scored
+from mrpo_jax.runs.config import Folder
 from mrpo_jax.runs.models import abstract_models
 from mrpo_jax.runs.program import Program
 
@@ -60,21 +60,21 @@ def assume(setup, lengths):
     setup: setup.Setup.
     lengths: (prompt, response), means in tokens.
   """
-  data, batch = setup.config["data"], setup.config["batch"]
-  most = np.array([data["max_prompt"], *[data["max_response"]] * 2])
+  data, batch = setup.config.data, setup.config.batch
+  most = np.array([data.max_prompt, data.max_response, data.max_response])
   mean = np.array([lengths[0], lengths[1], lengths[1]])
   spread = np.random.default_rng(0).uniform(*SPREAD, (batch, 3))
   length_N3 = np.clip(np.round(mean * spread).astype(int), 1, most)
   if setup.method.supervised:
     length_N3[:, 2] = 0
-  if length_N3.sum(1).max() > data["row_length"]:
+  if length_N3.sum(1).max() > data.row_length:
     raise InputError(
       f"--lengths={lengths[0]},{lengths[1]}: some pairs are longer than "
       f"config.data.row_length={data['row_length']}"
     )
   pairs = [Encoded(*([0] * n for n in counts)) for counts in length_N3.tolist()]
   views = setup.packing.of([pairs] * setup.objective.views, np.arange(batch))
-  chunk = setup.config["policy"]["chunk"]
+  chunk = setup.config.policy.chunk
   shards, trips = parallel.row_shards(setup.mesh), {}
   for part in views[0]:
     trips |= _trips(part, 2 * batch, shards, chunk)
@@ -123,7 +123,7 @@ def _given(setup, views):
 def abstract_train_step(setup, rows):
   """(jitted train step, its abstract arguments, weights of an adapter)."""
   mesh, given = setup.mesh, _given(setup, rows)
-  models = abstract_models(setup.config, setup.described, mesh)
+  models = abstract_models(setup.described, mesh)
   program = Program(setup, models)
   arguments = (
     program.state,
@@ -136,34 +136,30 @@ def abstract_train_step(setup, rows):
 
 def abstract_scoring_step(setup, name, rows):
   """(jitted scoring step of a reference, its abstract arguments)."""
-  key = f"references.{name}"
-  one = setup.described[key]
+  one = setup.described[name]
+  online = dataclasses.replace(one.model, scored=False)
   loaded = abstract_models(
-    setup.config,
-    {key: dataclasses.replace(one, model=_online(one.model))},
-    setup.mesh,
+    {name: dataclasses.replace(one, model=online)}, setup.mesh
   )
   step = score.compile_figures(
     one.model.config,
-    setup.config["batch"],
+    setup.config.batch,
     setup.method.token_weight is not None,
     one.model.computation,
   )
   to = parallel.rows_sharding(setup.mesh)
-  arguments = loaded[key].params, parallel.abstract(rows[0], to)
+  arguments = loaded[name].params, parallel.abstract(rows[0], to)
   return step, arguments
-
-
-def _online(model):
-  return dataclasses.replace(model, scored=False)
 
 
 def scored_names(setup):
   """References that are run before the first step, alike ones once."""
-  config, found = setup.config["references"], {}
-  for name in config["names"]:
-    one = setup.described[f"references.{name}"]
-    if is_scored(config[name]) or setup.method.measures:
-      alike = one.model, dataclasses.replace(one.base, path="")
-      found.setdefault(alike, []).append(name)
+  found = {}
+  for name in setup.config.references.names:
+    one = setup.described[name]
+    if one.model.scored or setup.method.measures:
+      weights = one.section.base.weights
+      any_folder = None if isinstance(weights, Folder) else weights
+      base = dataclasses.replace(one.section.base, weights=any_folder)
+      found.setdefault((one.model, base), []).append(name)
   return list(found.values())

@@ -32,7 +32,7 @@ CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192
 def bench_setup(config, workdir, say=print):
   """setup.Setup without held-out pairs, unless the method learns from them."""
   if not chosen_method(config).learns:
-    config = {**config, "data": {**config["data"], "eval": ""}}
+    config = config.changed({"data.eval": ""})
   return set_up(config, pathlib.Path(workdir), say)
 
 
@@ -56,15 +56,15 @@ class Bench:
     config, mesh = setup.config, setup.mesh
     scores = ScorePlan.of(setup, store, fresh=True)
     scores.fill(mesh, setup.packing, say)
-    models = load_models(config, setup.described, mesh, say)
+    models = load_models(setup.described, mesh, say)
     self._program = Program(setup, models)
     del models  # the policy's start is the state's now
     self._state, _ = self._program.start(scores, say)
     self._known, self._views = scores.known("train"), setup.views("train")
     self._training = training_batches(
-      self._views, setup.packing, seed=config["seed"], known=self._known
+      self._views, setup.packing, seed=config.seed, known=self._known
     )
-    self.pairs, self.batch = len(self._views[0]), config["batch"]
+    self.pairs, self.batch = len(self._views[0]), config.batch
     packed = self._packed(np.arange(min(self.batch, self.pairs)))
     lowered = self._program.jitted.lower(
       self._state, *self._program.frozen, *parallel.global_batch(*packed, mesh)
@@ -114,8 +114,8 @@ class Bench:
 
   def matmul_peak(self):
     """Operations per second of `matmul_peak` in what is computed with."""
-    policy = self._setup.config["policy"]
-    return matmul_peak(self._setup.mesh, policy["compute"] or policy["dtype"])
+    policy = self._setup.config.policy
+    return matmul_peak(self._setup.mesh, policy.compute or policy.dtype)
 
   def _packed(self, indices):
     rows = self._setup.packing.of(self._views, indices)

@@ -7,7 +7,7 @@ import jax
 
 from mrpo_jax import parallel
 from mrpo_jax.models import lora, parameters
-from mrpo_jax.runs.models import rules_of, starts_alike
+from mrpo_jax.runs.models import starts_alike
 from mrpo_jax.training import checkpoints, optimizer, train_state
 from mrpo_jax.training.stacked import stack
 from mrpo_jax.training.step import compile_step
@@ -33,7 +33,7 @@ class Program:
     self._setup = setup
     self._moves = _reference_moves(config)
     transformation, self._schedule = optimizer.make(
-      steps=config["steps"] // config["rounds"]["count"], **config["optimizer"]
+      steps=config.steps // config.rounds.count, **dict(config.optimizer)
     )
     base, self._trained = lora.split(policy.params)
     self.frozen = base, _references(setup, loaded, self._moves)
@@ -70,7 +70,7 @@ class Program:
       measured = {split: scores.measured(split) for split in method.measures}
       method_state = method.measure(method_state, **measured)
     make = jax.jit(self._create, out_shardings=self._shardings())
-    seed = setup.config["seed"]
+    seed = setup.config.seed
     return make(trained, method_state=method_state, seed=seed), 0
 
   def step(self, state, batch):
@@ -87,12 +87,12 @@ class Program:
 
 def _reference_moves(config):
   """train_state.ReferenceMoves of reference 0; None where it stays."""
-  update, rounds = config["reference_update"], config["rounds"]
-  if rounds["count"] == 1 and not update["every"]:
+  update, rounds = config.reference_update, config.rounds
+  if rounds.count == 1 and not update.every:
     return None
-  length = config["steps"] // rounds["count"] if rounds["count"] > 1 else 0
+  length = config.steps // rounds.count if rounds.count > 1 else 0
   return train_state.ReferenceMoves(
-    **update, round=length, alpha=rounds["alpha"]
+    **dict(update), round=length, alpha=rounds.alpha
   )
 
 
@@ -101,8 +101,7 @@ def _references(setup, loaded, moves):
 
   Those that differ in their numbers alone are `Stacked`; see `stack`.
   """
-  names = setup.config["references"]["names"]
-  found = [loaded.get(f"references.{name}") for name in names]
+  found = [loaded.get(name) for name in setup.config.references.names]
   params = [None if one is None else one.params for one in found]
   if moves is not None:
     params[0] = None
@@ -132,7 +131,7 @@ def _abstract_state(setup, policy, transformation, moves):
     transformation,
     setup.mesh,
     method_state,
-    rules=rules_of(setup.config, "policy"),
+    rules=dict(setup.described["policy"].section.base.rules),
     moving=moving,
   )
   create = functools.partial(

@@ -14,7 +14,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.references import score
 from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import MissingRows, Store
-from mrpo_jax.runs.data import is_scored
+from mrpo_jax.runs.config import Config
 from mrpo_jax.runs.models import load_reference
 from mrpo_jax.runs.setup import set_up
 
@@ -25,9 +25,9 @@ FOLDER = "store"  # in the workdir, unless the command names another
 class ScorePlan:
   """Which references of a run are scored over which splits, into what."""
 
-  config: dict
+  config: Config
   tables: dict  # split -> table.Table
-  described: dict  # key -> models.Described
+  described: dict  # name -> models.Described
   stores: dict  # reference's name -> Store
   splits: dict  # reference's name -> splits whose scores the run reads
 
@@ -44,10 +44,9 @@ class ScorePlan:
     root = pathlib.Path(store) if store else setup.workdir / FOLDER
     measures = method.measures if fresh else ()
     stores, splits = {}, {}
-    for name in config["references"]["names"]:
-      key = f"references.{name}"
-      described = setup.described[key]
-      tokenizer = tokenizers.views[tokenizers.view_of[key]]
+    for name in config.references.names:
+      described = setup.described[name]
+      tokenizer = tokenizers.views[tokenizers.view_of[name]]
       stores[name] = Store(
         root,
         _material(config, described, tokenizer),
@@ -79,9 +78,8 @@ class ScorePlan:
       return [parallel.global_rows(view, mesh) for view in views]
 
     for name in dict.fromkeys(name for name, _ in missing):
-      key = f"references.{name}"
-      one = self.described[key]
-      params = load_reference(self.config, key, one, mesh, say)
+      one = self.described[name]
+      params = load_reference(one, mesh, say)
       for split in self.splits[name]:
         if (name, split) not in missing:
           continue
@@ -99,7 +97,7 @@ class ScorePlan:
             part=part,
             progress=bar.update,
           )
-        say(f"{key}: scored {scored} pairs of {split}")
+        say(f"{one.section.key}: scored {scored} pairs of {split}")
       del params
     processes.gather(None)  # all is written
 
@@ -110,26 +108,27 @@ class ScorePlan:
       return self.stores[name].read(table.fingerprints)
     except MissingRows as error:
       count, place = len(error.indices), table.places[error.indices[0]]
+      origin = getattr(self.config.data, split)
       raise InputError(
-        f"{self.config['data'][split]}: {count} of {len(table.places)} pairs "
+        f"{origin}: {count} of {len(table.places)} pairs "
         f"are not scored under reference {name!r}, the first is pair {place}; "
         "run mrpo score"
       ) from None
 
   def known(self, split):
     """batches.Known of the split: what the step reads of scored references."""
-    table, names = self.tables[split], self.config["references"]["names"]
+    table, names = self.tables[split], self.config.references.names
     characters = [one.characters for one in table.views[0]]
     scores = {
       k: self.read(name, split)
       for k, name in enumerate(names)
-      if is_scored(self.config["references"][name])
+      if self.described[name].model.scored
     }
     return known_of(characters, scores, len(names))
 
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""
-    names = self.config["references"]["names"]
+    names = self.config.references.names
     scores = [self.read(name, split) for name in names]
     return {
       "ref_logp_NCK": np.stack([one.logp_PC for one in scores], -1),
@@ -174,13 +173,14 @@ def score_run(
   scores.fill(setup.mesh, setup.packing, say, part=part)
   for name, one in scores.stores.items():
     if scores.splits[name]:
-      say(f"references.{name}: {len(one.known())} pairs in {one.folder}")
+      key = scores.described[name].section.key
+      say(f"{key}: {len(one.known())} pairs in {one.folder}")
 
 
 def _material(config, described, tokenizer):
   """What the figures of a reference depend on: see `references.store`."""
-  data, base = config["data"], described.base
-  compute = config["policy"]["compute"] or base.dtype
+  base = described.section.base
+  compute = config.policy.compute or base.dtype
   narrowed = "" if compute == base.dtype else f", computed in {compute}"
   return {
     "weights": described.identity,
@@ -189,8 +189,8 @@ def _material(config, described, tokenizer):
     "vocab_size": described.model.config.vocab_size,
     "tokenizer": tokenizer_fingerprint(tokenizer),
     "template": encode.chat_template(tokenizer),
-    "max_prompt": data["max_prompt"],
-    "max_response": data["max_response"],
+    "max_prompt": config.data.max_prompt,
+    "max_response": config.data.max_response,
   }
 
 

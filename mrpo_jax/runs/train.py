@@ -15,7 +15,6 @@ from mrpo_jax.data.batches import evaluation_batches, training_batches
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
-from mrpo_jax.runs.data import sections_of
 from mrpo_jax.runs.models import load_models
 from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.score import ScorePlan, fill_or_refuse
@@ -42,7 +41,7 @@ def train_run(
   """Trains to `steps`, from the newest checkpoint if there is one.
 
   Args:
-    config: nested dict that `config.read_config` returned.
+    config: Config of the run.
     workdir: folder of the run; made if it does not exist.
     store: folder of the references' scores; "" is the workdir's own.
     autoscore: score what is missing, or refuse to start?
@@ -57,16 +56,16 @@ def train_run(
   done = checkpoints.steps(workdir)
   scores = ScorePlan.of(setup, store, fresh=not done)
   refusal = None if autoscore else command
-  ended = done[:1] == [config["steps"]]  # then nothing reads the scores
+  ended = done[:1] == [config.steps]  # then nothing reads the scores
   if not ended:
     fill_or_refuse(scores, setup, refusal, say)
   # 2. The program, of models on the mesh.
-  models = load_models(config, setup.described, setup.mesh, say)
+  models = load_models(setup.described, setup.mesh, say)
   adapter, program = models["policy"].adapter, Program(setup, models)
   del models  # the policy's start is the state's now
   # 3. The state: restored first, else from the start.
   state, start = program.start(scores, say)
-  if start == config["steps"]:
+  if start == config.steps:
     say(f"finished before: {workdir} stands at step {start}")
     return
   if ended:  # but the newest checkpoint could not be read
@@ -74,13 +73,13 @@ def train_run(
   if start:
     say(f"resuming at step {start}")
   # 4. The workdir is this run's.
-  content = {**config, "identity": setup.identity}
+  content = {**config.to_dict(), "identity": setup.identity}
   claim(workdir, content, setup.tokenizers.made, step=start, say=say)
   # 5. The loop.
   due, batches = _due(setup), _batches(setup, scores, start)
   watch = Watch(setup, None if start else program.expected, say)
   evaluate = _evaluation(setup, scores, program, watch)
-  keep = config["checkpoints"]["keep"]
+  keep = config.checkpoints.keep
   with (
     checkpoints.manager(workdir, keep=keep, best=best(config)) as manager,
     Log(
@@ -96,7 +95,7 @@ def train_run(
     save = _saving(manager, content, setup.objective.policy.config, adapter)
     also = dict(due=due, evaluate=evaluate, save=save, stop=stop)
     step, _ = train(program.step, state, batches, log, **also)
-  if step < config["steps"]:
+  if step < config.steps:
     say(f"stopped at step {step}; the same command resumes")
   else:
     say(f"finished: {workdir} stands at step {step}")
@@ -118,10 +117,10 @@ def _stop_signal():
 def _due(setup):
   config = setup.config
   return Due(
-    steps=config["steps"],
-    log_every=config["log_every"],
-    eval_every=config["eval_every"] if "eval" in setup.tables else None,
-    checkpoint_every=config["checkpoint_every"],
+    steps=config.steps,
+    log_every=config.log_every,
+    eval_every=config.eval_every if "eval" in setup.tables else None,
+    checkpoint_every=config.checkpoint_every,
   )
 
 
@@ -130,7 +129,7 @@ def _batches(setup, scores, start):
   batches = training_batches(
     setup.views("train"),
     setup.packing,
-    seed=setup.config["seed"],
+    seed=setup.config.seed,
     start=start,
     known=scores.known("train"),
   )
@@ -143,7 +142,7 @@ def _constants(setup):
   """Figures that every line of the log has."""
   table = setup.tables["train"]
   return {
-    "pairs": setup.config["batch"],
+    "pairs": setup.config.batch,
     "dropped": table.dropped,
     "truncated": table.truncated,
   }
@@ -215,7 +214,7 @@ class Watch:
     if len(self._seen) == WATCHED:
       return
     self._seen.append(metrics)
-    if len(self._seen) == WATCHED or step == config["steps"]:
+    if len(self._seen) == WATCHED or step == config.steps:
       self.judge(
         {name: np.mean([one[name] for one in self._seen]) for name in metrics}
       )
@@ -234,8 +233,8 @@ class Watch:
 
 
 def _check_start(loss, expected, config):
-  dtypes = {section["dtype"] for section in sections_of(config).values()}
-  dtypes |= {config["policy"]["compute"] or "float32"}
+  dtypes = {section.base.dtype for section in config.models().values()}
+  dtypes |= {config.policy.compute or "float32"}
   tolerance = 1e-3 if dtypes == {"float32"} else 5e-2
   if abs(loss - expected) > tolerance * max(1.0, abs(expected)):
     raise StoppedRun(

@@ -60,8 +60,7 @@ def found(tmp_path_factory):
 
 
 def _config(arg, flags):
-  config = load(f"{ROOT}/configs/quickstart.py:{arg}").to_dict()
-  return plan.changed(config, flags)
+  return load(f"{ROOT}/configs/quickstart.py:{arg}").changed(flags)
 
 
 def test_bytes_of_arguments_are_what_the_shardings_say(found):
@@ -245,8 +244,8 @@ def test_rows_are_those_of_all_processes(monkeypatch):
   setup = abstract_setup(config, mesh, read_shape)
   rows = assume(setup, (32, 32)).rows[0][0]
   assert rows.tokens_RT.shape[1] == setup.packing.rows == 8
-  real = rows.slots_RM[rows.slots_RM < 2 * config["batch"]]
-  assert real.min() < config["batch"] <= real.max()
+  real = rows.slots_RM[rows.slots_RM < 2 * config.batch]
+  assert real.min() < config.batch <= real.max()
 
 
 def test_a_program_that_holds_too_much_is_found():

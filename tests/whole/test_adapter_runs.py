@@ -18,18 +18,18 @@ import qwix
 from mrpo_jax import cli, files, hub, parallel
 from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, transformer
-from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.config import read
 from mrpo_jax.runs.data import load_pairs, load_tokenizers
 from mrpo_jax.runs.models import (
   Described,
   Loaded,
-  base_of,
   base_params,
   describe_models,
   load_models,
   starts_alike,
 )
 from mrpo_jax.runs.setup import mesh_of
+from mrpo_jax.runs.workdir import recorded_config
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.log import Log
 from tests.material import every_method
@@ -173,7 +173,7 @@ def config_of(folder, **changes):
   values["references"]["names"] = tuple(
     dict.fromkeys(values["references"]["names"])
   )
-  return read_config(values)
+  return read(values)
 
 
 def load(config):
@@ -181,7 +181,7 @@ def load(config):
   tokenizers = load_tokenizers(config, "", pairs["train"], print)
   mesh = mesh_of(config)
   described = describe_models(config, tokenizers, mesh)
-  loaded = load_models(config, described, mesh, print)
+  loaded = load_models(described, mesh, print)
   return [Both(described[key], loaded[key]) for key in loaded]
 
 
@@ -295,10 +295,10 @@ def test_an_imported_adapter_trains_on(folder, plain, tmp_path):
 @pytest.mark.parametrize("run", ["plain", "finished"])
 def test_exports_compute_what_was_trained(folder, tmp_path, request, run):
   workdir = request.getfixturevalue(run)
-  config = json.loads((workdir / "config.json").read_text())
-  base = base_of(config, "policy")
+  content = json.loads((workdir / "config.json").read_text())
+  base = recorded_config(content).models()["policy"].base
   model = hub.read_config(folder / "base")
-  params = base_params(config, base, model)
+  params = base_params(base, model)
   adapter = lora.Adapter(4, 8.0)
   trained = state_of(workdir)["params"]
   tokens_BT = np.arange(24).reshape(2, 12) * 7 % 400

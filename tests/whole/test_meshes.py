@@ -18,8 +18,8 @@ from mrpo_jax import hub, losses, parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import read
 from mrpo_jax.models import lora, parameters
-from mrpo_jax.runs.config import read_config
-from mrpo_jax.runs.data import Tokenizers, sections_of
+from mrpo_jax.runs.config import read as read_config
+from mrpo_jax.runs.data import Tokenizers
 from mrpo_jax.runs.models import describe_models, load_models
 from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.setup import mesh_of
@@ -70,7 +70,7 @@ def described(sizes, *, kv_heads=2, **sections):
     into[name] = {**into[name], **values}
   config = read_config(config)
   mesh = mesh_of(config)
-  view_of = {key: 0 for key in sections_of(config)}
+  view_of = {key: 0 for key in config.models()}
   tokenizers = Tokenizers([Tokenizer()], view_of, {}, {})
   return config, mesh, describe_models(config, tokenizers, mesh)
 
@@ -91,7 +91,7 @@ def test_all_weights_are_born_split(tmp_path, adapter):
     policy=dict(adapter=adapter),
     second=dict(rules=dict(embed=("fsdp", "data"), kv_heads="")),
   )
-  loaded = load_models(config, models, mesh, print)
+  loaded = load_models(models, mesh, print)
   policy, base, second = (loaded[key].params for key in models)
   # V = 512 is in two; D is whole in the policy and its base, where it is 32,
   # and in four in the other, where it is 48.
@@ -110,7 +110,7 @@ def test_all_weights_are_born_split(tmp_path, adapter):
     mesh=mesh,
     method=method,
     objective=Objective(
-      config["batch"], own, tuple(references), ("base", "second"), method
+      config.batch, own, tuple(references), ("base", "second"), method
     ),
   )
   state, _ = Program(setup, loaded).start(None, print)

@@ -21,7 +21,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.references import maintenance
-from mrpo_jax.runs.config import read_config, with_defaults
+from mrpo_jax.runs.config import read
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import chosen_method, set_up
 from tests.material import every_method
@@ -152,7 +152,7 @@ def test_a_missing_row_is_named(folder, tmp_path):
   config = every_method.get_config(f"mrpo,inputs={folder}").to_dict()
   for name in ("base", "second"):
     config["references"][name]["mode"] = "scored"
-  config = read_config(with_defaults(config))
+  config = read(config)
   setup = set_up(config, tmp_path / "w", print)
   plan = ScorePlan.of(setup, "", fresh=True)
   plan.fill(setup.mesh, setup.packing, print)
@@ -339,11 +339,11 @@ def test_each_reference_has_its_beta(folder):
   """Where none is named it is the loss's, and its default where that is not."""
   config = every_method.get_config(f"mrpo,inputs={folder}").to_dict()
   config["references"]["second"]["beta"] = 0.9
-  assert chosen_method(read_config(config)).betas == (0.1, 0.9)
+  assert chosen_method(read(config)).betas == (0.1, 0.9)
   config["loss"]["beta"] = 0.2
-  assert chosen_method(read_config(config)).betas == (0.2, 0.9)
+  assert chosen_method(read(config)).betas == (0.2, 0.9)
   config["references"]["second"]["beta"] = None
-  assert chosen_method(read_config(config)).betas is None
+  assert chosen_method(read(config)).betas is None
   config["references"]["base"]["beta"] = -1.0
   with pytest.raises(InputError, match="must not be negative"):
-    read_config(config)
+    read(config)

@@ -7,9 +7,8 @@ from mrpo_jax.runs.config.config import load as load
 from mrpo_jax.runs.config.config import read as read
 from mrpo_jax.runs.config.config import values_of as values_of
 from mrpo_jax.runs.config.config import with_defaults as with_defaults
+from mrpo_jax.runs.config.models import Folder as Folder
+from mrpo_jax.runs.config.models import ModelSection as ModelSection
+from mrpo_jax.runs.config.models import key_of as key_of
 from mrpo_jax.runs.config.sections import BEST as BEST
-
-
-def read_config(values):
-  """`read` as a nested dict."""
-  return read(values).to_dict()
+from mrpo_jax.runs.config.sections import NewAdapter as NewAdapter

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config: what a config file says, checked in the first second of a run."""
 
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -9,6 +10,7 @@ import pydantic
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.bandit import BanditConfig
+from mrpo_jax.runs.config.models import POLICY, models_of
 from mrpo_jax.runs.config.section import (
   Count,
   Section,
@@ -52,12 +54,19 @@ class Config(Section):
 
   def checked(self):
     """Itself, where its sections agree; with what a reference inherits."""
-    for where, model in self._models():
+    named = self.references.items()
+    sections = {f"references.{name}": one for name, one in named}
+    for where, model in {"policy": self.policy, **sections}.items():
       if not model.path and model.new is None:
         raise InputError(
           f"config.{where}.path is empty: name a Hugging Face folder, or "
           f"describe a new model in config.{where}.new"
         )
+    if POLICY in self.references.names:
+      raise InputError(
+        "config.references.names: 'policy' is the policy; name the reference "
+        "otherwise"
+      )
     kind = self.policy.quantize
     if kind and not self.policy.adapter:
       raise InputError(
@@ -69,16 +78,11 @@ class Config(Section):
     whole._check_moves()
     return whole
 
-  def _models(self):
-    yield "policy", self.policy
-    for name, reference in self.references.items():
-      yield f"references.{name}", reference
-
   def _inherited(self):
     """With what each reference takes from the policy where that is its path."""
     policy, inherited = self.policy, {}
     for name, one in self.references.items():
-      is_policy = one.path == "policy"
+      is_policy = one.path == POLICY
       dtype = one.dtype or (policy.dtype if is_policy else "float32")
       taken = {"dtype": dtype}
       if is_policy and policy.quantize:
@@ -106,7 +110,7 @@ class Config(Section):
       return
     moves = f"config.{'reference_update.every' if every else 'rounds.count'}"
     policy, names = self.policy, self.references.names
-    if not names or self.references[names[0]].path != "policy":
+    if not names or self.references[names[0]].path != POLICY:
       raise InputError(
         f"{moves} moves the first reference, whose path must be 'policy'"
       )
@@ -124,6 +128,18 @@ class Config(Section):
         f"{moves} moves the first reference, but an imported adapter does not "
         "start where it does; merge the adapter into a model first"
       )
+
+  def models(self):
+    """{"policy" or name of a reference: ModelSection}, the policy first."""
+    return models_of(self)
+
+  def changed(self, values):
+    """The Config with other values at dotted keys."""
+    whole = self.to_dict()
+    for place, value in values.items():
+      *parents, name = place.split(".")
+      functools.reduce(dict.__getitem__, parents, whole)[name] = value
+    return read(whole)
 
   def to_dict(self):
     """The content of config.json; a resumed config must compare equal."""

@@ -154,7 +154,7 @@ class New(Section):
   vocab_size: Count = key("tokens of its tokenizer")
 
 
-class Model(Section):
+class ModelKeys(Section):
   """A model of the run."""
 
   path: str = key("Hugging Face folder; empty: a model as in `new`", "")
@@ -208,7 +208,7 @@ def _adapter_kind(given):
   return ImportedAdapter if given.get("path") else NewAdapter
 
 
-class Policy(Model):
+class Policy(ModelKeys):
   """The model that is trained."""
 
   compute: Literal["", "float32", "bfloat16"] = key(
@@ -245,7 +245,7 @@ class Policy(Model):
     return kind.model_validate(given)
 
 
-class Reference(Model, Ruled):
+class Reference(ModelKeys, Ruled):
   """One of them; with the path "policy" it is the policy's start."""
 
   dtype: Literal["", "float32", "bfloat16", "float16"] = key(
