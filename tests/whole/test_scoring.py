@@ -153,9 +153,9 @@ def test_a_missing_row_is_named(folder, tmp_path):
   for name in ("base", "second"):
     config["references"][name]["mode"] = "scored"
   config = read(config)
-  setup = set_up(config, tmp_path / "w", print)
+  setup = set_up(config, tmp_path / "w")
   plan = ScorePlan.of(setup, "", fresh=True)
-  plan.fill(setup.mesh, setup.packing, print)
+  plan.fill(setup.mesh, setup.packing)
   assert plan.known("train").arrays["ref_logp_BCK"].shape == (40, 2, 2)
   # The third pair becomes another, which nobody has scored.
   setup.tables["train"].fingerprints[2] = 64 * "0"
