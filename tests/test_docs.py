@@ -60,6 +60,23 @@ def test_the_page_of_resuming_names_what_may_change_and_what_may_not():
     assert f"`{key}`" in page, key
 
 
+NAMED = re.compile(
+  r"\b(?:tests|benchmarks|configs|docs|launch|mrpo_jax)/[\w/]+\.(?:py|md|sh|yaml)"
+)
+
+
+def test_files_that_are_named_are_there():
+  root = DOCS.parent
+  pages = [*root.glob("*.md"), *root.glob("*/*.md"), *DOCS.glob("*/*.md")]
+  gone = {
+    f"{page.relative_to(root)}: {name}"
+    for page in pages
+    for name in NAMED.findall(page.read_text(encoding="utf-8"))
+    if name != "configs/mine.py" and not (root / name).exists()
+  }
+  assert not gone
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
   pytest.importorskip("mkdocstrings_handlers.python")
   pytest.importorskip("material")

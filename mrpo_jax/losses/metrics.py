@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to watch beside the loss.  Metrics are not losses."""
+"""Metrics of rewards, references and gradients; none is a loss."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
 def reference_metrics(
   ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
 ):
-  """What each reference says on its own and does to the mixture.
+  """Margin, accuracy, weight and responsibility of each reference.
 
   Args:
     ref_logp_BCK: nats, summed over response tokens, not clipped.
@@ -100,7 +100,7 @@ def reference_metrics(
 def reference_relations(
   ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
 ):
-  """How the references stand to each other.
+  """Agreement of the references, and pairs where they cancel their weights.
 
   Args:
     ref_logp_BCK: nats, summed over response tokens, not clipped.

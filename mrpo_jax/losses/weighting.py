@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much each reference is trusted."""
+"""Weights of references: how much each is trusted, rules with a memory."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -205,7 +205,7 @@ def measured(weigh):
 
 
 def scale_factors(ref_logp_NCK):
-  """What gives every reference's margins the spread of the base's.
+  """Factors that give every reference's margins the spread of the base's.
 
       s_k = sqrt( mean_n Delta_k(n)^2 ),   Delta_k = log r_k(y_w) - log r_k(y_l)
       factor_k = s_0 / s_k

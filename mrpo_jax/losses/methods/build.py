@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From names in a config to one function of arrays.
-
-A new loss is a function, and its name in LOSSES.
-"""
+"""build: from names in a config to one function of arrays."""
 
 from mrpo_jax.losses import pair, rewards
 from mrpo_jax.losses.methods import choices
@@ -163,7 +160,7 @@ def _taken(loss, given):
 
 
 def _mixing(name, given, asked):
-  """How the references of a loss become one."""
+  """The mixing of a loss's references."""
   mixture, betas = given.get("mixture"), choices.betas(given.get("betas"))
   if betas and mixture is None and len(betas) != 1:
     raise ValueError(

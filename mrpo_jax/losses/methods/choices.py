@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each choice of a config means: from its words to numbers and functions.
+"""Choices of a config: from its words to numbers and functions.
 
 Every refusal is a ValueError that says what was given and what exists.
 """

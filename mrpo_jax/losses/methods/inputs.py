@@ -65,7 +65,7 @@ class Given:
     return self.figures[name]
 
   def figure(self, name):
-    """What the models gave under this name."""
+    """A figure of the models; ValueError where it is missing."""
     if self.figures.get(name) is None:
       raise ValueError(f"loss {self.loss!r} needs {name}")
     return self.figures[name]

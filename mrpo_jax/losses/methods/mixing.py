@@ -20,7 +20,7 @@ COUNTS = {"mean": "length_BC", "character": "character_BC"}  # of the units
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unit:
-  """What log-probabilities are counted in, before anything else."""
+  """The unit of log-probabilities, in which everything else is counted."""
 
   name: str  # "sum", "mean", "character" or "zscore"
   loss: str  # whose unit it is, for messages
@@ -70,7 +70,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixing:
-  """How K references become one: weights, clip, mean, one beta for each.
+  """K references into one: weights, clip, mean, one beta for each.
 
   Their log-probabilities are in the method's unit.
   """
