@@ -70,7 +70,7 @@ def assume(setup, lengths):
   if length_N3.sum(1).max() > data.row_length:
     raise InputError(
       f"--lengths={lengths[0]},{lengths[1]}: some pairs are longer than "
-      f"config.data.row_length={data['row_length']}"
+      f"config.data.row_length={data.row_length}"
     )
   pairs = [Encoded(*([0] * n for n in counts)) for counts in length_N3.tolist()]
   views = setup.packing.of([pairs] * setup.objective.views, np.arange(batch))
