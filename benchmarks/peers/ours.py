@@ -17,7 +17,7 @@ def player(job, references=1, mode="online", change=None):
     job: of material.prepare, as read.
     references: K.
     mode: of all of them, "online" or "scored".
-    change: SetUp -> SetUp, for what no config can say.
+    change: Setup -> Setup, for what no config can say.
   """
   config = read(material.settings_of(job, references, mode))
   with tempfile.TemporaryDirectory() as workdir:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run on a bandit: losses trained on a table of arms, and compared there.
+"""Bandit run: losses trained on a table of arms, and compared there.
 
 Every loss of the config is trained at every beta.  The run takes a minute and
 has no checkpoint: one that was stopped starts again.

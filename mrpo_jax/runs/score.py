@@ -178,7 +178,7 @@ def score_run(
 
 
 def _material(config, described, tokenizer):
-  """What the figures of a reference depend on: see `references.store`."""
+  """Key material of a reference's store: all that its figures depend on."""
   base = described.section.base
   compute = config.policy.compute or base.dtype
   narrowed = "" if compute == base.dtype else f", computed in {compute}"

@@ -150,7 +150,7 @@ def abstract_setup(config, mesh, read):
 
 
 def _code():
-  """What else the numbers of a run depend on."""
+  """Versions and settings of code that the numbers of a run depend on."""
   jax_settings = ("default_matmul_precision", "default_prng_impl", "enable_x64")
   return {
     "steps": VERSION,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: whose it is, its first file, what may change in it."""
+"""Workdir of a run: config.json, whose run it is, what may change in it."""
 
 import errno
 import fnmatch
@@ -64,7 +64,7 @@ FIXED = (
 
 
 def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
-  """What the workdir says it is; None if it is new.  Changes nothing.
+  """Content of config.json of a workdir; None if it is new.  Changes nothing.
 
   Args:
     workdir: folder of the run.
