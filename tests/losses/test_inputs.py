@@ -11,7 +11,7 @@ from mrpo_jax.losses.methods.catalogue import LOSSES
 from mrpo_jax.losses.methods.inputs import (
   FIGURES,
   INPUTS,
-  Given,
+  BatchArrays,
   inputs_of,
   refuse_unknown,
 )
@@ -36,7 +36,7 @@ def given(**changes):
     dispersion=None,
     ref=jnp.array([[-1.0, -2.0], [-3.0, -1.0]]),
   )
-  return Given(**{**arguments, **changes})
+  return BatchArrays(**{**arguments, **changes})
 
 
 # By hand from the numbers above.

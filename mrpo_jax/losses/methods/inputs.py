@@ -46,7 +46,7 @@ def _parameters(function, kind):
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class BatchArrays:
   """A batch and a Method's choices, from which arrays of its loss are made."""
 
   loss: str  # its name, for messages
@@ -82,7 +82,7 @@ class Given:
 class Input:
   """An array that a loss may take: how it is made, and what follows from it."""
 
-  make: Callable[[Given], jax.Array]
+  make: Callable[[BatchArrays], jax.Array]
   needs: tuple[str, ...] = ()  # figures that the models must give
   from_reference: bool = False  # then mixtures, clip and weights apply
   all_references: bool = False  # the loss mixes them by itself

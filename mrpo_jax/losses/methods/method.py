@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from mrpo_jax.losses.batch import adaptive_beta, masked_moments
 from mrpo_jax.losses.methods.inputs import (
   INPUTS,
-  Given,
+  BatchArrays,
   arrays_of,
   inputs_of,
   keywords_of,
@@ -117,7 +117,7 @@ class Method:
     policy_BC, ref_BCK = self.scaled(
       policy_logp_BC, ref_logp_BCK, state=state, **figures
     )
-    given = Given(
+    given = BatchArrays(
       self.name,
       policy_logp_BC,
       policy_BC,
