@@ -9,6 +9,7 @@ data.
 import datetime
 import importlib.metadata
 import json
+import logging
 import pathlib
 
 from mrpo_jax.errors import InputError
@@ -24,6 +25,8 @@ from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.topology import find_target, read_shape
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized_bytes
+
+logger = logging.getLogger(__name__)
 
 
 def _attention(setup, length_N3):
@@ -155,17 +158,17 @@ def changes(config, place):
       )
 
 
-def fit(config, place, lengths, say):
+def fit(config, place, lengths):
   """(flags, dict of `plan`) of the first change that fits, or (None, None)."""
   for what, flags in changes(config, place):
     try:
       found = plan(config.changed(flags), place, lengths)
     except InputError as error:
-      say(f"{what}: {error}")
+      logger.info(f"{what}: {error}")
       continue
     peak = max(f["bytes"]["peak"] for f in found["steps"].values())
     verdict = plan_text.verdict(found["fits"])
-    say(f"{what}: {sized_bytes(peak)}, {verdict}")
+    logger.info(f"{what}: {sized_bytes(peak)}, {verdict}")
     if found["fits"]:
       return flags, found
   return None, None
@@ -180,9 +183,8 @@ def run(
   fits=False,
   to="",
   keep="",
-  say=print,
 ):
-  """The command: says a table, and writes JSON to the file `to`.
+  """The command: logs a table, and writes JSON to the file `to`.
 
   Args:
     config: Config of the run.
@@ -192,21 +194,20 @@ def run(
     fits: search for what fits, where it does not?
     to: file for the figures, or "".
     keep: see `plan`.
-    say: receives lines for a person.
   """
   place = find_target(topology, hbm)
   found = plan(config, place, lengths, keep)
   for line in plan_text.lines(found):
-    say(line)
+    logger.info(line)
   if found["fits"] is False and fits:
-    flags, fitting = fit(config, place, lengths, say)
+    flags, fitting = fit(config, place, lengths)
     found["fit"] = {"flags": flags, "plan": fitting}
     if flags is None:
-      say("nothing of that fits: more devices, or a smaller model")
+      logger.info("nothing of that fits: more devices, or a smaller model")
     else:
       words = [f"--config.{key}={value}" for key, value in flags.items()]
-      say(f"fits with {' '.join(words)}")
+      logger.info(f"fits with {' '.join(words)}")
   elif found["fits"] is False:
-    say("does not fit; --fit tries what would")
+    logger.info("does not fit; --fit tries what would")
   if to:
     pathlib.Path(to).write_text(json.dumps(found, indent=2) + "\n")

@@ -25,6 +25,7 @@ from mrpo_jax.performance.topology import find_target, read_shape
 from mrpo_jax.runs.config import load
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized
+from tests.material.logged import logged
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/quickstart.py:dpo,debug"
@@ -54,8 +55,8 @@ def found(tmp_path_factory):
   """The JSON and the lines of one plan."""
   to = tmp_path_factory.mktemp("plan") / "plan.json"
   config = _config("sft-base,debug", {"mesh.data": 4, "mesh.fsdp": 2})
-  lines = []
-  plan.run(config, "cpu:8", hbm=2**30, to=str(to), say=lines.append)
+  with logged() as lines:
+    plan.run(config, "cpu:8", hbm=2**30, to=str(to))
   return json.loads(to.read_text()), "\n".join(lines)
 
 

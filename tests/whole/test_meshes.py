@@ -91,7 +91,7 @@ def test_all_weights_are_born_split(tmp_path, adapter):
     policy=dict(adapter=adapter),
     second=dict(rules=dict(embed=("fsdp", "data"), kv_heads="")),
   )
-  loaded = load_models(models, mesh, print)
+  loaded = load_models(models, mesh)
   policy, base, second = (loaded[key].params for key in models)
   # V = 512 is in two; D is whole in the policy and its base, where it is 32,
   # and in four in the other, where it is 48.
@@ -113,7 +113,7 @@ def test_all_weights_are_born_split(tmp_path, adapter):
       config.batch, own, tuple(references), ("base", "second"), method
     ),
   )
-  state, _ = Program(setup, loaded).start(None, print)
+  state, _ = Program(setup, loaded).start(None)
   if adapter is None:
     assert local(state.params)["['blocks']['gate']"] == (2, 32, 32)
   else:

@@ -139,7 +139,7 @@ def test_another_mesh_goes_on_with_the_same_numbers(done, tmp_path, capsys):
 
 def test_changes_before_the_next_checkpoint_keep_the_first_config(tmp_path):
   for value in (1, 2, 3):
-    claim(tmp_path, {"log_every": value}, step=5, say=str)
+    claim(tmp_path, {"log_every": value}, step=5)
   assert files.read_json(tmp_path / "config.json") == {"log_every": 3}
   assert files.read_json(tmp_path / "config-5.json") == {"log_every": 1}
 

@@ -294,7 +294,7 @@ class Loss(Section, extra="allow"):
 
   @property
   def keywords(self):
-    """What `losses.build` is given besides the name."""
+    """Keywords of `losses.build`."""
     return dict(self.model_extra)
 
   @model_serializer(mode="wrap")
