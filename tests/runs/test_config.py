@@ -336,9 +336,7 @@ def test_adapters_and_modes_of_models():
 def test_no_reference_is_called_policy():
   values = changed("references.names", ("policy",))
   values["references"]["policy"] = dict(path="policy")
-  with pytest.raises(
-    InputError, match="'policy' is the policy; name the re"
-  ):
+  with pytest.raises(InputError, match="'policy' is the policy; name the re"):
     read(values)
 
 
