@@ -239,7 +239,7 @@ def measure(bench, *, steps, warmup, trace=""):
 
 
 def text(figures):
-  """What `measure` found, as aligned text."""
+  """Aligned text of the figures of `measure`."""
   low, high = figures["pairs_per_second_quartiles"]
   tokens, slots = figures["tokens_per_second"], figures["slots_per_second"]
   of_what = figures["peak_bytes_of"]
@@ -264,8 +264,8 @@ def text(figures):
   ]
   if figures["step_bytes"]:
     sizes = figures["step_bytes"].items()
-    text = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in sizes)
-    rows.append(("compiled step", f"{text} MB"))
+    kinds = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in sizes)
+    rows.append(("compiled step", f"{kinds} MB"))
   about = figures["machine"].items()
   rows.append(("measured", ", ".join(f"{k} {v}" for k, v in about)))
   return f"{aligned(rows)}\nuseful: {flops.FORMULA}"

@@ -40,7 +40,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-  """Which checkpoints stay, as Orbax asks: the newest ones and the best."""
+  """Orbax's preservation policy: the newest checkpoints and the best stay."""
 
   folder: pathlib.Path
   newest: int

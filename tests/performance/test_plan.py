@@ -164,12 +164,12 @@ def test_fit_finds_the_first_that_fits(monkeypatch, capsys, tmp_path):
 
 def test_changes_come_in_order():
   config = _config("mrpo,debug", {})
-  names = [what for what, _ in plan.changes(config, None)]
+  names = [what for what, _ in plan.changes(config)]
   assert names == [
     *("rows", "remat", "mesh", "scored references"),
     *("int8 references", "int4 references"),
   ]
-  flags = dict(plan.changes(config, None))["scored references"]
+  flags = dict(plan.changes(config))["scored references"]
   assert flags["references.base.mode"] == "scored"
   assert flags["policy.remat"] == "full"
 
@@ -208,10 +208,10 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
 def test_a_program_for_tpus_is_read(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # back afterwards
   try:
-    place = find_target("v5p:2x2x1")
+    target = find_target("v5p:2x2x1")
   except InputError as error:
     pytest.skip(str(error))
-  mesh = parallel.make_mesh(data=1, fsdp=4, devices=place.devices)
+  mesh = parallel.make_mesh(data=1, fsdp=4, devices=target.devices)
   P = jax.sharding.PartitionSpec
 
   def argument(shape, *axes):
