@@ -49,7 +49,8 @@ TINY = (
 # The command, one process of which meets a signal when it records a step.
 SIGNALLED = """
 import os, sys, time
-from mrpo_jax import cli, runs
+from mrpo_jax import cli
+from mrpo_jax.runs import train
 recorded, (number, at), hit = train.Run._record, map(int, sys.argv[1:3]), False
 def record(self, step, *rest):
   global hit

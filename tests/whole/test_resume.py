@@ -88,7 +88,7 @@ def test_other_data_in_the_same_place_is_refused(done, tmp_path, capsys):
 def test_a_step_that_computes_something_else_is_refused(
   done, monkeypatch, capsys
 ):
-  monkeypatch.setattr("mrpo_jax.training.step.VERSION", 0)
+  monkeypatch.setattr("mrpo_jax.runs.setup.VERSION", 0)
   assert train(done) == 2
   said = capsys.readouterr().err
   assert f"identity.code.steps: {VERSION} -> 0; --allow" in said
