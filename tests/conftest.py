@@ -29,7 +29,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from tests.material import folders  # noqa: E402
+from tests.material import inputs as material  # noqa: E402
 from tests.material.runs import on_one_device  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -70,4 +70,4 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def inputs(shared):
   """What `tests/material/config.py` reads."""
-  return shared("inputs", folders.make_inputs)
+  return shared("inputs", material.make_inputs)

@@ -4,7 +4,7 @@
   mrpo train --config=tests/material/config.py:aot,inputs=DIR --workdir=W
 
 DIR holds the Hugging Face folders `base` and `second`, and `pairs.jsonl`: see
-`folders.py`.
+`inputs.py`.
 """
 
 from configs import common, quickstart

@@ -14,7 +14,7 @@ from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.models import transformer
 from mrpo_jax.models.families.read import config_from_hf
 from tests.material.config import CONFIG, LIMITS
-from tests.material.folders import random_params, save
+from tests.material.inputs import random_params, save
 
 SMALL = dict(
   hidden_size=32,

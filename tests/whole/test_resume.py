@@ -10,7 +10,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.runs.workdir import claim, refuse_other
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.step import VERSION
-from tests.material.folders import write_pairs
+from tests.material.inputs import write_pairs
 from tests.material.runs import files_of, lines_of, train_debug, untimed
 
 
