@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mesh and rules."""
+"""Mesh, rules, and the rows that each process reads."""
 
+import collections
 import dataclasses
 
 import jax
@@ -95,3 +96,47 @@ def test_rows_take_their_axes_first():
   assert (partition.heads, partition.kv_heads) == (("model",), ())
   one = parallel.make_mesh(devices=jax.devices()[:1])
   assert parallel.partition_of(one).mesh is None
+
+
+Device = collections.namedtuple("Device", "id process_index")
+
+
+class Rows:
+  """Stands for the sharding of rows over devices of several processes."""
+
+  def __init__(self, owners):  # process of each shard's devices
+    self.owners = owners
+
+  def devices_indices_map(self, shape):
+    of = {}
+    for shard, owners in enumerate(self.owners):
+      rows = slice(shard, shard + 1) if len(self.owners) > 1 else slice(None)
+      for process in owners:
+        of[Device(len(of), process)] = (None, rows, None)
+    return of
+
+
+@pytest.mark.parametrize(
+  "owners,want",
+  [
+    ([[0], [0], [1], [1]], (0, 2)),
+    ([[1], [0], [1], [0]], (1, 2)),  # a torus in another order
+    ([[0, 1]], (0, 1)),  # `model` over both
+    ([[0, 1], [2, 3]], (0, 2)),
+    ([[2, 3], [0, 1]], (1, 2)),
+  ],
+)
+def test_processes_read_equal_shares_of_the_rows(monkeypatch, owners, want):
+  sharding = Rows(owners)
+  monkeypatch.setattr(parallel, "rows_sharding", lambda mesh: sharding)
+  monkeypatch.setattr(parallel, "row_shards", lambda mesh: len(owners))
+  assert parallel.row_share(parallel.make_mesh()) == want
+
+
+@pytest.mark.parametrize("owners", [[[0], [0], [1]], [[0, 1], [1, 2], [2, 0]]])
+def test_rows_that_do_not_divide_are_refused(monkeypatch, owners):
+  sharding = Rows(owners)
+  monkeypatch.setattr(parallel, "rows_sharding", lambda mesh: sharding)
+  monkeypatch.setattr(parallel, "row_shards", lambda mesh: len(owners))
+  with pytest.raises(InputError, match="the rows do not divide over"):
+    parallel.row_share(parallel.make_mesh())

@@ -6,16 +6,14 @@ import functools
 import json
 import math
 import os
-import pathlib
 import signal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import qwix
 
-from mrpo_jax import cli, files, hub, parallel
+from mrpo_jax import hub
 from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, transformer
 from mrpo_jax.runs.config import read
@@ -32,62 +30,39 @@ from mrpo_jax.runs.setup import mesh_of
 from mrpo_jax.runs.workdir import recorded_config
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.log import Log
-from tests.material import every_method
+from tests.material.config import CONFIG, get_config
+from tests.material.runs import (
+  assert_equal_runs,
+  mrpo,
+  on_one_device,
+  state_of,
+  untimed,
+)
 
-CONFIG = every_method.__file__
 LORA = (
   "--config.policy.adapter.rank=4",
   "--config.policy.adapter.alpha=8",
   "--config.optimizer.peak_lr=3e-2",
   "--config.checkpoint_every=2",
 )
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """What `every_method.py` reads."""
-  folder = tmp_path_factory.mktemp("inputs")
-  every_method.make_inputs(folder)
-  rows = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
-  (folder / "few.jsonl").write_text("".join(rows[:8]))  # one batch
-  return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-  """What is the same on eight devices compiles faster for one."""
-  mesh = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "make_mesh", mesh)
-    yield
-
-
-def mrpo(*argv):
-  return cli.main([str(a) for a in argv])
-
-
-def train(folder, workdir, *overrides):
-  config = f"--config={CONFIG}:dpo,inputs={folder}"
-  data = f"--config.data.train={folder}/few.jsonl"
+def train(inputs, workdir, *overrides):
+  config = f"--config={CONFIG}:dpo,inputs={inputs}"
+  data = f"--config.data.train={inputs}/few.jsonl"  # one batch
   return mrpo("train", config, data, f"--workdir={workdir}", *overrides)
 
 
-def lines_of(workdir):
-  lines = files.read_lines(pathlib.Path(workdir) / "metrics.jsonl")
-  return [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
-
-
-def state_of(workdir, step=5):
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
-
-
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
+def finished(inputs, shared):
   """Five steps of an adapter with dropout on an int4 base."""
-  workdir = tmp_path_factory.mktemp("finished") / "dpo"
-  assert train(folder, workdir, *LORA, *QLORA) == 0
-  return workdir
+
+  def run(folder):
+    with on_one_device():
+      assert train(inputs, folder / "dpo", *LORA, *QLORA) == 0
+
+  return shared("quantised_adapter", run) / "dpo"
 
 
 QLORA = (
@@ -98,26 +73,29 @@ QLORA = (
 
 
 @pytest.fixture(scope="module")
-def plain(folder, tmp_path_factory):
+def plain(inputs, shared):
   """Five steps of an adapter without dropout on a float32 base."""
-  workdir = tmp_path_factory.mktemp("plain") / "dpo"
-  more = (f"--config.data.eval={folder}/few.jsonl", "--config.eval_every=5")
-  assert train(folder, workdir, *LORA, *more) == 0
-  return workdir
+  more = (f"--config.data.eval={inputs}/few.jsonl", "--config.eval_every=5")
+
+  def run(folder):
+    with on_one_device():
+      assert train(inputs, folder / "dpo", *LORA, *more) == 0
+
+  return shared("adapter", run) / "dpo"
 
 
 @pytest.mark.parametrize("run", ["plain", "finished"])
 def test_dpo_starts_at_ln_2_and_falls(request, run):
-  lines = lines_of(request.getfixturevalue(run))
+  lines = untimed(request.getfixturevalue(run))
   assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
   assert lines[-1]["loss"] < 0.68
   if run == "plain":  # judged on the pairs of every step, after the last one
     assert lines[-1]["eval/loss"] < lines[-1]["loss"]
 
 
-def test_a_checkpoint_holds_the_adapter_alone(folder, plain):
-  state = state_of(plain)
-  config = hub.read_config(folder / "base")
+def test_a_checkpoint_holds_the_adapter_alone(inputs, plain):
+  state = state_of(plain, 5)
+  config = hub.read_config(inputs / "base")
   table = lora.adapter_table(parameters.table(config), lora.Adapter(4, 8.0))
   sizes = jax.tree.map(lambda array: array.shape, state["params"])
   assert sizes == parameters.map_specs(lambda one: one.shape, table)
@@ -130,7 +108,7 @@ def table_leaves(table):
   return jax.tree.leaves(table, is_leaf=parameters.is_spec)
 
 
-def test_stopped_and_resumed_ends_bit_equal(folder, finished, tmp_path):
+def test_stopped_and_resumed_ends_bit_equal(inputs, finished, tmp_path):
   workdir = tmp_path / "stopped"
   recorded = Log._record
 
@@ -141,28 +119,25 @@ def test_stopped_and_resumed_ends_bit_equal(folder, finished, tmp_path):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Log, "_record", record)
-    assert train(folder, workdir, *LORA, *QLORA) == 0
+    assert train(inputs, workdir, *LORA, *QLORA) == 0
   assert checkpoints.steps(workdir)[0] in (2, 3)
-  assert train(folder, workdir, *LORA, *QLORA) == 0
-  assert lines_of(workdir) == lines_of(finished)
-  a, b = (jax.tree.leaves(state_of(run)) for run in (finished, workdir))
-  for x, y in zip(a, b, strict=True):
-    np.testing.assert_array_equal(x, y)
+  assert train(inputs, workdir, *LORA, *QLORA) == 0
+  assert_equal_runs(finished, workdir, step=5)
 
 
 def test_another_adapter_in_the_same_workdir_is_refused(
-  folder, finished, capsys
+  inputs, finished, capsys
 ):
   other = "--config.policy.adapter.alpha=4"
-  assert train(folder, finished, *LORA, *QLORA, other) == 2
+  assert train(inputs, finished, *LORA, *QLORA, other) == 2
   assert "adapter.alpha: 8.0 -> 4.0" in capsys.readouterr().err
 
 
 # What is loaded.
 
 
-def config_of(folder, **changes):
-  values = every_method.get_config(f"dpo,inputs={folder}").to_dict()
+def config_of(inputs, **changes):
+  values = get_config(f"dpo,inputs={inputs}").to_dict()
   for key, value in changes.items():
     section, name = key.split("_", 1)
     if section == "policy":
@@ -215,13 +190,13 @@ ADAPTER = dict(rank=4, alpha=8.0)
 
 
 @pytest.mark.parametrize("quantize", ["", "int8"])
-def test_the_reference_is_the_base_of_the_policy(folder, quantize):
+def test_the_reference_is_the_base_of_the_policy(inputs, quantize):
   config = config_of(
-    folder,
+    inputs,
     policy_adapter=ADAPTER,
     policy_quantize=quantize,
     policy_dtype="bfloat16",
-    same_=dict(path=f"{folder}/base", dtype="bfloat16", quantize=quantize),
+    same_=dict(path=f"{inputs}/base", dtype="bfloat16", quantize=quantize),
   )
   policy, *references = load(config)
   base, trained = lora.split(policy.params)
@@ -235,20 +210,20 @@ def test_the_reference_is_the_base_of_the_policy(folder, quantize):
   assert quantised == bool(quantize)
 
 
-def test_a_policy_that_is_trained_whole_shares_with_none(folder):
-  other = dict(path=f"{folder}/base", quantize="int8")
-  policy, base, small = load(config_of(folder, small_=other))
+def test_a_policy_that_is_trained_whole_shares_with_none(inputs):
+  other = dict(path=f"{inputs}/base", quantize="int8")
+  policy, base, small = load(config_of(inputs, small_=other))
   assert not buffers(policy.params) & buffers(base.params)
   assert alike(policy, base)
   assert not alike(policy, small)
   assert small.params["blocks"]["up"].qvalue.dtype == np.int8
 
 
-def test_adapter_references_share_one_base(folder, plain, tmp_path):
+def test_adapter_references_share_one_base(inputs, plain, tmp_path):
   to = tmp_path / "adapter"
   assert mrpo("export", f"--workdir={plain}", f"--to={to}") == 0
-  other = dict(path=f"{folder}/base", adapter=str(to))
-  config = config_of(folder, one_=other, two_=other)
+  other = dict(path=f"{inputs}/base", adapter=str(to))
+  config = config_of(inputs, one_=other, two_=other)
   policy, base, one, two = load(config)
   shared = lora.strip(one.params)
   assert buffers(shared) == buffers(lora.strip(two.params))
@@ -256,7 +231,7 @@ def test_adapter_references_share_one_base(folder, plain, tmp_path):
   assert not buffers(shared) & buffers(policy.params)
   assert not alike(policy, one)
   # An imported adapter: the reference with the same one is its start.
-  config = config_of(folder, policy_adapter=dict(path=str(to)), one_=other)
+  config = config_of(inputs, policy_adapter=dict(path=str(to)), one_=other)
   policy, base, one = load(config)
   assert alike(policy, one)
   assert not alike(policy, base)
@@ -266,7 +241,7 @@ def test_adapter_references_share_one_base(folder, plain, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
-def test_an_imported_adapter_trains_on(folder, plain, tmp_path):
+def test_an_imported_adapter_trains_on(inputs, plain, tmp_path):
   to, workdir = tmp_path / "adapter", tmp_path / "w"
   assert mrpo("export", f"--workdir={plain}", f"--to={to}") == 0
   more = (
@@ -275,32 +250,32 @@ def test_an_imported_adapter_trains_on(folder, plain, tmp_path):
     "--config.steps=2",
     "--config.optimizer.peak_lr=3e-2",
   )
-  assert train(folder, workdir, *more) == 0
-  losses = [x["loss"] for x in lines_of(workdir)]
+  assert train(inputs, workdir, *more) == 0
+  losses = [x["loss"] for x in untimed(workdir)]
   assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
   before, after = (
     np.asarray(state["params"]["blocks"]["up"]["b"])
-    for state in (state_of(plain), state_of(workdir, 2))
+    for state in (state_of(plain, 5), state_of(workdir, 2))
   )
   assert 0 < np.abs(after - before).max() < 0.1
   values = json.loads((to / peft.CONFIG).read_text())
   values["lora_alpha"] = 9
   (to / peft.CONFIG).write_text(json.dumps(values))
-  assert train(folder, workdir, *more) == 2
+  assert train(inputs, workdir, *more) == 2
 
 
 # Export.
 
 
 @pytest.mark.parametrize("run", ["plain", "finished"])
-def test_exports_compute_what_was_trained(folder, tmp_path, request, run):
+def test_exports_compute_what_was_trained(inputs, tmp_path, request, run):
   workdir = request.getfixturevalue(run)
   content = json.loads((workdir / "config.json").read_text())
   base = recorded_config(content).models()["policy"].base
-  model = hub.read_config(folder / "base")
+  model = hub.read_config(inputs / "base")
   params = base_params(base, model)
   adapter = lora.Adapter(4, 8.0)
-  trained = state_of(workdir)["params"]
+  trained = state_of(workdir, 5)["params"]
   tokens_BT = np.arange(24).reshape(2, 12) * 7 % 400
   logits = functools.partial(transformer.apply, model, tokens_BT=tokens_BT)
   want = logits(lora.attach(params, trained, adapter))
@@ -319,7 +294,7 @@ def test_exports_compute_what_was_trained(folder, tmp_path, request, run):
   ):
     np.testing.assert_array_equal(a, b)
   values = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
-  assert values["base_model_name_or_path"] == str(folder / "base")
+  assert values["base_model_name_or_path"] == str(inputs / "base")
 
 
 # Refusals.
@@ -340,10 +315,10 @@ def test_exports_compute_what_was_trained(folder, tmp_path, request, run):
   ],
 )
 def test_a_wrong_adapter_is_one_line(
-  folder, tmp_path, capsys, overrides, message
+  inputs, tmp_path, capsys, overrides, message
 ):
   flags = [f"--config.policy.adapter.{one}" for one in overrides]
-  assert_refused(folder, tmp_path, capsys, flags, message)
+  assert_refused(inputs, tmp_path, capsys, flags, message)
 
 
 @pytest.mark.parametrize(
@@ -367,13 +342,13 @@ def test_a_wrong_adapter_is_one_line(
     ),
   ],
 )
-def test_wrong_integers_are_one_line(folder, tmp_path, capsys, flags, message):
+def test_wrong_integers_are_one_line(inputs, tmp_path, capsys, flags, message):
   flags = [f"--config.{flag}" for flag in flags]
-  assert_refused(folder, tmp_path, capsys, flags, message)
+  assert_refused(inputs, tmp_path, capsys, flags, message)
 
 
-def assert_refused(folder, tmp_path, capsys, flags, message):
-  assert train(folder, tmp_path / "w", *flags) == 2
+def assert_refused(inputs, tmp_path, capsys, flags, message):
+  assert train(inputs, tmp_path / "w", *flags) == 2
   error = capsys.readouterr().err.strip()
   assert error.startswith("error: ") and "\n" not in error
   assert message in error

@@ -1,45 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every loss by its name trains on human preferences through the command."""
+"""Methods by name train on human preferences through the command.
 
-import functools
+Every name takes steps in tests/training/test_every_method.py; here is one of
+each kind: one reference, several, a divergence, a memory, none.
+"""
+
 import math
 import shutil
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mrpo_jax import cli, files, losses, parallel
-from tests.material import every_method
+from mrpo_jax import files
+from tests.material.config import CONFIG
+from tests.material.runs import lines_of, mrpo, untimed
 
-CONFIG = every_method.__file__
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-  """What `every_method.py` reads."""
-  folder = tmp_path_factory.mktemp("inputs")
-  every_method.make_inputs(folder)
-  return folder
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  """What is the same on eight devices compiles faster for one."""
-  mesh = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
-  monkeypatch.setattr(parallel, "make_mesh", mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def train(name, inputs, workdir, *overrides):
   config = f"--config={CONFIG}:{name},inputs={inputs}"
-  return cli.main(["train", config, f"--workdir={workdir}", *overrides])
+  return mrpo("train", config, f"--workdir={workdir}", *overrides)
 
 
-@pytest.mark.parametrize("name", losses.names())
-def test_five_steps_of_every_method(inputs, tmp_path, name):
-  assert train(name, inputs, tmp_path / "w") == 0
-  lines = files.read_lines(tmp_path / "w" / "metrics.jsonl")
+def assert_five_steps(name, workdir):
+  lines = lines_of(workdir)
   assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
   for line in lines:
     assert all(math.isfinite(value) for value in line.values()), line
@@ -47,28 +33,29 @@ def test_five_steps_of_every_method(inputs, tmp_path, name):
     assert name == "nll" or "rewards/accuracies" in line
 
 
+@pytest.mark.parametrize("name", ["dpo", "nll"])
+def test_five_steps_of_a_method(inputs, tmp_path, name):
+  assert train(name, inputs, tmp_path / "w") == 0
+  assert_five_steps(name, tmp_path / "w")
+
+
 def test_a_memory_outlives_the_run(inputs, tmp_path):
   every = "--config.checkpoint_every=2"
   whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-  for workdir in (whole, resumed):
-    assert train("beta_dpo", inputs, workdir, every) == 0
+  assert train("beta_dpo", inputs, whole, every) == 0
+  assert_five_steps("beta_dpo", whole)
+  shutil.copytree(whole, resumed)
   shutil.rmtree(resumed / "checkpoints" / "5")  # as if killed before step 5
   assert train("beta_dpo", inputs, resumed, every) == 0
-  one, two = (
-    [
-      {k: v for k, v in line.items() if "seconds" not in k}
-      for line in files.read_lines(workdir / "metrics.jsonl")
-    ]
-    for workdir in (whole, resumed)
-  )
-  assert one == two and len(one) == 5
+  assert untimed(resumed) == untimed(whole)
 
 
 @pytest.mark.parametrize("name", ["tdpo", "bmc", "aot"])
 def test_evaluation_of_what_needs_more_than_sums(inputs, tmp_path, name):
   more = (f"--config.data.eval={inputs}/pairs.jsonl", "--config.eval_every=5")
   assert train(name, inputs, tmp_path / "w", *more) == 0
-  last = files.read_lines(tmp_path / "w" / "metrics.jsonl")[-1]
+  assert_five_steps(name, tmp_path / "w")
+  last = lines_of(tmp_path / "w")[-1]
   assert math.isfinite(last["eval/loss"])
   pairs = files.read_lines(tmp_path / "w" / "eval_pairs.jsonl")
   policy = np.array([pair["policy"] for pair in pairs])
@@ -86,7 +73,8 @@ def test_one_reference_at_a_time_by_held_out_accuracy(inputs, tmp_path):
     "--config.eval_every=1",
   )
   assert train("mrpo", inputs, tmp_path / "w", *more) == 0
-  lines = files.read_lines(tmp_path / "w" / "metrics.jsonl")
+  assert_five_steps("mrpo", tmp_path / "w")
+  lines = lines_of(tmp_path / "w")
   weights = [line["references/base/weight"] for line in lines]
   assert set(weights) <= {0.0, 1.0}
   step = tmp_path / "w" / "checkpoints" / "5" / "state"

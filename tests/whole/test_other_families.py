@@ -10,10 +10,11 @@ import pytest
 
 from mrpo_jax import cli, files, hub
 from mrpo_jax.data import encode, formats, truncate
-from mrpo_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from mrpo_jax.models import parameters, transformer
+from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.models import transformer
 from mrpo_jax.models.families.read import config_from_hf
-from tests.material import every_method
+from tests.material.config import CONFIG, LIMITS
+from tests.material.inputs import random_params, save
 
 SMALL = dict(
   hidden_size=32,
@@ -38,36 +39,36 @@ QWEN3 = dict(SMALL, model_type="qwen3", tie_word_embeddings=True)
 def add_model(folder, name, values, tokenizer):
   """A random model of a family beside its tokenizer."""
   config = config_from_hf(values | {"vocab_size": len(tokenizer)})
-  leaves, treedef = jax.tree.flatten(parameters.init(config, jax.random.key(3)))
-  keys = jax.random.split(jax.random.key(4), len(leaves))
+  params = random_params(config, seed=3)
+  leaves, treedef = jax.tree.flatten(jax.device_get(params))
+  rng = np.random.default_rng(4)
   leaves = [
-    leaf + 0.2 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys, strict=True)
+    leaf + np.float32(0.2) * rng.normal(size=leaf.shape).astype(leaf.dtype)
+    for leaf in leaves
   ]
-  params = jax.tree.unflatten(treedef, leaves)
-  hub.save(folder / name, config, params, tokenizer=tokenizer)
+  save(folder / name, config, jax.tree.unflatten(treedef, leaves), tokenizer)
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("inputs")
-  every_method.make_inputs(folder)
-  texts = [
-    text
-    for pair in formats.read(folder / "pairs.jsonl")
-    for text in formats.texts(pair)
-  ]
-  bpe = train_tokenizer(texts, kind="bpe", vocab_size=400)
-  add_model(folder, "gemma", GEMMA2, bpe)
-  add_model(folder, "qwen", QWEN3, load_tokenizer(folder / "second"))
-  return folder
+def folder(inputs, shared):
+  """`inputs`, and the models of two more families."""
+
+  def add(folder):
+    shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    add_model(folder, "gemma", GEMMA2, load_tokenizer(folder / "third"))
+    add_model(folder, "qwen", QWEN3, load_tokenizer(folder / "second"))
+
+  return shared("families", add)
 
 
 def train(folder, workdir, *overrides):
   return cli.main(
     [
       "train",
-      f"--config={every_method.__file__}:mrpo,inputs={folder}",
+      f"--config={CONFIG}:mrpo,inputs={folder}",
       f"--workdir={workdir}",
       f"--config.data.train={folder}/pairs.jsonl",
       f"--config.data.eval={folder}/pairs.jsonl",
@@ -80,22 +81,22 @@ def train(folder, workdir, *overrides):
   )
 
 
-LIMITS = dict(max_prompt=32, max_response=32)  # as in `every_method`
-
-
 def logps_alone(folder, pairs, cuts):
   """[pair][choice] by full logits of each sequence, alone in its row."""
   config, params = hub.load(folder)
   assert config.longest is None
   tokenizer = load_tokenizer(folder)
   encoded = encode.encode_all(tokenizer, pairs, cuts=cuts, **LIMITS)
-  apply = jax.jit(lambda params, *row: transformer.apply(config, params, *row))
+
+  @jax.jit
+  def logps(tokens, segments):
+    logits_BTV = transformer.apply(config, params, tokens, None, segments)
+    return jax.nn.log_softmax(logits_BTV)
 
   def one(prompt, response):
     tokens = np.pad(prompt + response, (0, 64 - len(prompt + response)))[None]
     segments = (np.arange(64) < len(prompt + response)).astype(int)[None]
-    logits_TV = apply(params, tokens, None, segments)[0]
-    logp_TV = jax.nn.log_softmax(logits_TV)
+    logp_TV = np.asarray(logps(tokens, segments))[0]
     places = np.arange(len(prompt) - 1, len(prompt) - 1 + len(response))
     return logp_TV[places, np.array(response)].sum()
 

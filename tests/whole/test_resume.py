@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may change when a run goes on, what may not, and what is recorded."""
 
-import gzip
 import shutil
 
 import pytest
 
-from configs import common
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.workdir import claim, refuse_other
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.step import VERSION
-from tests.whole.test_runs import files_of, lines_of, train_debug, untimed
-
-PAIRS = 40
-
-
-def few_pairs(path, skip=0):
-  with gzip.open(common.HH_HARMLESS / "eval.jsonl.gz") as file:
-    path.write_bytes(b"".join(file.readlines()[skip : skip + PAIRS]))
+from tests.material.inputs import write_pairs
+from tests.material.runs import files_of, lines_of, train_debug, untimed
 
 
 def train(workdir, *overrides):
@@ -43,12 +35,14 @@ def copy_of(done, folder):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(shared):
   """A run of four steps, saved after two and after four."""
-  folder = tmp_path_factory.mktemp("done")
-  few_pairs(folder / "pairs.jsonl")
-  assert train(folder / "run") == 0
-  return folder / "run"
+
+  def run(folder):
+    write_pairs(folder / "pairs.jsonl")
+    assert train(folder / "run") == 0
+
+  return shared("done", run) / "run"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +72,7 @@ def test_a_workdir_of_another_config_is_refused(done, capsys, override, match):
 
 def test_other_data_in_the_same_place_is_refused(done, tmp_path, capsys):
   workdir = copy_of(done, tmp_path)
-  few_pairs(tmp_path / "pairs.jsonl", skip=1)
+  write_pairs(tmp_path / "pairs.jsonl", skip=1)
   before = files_of(workdir)
   assert train(workdir) == 2
   assert "run: identity.data.train: '" in capsys.readouterr().err
@@ -88,7 +82,7 @@ def test_other_data_in_the_same_place_is_refused(done, tmp_path, capsys):
 def test_a_step_that_computes_something_else_is_refused(
   done, monkeypatch, capsys
 ):
-  monkeypatch.setattr("mrpo_jax.training.step.VERSION", 0)
+  monkeypatch.setattr("mrpo_jax.runs.setup.VERSION", 0)
   assert train(done) == 2
   said = capsys.readouterr().err
   assert f"identity.code.steps: {VERSION} -> 0; --allow" in said

@@ -3,7 +3,6 @@
 
 import json
 import os
-import pathlib
 import random
 import re
 import shutil
@@ -11,18 +10,23 @@ import signal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks import kill_training
-from mrpo_jax import cli, files, hub
+from mrpo_jax import files, hub
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training import step as steps
 from mrpo_jax.training.log import Log
+from tests.material.config import CONFIG
+from tests.material.runs import (
+  assert_equal_runs,
+  files_of,
+  lines_of,
+  mrpo,
+  on_one_device,
+  state_of,
+)
 
-ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = f"{ROOT}/configs/quickstart.py"
-UNTIMED = ("seconds", "seconds/input")
 PROMISED = {
   "step",
   "loss",
@@ -41,43 +45,36 @@ PROMISED = {
 }
 
 
-def mrpo(*argv):
-  return cli.main([str(a) for a in argv])
-
-
-def train_debug(workdir, *overrides, run="mrpo"):
-  config = f"--config={CONFIG}:{run},debug"
-  return mrpo("train", config, f"--workdir={workdir}", *overrides)
-
-
-def lines_of(workdir):
-  return files.read_lines(workdir / "metrics.jsonl")
-
-
-def untimed(workdir):
-  lines = lines_of(workdir)
-  return [{k: v for k, v in x.items() if k not in UNTIMED} for x in lines]
-
-
-def state_of(workdir, step):
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
-
-
-def files_of(folder):
-  return {
-    path.relative_to(folder): path.stat().st_mtime_ns
-    for path in folder.rglob("*")
-    if path.is_file()
-  }
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def train(inputs):
+  """train(workdir, *overrides, run): exit code of eight steps on one device."""
+
+  def command(workdir, *overrides, run="mrpo"):
+    given = ("steps=8", "eval_every=4", "checkpoint_every=4")
+    return mrpo(
+      "train",
+      f"--config={CONFIG}:{run},inputs={inputs}",
+      f"--workdir={workdir}",
+      f"--config.data.eval={inputs}/pairs.jsonl",
+      *(f"--config.{one}" for one in given),
+      *overrides,
+    )
+
+  return command
+
+
+@pytest.fixture(scope="module")
+def finished(train, shared):
   """An uninterrupted run of eight steps."""
-  workdir = tmp_path_factory.mktemp("finished") / "mrpo"
-  assert train_debug(workdir) == 0
-  return workdir
+
+  def run(folder):
+    with on_one_device():
+      assert train(folder / "mrpo") == 0
+
+  return shared("finished", run) / "mrpo"
 
 
 def test_a_run_leaves_what_is_promised(finished):
@@ -105,22 +102,15 @@ def test_a_checkpoint_restores_without_a_target(finished):
   assert state["params"]["embed"].shape[1] == 32
 
 
-def test_a_finished_run_started_again_changes_nothing(finished, capsys):
+def test_a_finished_run_started_again_changes_nothing(train, finished, capsys):
   before = files_of(finished)
-  assert train_debug(finished) == 0
+  assert train(finished) == 0
   assert files_of(finished) == before
   assert "finished before" in capsys.readouterr().out
 
 
-def assert_equal_runs(one, two, step=8):
-  assert untimed(one) == untimed(two)
-  a, b = (jax.tree.leaves(state_of(run, step)) for run in (one, two))
-  for x, y in zip(a, b, strict=True):
-    np.testing.assert_array_equal(x, y)
-
-
 def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
-  finished, tmp_path, monkeypatch, capsys
+  train, finished, tmp_path, monkeypatch, capsys
 ):
   workdir = tmp_path / "stopped"
   recorded = Log._record
@@ -131,20 +121,22 @@ def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
     return recorded(self, step, *rest)
 
   monkeypatch.setattr(Log, "_record", record)
-  assert train_debug(workdir) == 0
+  assert train(workdir) == 0
   stopped_at = checkpoints.steps(workdir)[0]
   assert stopped_at in (2, 3)
   assert len(lines_of(workdir)) == stopped_at
   assert "the same command resumes" in capsys.readouterr().out
   monkeypatch.undo()
-  assert train_debug(workdir) == 0
+  assert train(workdir) == 0
   assert "resuming at step" in capsys.readouterr().out
-  assert_equal_runs(finished, workdir)
+  assert_equal_runs(finished, workdir, step=8)
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_same_command_ends_bit_equal(tmp_path, monkeypatch):
   # In processes of their own; `benchmarks/kill_training.py` has more of it.
-  monkeypatch.setenv("XLA_FLAGS", "")
+  flags = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
+  monkeypatch.setenv("XLA_FLAGS", flags)
   steps, rng = 12, random.Random(0)
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   kill_training.write_pairs(tmp_path)
@@ -156,31 +148,34 @@ def test_killed_anywhere_the_same_command_ends_bit_equal(tmp_path, monkeypatch):
 
 
 def test_a_broken_checkpoint_is_set_aside_and_the_older_one_used(
-  finished, tmp_path, capsys
+  train, finished, tmp_path, capsys
 ):
   workdir = tmp_path / "broken"
   shutil.copytree(finished, workdir)
   for path in (workdir / "checkpoints" / "8" / "state").rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  assert train_debug(workdir) == 0
+  assert train(workdir) == 0
   said = capsys.readouterr().out
   assert "checkpoints/8 cannot be read" in said and "using step 4" in said
-  assert_equal_runs(finished, workdir)
+  assert_equal_runs(finished, workdir, step=8)
 
 
-def test_one_flipped_bit_of_a_weight_is_noticed(finished, tmp_path, capsys):
+def test_one_flipped_bit_of_a_weight_is_noticed(
+  train, finished, tmp_path, capsys
+):
   workdir = tmp_path / "flipped"
   shutil.copytree(finished, workdir)
-  data = (workdir / "checkpoints" / "8" / "state").rglob("d/*")
+  # In `state/d` alone: what each process wrote holds parts nobody reads.
+  data = (workdir / "checkpoints" / "8" / "state" / "d").iterdir()
   path = max(data, key=lambda path: path.stat().st_size)
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 16
   path.write_bytes(content)
-  assert train_debug(workdir) == 0
+  assert train(workdir) == 0
   said = capsys.readouterr().out
   assert "checkpoints/8 cannot be read" in said
-  assert_equal_runs(finished, workdir)
+  assert_equal_runs(finished, workdir, step=8)
 
 
 def test_weights_that_differ_from_their_checksum_are_not_exported(
@@ -197,20 +192,20 @@ def test_weights_that_differ_from_their_checksum_are_not_exported(
 
 
 def test_when_no_checkpoint_can_be_read_the_newest_is_named(
-  finished, tmp_path, capsys
+  train, finished, tmp_path, capsys
 ):
   workdir = tmp_path / "broken"
   shutil.copytree(finished, workdir)
   for path in (workdir / "checkpoints").rglob("*"):
     if path.is_file():
       path.write_bytes(b"")
-  assert train_debug(workdir) == 2
+  assert train(workdir) == 2
   assert "checkpoints/8" in capsys.readouterr().err
   assert checkpoints.steps(workdir) == [8, 4]
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(
-  tmp_path, monkeypatch, capsys
+  train, tmp_path, monkeypatch, capsys
 ):
   honest = steps.train_step
 
@@ -221,14 +216,16 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(
     return state, metrics
 
   monkeypatch.setattr(steps, "train_step", poisoned)
-  assert train_debug(tmp_path, run="dpo") == 1
+  assert train(tmp_path, run="dpo") == 1
   error = capsys.readouterr().err
   assert error.startswith("error: loss is nan at step 6")
   assert checkpoints.steps(tmp_path) == [4]
   assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_a_wrong_start_stops_with_an_explanation(tmp_path, monkeypatch, capsys):
+def test_a_wrong_start_stops_with_an_explanation(
+  train, tmp_path, monkeypatch, capsys
+):
   honest = steps.reference_figures
 
   def shifted(*given):
@@ -237,7 +234,7 @@ def test_a_wrong_start_stops_with_an_explanation(tmp_path, monkeypatch, capsys):
     return figures.replace(ref_logp_BCK=figures.ref_logp_BCK + shift_BCK)
 
   monkeypatch.setattr(steps, "reference_figures", shifted)
-  assert train_debug(tmp_path, run="dpo") == 1
+  assert train(tmp_path, run="dpo") == 1
   error = capsys.readouterr().err
   assert "must be 0.693147" in error and "log-probabilities disagree" in error
   assert not lines_of(tmp_path)
@@ -300,7 +297,7 @@ def test_report_reads_the_runs_of_a_folder(finished, capsys):
   )
 
 
-def test_exported_models_train_as_paths(finished, tmp_path):
+def test_exported_models_train_as_paths(train, finished, tmp_path):
   model = tmp_path / "model"
   assert mrpo("export", f"--workdir={finished}", f"--to={model}") == 0
   workdir = tmp_path / "run"
@@ -311,6 +308,6 @@ def test_exported_models_train_as_paths(finished, tmp_path):
     "--config.references.second.mode=online",
     "--config.steps=2",
   )
-  assert train_debug(workdir, *overrides) == 0
+  assert train(workdir, *overrides) == 0
   # Both references are the policy's start: ln 2, checked at run time too.
   assert lines_of(workdir)[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)

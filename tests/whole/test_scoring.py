@@ -10,90 +10,69 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from mrpo_jax import cli, files, hub
-from mrpo_jax.data import formats
-from mrpo_jax.data.tokenizer import train_tokenizer
+from mrpo_jax import cli, hub
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import parameters
-from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.references import maintenance
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import chosen_method, set_up
-from tests.material import every_method
+from tests.material.config import CONFIG, SEVERAL, get_config
+from tests.material.runs import lines_of, on_one_device
 
+ROOT = pathlib.Path(__file__).parents[2]
 MODES = ("online", "scored")
+one_device = pytest.mark.usefixtures("one_device")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Forty human pairs; models `base`, `second`, `third` with own tokenizers."""
-  folder = tmp_path_factory.mktemp("inputs")
-  every_method.make_inputs(folder)
-  texts = [
-    text
-    for pair in formats.read(folder / "pairs.jsonl")
-    for text in formats.texts(pair)
-  ]
-  tokenizer = train_tokenizer(texts, kind="bpe", vocab_size=350)
-  config = ModelConfig(
-    vocab_size=len(tokenizer),
-    width=24,
-    layers=2,
-    heads=2,
-    kv_heads=2,
-    head_dim=12,
-    mlp_width=40,
-    bos_id=tokenizer.bos_token_id,
-    eos_id=tokenizer.eos_token_id,
-  )
-  params = parameters.init(config, jax.random.key(7))
-  hub.save(folder / "third", config, params, tokenizer=tokenizer)
-  return folder
-
-
-def command(name, folder, workdir, *overrides, loss="mrpo", mode="scored"):
+def command(name, inputs, workdir, *overrides, loss="mrpo", mode="scored"):
   references = [
     f"--config.references.{key}.mode={mode}" for key in ("base", "second")
   ]
-  if loss not in every_method.SEVERAL:
+  if loss not in SEVERAL:
     references = references[:1]
   return [
     name,
-    f"--config={every_method.__file__}:{loss},inputs={folder}",
+    f"--config={CONFIG}:{loss},inputs={inputs}",
     f"--workdir={workdir}",
     *references,
     *overrides,
   ]
 
 
-def lines_of(workdir):
-  return files.read_lines(workdir / "metrics.jsonl")
+@pytest.fixture(scope="module")
+def scored(inputs, shared):
+  """The store of both references, filled by one command."""
+
+  def run(folder):
+    with on_one_device():
+      assert cli.main(command("score", inputs, folder)) == 0
+
+  return shared("scored", run) / "store"
 
 
-def with_three(folder, mode):
+def with_three(inputs, mode):
   """Overrides that add a third reference with a third tokenizer."""
   return [
     "--config.references.names=('base','second','third')",
-    f"--config.references.third={{'path':'{folder}/third','mode':'{mode}'}}",
-    f"--config.data.eval={folder}/pairs.jsonl",
+    f"--config.references.third={{'path':'{inputs}/third','mode':'{mode}'}}",
+    f"--config.data.eval={inputs}/pairs.jsonl",
     "--config.eval_every=5",
   ]
 
 
-def test_online_and_scored_give_the_same_curve(folder, tmp_path):
+@pytest.mark.slow
+def test_online_and_scored_give_the_same_curve(inputs, tmp_path):
   curves = []
   for name, mode, third in (
     ("online", "online", "online"),
     ("scored", "scored", "scored"),
     ("mixed", "scored", "online"),
   ):
-    given = with_three(folder, third)
-    argv = command("train", folder, tmp_path / name, *given, mode=mode)
+    given = with_three(inputs, third)
+    argv = command("train", inputs, tmp_path / name, *given, mode=mode)
     assert cli.main(argv) == 0
     curves.append(lines_of(tmp_path / name))
   assert len(curves[0]) == 5
@@ -106,13 +85,15 @@ def test_online_and_scored_give_the_same_curve(folder, tmp_path):
   assert curves[0][0]["loss"] != curves[0][-1]["loss"]
 
 
-def test_what_methods_need_of_tokens_is_stored(folder, tmp_path):
+@pytest.mark.slow
+@one_device
+def test_what_methods_need_of_tokens_is_stored(inputs, tmp_path):
   """Entropies of reference 0, and what it gives every single token."""
   given = ("--config.steps=2", "--config.loss.token_weight=down_sample")
   curves = []
   for mode in MODES:
     name, workdir = "mallows_theta", tmp_path / mode
-    argv = command("train", folder, workdir, *given, loss=name, mode=mode)
+    argv = command("train", inputs, workdir, *given, loss=name, mode=mode)
     assert cli.main(argv) == 0
     curves.append([line["loss"] for line in lines_of(workdir)])
   np.testing.assert_allclose(*curves, atol=1e-5)
@@ -122,25 +103,26 @@ def files_of(place):
   return {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
 
 
-def test_what_is_scored_is_not_scored_again(folder, tmp_path, capsys):
+@one_device
+def test_what_is_scored_is_not_scored_again(inputs, tmp_path, capsys):
   shared = f"--store={tmp_path}/shared"
-  assert cli.main(command("score", folder, tmp_path / "one", shared)) == 0
+  assert cli.main(command("score", inputs, tmp_path / "one", shared)) == 0
   before = files_of(tmp_path / "shared")
   assert len(before) == 2
   assert "scored 40 pairs of train" in capsys.readouterr().out
   strict = (shared, "--no-autoscore")
-  assert cli.main(command("train", folder, tmp_path / "two", *strict)) == 0
+  assert cli.main(command("train", inputs, tmp_path / "two", *strict)) == 0
   assert files_of(tmp_path / "shared") == before
   assert ": scored " not in capsys.readouterr().out
   assert not (tmp_path / "one" / "metrics.jsonl").exists()
   # Computed in less precision they say something else: another key.
   narrow = (*strict, "--config.policy.compute=bfloat16")
-  assert cli.main(command("train", folder, tmp_path / "three", *narrow)) == 2
+  assert cli.main(command("train", inputs, tmp_path / "three", *narrow)) == 2
   assert "40 pairs of train are not scored" in capsys.readouterr().err
 
 
-def test_without_autoscore_the_command_is_named(folder, tmp_path, capsys):
-  argv = command("train", folder, tmp_path / "w", "--no-autoscore")
+def test_without_autoscore_the_command_is_named(inputs, tmp_path, capsys):
+  argv = command("train", inputs, tmp_path / "w", "--no-autoscore")
   assert cli.main(argv) == 2
   error = capsys.readouterr().err
   assert "40 pairs of train are not scored under reference 'base'" in error
@@ -148,8 +130,9 @@ def test_without_autoscore_the_command_is_named(folder, tmp_path, capsys):
   assert not (tmp_path / "w").exists()
 
 
-def test_a_missing_row_is_named(folder, tmp_path):
-  config = every_method.get_config(f"mrpo,inputs={folder}").to_dict()
+@one_device
+def test_a_missing_row_is_named(inputs, tmp_path):
+  config = get_config(f"mrpo,inputs={inputs}").to_dict()
   for name in ("base", "second"):
     config["references"][name]["mode"] = "scored"
   config = read(config)
@@ -163,61 +146,65 @@ def test_a_missing_row_is_named(folder, tmp_path):
     plan.known("train")
 
 
-def test_nothing_to_score_is_said(folder, tmp_path, capsys):
-  argv = command("score", folder, tmp_path / "w", mode="online")
+def test_nothing_to_score_is_said(inputs, tmp_path, capsys):
+  argv = command("score", inputs, tmp_path / "w", mode="online")
   assert cli.main(argv) == 2
   assert "nothing to score" in capsys.readouterr().err
 
 
-def test_a_changed_row_scores_itself_alone(folder, tmp_path, capsys):
+@one_device
+def test_a_changed_row_scores_itself_alone(inputs, tmp_path, capsys):
   data = tmp_path / "pairs.jsonl"
-  shutil.copy(folder / "pairs.jsonl", data)
+  shutil.copy(inputs / "pairs.jsonl", data)
   shared = (f"--store={tmp_path}/shared", f"--config.data.train={data}")
-  assert cli.main(command("score", folder, tmp_path / "one", *shared)) == 0
+  assert cli.main(command("score", inputs, tmp_path / "one", *shared)) == 0
   rows = [json.loads(line) for line in data.read_text().splitlines()]
   rows[7]["chosen"] += " And one more thing."
   data.write_text("".join(json.dumps(row) + "\n" for row in rows))
   capsys.readouterr()
-  assert cli.main(command("score", folder, tmp_path / "two", *shared)) == 0
+  assert cli.main(command("score", inputs, tmp_path / "two", *shared)) == 0
   said = capsys.readouterr().out
   assert said.count("scored 1 pairs of train") == 2  # under each reference
 
 
-def test_shares_of_several_commands_make_the_whole(folder, tmp_path):
+@one_device
+def test_shares_of_several_commands_make_the_whole(inputs, scored, tmp_path):
   """Each of two commands scores every other batch."""
   for part in ("0/2", "1/2"):
-    argv = command("score", folder, tmp_path / "w", f"--part={part}")
+    argv = command("score", inputs, tmp_path / "w", f"--part={part}")
     assert cli.main(argv) == 0
-  assert cli.main(command("score", folder, tmp_path / "whole")) == 0
-  assert contents(tmp_path / "w/store") == contents(tmp_path / "whole/store")
+  assert contents(tmp_path / "w/store", tmp_path) == contents(scored, tmp_path)
 
 
-def contents(root):
+def contents(root, to):
   """{key: rows of its export}, for comparing two stores bit by bit."""
   found = {}
   for entry in maintenance.entries(root):
-    to = root / f"{entry['key']}.jsonl"
-    maintenance.export(root, entry["key"], to)
-    found[entry["key"]] = to.read_text()
-    to.unlink()
+    rows = to / f"{entry['key']}.jsonl"
+    maintenance.export(root, entry["key"], rows)
+    found[entry["key"]] = rows.read_text()
+    rows.unlink()
   return found
 
 
-def test_kills_leave_the_store_of_an_uninterrupted_run(folder, tmp_path):
-  whole = command("score", folder, tmp_path / "whole")
-  assert cli.main(whole) == 0
-  argv = command("score", folder, tmp_path / "killed")
+@pytest.mark.slow
+@one_device
+def test_kills_leave_the_store_of_an_uninterrupted_run(
+  inputs, scored, tmp_path
+):
+  argv = command("score", inputs, tmp_path / "killed")
   # One file per batch, so that a kill can fall between files.
   code = (
     "import sys; from mrpo_jax import cli; "
     "from mrpo_jax.references import score; score.SHARD = 1; "
     "sys.exit(cli.main(sys.argv[1:]))"
   )
+  flags = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
   root = tmp_path / "killed" / "store"
   for count in (1, 3):  # of files at which to kill
     process = subprocess.Popen(
       [sys.executable, "-c", code, *argv],
-      env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+      env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
@@ -226,13 +213,13 @@ def test_kills_leave_the_store_of_an_uninterrupted_run(folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
   assert cli.main(argv) == 0
-  assert contents(root) == contents(tmp_path / "whole" / "store")
+  assert contents(root, tmp_path) == contents(scored, tmp_path)
   assert maintenance.verify(root) == []
 
 
-def test_a_flipped_byte_is_found(folder, tmp_path, capsys):
-  root = tmp_path / "w" / "store"
-  assert cli.main(command("score", folder, tmp_path / "w")) == 0
+@one_device
+def test_a_flipped_byte_is_found(inputs, scored, tmp_path, capsys):
+  root = shutil.copytree(scored, tmp_path / "w" / "store")
   assert cli.main(["store", "verify", f"--store={root}"]) == 0
   victim = sorted(files_of(root))[0]
   content = bytearray(victim.read_bytes())
@@ -243,46 +230,46 @@ def test_a_flipped_byte_is_found(folder, tmp_path, capsys):
   assert victim.name in capsys.readouterr().out
   assert cli.main(["store", "prune", f"--store={root}"]) == 0
   assert not victim.exists()
-  assert cli.main(command("score", folder, tmp_path / "w")) == 0
+  assert cli.main(command("score", inputs, tmp_path / "w")) == 0
   assert victim.exists()  # the same bytes have the same name
 
 
-def test_the_store_is_listed_and_exported(folder, tmp_path, capsys):
-  root = tmp_path / "w" / "store"
-  assert cli.main(command("score", folder, tmp_path / "w")) == 0
+def test_the_store_is_listed_and_exported(scored, tmp_path, capsys):
   capsys.readouterr()
-  assert cli.main(["store", "ls", f"--store={root}"]) == 0
+  assert cli.main(["store", "ls", f"--store={scored}"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 3 and all(" 40 " in line for line in lines[1:])
   key, to = lines[1].split()[0], tmp_path / "rows.csv"
-  argv = ["store", "export", key, f"--store={root}", f"--to={to}"]
+  argv = ["store", "export", key, f"--store={scored}", f"--to={to}"]
   assert cli.main(argv) == 0
   assert len(to.read_text().splitlines()) == 41
-  for wrong in (["store"], ["store", "list", f"--store={root}"]):
+  for wrong in (["store"], ["store", "list", f"--store={scored}"]):
     assert cli.main(wrong) == 2
     assert "ls, verify, prune, export" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["2/2", "x", "0/0", "-1/2"])
-def test_a_share_that_is_none_is_refused(folder, tmp_path, part, capsys):
-  argv = command("score", folder, tmp_path / "w", f"--part={part}")
+def test_a_share_that_is_none_is_refused(inputs, tmp_path, part, capsys):
+  argv = command("score", inputs, tmp_path / "w", f"--part={part}")
   assert cli.main(argv) == 2
   assert "want like 0/4" in capsys.readouterr().err
 
 
-def test_divergences_need_the_reference_itself(folder, tmp_path, capsys):
-  argv = command("train", folder, tmp_path / "w", loss="tdpo")
+def test_divergences_need_the_reference_itself(inputs, tmp_path, capsys):
+  argv = command("train", inputs, tmp_path / "w", loss="tdpo")
   assert cli.main(argv) == 2
   assert "mode must be 'online'" in capsys.readouterr().err
   assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
+@one_device
 @pytest.mark.parametrize(
   "mode,scale", [("online", "zscore"), ("scored", "character")]
 )
-def test_scales_run_whole(folder, tmp_path, scale, mode):
-  given = (f"--config.loss.scale={scale}", *with_three(folder, mode))
-  argv = command("train", folder, tmp_path / "w", *given, mode=mode)
+def test_scales_run_whole(inputs, tmp_path, scale, mode):
+  given = (f"--config.loss.scale={scale}", *with_three(inputs, mode))
+  argv = command("train", inputs, tmp_path / "w", *given, mode=mode)
   assert cli.main([*argv, "--config.steps=1"]) == 0
   last = lines_of(tmp_path / "w")[-1]
   assert np.isfinite(last["eval/loss"])
@@ -300,12 +287,13 @@ def test_scales_run_whole(folder, tmp_path, scale, mode):
     assert not np.allclose(sizes, sizes[0], rtol=1e-2)
 
 
-def test_weights_are_measured_on_the_validation_split(folder, tmp_path, capsys):
+@one_device
+def test_weights_are_measured_on_the_validation_split(inputs, tmp_path, capsys):
   given = ("--config.loss.weights=discrimination", "--config.steps=2")
-  argv = command("train", folder, tmp_path / "w", *given)
+  argv = command("train", inputs, tmp_path / "w", *given)
   assert cli.main(argv) == 2
   assert "config.data.validation" in capsys.readouterr().err
-  argv.append(f"--config.data.validation={folder}/pairs.jsonl")
+  argv.append(f"--config.data.validation={inputs}/pairs.jsonl")
   assert cli.main(argv) == 0
   lines = lines_of(tmp_path / "w")
   names = ("base", "second")
@@ -313,7 +301,7 @@ def test_weights_are_measured_on_the_validation_split(folder, tmp_path, capsys):
     [line[f"references/{name}/weight"] for name in names]
     for line in (lines[0], lines[-1])
   )
-  amounts = [amount(tmp_path / "w" / "store", folder / n) for n in names]
+  amounts = [amount(tmp_path / "w" / "store", inputs / n) for n in names]
   np.testing.assert_allclose(first, np.divide(amounts, sum(amounts)), rtol=1e-5)
   assert first == last and first[0] != first[1]
 
@@ -335,9 +323,9 @@ def amount(root, model):
   return np.abs(margins).sum()
 
 
-def test_each_reference_has_its_beta(folder):
+def test_each_reference_has_its_beta(inputs):
   """Where none is named it is the loss's, and its default where that is not."""
-  config = every_method.get_config(f"mrpo,inputs={folder}").to_dict()
+  config = get_config(f"mrpo,inputs={inputs}").to_dict()
   config["references"]["second"]["beta"] = 0.9
   assert chosen_method(read(config)).mixing.betas == (0.1, 0.9)
   config["loss"]["beta"] = 0.2

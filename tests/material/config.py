@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config for any loss by its name, as small as the quickstart's debug run.
+
+  mrpo train --config=tests/material/config.py:aot,inputs=DIR --workdir=W
+
+DIR holds the Hugging Face folders `base` and `second`, and `pairs.jsonl`: see
+`inputs.py`.
+"""
+
+from configs import common, quickstart
+
+CONFIG = __file__
+# What a loss needs in a config beside its name.
+LOSS = {
+  "combine": dict(losses=("hinge", "nca"), loss_weights=(0.5, 0.5)),
+  "alpha_dpo": dict(running=0.9),
+}
+SEVERAL = ("mrpo", "multi_dpo", "mnpo")
+NONE = ("nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo")
+LIMITS = dict(max_prompt=32, max_response=32)
+
+
+def get_config(arg=""):
+  arg = common.parse_arg(arg, run="dpo", inputs="")
+  c = quickstart.get_config("dpo,debug")
+  c.steps = 5
+  c.eval_every = 0
+  c.checkpoint_every = 0
+  c.data.train = f"{arg.inputs}/pairs.jsonl"
+  c.data.eval = ""
+  c.data.update(LIMITS)
+  c.data.row_length = 128
+  # Of all kernels this one compiles in the least time.
+  c.policy = dict(path=f"{arg.inputs}/base", kernel="xla")
+  c.loss = dict(name=arg.run, **LOSS.get(arg.run, {}))
+  if arg.run in NONE:
+    c.references = dict(names=())
+  elif arg.run in SEVERAL:
+    second = dict(path=f"{arg.inputs}/second")
+    c.references.names = ("base", "second")
+    c.references.second = second
+  return c

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every loss by its name takes five steps; whole runs are in tests/whole."""
+
+import functools
+import math
+
+import jax
+import pytest
+
+from mrpo_jax import losses
+from mrpo_jax.data import pack
+from mrpo_jax.models.packed import Computation
+from mrpo_jax.runs.config import read
+from mrpo_jax.runs.setup import chosen_method
+from mrpo_jax.training import optimizer, train_state
+from mrpo_jax.training.objective import Model, Objective
+from mrpo_jax.training.step import train_step
+from tests.material.config import get_config
+from tests.training.test_objective import CONFIG, PAIRS, params_of, some_pairs
+
+MODEL = Model(CONFIG, computation=Computation(kernel="xla"))
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_five_steps_of_every_method(name):
+  config = read(get_config(name).to_dict())
+  names = config.references.names
+  objective = Objective(
+    pairs=PAIRS,
+    policy=MODEL,
+    references=(MODEL,) * len(names),
+    names=names,
+    method=chosen_method(config),
+  )
+  objective.check()
+  transformation, _ = optimizer.make(**vars(config.optimizer), steps=5)
+  # One part: long and short rows would be two loops to compile.
+  rows = pack.pack(
+    some_pairs(),
+    length=48,
+    rows=2,
+    mark_differences=objective.method.reads_differences,
+  )
+  step = functools.partial(
+    train_step, objective=objective, transformation=transformation
+  )
+  step = jax.jit(step)
+  references = tuple(params_of(1 + k) for k in range(len(names)))
+  state = train_state.create(
+    params_of(0), transformation, objective.method.init(len(names))
+  )
+  for done in range(1, 6):
+    state, metrics = step(state, None, references, ((rows,),), {})
+    metrics = {key: float(value) for key, value in metrics.items()}
+    assert state.step == done
+    assert all(map(math.isfinite, metrics.values())), metrics
+    assert metrics["grad_norm"] > 0
+    assert name == "nll" or "rewards/accuracies" in metrics
