@@ -269,7 +269,7 @@ class References(Named):
 
 
 class Loss(Section, extra="allow"):
-  """A loss by name and its keywords: docs/guide/losses.md lists them by loss."""
+  """A loss by name and its keywords: docs/guide/losses.md lists them."""
 
   # Keywords that many losses take.
   ABOUT: ClassVar = {
