@@ -21,6 +21,7 @@ setuptools.setup(
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
+    "annotated-types>=0.7",
     "array-record>=0.8.3",
     "flax>=0.12.1",
     "grain>=0.2.16",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs of a comparison share: models, pairs, and the work.
+"""Material that the programs of a comparison share: models, pairs, the work.
 
 Llama shapes with random weights, as Hugging Face folders; pairs of the
 embedded human preferences, as JSON lines that everyone reads.

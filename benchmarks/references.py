@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What 1, 2 and 4 references cost, online and scored, in turns.
+"""Cost of 1, 2 and 4 references, online and scored, in turns.
 
   python -m benchmarks.references --workdir=/tmp/references --shape=quickstart
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each part of the packed layout is worth: our step without it, in turns.
+"""Ablation of the packed layout: our step without each part of it, in turns.
 
   python -m benchmarks.sharing --workdir=/tmp/sharing --shape=A
 

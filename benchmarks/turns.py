@@ -225,7 +225,7 @@ def quartiles(values):
 def markdown(players, replies):
   """A table, a row per player; ratios are to the first, within rounds.
 
-  The useful share is the work that the pairs need, by `mrpo_jax.flops`, over
+  The useful share is the work that the pairs need, by `performance.flops`, over
   what the fastest matrix product would do in that time.  Who counts no work
   has that of the player `work_of`: the same pairs need the same work.
   """

@@ -19,4 +19,4 @@ ruff format --check .
 python -c 'import jax, platform; print("Python", platform.python_version(), "jax", jax.__version__)'
 # Whoever has nothing left to do takes tests from another worker.
 exec python -m pytest --numprocesses=auto --dist=worksteal --durations=30 \
-  "${which[@]}" "$@"
+  ${which[@]+"${which[@]}"} "$@"

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from mrpo_jax import cli, processes
+from mrpo_jax.cli import flags
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.runs.setup import _agree
 from mrpo_jax.runs.workdir import claim
@@ -192,3 +193,15 @@ def test_a_workdir_that_others_do_not_see_is_refused(monkeypatch, tmp_path):
   with pytest.raises(InputError, match="is not the folder that process 0"):
     claim(tmp_path, {})
   assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_flag_of_one_process_ends_all(monkeypatch):
+  met, ended = [], []
+  monkeypatch.setattr(flags, "meet", lambda *given: met.append(given))
+  monkeypatch.setattr(processes, "several", lambda: bool(met))
+  monkeypatch.setattr(processes, "end", lambda *said: ended.append(said))
+  meeting = ["--coordinator=host:1", "--processes=2", "--process=1"]
+  assert cli.main(["train", *meeting, "--workdr=/tmp/w"]) == 2
+  assert met == [("host:1", "2", "1")]
+  ((code, line),) = ended
+  assert code == 2 and line.startswith("unknown flag --workdr; did you mean")

@@ -7,7 +7,7 @@ import os
 import sys
 
 from mrpo_jax.cli.commands import COMMANDS
-from mrpo_jax.cli.parser import parse, parsers
+from mrpo_jax.cli.parser import MEETING, parse, parsers, process_flags
 from mrpo_jax.errors import InputError, StoppedRun, did_you_mean
 
 
@@ -32,10 +32,9 @@ def main(argv=None):
     if topic is not None:
       print(_help(*topic))
       return 0 if argv else 2
-    given = parse(argv)
   except InputError as error:
     return _fail(*_said(error))
-  return _run(COMMANDS[argv[0]], given)
+  return _run(argv)
 
 
 def _help_topic(argv):
@@ -69,7 +68,7 @@ def _help(command="", *rest):
   return known[command].format_help().rstrip()
 
 
-def _run(command, given):
+def _run(argv):
   # transformers serves as a tokenizer here and need not ask for torch.
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
   from absl import logging as absl_logging
@@ -83,7 +82,11 @@ def _run(command, given):
   logger.addHandler(LINES)  # once, however often
   logger.propagate = False  # libraries give the root handlers of their own
   try:
-    command(given)
+    if argv[0] in MEETING:
+      from mrpo_jax.cli.flags import meet
+
+      meet(*process_flags(argv))  # first: what is wrong then ends all of them
+    COMMANDS[argv[0]](parse(argv))
     processes.leave()
   except Exception as error:
     said = _said(error)

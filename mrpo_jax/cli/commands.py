@@ -21,7 +21,7 @@ def train(given):
   --allow-changed goes on all the same, where the checkpoint still fits:
   config.json then has the new values, config-<step>.json the old ones.
   """
-  config = _met(given)
+  config = _config(given)
   from mrpo_jax import processes
   from mrpo_jax.runs import bandit
   from mrpo_jax.runs.config import BanditConfig
@@ -51,7 +51,7 @@ def score(given):
   shares of the data, i from 0: n commands, on any machines that share the
   store, divide the work.
   """
-  config = _met(given)
+  config = _config(given)
   from mrpo_jax.runs.config import BanditConfig
   from mrpo_jax.runs.score import score_run
 
@@ -185,20 +185,18 @@ def prepare(given):
   print(source.prepare(given.data, given.to, split=given.split))
 
 
-def _met(given):
-  """The config of a command, once all its processes have met."""
-  from mrpo_jax.cli import flags
+def _config(given):
+  """The config of a command, with the keys that its flags change."""
+  from mrpo_jax.cli.flags import changed_config
 
-  flags.meet(given.coordinator, given.processes, given.process)
-  return flags.changed_config(given.config, given.rest)
+  return changed_config(given.config, given.rest)
 
 
 def _of_models(given, purpose):
   """The config of a command that wants one with a step."""
-  from mrpo_jax.cli import flags
   from mrpo_jax.runs.config import BanditConfig
 
-  config = flags.changed_config(given.config, given.rest)
+  config = _config(given)
   if isinstance(config, BanditConfig):
     raise InputError(f"a bandit has no step {purpose}")
   return config

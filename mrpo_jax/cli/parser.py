@@ -259,6 +259,18 @@ def parsers():
   return each
 
 
+MEETING = {name for name, one in FLAGS.items() if {*PROCESSES} <= {*one.flags}}
+
+
+def process_flags(argv):
+  """The values of --coordinator, --processes and --process, the rest unread."""
+  parser = Parser(add_help=False)
+  for flag in PROCESSES:
+    parser.add(flag)
+  given, _ = parser.parse_known_args(argv[1:])
+  return given.coordinator, given.processes, given.process
+
+
 def parse(argv):
   """Namespace of a command's flags, checked.
 

@@ -34,8 +34,8 @@ def save(path, config, params, *, tokenizer=None, card=None):
     InputError: the folder is taken, or the parameters do not fit the config.
     OSError: the disk refuses.
   """
-  values = config_to_hf(config, params["embed"].dtype.name)
   contents = _contents(config, params)
+  values = config_to_hf(config, params["embed"].dtype.name)
   with files.new_folder(path) as partial:
     files.write_json(partial / "config.json", values, sort_keys=False)
     ids = {key: values.get(key) for key in ("bos_token_id", "eos_token_id")}

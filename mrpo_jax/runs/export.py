@@ -11,7 +11,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
 from mrpo_jax.models import lora
-from mrpo_jax.runs.config import Folder
+from mrpo_jax.runs.config import BanditConfig, Folder
 from mrpo_jax.runs.models import base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
@@ -27,10 +27,14 @@ def export(workdir, to, *, step="newest", merge=False):
   workdir = pathlib.Path(workdir)
   if not (workdir / CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
-  written = files.read_json(workdir / CONFIG)
-  step = checkpoints.find(workdir, step, best(recorded_config(written)))
+  config = recorded_config(workdir / CONFIG, files.read_json(workdir / CONFIG))
+  if isinstance(config, BanditConfig):
+    raise InputError(f"--workdir {workdir}: a bandit has no model to export")
+  step = checkpoints.find(workdir, step, best(config))
   params, model, adapter, meta = checkpoints.policy(workdir, step)
-  section = recorded_config(meta["config"]).models()["policy"]  # of that step
+  # The config of that step.
+  config = recorded_config(f"{workdir} step {step}", meta["config"])
+  section = config.models()["policy"]
   given, weights = section.tokenizer, section.base.weights
   tokenizer = with_template(
     load_tokenizer(given.folder or workdir / f"tokenizer-{given.key}"),

@@ -40,7 +40,7 @@ class Described:
 class Loaded:
   """Parameters of a model of the run, on the mesh."""
 
-  params: dict | None  # see `leaves`; equal bases are the same arrays
+  params: dict | None  # equal bases are the same arrays
   adapter: lora.Adapter | None  # what they hold
 
 
@@ -51,7 +51,7 @@ def describe_models(
 
   Args:
     config: Config of the run.
-    tokenizers: data.Tokenizers.
+    tokenizers: runs.data.Tokenizers.
     mesh: of the devices to compute on; they need not be here.
     read: path -> ModelConfig.
     mark: Base -> what its weights are known by; None hashes them.

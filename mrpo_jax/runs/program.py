@@ -24,7 +24,6 @@ class Program:
     frozen: (base, references), the arguments that no step changes.
     state: TrainState of jax.ShapeDtypeStruct with shardings.
     adapter_size: how many weights are trained of an adapter; 0 without one.
-    expected: the first loss, where policy and references agree; else None.
   """
 
   def __init__(self, setup, loaded):
@@ -49,7 +48,7 @@ class Program:
     )
     sizes = [array.size for array in jax.tree.leaves(self._trained)]
     self.adapter_size = sum(sizes) if policy.adapter is not None else 0
-    self.expected = _expected_start(setup, policy.adapter)
+    self._adapter = policy.adapter
 
   def start(self, scores):
     """(TrainState, steps done): restored, or else made and measured.
@@ -75,6 +74,14 @@ class Program:
   def step(self, state, batch):
     """(state, metrics) after one step on (views, given)."""
     return self.jitted(state, *self.frozen, *batch)
+
+  def expected(self):
+    """The first loss, where policy and references agree; else None."""
+    policy, *references = self._setup.described.values()
+    alike = functools.partial(starts_alike, policy, self._adapter)
+    if references and all(map(alike, references)):
+      return self._setup.method.start_loss
+    return None
 
   def learning_rate(self, step):
     length = self._moves.round if self._moves else 0
@@ -108,14 +115,6 @@ def _references(setup, loaded, moves):
   if setup.objective.needs("kl_BC"):
     taken.append(params[0])  # which runs beside the policy
   return stack(setup.objective.references, params, taken)
-
-
-def _expected_start(setup, adapter):
-  policy, *references = setup.described.values()
-  alike = functools.partial(starts_alike, policy, adapter)
-  if references and all(map(alike, references)):
-    return setup.method.start_loss
-  return None
 
 
 def _abstract_state(setup, policy, transformation, moves):

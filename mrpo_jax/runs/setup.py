@@ -100,16 +100,16 @@ def set_up(config, workdir, *, allow_changed=False):
     # Hashes of everything read, so that a resumed run reads the same.
     refuse_other(workdir, {"identity": identity}, known, allow_changed)
   return Setup(
-    config,
-    workdir,
-    method,
-    mesh,
-    packing,
-    tokenizers,
-    tables,
-    described,
-    objective,
-    identity,
+    config=config,
+    workdir=workdir,
+    method=method,
+    mesh=mesh,
+    packing=packing,
+    tokenizers=tokenizers,
+    tables=tables,
+    described=described,
+    objective=objective,
+    identity=identity,
   )
 
 

@@ -78,7 +78,7 @@ def train_run(
   claim(workdir, content, setup.tokenizers.made, step=start)
   # 5. The loop.
   due, batches = _due(setup), _batches(setup, scores, start)
-  watch = Watch(setup, None if start else program.expected)
+  watch = Watch(setup, None if start else program.expected())
   evaluate = _evaluation(setup, scores, program, watch)
   keep = config.checkpoints.keep
   with (
@@ -93,8 +93,13 @@ def train_run(
     ) as log,
   ):
     save = _saving(manager, content, setup.objective.policy.config, adapter)
-    also = dict(due=due, evaluate=evaluate, save=save, stop=stop)
-    step, _ = train(program.step, state, batches, log, **also)
+    step, _ = train(
+      *(program.step, state, batches, log),
+      due=due,
+      evaluate=evaluate,
+      save=save,
+      stop=stop,
+    )
   if step < config.steps:
     logger.info(f"stopped at step {step}; the same command resumes")
   else:

@@ -9,36 +9,13 @@ import os
 import typing
 
 from mrpo_jax import files, processes
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.config import read
 from mrpo_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
 PAIRS = "eval_pairs.jsonl"  # per evaluated pair, written by the trainer
-
-
-class Difference(typing.NamedTuple):
-  """A key in which two configs differ, shown as "a.b: 1 -> 2"."""
-
-  key: str
-  there: object
-  here: object
-
-  def __str__(self):
-    return f"{self.key}: {self.there!r} -> {self.here!r}"
-
-
-def differences(here, there, where=""):
-  """A Difference for each key in which two nested dicts differ."""
-  if isinstance(here, dict) and isinstance(there, dict):
-    for key in sorted({*here, *there}):
-      inner = f"{where}.{key}" if where else key
-      yield from differences(here.get(key), there.get(key), inner)
-  elif here != there:
-    yield Difference(where, there, here)
-
-
 CONFIG = "config.json"
 # A key stands for all below it, * for any name.  What may differ when a run
 # goes on, and what that means for its numbers; everything else needs the user's
@@ -61,6 +38,27 @@ FIXED = (
   *("seed", "batch", "rounds", "references.names", "policy.new"),
   *("policy.adapter", "identity.policy"),
 )
+
+
+class Difference(typing.NamedTuple):
+  """A key in which two configs differ, shown as "a.b: 1 -> 2"."""
+
+  key: str
+  there: object
+  here: object
+
+  def __str__(self):
+    return f"{self.key}: {self.there!r} -> {self.here!r}"
+
+
+def differences(here, there, where=""):
+  """A Difference for each key in which two nested dicts differ."""
+  if isinstance(here, dict) and isinstance(there, dict):
+    for key in sorted({*here, *there}):
+      inner = f"{where}.{key}" if where else key
+      yield from differences(here.get(key), there.get(key), inner)
+  elif here != there:
+    yield Difference(where, there, here)
 
 
 def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
@@ -109,9 +107,10 @@ def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
   )
 
 
-def recorded_config(content):
-  """The Config in the content of config.json."""
-  return read({k: one for k, one in content.items() if k != "identity"})
+def recorded_config(where, content):
+  """The Config in the content of config.json; `where` is said if it is none."""
+  with blames(where, InputError):
+    return read({k: one for k, one in content.items() if k != "identity"})
 
 
 def check_length(workdir, steps):

@@ -38,11 +38,12 @@ class PolicyFigures:
   not need.
   """
 
+  # In this order their gradients are summed: another one rounds otherwise.
   # log p - log sum p^2, of which `losses.wpo_weight` wants the mean.
   excess_BC: jax.Array | None
-  kl_BC: jax.Array | None  # divergence from reference 0, which then runs along:
+  kl_BC: jax.Array | None  # divergence from reference 0
   logp_BC: jax.Array
-  ref_logp_BCK: jax.Array | None
+  ref_logp_BCK: jax.Array | None  # of reference 0, where kl_BC has it run along
   ref_score_BCK: jax.Array | None  # log-probabilities times the token weight
   score_BC: jax.Array | None
 

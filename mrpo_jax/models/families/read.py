@@ -16,7 +16,7 @@ from mrpo_jax.models.families.family import (
   UnsupportedModel,
   Values,
 )
-from mrpo_jax.models.families.rope import parameters, read_rope
+from mrpo_jax.models.families.rope import read_rope, rope_parameters
 
 EVERYWHERE = dict(  # like Family.only, for every family
   quantization_config=(None,),
@@ -52,7 +52,7 @@ def config_from_hf(values):
   given = Values(values, family.defaults)
   fields = _sizes(family, keys, given)
   if family.ropes:
-    rope = read_rope(given, fields, parameters(given), family.ropes)
+    rope = read_rope(given, fields, rope_parameters(given), family.ropes)
     fields["ropes"] = (rope,)
   fields |= family.traits(given, fields)
   try:

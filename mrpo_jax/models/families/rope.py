@@ -10,7 +10,7 @@ from mrpo_jax.models.rope import Rope
 ORIGINAL = "original_max_position_embeddings"
 
 
-def parameters(given):
+def rope_parameters(given):
   """The object of rope parameters; rope_scaling, of transformers 4, wins."""
   scaling, whole = _objects(given.values, "rope_scaling", "rope_parameters")
   return scaling or whole
