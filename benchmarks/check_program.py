@@ -15,10 +15,10 @@ import sys
 
 import jax
 
-from mrpo_jax.cli.flags import load_config
 from mrpo_jax.models import parameters
 from mrpo_jax.performance import hlo_text, hlo_work
 from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.config import load
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 
 
@@ -44,13 +44,11 @@ def faults(text, setup):
   whole, layer = {}, 0
   for model in models:
     table = parameters.table(model.config)
-    for one in jax.tree.leaves(table, is_leaf=parameters.is_spec):
-      whole[math.prod(one.shape)] = (
-        one.name,
-        {one.shape[0], model.config.width},
-      )
-      if one.stacked:
-        layer = max(layer, math.prod(parameters.layer_shape(one)))
+    for path, one in jax.tree.leaves_with_path(table):
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      whole[math.prod(one.shape)] = (name, {one.shape[0], model.config.width})
+      if one.axes[0] == "layers":
+        layer = max(layer, math.prod(one.shape[1:]))
   for one in hlo_work.work(text, dict(mesh)).collectives:
     for dtype, sizes, _ in one.shapes if one.kind == "all-gather" else ():
       size = math.prod(sizes)
@@ -65,7 +63,7 @@ def main(argv=None):
   parser.add_argument("--config", required=True)
   parser.add_argument("--topology", required=True)
   given = parser.parse_args(argv)
-  config = load_config(given.config)
+  config = load(given.config)
   place = find_target(given.topology)
   mesh = mesh_of(config, place.devices)
   setup = abstract_setup(config, mesh, read_shape)

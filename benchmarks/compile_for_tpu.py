@@ -31,16 +31,19 @@ CASES = ((None, None), (None, 30.0), (256, 30.0))  # window, softcap
 
 def compiled(mesh, name, window, softcap):
   """(seconds, bytes of temporaries of a chip) of one kernel's gradient."""
-  split, spec = parallel.split_of(mesh), jax.sharding.PartitionSpec
+  partition, spec = parallel.partition_of(mesh), jax.sharding.PartitionSpec
   rows, of_heads = (
     jax.sharding.NamedSharding(mesh, one)
-    for one in (spec(split.rows), spec(split.rows, None, split.heads))
+    for one in (
+      spec(partition.rows),
+      spec(partition.rows, None, partition.heads),
+    )
   )
   kernel = kernels.KERNELS[name]
   if name == "splash":
     kernel = functools.partial(kernel, windows=(0, window) if window else (0,))
 
-  kernel = kernels.divided(kernel, split)
+  kernel = kernels.divided(kernel, partition)
 
   def argument(shape, dtype, place):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

@@ -26,6 +26,7 @@ from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.models import lora, parameters
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.packed import Computation
 from mrpo_jax.training import optimizer, train_state
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.stacked import stack
@@ -86,9 +87,9 @@ def curve(case, adapter=None, steps=STEPS):
   ref_rules = parallel.rules_of({**rules, **(case.reference_rules or {})})
 
   def model(rules, remat):
-    split = parallel.split_of(mesh, rules)
-    forward = dict(kernel=case.kernel, remat=remat, split=split)
-    return Model(CONFIG, forward=tuple(forward.items()))
+    partition = parallel.partition_of(mesh, rules)
+    how = Computation(kernel=case.kernel, remat=remat, partition=partition)
+    return Model(CONFIG, computation=how)
 
   def params(seed, rules):
     make = functools.partial(parameters.init, CONFIG)

@@ -37,8 +37,10 @@ TESTS = {
   "weighting": ("weighting", "mixture"),
   "metrics": ("metrics",),
   "methods/choices": ("methods",),
-  "methods/method": ("methods",),
-  "methods/build": ("methods",),
+  "methods/inputs": ("inputs", "methods"),
+  "methods/mixing": ("methods", "scales", "betas"),
+  "methods/method": ("methods", "scales", "betas"),
+  "methods/build": ("methods", "scales", "betas"),
 }
 # Of the replacements of an operator the likely slips: a sign, a factor, an
 # edge.  Any other would be noticed by the same tests.

@@ -21,7 +21,8 @@ from mrpo_jax import hub
 from mrpo_jax.data import encode, source
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.models import parameters, transformer
-from mrpo_jax.models.families.read import FAMILIES, config_from_hf
+from mrpo_jax.models.families import FAMILIES
+from mrpo_jax.models.families.read import config_from_hf
 from mrpo_jax.models.weights import quantize
 
 VOCABULARY = 2048

@@ -18,7 +18,7 @@ from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.performance import plan
 from mrpo_jax.performance.topology import find_target
-from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.config import read
 from mrpo_jax.text import aligned
 
 VOCABULARIES = (16384, 262144)
@@ -65,7 +65,7 @@ def measured(folder, model, remat, place):
   }
   config = material.settings_of(job, 1, "scored")
   config["policy"]["remat"] = remat
-  found = plan.plan(read_config(config), place, None)
+  found = plan.plan(read(config), place, None)
   return found["steps"]["train"]["bytes"]["peak"]
 
 

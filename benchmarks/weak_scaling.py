@@ -10,9 +10,9 @@ time, nothing is run.
 
 import argparse
 
-from mrpo_jax.cli.flags import load_config
 from mrpo_jax.performance import plan
 from mrpo_jax.performance.topology import find_target
+from mrpo_jax.runs.config import load
 from mrpo_jax.text import aligned, sized_bytes
 
 
@@ -23,7 +23,7 @@ def main(argv=None):
   parser.add_argument("--fsdp", type=int, default=0, help="0: all devices")
   parser.add_argument("topologies", nargs="+")
   given = parser.parse_args(argv)
-  config = load_config(given.config)
+  config = load(given.config)
   rows = [("topology", "devices", "fsdp", "sent", "to the first", "peak")]
   first = None
   for topology in given.topologies:
@@ -32,7 +32,7 @@ def main(argv=None):
     fsdp = given.fsdp or n
     flags = {"batch": given.pairs * n, "data.rows": n}
     flags |= {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.model": 1}
-    found = plan.plan(plan.changed(config, flags), place, None)
+    found = plan.plan(config.changed(flags), place, None)
     figures = found["steps"]["train"]
     sent = sum(row["bytes"] for row in figures["collectives"])
     for row in figures["collectives"]:

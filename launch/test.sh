@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Fresh machine -> environment -> the tests.
-#   bash launch/test.sh [pytest arguments]
+# Fresh machine -> environment -> the tests; at the end the 30 slowest.
+#   bash launch/test.sh                 all but those marked `slow`
+#   bash launch/test.sh --all           all
+#   bash launch/test.sh tests/losses    these, slow ones too; any pytest arguments
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh test
 export HF_HUB_OFFLINE=1
+which=()
+if [ $# = 0 ]; then
+  which=(-m "not slow")
+elif [ "$1" = --all ]; then
+  shift
+fi
 ruff check .
 ruff format --check .
-# Files side by side, each on one worker: it may have costly fixtures.
-exec python -m pytest --numprocesses=auto --dist=loadfile "$@"
+python -c 'import jax, platform; print("Python", platform.python_version(), "jax", jax.__version__)'
+# Whoever has nothing left to do takes tests from another worker.
+exec python -m pytest --numprocesses=auto --dist=worksteal --durations=30 \
+  "${which[@]}" "$@"

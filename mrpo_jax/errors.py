@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two exceptions that end a command with one line."""
+"""The two exceptions that end a command with one line, and such lines."""
+
+import contextlib
+import difflib
 
 
 class InputError(ValueError):
@@ -8,3 +11,23 @@ class InputError(ValueError):
 
 class StoppedRun(RuntimeError):
   """A run that must not go on, and why.  Exit code 1."""
+
+
+def first_line(error):
+  """The first line of an exception's message, or its repr if it has none."""
+  return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def did_you_mean(name, known):
+  """ " did you mean X?" of the known name that is most like it; else ""."""
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+  return f" did you mean {near[0]}?" if near else ""
+
+
+@contextlib.contextmanager
+def blames(where, kinds=ValueError):
+  """Turns an exception of these kinds into InputError("{where}: ...")."""
+  try:
+    yield
+  except kinds as error:
+    raise InputError(f"{where}: {error}") from None

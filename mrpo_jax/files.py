@@ -2,6 +2,7 @@
 """Files written whole or not at all: JSON, JSON lines, new folders."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -36,15 +37,20 @@ def write_atomically(path, content):
   draft = path.with_name(f".{path.name}.{os.getpid()}")
   if isinstance(content, str):
     content = content.encode("utf-8")
-  with open(draft, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  draft.replace(path)
+  try:
+    with open(draft, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    draft.replace(path)
+  except BaseException:
+    draft.unlink(missing_ok=True)
+    raise
 
 
-def write_json(path, value):
-  write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_json(path, value, *, sort_keys=True):
+  text = json.dumps(value, indent=2, sort_keys=sort_keys)
+  write_atomically(path, text + "\n")
 
 
 def read_json(path):
@@ -62,3 +68,9 @@ def read_lines(path):
     return []
   lines = path.read_text(encoding="utf-8").split("\n")
   return [json.loads(line) for line in lines[:-1] if line]
+
+
+def sha256_of(path):
+  """SHA-256, in hex, of a file's bytes."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -77,7 +77,7 @@ def rules_of(changes=None, where="rules"):
   return rules
 
 
-def partition(array, rules):
+def _spec_of(leaf, array, rules):
   """PartitionSpec of an ArraySpec; a mesh axis may serve one axis only."""
   entries = [rules[axis] if axis else () for axis in array.axes]
   used = [name for entry in entries for name in entry]
@@ -85,7 +85,7 @@ def partition(array, rules):
     if used.count(name) > 1:
       split = [axis for axis in array.axes if axis and name in rules[axis]]
       raise InputError(
-        f"{array.name}: rules use mesh.{name} twice, for its axes "
+        f"{leaf}: rules use mesh.{name} twice, for its axes "
         f"{' and '.join(split)}"
       )
   return PartitionSpec(*(entry or None for entry in entries))
@@ -105,7 +105,7 @@ def table_shardings(table, mesh, rules=None):
     rules: changes to RULES; see `rules_of`.
 
   Raises:
-    InputError: names the array whose axis does not divide, or for which two
+    InputError: names the leaf whose axis does not divide, or for which two
       rules use one mesh axis.
   """
   rules = {
@@ -113,23 +113,24 @@ def table_shardings(table, mesh, rules=None):
     for axis, names in rules_of(rules).items()
   }
 
-  def sharding(array):
-    entries = partition(array, rules)
+  def sharding(path, array):
+    leaf = jax.tree_util.keystr(path, simple=True, separator=".")
+    spec = _spec_of(leaf, array, rules)
     for size, axis in zip(array.shape, array.axes, strict=True):
       names = [name for name in rules.get(axis, ()) if mesh.shape[name] > 1]
       if size % int(np.prod([mesh.shape[name] for name in names])):
         over = " * ".join(f"mesh.{name}={mesh.shape[name]}" for name in names)
         raise InputError(
-          f"{array.name}: {size} does not divide over {over}; an empty "
+          f"{leaf}: {size} does not divide over {over}; an empty "
           f"mesh.rules.{axis} keeps it whole"
         )
-    return NamedSharding(mesh, entries)
+    return NamedSharding(mesh, spec)
 
-  return parameters.map_specs(sharding, table)
+  return jax.tree.map_with_path(sharding, table)
 
 
-def split_of(mesh, rules=None):
-  """The models' Split: how activations follow from the rules of weights.
+def partition_of(mesh, rules=None):
+  """The models' Partition: how activations follow from the rules of weights.
 
   Rows take their axes first: a rule that splits heads or vocabulary over one
   of those holds for the weights alone.
@@ -157,7 +158,7 @@ def replicated(mesh):
 
 
 def row_shards(mesh):
-  """Over how many shards the rows of a micro-batch are split."""
+  """Number of shards that the rows of a micro-batch are split over."""
   return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
@@ -203,6 +204,28 @@ def global_figures(given, mesh):
     jax.make_array_from_process_local_data,
     figure_shardings(given, mesh),
     given,
+  )
+
+
+def global_batch(views, given, mesh):
+  """(views, given) of `step.train_step` on the mesh, from this process's."""
+  rows = tuple(global_rows(view, mesh) for view in views)
+  return rows, global_figures(given, mesh)
+
+
+def abstract(tree, shardings):
+  """The arrays of a tree as jax.ShapeDtypeStruct, each with its sharding.
+
+  `shardings` is a tree of the same shape, or one for all.
+  """
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+    lambda array, to: jax.ShapeDtypeStruct(
+      array.shape, array.dtype, sharding=to
+    ),
+    tree,
+    shardings,
   )
 
 

@@ -22,7 +22,7 @@ from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mrpo_jax.errors import InputError, StoppedRun
+from mrpo_jax.errors import InputError, StoppedRun, first_line
 
 CLUSTERS = ("ompi", "slurm", "gketpu", "gcetpu")  # that jax finds out about
 # How many processes an MPI started that jax may know nothing of.
@@ -83,7 +83,7 @@ def start(coordinator="", processes=1, process=0):
   except (OSError, RuntimeError, ValueError) as error:
     # A cluster's own address is no input; another try may find it.
     kind = InputError if coordinator else StoppedRun
-    raise kind(f"{where} cannot meet: {_first_line(error)}") from error
+    raise kind(f"{where} cannot meet: {first_line(error)}") from error
   finally:
     late.cancel()
   _watcher.start()
@@ -166,7 +166,7 @@ def gather(value):
     client.wait_at_barrier(key, AGREE * 1000)
   except RuntimeError as error:
     raise StoppedRun(
-      f"a process did not come within {AGREE} s: {_first_line(error)}"
+      f"a process did not come within {AGREE} s: {first_line(error)}"
     ) from error
   found = _values(key)
   return [json.loads(found[process]) for process in range(_count())]
@@ -204,7 +204,7 @@ def fault(error):
     gone = [n for n in range(_count()) if before.get(n) == after.get(n)]
   except RuntimeError:  # of the service, in process 0
     gone = [0]
-  what = f"{type(error).__name__}: {_first_line(error)}"
+  what = f"{type(error).__name__}: {first_line(error)}"
   if gone:
     names = " and ".join(map(str, gone))
     what = f"lost process {names}; the same command resumes ({what})"
@@ -290,7 +290,3 @@ def _me():
 
 def _count():
   return distributed.global_state.num_processes
-
-
-def _first_line(error):
-  return str(error).strip().split("\n")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace-time contracts: `check("B C", x, "B C K", y)` binds each name once."""
+"""Shapes checked at trace time, by the axes in the names of arrays."""
 
 import jax.numpy as jnp
 
@@ -12,25 +12,37 @@ def widen(array):
   return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
 
 
-def check(*pairs):
-  """Raises ValueError, naming the axis, unless every array fits its spec.
+def axes_of(name):
+  """The axes in an array's name: its letters after the last underscore.
+
+  >>> axes_of("ref_logp_BCK")
+  'BCK'
+  """
+  return name.rpartition("_")[2]
+
+
+def check(**arrays):
+  """Raises ValueError, naming array and axis, unless shapes fit the names.
 
   Args:
-    *pairs: alternating specs and arrays.  A spec is a string of axis names or
-      literal sizes, e.g. "B 2 K"; the same name must mean the same size.
-
-  Returns:
-    A dict from axis name to size.
+    **arrays: each by a name that ends in its axes: `check(logratio_BC=x)`.  An
+      axis has the same size in all of them, and C, which is (chosen, rejected),
+      has 2.
   """
-  sizes = {}
-  for spec, array in zip(pairs[::2], pairs[1::2], strict=True):
-    names = spec.split()
-    if array.ndim != len(names):
-      raise ValueError(f"want axes [{spec}], got shape {tuple(array.shape)}")
-    for name, size in zip(names, array.shape, strict=True):
-      want = int(name) if name.isdigit() else sizes.setdefault(name, size)
+  sizes = {}  # axis -> (its size, the array that had it first)
+  for name, array in arrays.items():
+    axes, shape = axes_of(name), tuple(array.shape)
+    if len(shape) != len(axes):
+      raise ValueError(
+        f"`{name}` must have axes [{' '.join(axes)}], got shape {shape}"
+      )
+    for axis, size in zip(axes, shape, strict=True):
+      if axis == "C" and size != 2:
+        raise ValueError(
+          f"axis C (chosen, rejected) of `{name}` has size {size} and must be 2"
+        )
+      want, first = sizes.setdefault(axis, (size, name))
       if size != want:
         raise ValueError(
-          f"want axes [{spec}] with {name}={want}, got {tuple(array.shape)}"
+          f"axis {axis} has size {want} in `{first}`, but {size} in `{name}`"
         )
-  return sizes

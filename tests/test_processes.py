@@ -81,6 +81,7 @@ def test_one_process_meets_nobody(initialized, capsys, monkeypatch, flags):
 
 def test_flags_say_where_they_meet(initialized, capsys):
   argv = ["train", "--config.x", "1", *MEETING, "--config=none.py"]
+  argv += ["--workdir", "W"]
   assert cli.main(argv) == 2
   (how,) = initialized
   assert how["coordinator_address"] == "127.0.0.1:9"

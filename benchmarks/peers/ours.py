@@ -5,7 +5,7 @@ import tempfile
 
 from benchmarks import material, turns
 from mrpo_jax.performance import bench
-from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.config import read
 
 SAID = ("jax", "device")
 
@@ -20,7 +20,7 @@ def player(job, references=1, mode="online", change=None, say=print):
     change: SetUp -> SetUp, for what no config can say.
     say: receives lines for a person.
   """
-  config = read_config(material.settings_of(job, references, mode))
+  config = read(material.settings_of(job, references, mode))
   with tempfile.TemporaryDirectory() as workdir:
     setup = bench.bench_setup(config, workdir, say)
     setup = change(setup) if change else setup

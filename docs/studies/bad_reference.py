@@ -25,7 +25,7 @@ from configs import common, quickstart
 from mrpo_jax import files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.reports import compare
-from mrpo_jax.runs.config import read_config, with_defaults
+from mrpo_jax.runs.config import read
 from mrpo_jax.runs.export import export
 from mrpo_jax.runs.train import train_run
 from mrpo_jax.runs.workdir import PAIRS
@@ -69,7 +69,7 @@ def make_model(workdir, name):
   """The quickstart's supervised start of that name, as a folder."""
   to = workdir / "models" / name
   if not to.exists():
-    config = read_config(quickstart.get_config(name).to_dict())
+    config = read(quickstart.get_config(name).to_dict())
     train_run(config, workdir / name)
     export(workdir / name, to)
 
@@ -127,7 +127,7 @@ def config_of(workdir, treatment, bad, seed):
     c.references[bad].tokenizer = f"{models}/sft-second"
   for key, value in TREATMENTS[treatment].items():
     c.loss[key] = value
-  return read_config(with_defaults(c.to_dict()))
+  return read(c.to_dict())
 
 
 def run(workdir, treatment, bad, seed):

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `mrpo`, one function each."""
+"""The commands of `mrpo`, a function of their flags each.
+
+What they work with is imported inside them, so that help needs no jax.
+"""
 
 import tempfile
 
-from mrpo_jax.cli.flags import meet, new_file, parse, positive
 from mrpo_jax.errors import InputError
 
 
-def train(argv):
-  """Trains as the config says; the same command resumes.
+def train(given):
+  """Train as the config says; the same command resumes.
 
   Scores first what the store lacks of references in mode "scored"; with
   --no-autoscore it names the command that does.  --store=DIR is shared by
@@ -19,92 +21,81 @@ def train(argv):
   --allow-changed goes on all the same, where the checkpoint still fits:
   config.json then has the new values, config-<step>.json the old ones.
   """
-  argv, switches = meet(argv), ("no-autoscore", "allow-changed")
-  values = parse(argv, "workdir", config=True, switches=switches, store="")
+  config = _met(given)
   from mrpo_jax import processes
   from mrpo_jax.runs import bandit
-  from mrpo_jax.runs.config import read_config
+  from mrpo_jax.runs.config import BanditConfig
   from mrpo_jax.runs.train import train_run
 
-  config = read_config(values["config"].to_dict())
-  if "bandit" in config:
+  if isinstance(config, BanditConfig):
     if processes.several():
       raise InputError("a bandit runs in one process")
-    return bandit.train_run(config, values["workdir"])
+    return bandit.train_run(config, given.workdir)
+  same = [f"--config={given.config}", f"--workdir={given.workdir}"]
+  same += [f"--store={given.store}"] if given.store else []
+  same += ["--allow-changed"] if given.allow_changed else []
   train_run(
     config,
-    values["workdir"],
-    store=values["store"],
-    autoscore=not values["no-autoscore"],
-    command=" ".join(a for a in argv[1:] if "no-autoscore" not in a),
-    allow_changed=values["allow-changed"],
+    given.workdir,
+    store=given.store,
+    autoscore=not given.no_autoscore,
+    command=" ".join([*same, *given.rest]),
+    allow_changed=given.allow_changed,
   )
 
 
-def score(argv):
-  """Scores every reference in mode "scored" over the pairs of the config.
+def score(given):
+  """Score the references in mode "scored" over all pairs of the config.
 
   What is in the store is not scored again.  --part=i/n scores the i-th of n
   shares of the data, i from 0: n commands, on any machines that share the
   store, divide the work.
   """
-  argv, switches = meet(argv), ("allow-changed",)
-  values = parse(
-    argv, "workdir", config=True, switches=switches, store="", part="0/1"
-  )
-  from mrpo_jax.runs.config import read_config
+  config = _met(given)
+  from mrpo_jax.runs.config import BanditConfig
   from mrpo_jax.runs.score import score_run
 
-  config = read_config(values["config"].to_dict())
-  if "bandit" in config:
+  if isinstance(config, BanditConfig):
     raise InputError("a bandit has no references to score")
-  part, _, parts = values["part"].partition("/")
-  if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-    raise InputError(f"--part: {values['part']!r}; want like 0/4, from 0 on")
-  part = int(part), int(parts)
   score_run(
     config,
-    values["workdir"],
-    store=values["store"],
-    part=part,
-    allow_changed=values["allow-changed"],
+    given.workdir,
+    store=given.store,
+    part=given.part,
+    allow_changed=given.allow_changed,
   )
 
 
-def store(argv):
-  """Looks after a store: ls, verify, prune, export.
+def store(given):
+  """Look after a store of scores: ls, verify, prune, export.
 
   ls lists what it holds; verify re-reads every file and says which is broken;
   prune removes the keys that it is given, what verify finds broken, and what
   killed writers left; export writes one key as .parquet, .jsonl or .csv.  The
   start of a key will do.
   """
-  words = [given for given in argv[1:] if not given.startswith("--")]
-  given = ["store", *(one for one in argv if one.startswith("--"))]
-  action, *keys = words or [""]
-  if action not in STORE_ACTIONS:
-    raise InputError(f"store {action!r}; known: {', '.join(STORE_ACTIONS)}")
-  values = parse(given, "store", *(["to"] if action == "export" else []))
-  root, to = values["store"], values.get("to")
+  action, *keys = given.rest
   from mrpo_jax.references import maintenance
   from mrpo_jax.reports.store import stored, verified
 
   if action == "ls":
-    print(stored(maintenance.entries(root)))
+    print(stored(maintenance.entries(given.store)))
   elif action == "verify":
-    verified(root, maintenance.verify(root, keys))
+    verified(given.store, maintenance.verify(given.store, keys))
   elif action == "prune":
-    for path in maintenance.prune(root, keys):
+    for path in maintenance.prune(given.store, keys):
       print(f"removed {path}")
+  elif not given.to:
+    raise InputError("--to is missing; see mrpo store --help")
   elif len(keys) != 1:
     raise InputError("give one key: mrpo store export KEY --store=DIR --to=F")
   else:
-    maintenance.export(root, keys[0], to)
-    print(f"{keys[0]} of {root} is now {to}")
+    maintenance.export(given.store, keys[0], given.to)
+    print(f"{keys[0]} of {given.store} is now {given.to}")
 
 
-def export(argv):
-  """Writes a checkpoint of a run as a Hugging Face folder.
+def export(given):
+  """Write a checkpoint of a run as a Hugging Face folder.
 
   --step takes the newest one (the default), the best one by the run's
   config.checkpoints.best, or the one of a step that is kept.
@@ -112,144 +103,116 @@ def export(argv):
   A run that trained an adapter gives a folder of PEFT; --merge-adapters adds
   it to its base and gives a whole model.
   """
-  switches = ("merge-adapters",)
-  values = parse(argv, "workdir", "to", switches=switches, step="newest")
   from mrpo_jax.runs.export import export
 
-  export(
-    values["workdir"],
-    values["to"],
-    step=values["step"],
-    merge=values["merge-adapters"],
+  export(given.workdir, given.to, step=given.step, merge=given.merge_adapters)
+
+
+def report(given):
+  """Compare the evaluated runs of a folder: a table and results.json."""
+  from mrpo_jax.reports import compare
+
+  print(compare.compare(given.workdir))
+
+
+def bench(given):
+  """Time the train step of a config on its data.
+
+  Says pairs, tokens and useful operations per second.  Nothing is trained,
+  evaluated or saved.  References in mode "scored" are scored first, into
+  --store=DIR where it is given.
+  """
+  config = _of_models(given, "to time")
+  from mrpo_jax.performance import bench
+
+  with tempfile.TemporaryDirectory() as workdir:
+    bench.run(
+      config,
+      workdir,
+      steps=given.steps,
+      warmup=given.warmup,
+      store=given.store,
+      to=given.json,
+      trace=given.trace,
+    )
+
+
+def plan(given):
+  """Compile the steps of a config for devices that need not be here.
+
+  Prints memory, operations, exchanges between devices and the least time of a
+  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), cpu:8 or local.
+  No weights are loaded and no data is read: models are folders with a
+  config.json or names of the hub.
+  """
+  config = _of_models(given, "to plan")
+  from mrpo_jax.performance import plan
+
+  plan.run(
+    config,
+    given.topology,
+    hbm=given.hbm and given.hbm * 2**30,
+    lengths=given.lengths,
+    fits=given.fit,
+    to=given.json,
+    keep=given.program,
   )
 
 
-def inspect(argv):
-  """Prints the arrays of a model folder and their bytes on each device."""
-  folders = [given for given in argv[1:] if not given.startswith("--")]
-  if len(folders) != 1:
+def inspect(given):
+  """Print the arrays of a model folder and their bytes on each device."""
+  if len(given.rest) != 1:
     raise InputError("give one folder: mrpo inspect FOLDER")
-  rest = [given for given in argv if given not in folders]
-  given = parse(rest, mesh="")["mesh"]
   from mrpo_jax import parallel
   from mrpo_jax.hub import inspect
 
   sizes = dict.fromkeys(parallel.AXES, 1)
-  for part in filter(None, given.split(",")):
+  for part in filter(None, given.mesh.split(",")):
     axis, _, size = part.partition("=")
     if axis not in sizes or not size.isdecimal() or int(size) < 1:
       raise InputError(
         f"--mesh: {part!r}; want like {'=1,'.join(parallel.AXES)}=1"
       )
     sizes[axis] = int(size)
-  for line in inspect.lines(folders[0], sizes):
+  for line in inspect.lines(given.rest[0], sizes):
     print(line)
 
 
-def report(argv):
-  """Compares the evaluated runs of a folder: a table and results.json."""
-  values = parse(argv, "workdir")
-  from mrpo_jax.reports import compare
-
-  print(compare.compare(values["workdir"]))
-
-
-def bench(argv):
-  """Times the train step of a config on its data: pairs/s, useful FLOP/s.
-
-  After --warmup steps it times --steps of them; nothing is trained, evaluated
-  or saved.  References in mode "scored" are scored first, into --store=DIR
-  where it is given.  --json=FILE has all figures, --trace=DIR a profile of
-  the timed steps.
-  """
-  values = parse(
-    argv, config=True, steps="20", warmup="3", store="", json="", trace=""
-  )
-  counts = {}
-  for name, least in (("steps", 1), ("warmup", 0)):
-    if not values[name].isdecimal() or int(values[name]) < least:
-      raise InputError(
-        f"--{name}: {values[name]!r}; want a number from {least}"
-      )
-    counts[name] = int(values[name])
-  to = new_file("json", values["json"])
-  from mrpo_jax.performance import bench
-  from mrpo_jax.runs.config import read_config
-
-  config = read_config(values["config"].to_dict())
-  if "bandit" in config:
-    raise InputError("a bandit has no step to time")
-  with tempfile.TemporaryDirectory() as workdir:
-    bench.run(
-      config,
-      workdir,
-      **counts,
-      store=values["store"],
-      to=to,
-      trace=values["trace"],
-    )
-
-
-def plan(argv):
-  """Compiles the steps of a config for devices that need not be here.
-
-  Prints memory, operations, exchanges between devices and the least time of a
-  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), cpu:8 or local.
-  No weights are loaded and no data is read: models are folders with a
-  config.json or names of the hub.  --hbm=GIB is what a device holds, unless
-  it is the chip's own; --lengths are the mean tokens of prompt and response
-  that times are for; --fit searches for settings that fit; --program=FILE
-  keeps the compiled train step as text.
-  """
-  values = parse(
-    argv,
-    "topology",
-    config=True,
-    switches=("fit",),
-    hbm="",
-    lengths="",
-    json="",
-    program="",
-  )
-  hbm = positive("hbm", values["hbm"], float) if values["hbm"] else None
-  lengths = None
-  if values["lengths"]:
-    lengths = [
-      positive("lengths", one, int) for one in values["lengths"].split(",")
-    ]
-    if len(lengths) != 2:
-      raise InputError(f"--lengths: {values['lengths']!r}; want like 256,256")
-  to = new_file("json", values["json"])
-  keep = new_file("program", values["program"])
-  from mrpo_jax.performance import plan
-  from mrpo_jax.runs.config import read_config
-
-  config = read_config(values["config"].to_dict())
-  if "bandit" in config:
-    raise InputError("a bandit has no step to plan")
-  plan.run(
-    config,
-    values["topology"],
-    hbm=hbm and hbm * 2**30,
-    lengths=lengths,
-    fits=values["fit"],
-    to=to,
-    keep=keep,
-  )
-
-
-def prepare(argv):
-  """Turns a file of preference rows into a TFDS data set, once."""
-  values = parse(argv, "data", "to", split="train")
+def prepare(given):
+  """Turn a file of preference rows into a TFDS data set, once."""
   from mrpo_jax.data import source
 
-  print(source.prepare(values["data"], values["to"], split=values["split"]))
+  print(source.prepare(given.data, given.to, split=given.split))
+
+
+def _met(given):
+  """The config of a command, once all its processes have met."""
+  from mrpo_jax.cli import flags
+
+  flags.meet(given.coordinator, given.processes, given.process)
+  return flags.changed_config(given.config, given.rest)
+
+
+def _of_models(given, purpose):
+  """The config of a command that wants one with a step."""
+  from mrpo_jax.cli import flags
+  from mrpo_jax.runs.config import BanditConfig
+
+  config = flags.changed_config(given.config, given.rest)
+  if isinstance(config, BanditConfig):
+    raise InputError(f"a bandit has no step {purpose}")
+  return config
 
 
 STORE_ACTIONS = ("ls", "verify", "prune", "export")
 COMMANDS = {
-  f.__name__: f
-  for f in (
-    *(train, score, store, export, report, bench, plan, inspect, prepare),
-  )
+  "train": train,
+  "score": score,
+  "store": store,
+  "export": export,
+  "report": report,
+  "bench": bench,
+  "plan": plan,
+  "inspect": inspect,
+  "prepare": prepare,
 }

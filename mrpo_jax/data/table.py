@@ -20,14 +20,31 @@ class Table:
   truncated: int  # rows kept of which something was cut
 
 
-def encode_table(config, split, pairs, tokenizers, say, *, chosen_only=False):
+def encode_table(
+  split,
+  pairs,
+  tokenizers,
+  say,
+  *,
+  origin,
+  row_length,
+  chosen_only=False,
+  **limits,
+):
   """Encodes a split under every tokenizer and keeps what all can use.
 
-  `chosen_only` leaves the rejected responses out: supervised training does
-  not read them.
+  Args:
+    split: its name.
+    pairs: list of PreferencePair.
+    tokenizers: their `views`, and `users` of each in words.
+    say: receives lines for a person.
+    origin: what the pairs are from, in words.
+    row_length: tokens of a packed row.
+    chosen_only: leave the rejected responses out?  Supervised training does
+      not read them.
+    **limits: max_prompt and max_response, in tokens.
   """
-  data, started = config["data"], time.perf_counter()
-  limits = {name: data[name] for name in ("max_prompt", "max_response")}
+  started = time.perf_counter()
   times = 1 + len(tokenizers.views)
   with processes.bar(total=times * len(pairs), desc=split) as bar:
     limits["progress"] = bar.update
@@ -44,16 +61,13 @@ def encode_table(config, split, pairs, tokenizers, say, *, chosen_only=False):
       for view in views
     ]
   reasons = [
-    _unusable(encoded, data["row_length"])
-    for encoded in zip(*views, strict=True)
+    _unusable(encoded, row_length) for encoded in zip(*views, strict=True)
   ]
   kept = [i for i, reason in enumerate(reasons) if reason is None]
   truncated = sum(any(view[i].truncated for view in views) for i in kept)
   why = _counted(reason for reason in reasons if reason)
   if not kept:
-    raise InputError(
-      f"{data[split]}: none of its {len(pairs)} pairs is left: {why}"
-    )
+    raise InputError(f"{origin}: none of its {len(pairs)} pairs is left: {why}")
   say(
     f"{split}: {len(kept)} of {len(pairs)} pairs, {truncated} truncated "
     f"({truncated / len(kept):.0%})"
@@ -72,8 +86,8 @@ def encode_table(config, split, pairs, tokenizers, say, *, chosen_only=False):
 def _template_notes(split, views, tokenizers):
   """Which template cannot say what the pairs hold, and what it says to that."""
   for index, view in enumerate(views):
-    keys = [key for key, one in tokenizers.view_of.items() if one == index]
-    who = f"{split}: the chat template of {' and '.join(keys)}"
+    users = " and ".join(tokenizers.users(index))
+    who = f"{split}: the chat template of {users}"
     refused, silent = {}, {}
     for place, one in enumerate(view):
       if one.dropped and one.dropped.startswith("refused"):

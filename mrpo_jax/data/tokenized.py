@@ -9,6 +9,7 @@ import dataclasses
 import functools
 
 from mrpo_jax.data import templates
+from mrpo_jax.errors import first_line
 
 CANNOT_BE_CUT = "cannot be cut: the chat template changes its text"
 # Plain text is a prompt and a response with nothing around them.
@@ -139,7 +140,7 @@ def _pair_text(tokenizer, template, frame, pair, cut):
     except ImportError:  # jinja2 is missing: no fault of the row
       raise
     except Exception as error:  # templates fail in any way they like
-      return f"refused by the chat template: {_first_line(error)}"
+      return f"refused by the chat template: {first_line(error)}"
     roles = [tuple(str(t.get("role")) for t in some) for some in turns]
     frames = [frame(roles[0], generation=True), *map(frame, roles[1:])]
   starts = [(0, 0)] * 3
@@ -215,11 +216,7 @@ def _call_one(tokenizer, text, plain):
     text.encode()  # its error names the lone surrogate, the tokenizer's not
     return _call(tokenizer, [text], plain)[0]
   except Exception as error:
-    return f"not encodable: {_first_line(error)}"
-
-
-def _first_line(error):
-  return (str(error).strip() or repr(error)).splitlines()[0]
+    return f"not encodable: {first_line(error)}"
 
 
 def _pair_tokens(tokenizer, pair, found):

@@ -14,7 +14,7 @@ import string
 from collections import Counter
 
 from mrpo_jax.data import templates
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, first_line
 
 SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 0, 1, 2 in both kinds
 BYTES = tuple(f"<0x{i:02X}>" for i in range(256))
@@ -87,8 +87,9 @@ def load_tokenizer(folder, template=""):
       str(folder), local_files_only=True, trust_remote_code=False
     )
   except Exception as error:  # tokenizers raises bare Exception
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
-    raise InputError(f"{folder}: no tokenizer loads: {reason}") from error
+    raise InputError(
+      f"{folder}: no tokenizer loads: {first_line(error)}"
+    ) from error
   return with_template(tokenizer, template)
 
 

@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README.md that an exported model carries: where it comes from."""
+"""Model card: the README.md of an export, which says where it comes from."""
 
 import json
 
+import huggingface_hub
+
 TEMPLATE = """\
 ---
-library_name: {library}
-tags:
-- mrpo_jax
-- {loss}
+{{ card_data }}
 ---
 
-# {loss}, step {step}
+# {{ loss }}, step {{ step }}
 
 Trained with mrpo_jax on preference pairs.
 
 | | |
 |---|---|
-| policy | {policy} |
-| references | {references} |
-| loss | `{loss_section}` |
-| data | {data} |
+| policy | {{ policy }} |
+| references | {{ references }} |
+| loss | `{{ loss_section }}` |
+| data | {{ data }} |
 
 The last numbers of the run:
 
 ```json
-{metrics}
+{{ metrics }}
 ```
 
 Its whole config:
 
 ```json
-{config}
+{{ config }}
 ```
 """
 EMPTY = "none"
@@ -44,15 +43,18 @@ def card_text(config, step, metrics, *, library):
     config: the checked config of the run, as in its config.json.
     step: that was exported.
     metrics: dict of the last line that was written up to that step.
-    library: what reads the folder, "transformers" or "peft".
+    library: that reads the folder, "transformers" or "peft".
   """
-  references = config["references"]
+  references, loss = config["references"], config["loss"]["name"]
   named = [
     f"{name}: {_origin(references[name])}" for name in references["names"]
   ]
-  return TEMPLATE.format(
-    library=library,
-    loss=config["loss"]["name"],
+  card = huggingface_hub.ModelCard.from_template(
+    huggingface_hub.ModelCardData(
+      library_name=library, tags=["mrpo_jax", loss]
+    ),
+    template_str=TEMPLATE,
+    loss=loss,
     step=step,
     policy=_origin(config["policy"]),
     references="; ".join(named) or EMPTY,
@@ -61,10 +63,11 @@ def card_text(config, step, metrics, *, library):
     metrics=json.dumps(metrics, indent=2),
     config=json.dumps(config, indent=2),
   )
+  return f"{card}\n"  # which the template engine takes off
 
 
 def _origin(section):
-  """Where a model's weights come from, in words."""
+  """The origin of a model's weights, in words."""
   path = section["path"] or "made from a seed"
   adapter = section["adapter"]
   return f"{path}, with an adapter" if adapter else path

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Hugging Face model folder: its files, index and stored tensors."""
+"""A Hugging Face model folder: its files, and which tensor holds which leaf."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -9,13 +10,12 @@ import pathlib
 from typing import NamedTuple
 
 import safetensors
-import safetensors.numpy
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
-from mrpo_jax.models.families import read
+from mrpo_jax.models.families import FAMILIES
 
-UnsupportedModel = read.UnsupportedModel
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -24,18 +24,16 @@ def fingerprint(path):
 
   The same for a copy elsewhere; another for any changed byte or file name.
   """
-  whole = hashlib.sha256()
-  for file in (config_file(path), *_files(pathlib.Path(path))):
-    with open(file, "rb") as stream:
-      digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    whole.update(f"{file.name} {digest}\n".encode())
-  return whole.hexdigest()
+  found = (config_file(path), *_files(pathlib.Path(path)))
+  text = "".join(f"{file.name} {files.sha256_of(file)}\n" for file in found)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Reading.
+# Files.
 
 
 def config_file(path):
+  """The config.json of a folder."""
   file = pathlib.Path(path) / "config.json"
   if file.is_file():
     return file
@@ -56,6 +54,7 @@ def _refuse_adapter(folder):
 
 
 def read_object(file):
+  """The content of a JSON file."""
   try:
     return json.loads(file.read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as error:
@@ -96,7 +95,10 @@ def _files(folder):
   raise InputError(f"{folder}: there is no {WEIGHTS} and no {INDEX}")
 
 
-class Stored(NamedTuple):
+# Tensors.
+
+
+class TensorInfo(NamedTuple):
   """A tensor of a folder, before it is read."""
 
   path: pathlib.Path
@@ -104,64 +106,142 @@ class Stored(NamedTuple):
   shape: tuple[int, ...]
 
 
-def stored_tensors(folder):
-  """{name: Stored} of a folder."""
-  stored = {}
+def tensor_infos(folder):
+  """{name: TensorInfo} of a folder, from the headers of its files."""
+  infos = {}
   for path in _files(folder):
     try:
       with safetensors.safe_open(path, framework="np") as file:
         for name in file.keys():
-          if name in stored:
-            raise InputError(
-              f"{path}: {name} stands in {stored[name].path} too"
-            )
+          if name in infos:
+            raise InputError(f"{path}: {name} stands in {infos[name].path} too")
           tensor = file.get_slice(name)
           shape = tuple(tensor.get_shape())
-          stored[name] = Stored(path, tensor.get_dtype(), shape)
+          infos[name] = TensorInfo(path, tensor.get_dtype(), shape)
     except safetensors.SafetensorError as error:
       raise InputError(
         f"{path}: not a whole safetensors file ({error}); fetch it again"
       ) from None
   if not (folder / WEIGHTS).is_file():
     for name, shard in _weight_map(folder).items():
-      if name not in stored or stored[name].path != folder / shard:
+      if name not in infos or infos[name].path != folder / shard:
         raise InputError(f"{folder / INDEX}: {name} is not in {shard}")
-  return stored
+  return infos
 
 
-def tensor_places(spec):
-  """[(index of the leading axes, name of its tensor)] of one leaf."""
-  counts = map(range, spec.shape[: spec.stacked])
-  return [(i, spec.name.format(*i)) for i in itertools.product(*counts)]
-
-
-def stored_shape(spec):
-  shape, n = parameters.layer_shape(spec), spec.inputs
-  if spec.shared:
-    return spec.shared.whole
-  if not n:  # heads are flat in a bias, a vocabulary is not
-    return (math.prod(shape),) if spec.stacked else shape
-  inputs, outputs = math.prod(shape[:n]), math.prod(shape[n:])
-  return (inputs, outputs) if spec.inputs_first else (outputs, inputs)
-
-
-def leaf_view(tensor, spec):
-  """What a stored tensor holds of a leaf: a view in the leaf's own axes.
-
-  One place for reading, which copies from the view, and for writing, which
-  copies into it.
-  """
-  shape, n = parameters.layer_shape(spec), spec.inputs
-  if spec.shared:
-    tensor = tensor.reshape(spec.shared.split)[spec.shared.part]
-  if not n or spec.inputs_first:
-    return tensor.reshape(shape)
-  tensor = tensor.reshape(*shape[n:], *shape[:n])
-  outputs = len(shape) - n
-  return tensor.transpose(*range(outputs, len(shape)), *range(outputs))
-
-
-def read_tensor(stored, name):
+def read_tensor(infos, name):
+  """The array of that name, its file opened for it alone."""
   # A file that stays open keeps what was read of it in memory.
-  with safetensors.safe_open(stored[name].path, framework="np") as file:
+  with safetensors.safe_open(infos[name].path, framework="np") as file:
     return file.get_tensor(name)
+
+
+def refuse_names(where, missing, unexpected):
+  """Raises InputError where a folder lacks tensors, or has others."""
+  for problem, which in (("missing", missing), ("unexpected", unexpected)):
+    if which:
+      more = f" and {len(which) - 3} more" if len(which) > 3 else ""
+      raise InputError(
+        f"{where}: {problem} tensors: {', '.join(which[:3])}{more}"
+      )
+
+
+# Leaves.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A leaf in files: one tensor for each layer, or a part of one."""
+
+  spec: parameters.ArraySpec
+  name: str  # of the tensors; each "{}" is an index of a leading axis
+  inputs_first: bool  # a matrix is [in, out], not torch's [out, in]
+  # Where the tensors hold other leaves, too:
+  whole: tuple[int, ...] | None = None  # the shape of such a tensor
+  split: tuple[int, ...] = ()  # what to reshape it to
+  part: tuple[int | slice, ...] = ()  # what to index that with
+
+  @property
+  def stacked(self):
+    """Number of leading axes that the files keep apart."""
+    return self.name.count("{}")
+
+  @property
+  def layer(self):
+    """The leaf's own shape in one tensor."""
+    return self.spec.shape[self.stacked :]
+
+  @property
+  def shape(self):
+    """The shape of one tensor."""
+    n = self.spec.inputs
+    if self.whole:
+      return self.whole
+    if not n:  # heads are flat in a bias, a vocabulary is not
+      return (math.prod(self.layer),) if self.stacked else self.layer
+    inputs, outputs = math.prod(self.layer[:n]), math.prod(self.layer[n:])
+    return (inputs, outputs) if self.inputs_first else (outputs, inputs)
+
+  def tensors(self):
+    """[(index of the leading axes, name)] of its tensors."""
+    counts = map(range, self.spec.shape[: self.stacked])
+    return [(i, self.name.format(*i)) for i in itertools.product(*counts)]
+
+  def view(self, tensor):
+    """The part of one tensor that is the leaf's, as a view in its own axes.
+
+    Reading copies from it, and writing into it.
+    """
+    n = self.spec.inputs
+    if self.whole:
+      tensor = tensor.reshape(self.split)[self.part]
+    if not n or self.inputs_first:
+      return tensor.reshape(self.layer)
+    tensor = tensor.reshape(*self.layer[n:], *self.layer[:n])
+    outputs = len(self.layer) - n
+    return tensor.transpose(*range(outputs, tensor.ndim), *range(outputs))
+
+
+def stored(config):
+  """The tree of Stored: a model's table joined to its family's names."""
+  names = FAMILIES[config.family].tensors
+
+  def alone(leaf, spec):
+    inputs_first = names.inputs_first and spec.inputs > 0
+    return Stored(spec, names.of(leaf), inputs_first)
+
+  table = parameters.table(config)
+  blocks = {leaf: alone(leaf, spec) for leaf, spec in table["blocks"].items()}
+  sharing = {}
+  for leaf, one in blocks.items():
+    sharing.setdefault(one.name, []).append(leaf)
+  for leaves in sharing.values():
+    if len(leaves) > 1:
+      members = [blocks[leaf] for leaf in leaves]
+      head_dim = config.head_dim if names.interleaved else None
+      blocks |= dict(zip(leaves, _parts(members, head_dim), strict=True))
+  others = {k: alone(k, spec) for k, spec in table.items() if k != "blocks"}
+  return {**others, "blocks": blocks}
+
+
+def _parts(members, head_dim):
+  """The Stored of leaves that share their tensors, each with its part.
+
+  They stand one after the other; with a `head_dim` they alternate by head.
+  """
+  first, n = members[0], members[0].spec.inputs
+  sizes = [math.prod(one.layer[n:]) for one in members]
+  inputs, start, parts = first.layer[:n], 0, []
+  for i, (one, size) in enumerate(zip(members, sizes, strict=True)):
+    rows = slice(start, start + size)
+    whole = (sum(sizes), *inputs)
+    split, part = whole, (rows,)
+    if head_dim:
+      split = (size // head_dim, len(members), head_dim, *inputs)
+      part = (slice(None), i)
+    elif first.inputs_first:
+      whole = split = whole[::-1]
+      part = (slice(None), rows)
+    parts.append(dataclasses.replace(one, whole=whole, split=split, part=part))
+    start += size
+  return parts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model folder holds, and what it takes of each device of a mesh."""
+"""Inspection of a model folder: its arrays, and their bytes on each device."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mrpo_jax import parallel
 from mrpo_jax.hub.read import read_config
 from mrpo_jax.models import parameters
+from mrpo_jax.text import aligned
 
 
 def lines(path, sizes, rules=None):
@@ -49,11 +50,9 @@ def lines(path, sizes, rules=None):
     axes = " ".join(axis or "-" for axis in spec.axes)
     shapes = [" x ".join(map(str, shape)) for shape in (spec.shape, local)]
     rows.append((name, axes, *shapes, f"{size:,}"))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  for row in rows:
-    cells = [cell.ljust(n) for cell, n in zip(row, widths, strict=True)]
-    cells[-1] = row[-1].rjust(widths[-1])
-    yield "  ".join(cells)
+  width = max(len(size) for *_, size in rows)
+  rows = [(*cells, size.rjust(width)) for *cells, size in rows]
+  yield from aligned(rows).split("\n")
   yield f"{total:,} bytes on each device, {total / 2**30:.2f} GiB"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters in and out: folders as PEFT lays them out.
+"""LoRA adapters as PEFT folders: loading, saving, fingerprint.
 
 A folder holds adapter_config.json and adapter_model.safetensors.  Pickled
 weights are never opened.  What a config asks for beyond plain LoRA is refused
@@ -8,11 +8,9 @@ by name: a wrong number is worse than none.
 
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
 import re
-import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +19,9 @@ import safetensors.numpy
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.hub.write import write_beside
-from mrpo_jax.models import lora, weights
+from mrpo_jax.hub.folder import read_object, refuse_names, stored
+from mrpo_jax.hub.write import write_beside, write_tensors
+from mrpo_jax.models import lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -40,12 +39,12 @@ HARMLESS = set(
 CHANGED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 
-def load(path, table):
+def load(path, config):
   """Reads a LoRA from a folder of PEFT.
 
   Args:
     path: folder with adapter_config.json and adapter_model.safetensors.
-    table: `parameters.table` of the base model.
+    config: ModelConfig of the base model.
 
   Returns:
     (adapter, arrays): lora.Adapter without dropout, and float32 arrays of
@@ -62,18 +61,18 @@ def load(path, table):
   if not file.is_file():
     raise InputError(f"{folder}: there is no {WEIGHTS}")
   try:
-    stored = safetensors.numpy.load_file(file)
+    tensors = safetensors.numpy.load_file(file)
   except safetensors.SafetensorError as error:
     raise InputError(
       f"{file}: not a whole safetensors file ({error})"
     ) from None
-  matrices = weights.matrices(table)
+  matrices = _matrices(config)
   targets = tuple(
     name
-    for name, spec in matrices.items()
-    if any(names[0] in stored for names in _names(spec))
+    for name, one in matrices.items()
+    if any(names[0] in tensors for names in _names(one))
   )
-  _check_names(file, stored, [matrices[name] for name in targets])
+  _check_names(file, tensors, [matrices[name] for name in targets])
   own = {name: _adapter_of(values, _module(matrices[name])) for name in targets}
   scales = {adapter.scale for adapter in own.values()}
   if not math.isclose(min(scales), max(scales)):
@@ -84,19 +83,21 @@ def load(path, table):
   widest = max(own.values(), key=lambda adapter: adapter.rank)
   blocks = {
     name: _widened(
-      _pair(file, stored, matrices[name], adapter.rank), widest.rank
+      _pair(file, tensors, matrices[name], adapter.rank), widest.rank
     )
     for name, adapter in own.items()
   }
   return dataclasses.replace(widest, targets=targets), {"blocks": blocks}
 
 
-def save(path, table, adapter, arrays, *, base=None, tokenizer=None, card=None):
+def save(
+  path, config, adapter, arrays, *, base=None, tokenizer=None, card=None
+):
   """Writes a folder that `load` and PEFT read, or nothing at all.
 
   Args:
     path: the folder to make; it must not exist, or be empty.
-    table: `parameters.table` of the base model.
+    config: ModelConfig of the base model.
     adapter: lora.Adapter.
     arrays: tree in the shape of `lora.adapter_table`.
     base: folder or name of the base model.
@@ -107,7 +108,7 @@ def save(path, table, adapter, arrays, *, base=None, tokenizer=None, card=None):
     InputError: the folder is taken.
     OSError: the disk refuses.
   """
-  matrices, tensors, modules = weights.matrices(table), {}, {}
+  matrices, tensors, modules = _matrices(config), {}, {}
   for name in arrays["blocks"]:
     modules.setdefault(matrices[name].name, []).append(name)
   for names in modules.values():
@@ -115,25 +116,23 @@ def save(path, table, adapter, arrays, *, base=None, tokenizer=None, card=None):
     tensors |= _module_tensors(parts)
   values = _peft_config(matrices, modules, adapter, base)
   with files.new_folder(path) as partial:
-    text = json.dumps(values, indent=2) + "\n"
-    (partial / CONFIG).write_text(text, encoding="utf-8")
-    try:
-      safetensors.numpy.save_file(tensors, partial / WEIGHTS, {"format": "pt"})
-    except safetensors.SafetensorError as error:
-      raise OSError(f"{partial / WEIGHTS}: {error}") from None
-    # safetensors makes files that only their owner may read.
-    shutil.copymode(partial / CONFIG, partial / WEIGHTS)
+    files.write_json(partial / CONFIG, values, sort_keys=False)
+    write_tensors(partial / WEIGHTS, tensors, like=partial / CONFIG)
     write_beside(partial, tokenizer, card)
 
 
 def fingerprint(path):
   """SHA-256, in hex, over the contents of both files."""
-  _read_config(pathlib.Path(path))
-  whole = hashlib.sha256()
-  for name in (CONFIG, WEIGHTS):
-    with open(pathlib.Path(path) / name, "rb") as stream:
-      whole.update(hashlib.file_digest(stream, "sha256").digest())
-  return whole.hexdigest()
+  folder = pathlib.Path(path)
+  _read_config(folder)
+  found = [files.sha256_of(folder / name) for name in (CONFIG, WEIGHTS)]
+  return hashlib.sha256(bytes.fromhex("".join(found))).hexdigest()
+
+
+def _matrices(config):
+  """{leaf: Stored} of the matrices that a LoRA may change."""
+  blocks = stored(config)["blocks"]
+  return {leaf: one for leaf, one in blocks.items() if one.spec.inputs}
 
 
 # Reading.
@@ -144,10 +143,7 @@ def _read_config(folder):
   if not file.is_file():
     reason = f"there is no {CONFIG}" if folder.is_dir() else "no such folder"
     raise InputError(f"{folder}: {reason}")
-  try:
-    values = json.loads(file.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{file}: not JSON ({error})") from None
+  values = read_object(file)
   if not isinstance(values, dict):
     raise InputError(f"{file}: want a JSON object")
   if values.get("peft_type") != "LORA":
@@ -179,81 +175,66 @@ def _read_config(folder):
   return values
 
 
-def _names(spec):
+def _names(one):
   """(names of `a`, names of `b`) of the tensors of all layers."""
-  modules = [
-    PREFIX + spec.name.format(layer).removesuffix(".weight")
-    for layer in range(spec.shape[0])
-  ]
+  modules = [PREFIX + name.removesuffix(".weight") for _, name in one.tensors()]
   return tuple(
     [f"{module}.lora_{kind}.weight" for module in modules] for kind in "AB"
   )
 
 
-def _check_names(file, stored, matrices):
-  known = {
-    name for spec in matrices for names in _names(spec) for name in names
-  }
-  absent = [name for name in sorted(known) if name not in stored]
-  others = [name for name in stored if name not in known]
-  for problem, which in (("missing", absent), ("unexpected", others)):
-    if which:
-      more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-      raise InputError(
-        f"{file}: {problem} tensors: {', '.join(which[:3])}{more}"
-      )
-  if not stored:
+def _check_names(file, tensors, matrices):
+  known = {name for one in matrices for names in _names(one) for name in names}
+  refuse_names(
+    file,
+    missing=[name for name in sorted(known) if name not in tensors],
+    unexpected=[name for name in tensors if name not in known],
+  )
+  if not tensors:
     raise InputError(f"{file}: holds no tensor")
 
 
-def _pair(file, stored, spec, rank):
+def _pair(file, tensors, one, rank):
   """{"a", "b"} of one leaf, all layers stacked."""
-  inputs, outputs = _sizes(spec)
-  rows = _outputs(spec)
-  a_names, b_names = _names(spec)
+  inputs, outputs = _sizes(one)
+  rows = _outputs(one)
+  a_names, b_names = _names(one)
   shape = (rank, math.prod(inputs))
-  a = [_tensor(file, stored, name, shape).T for name in a_names]
+  a = [_tensor(file, tensors, name, shape).T for name in a_names]
   b = [
-    _part(_tensor(file, stored, name, (rows, rank)), spec).T for name in b_names
+    _tensor(file, tensors, name, (rows, rank))[_rows(one)].T for name in b_names
   ]
-  L = spec.shape[0]
+  L = one.spec.shape[0]
   return {
     "a": np.stack(a).reshape(L, *inputs, rank),
     "b": np.stack(b).reshape(L, rank, *outputs),
   }
 
 
-def _sizes(spec):
+def _sizes(one):
   """(sizes of the inputs, sizes of the outputs) of one layer."""
-  cut = 1 + spec.inputs
-  return spec.shape[1:cut], spec.shape[cut:]
+  n = one.spec.inputs
+  return one.layer[:n], one.layer[n:]
 
 
-def _part(tensor, spec):
-  """The rows of a stored [out, rank] that belong to this leaf."""
-  return tensor[_rows(spec)] if spec.shared else tensor
-
-
-def _rows(spec):
-  """Which outputs of the stored module are this leaf's, split as its weight."""
-  size, outer = _outputs(spec), spec.shared.split
-  if spec.inputs_first:
-    return np.arange(size)[spec.shared.part[-1]]
-  index = np.arange(size).reshape(outer[: -spec.inputs])[spec.shared.part]
-  return index.reshape(-1)
-
-
-def _outputs(spec):
+def _outputs(one):
   """Outputs of the stored module."""
-  inputs, outputs = _sizes(spec)
-  if spec.shared is None:
-    return math.prod(outputs)
-  return math.prod(spec.shared.whole) // math.prod(inputs)
+  return math.prod(one.shape) // math.prod(_sizes(one)[0])
 
 
-def _module(spec):
+def _rows(one):
+  """The outputs of the stored module that are this leaf's."""
+  if not one.whole:
+    return slice(None)
+  if one.inputs_first:
+    return one.part[-1]
+  rows = np.arange(_outputs(one)).reshape(one.split[: -one.spec.inputs])
+  return rows[one.part].reshape(-1)
+
+
+def _module(one):
   """The name of the module within a layer."""
-  return spec.name.partition("{}.")[2].removesuffix(".weight")
+  return one.name.partition("{}.")[2].removesuffix(".weight")
 
 
 def _adapter_of(values, module):
@@ -285,8 +266,8 @@ def _widened(pair, rank):
   }
 
 
-def _tensor(file, stored, name, shape):
-  tensor = stored[name]
+def _tensor(file, tensors, name, shape):
+  tensor = tensors[name]
   if tensor.shape != shape:
     raise InputError(f"{file}: {name} has shape {tensor.shape}; want {shape}")
   if not jnp.issubdtype(tensor.dtype, jnp.floating):
@@ -307,16 +288,16 @@ def _module_tensors(parts):
   blocks, so that each reads its own, and the rank is the sum.
 
   Args:
-    parts: [(ArraySpec, {"a", "b"})].
+    parts: [(Stored, {"a", "b"})].
   """
-  spec = parts[0][0]
+  first = parts[0][0]
   tensors = {}
-  for layer, names in enumerate(zip(*_names(spec), strict=True)):
-    a = [_flat(pair["a"][layer], one.inputs).T for one, pair in parts]
+  for layer, names in enumerate(zip(*_names(first), strict=True)):
+    a = [_flat(pair["a"][layer], one.spec.inputs).T for one, pair in parts]
     b = [_flat(pair["b"][layer], 1).T for _, pair in parts]
-    if spec.shared:
+    if first.whole:
       rank = a[0].shape[0]
-      blocks = np.zeros((_outputs(spec), rank * len(parts)), b[0].dtype)
+      blocks = np.zeros((_outputs(first), rank * len(parts)), b[0].dtype)
       for i, ((one, _), part) in enumerate(zip(parts, b, strict=True)):
         blocks[_rows(one), i * rank : (i + 1) * rank] = part
       a, b = [np.concatenate(a)], [blocks]
@@ -360,7 +341,7 @@ def _peft_config(matrices, modules, adapter, base):
 
 def _module_names(matrices, targets):
   """The end of each module's name, so long that it means no other matrix."""
-  short = {name: spec.name.split(".")[-2] for name, spec in matrices.items()}
+  short = {name: one.name.split(".")[-2] for name, one in matrices.items()}
   others = {short[name] for name in matrices if name not in targets}
   return sorted(
     {

@@ -10,19 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub.folder import (
   config_file,
-  leaf_view,
   read_object,
   read_tensor,
-  stored_shape,
-  stored_tensors,
-  tensor_places,
+  refuse_names,
+  stored,
+  tensor_infos,
 )
-from mrpo_jax.models import parameters
+from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.models.families.read import config_from_hf
-from mrpo_jax.models.families.tensor_names import LAYOUTS
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 BUFFERS = re.compile(
@@ -58,63 +57,56 @@ def load(path, *, dtype=None, mesh=None, rules=None):
     InputError or OSError: names the file or the tensor that is wrong.
   """
   config = read_config(path)
-  table = parameters.table(config)
-  shardings = parameters.map_specs(lambda spec: None, table)
+  leaves = stored(config)
+  shardings = jax.tree.map(lambda one: None, leaves)
   if mesh is not None:
-    from mrpo_jax import parallel
-
     shardings = parallel.param_shardings(config, mesh, rules)
-  stored = stored_tensors(pathlib.Path(path))
-  names = _match(stored, config, path)
-  embed = names[table["embed"].name]
+  infos = tensor_infos(pathlib.Path(path))
+  names = _match(infos, config, leaves, path)
+  embed = names[leaves["embed"].name]
   if config.tied:
-    _check_tied(stored, LAYOUTS[config.family].names["head"], embed)
+    _check_tied(infos, FAMILIES[config.family].tensors.of("head"), embed)
   if dtype is None:
     # Without jax_enable_x64, a stored float64 becomes float32.
-    dtype = jax.dtypes.canonicalize_dtype(read_tensor(stored, embed).dtype)
+    dtype = jax.dtypes.canonicalize_dtype(read_tensor(infos, embed).dtype)
   dtype = _floating(dtype)
   params = jax.tree.map(
-    lambda spec, to: _leaf(stored, names, spec, dtype, to),
-    table,
-    shardings,
-    is_leaf=parameters.is_spec,
+    lambda one, to: _leaf(infos, names, one, dtype, to), leaves, shardings
   )
   return config, params
 
 
-def _match(stored, config, folder):
+def _match(infos, config, leaves, folder):
   """Name of each tensor of the model -> its name in the folder.
 
   Every one is there, floating and of the right shape, and there is no other.
   """
-  table = jax.tree.leaves(parameters.table(config), is_leaf=parameters.is_spec)
   shapes = {
-    name: stored_shape(spec)
-    for spec in table
-    for _, name in tensor_places(spec)
+    name: one.shape
+    for one in jax.tree.leaves(leaves)
+    for _, name in one.tensors()
   }
-  layout = LAYOUTS[config.family]
-  bare = not any(name.startswith(layout.prefix) for name in stored)
+  family = FAMILIES[config.family].tensors
+  bare = not any(name.startswith(family.prefix) for name in infos)
   names = {
-    name: name.removeprefix(layout.prefix) if bare else name for name in shapes
+    name: name.removeprefix(family.prefix) if bare else name for name in shapes
   }
-  tied = [layout.names["head"]] if config.tied else []
+  tied = [family.of("head")] if config.tied else []
   known = {*names.values(), *tied}
-  others = [n for n in stored if n not in known and not BUFFERS.search(n)]
-  absent = [name for name in names.values() if name not in stored]
-  for problem, which in (("missing", absent), ("unexpected", others)):
-    if which:
-      more = f" and {len(which) - 3} more" if len(which) > 3 else ""
-      raise InputError(
-        f"{folder}: {problem} tensors: {', '.join(which[:3])}{more}"
-      )
+  refuse_names(
+    folder,
+    missing=[name for name in names.values() if name not in infos],
+    unexpected=[
+      name for name in infos if name not in known and not BUFFERS.search(name)
+    ],
+  )
   for name, shape in shapes.items():
-    _check_tensor(stored, names[name], shape)
+    _check_tensor(infos, names[name], shape)
   return names
 
 
-def _check_tensor(stored, name, shape):
-  path, kind, found = stored[name]
+def _check_tensor(infos, name, shape):
+  path, kind, found = infos[name]
   if kind not in FLOATS:
     raise InputError(f"{path}: {name} holds {kind}; want {', '.join(FLOATS)}")
   if found != shape:
@@ -123,42 +115,42 @@ def _check_tensor(stored, name, shape):
     )
 
 
-def _check_tied(stored, head, embed):
+def _check_tied(infos, head, embed):
   # transformers 5 computes with a stored head that differs.
-  if head in stored and not np.array_equal(
-    read_tensor(stored, head), read_tensor(stored, embed)
+  if head in infos and not np.array_equal(
+    read_tensor(infos, head), read_tensor(infos, embed)
   ):
     raise InputError(
-      f"{stored[head].path}: {head} is not the embedding, although config.json "
+      f"{infos[head].path}: {head} is not the embedding, although config.json "
       "says tie_word_embeddings; set that to false"
     )
 
 
-def _leaf(stored, names, spec, dtype, sharding):
+def _leaf(infos, names, one, dtype, sharding):
   """One leaf where it belongs, tensor by tensor.
 
   The host holds one tensor at a time beside what its own devices hold.
   """
 
   def layer(name):
-    tensor = read_tensor(stored, names[name])
+    tensor = read_tensor(infos, names[name])
     with np.errstate(over="ignore"):  # refused below
-      array = leaf_view(tensor, spec).astype(dtype, copy=False)
+      array = one.view(tensor).astype(dtype, copy=False)
     if not np.isfinite(array).all():
-      path = stored[names[name]].path
+      path = infos[names[name]].path
       raise InputError(
         f"{path}: {names[name]} holds numbers that are not finite in {dtype}"
       )
     return array
 
-  if not spec.stacked:
-    return _put(layer(spec.name), sharding)
+  if not one.stacked:
+    return _put(layer(one.name), sharding)
   layer_sharding = sharding
   if sharding is not None:
-    rest = PartitionSpec(*sharding.spec[spec.stacked :])
+    rest = PartitionSpec(*sharding.spec[one.stacked :])
     layer_sharding = NamedSharding(sharding.mesh, rest)
-  leaf = _zeros(spec.shape, dtype, sharding)()
-  for index, name in tensor_places(spec):
+  leaf = _zeros(one.spec.shape, dtype, sharding)()
+  for index, name in one.tensors():
     leaf = _write_layer(leaf, _put(layer(name), layer_sharding), index)
   return leaf
 

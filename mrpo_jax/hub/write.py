@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in and out: folders as Hugging Face lays them out.
+"""Saving a model as a Hugging Face folder: whole, or nothing at all."""
 
-A folder holds config.json and safetensors, in one file or in shards with an
-index.  Pickled weights are never opened, and no code of a folder ever runs.
-"""
-
-import json
 import math
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +13,7 @@ import safetensors.numpy
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.hub.folder import (
-  INDEX,
-  WEIGHTS,
-  leaf_view,
-  stored_shape,
-  tensor_places,
-)
-from mrpo_jax.models import parameters
+from mrpo_jax.hub.folder import INDEX, stored
 from mrpo_jax.models.families.read import config_to_hf
 
 SHARD_BYTES = 5 * 10**9  # of one file that `save` writes
@@ -36,8 +25,8 @@ def save(path, config, params, *, tokenizer=None, card=None):
   Args:
     path: the folder to make; it must not exist, or be empty.
     config: ModelConfig.
-    params: tree of arrays in the shape of `spec.table(config)`; their dtype
-      is that of the file.
+    params: tree of arrays in the shape of `parameters.table(config)`; their
+      dtype is that of the file.
     tokenizer: a transformers tokenizer to put beside the weights.
     card: text of the folder's README.md.
 
@@ -45,13 +34,13 @@ def save(path, config, params, *, tokenizer=None, card=None):
     InputError: the folder is taken, or the parameters do not fit the config.
     OSError: the disk refuses.
   """
-  leaves = _leaves(config, params)
+  values = config_to_hf(config, params["embed"].dtype.name)
+  contents = _contents(config, params)
   with files.new_folder(path) as partial:
-    values = config_to_hf(config, params["embed"].dtype.name)
-    _write_json(partial / "config.json", values)
+    files.write_json(partial / "config.json", values, sort_keys=False)
     ids = {key: values.get(key) for key in ("bos_token_id", "eos_token_id")}
-    _write_json(partial / "generation_config.json", ids)
-    _write_weights(partial, leaves)
+    files.write_json(partial / "generation_config.json", ids, sort_keys=False)
+    _write_shards(partial, contents)
     write_beside(partial, tokenizer, card)
 
 
@@ -63,74 +52,56 @@ def write_beside(folder, tokenizer, card):
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-# Writing.
+def write_tensors(file, arrays, like):
+  """A safetensors file that whoever may read the file `like` may read."""
+  try:
+    safetensors.numpy.save_file(arrays, file, {"format": "pt"})
+  except safetensors.SafetensorError as error:
+    raise OSError(f"{file}: {error}") from None
+  shutil.copymode(like, file)  # safetensors lets the owner alone read
 
 
-def _leaves(config, params):
-  """[(ArraySpec, leaf)] in the order of the table, shapes checked."""
-  table, treedef = jax.tree.flatten(
-    parameters.table(config), is_leaf=parameters.is_spec
-  )
-  leaves = list(zip(table, treedef.flatten_up_to(params), strict=True))
-  for spec, leaf in leaves:
-    if leaf.shape != spec.shape or not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise InputError(
-        f"{spec.name} is {leaf.dtype}{leaf.shape}; want floats{spec.shape}"
-      )
-  return leaves
-
-
-def _contents(leaves):
-  """{name of a stored tensor: its [(ArraySpec, leaf, index of the layer)]}."""
+def _contents(config, params):
+  """{name of a tensor: its [(Stored, leaf, index of the layer)]}, checked."""
+  leaves, treedef = jax.tree.flatten(stored(config))
   contents = {}
-  for spec, leaf in leaves:
-    for index, name in tensor_places(spec):
-      contents.setdefault(name, []).append((spec, leaf, index))
+  for one, leaf in zip(leaves, treedef.flatten_up_to(params), strict=True):
+    shape = one.spec.shape
+    if leaf.shape != shape or not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise InputError(
+        f"{one.name} is {leaf.dtype}{leaf.shape}; want floats{shape}"
+      )
+    for index, name in one.tensors():
+      contents.setdefault(name, []).append((one, leaf, index))
   return contents
 
 
-def _stored_tensor(parts):
+def _write_shards(folder, contents):
+  """The weights, one file of them on the host at a time, and their index."""
+  plan = huggingface_hub.split_state_dict_into_shards_factory(
+    contents,
+    get_storage_size=_bytes,
+    filename_pattern="model{suffix}.safetensors",
+    max_shard_size=SHARD_BYTES,
+  )
+  for shard, names in plan.filename_to_tensors.items():
+    arrays = {name: _tensor(contents[name]) for name in names}
+    write_tensors(folder / shard, arrays, like=folder / "config.json")
+  if plan.is_sharded:
+    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    files.write_json(folder / INDEX, index, sort_keys=False)
+
+
+def _bytes(parts):
+  """Size of one stored tensor."""
+  one, leaf, _ = parts[0]
+  return math.prod(one.shape) * leaf.dtype.itemsize
+
+
+def _tensor(parts):
   """The array of one stored tensor; one layer of each leaf on the host."""
-  spec, leaf, _ = parts[0]
-  tensor = np.empty(stored_shape(spec), leaf.dtype)
-  for spec, leaf, index in parts:
-    leaf_view(tensor, spec)[...] = np.asarray(leaf[index])
+  one, leaf, _ = parts[0]
+  tensor = np.empty(one.shape, leaf.dtype)
+  for one, leaf, index in parts:
+    one.view(tensor)[...] = np.asarray(leaf[index])
   return tensor
-
-
-def _shards(contents):
-  """Names of the tensors of each file, at most SHARD_BYTES if one fits."""
-  shards, filled = [[]], 0
-  for name, ((spec, leaf, _), *_) in contents.items():
-    size = math.prod(stored_shape(spec)) * leaf.dtype.itemsize
-    if shards[-1] and filled + size > SHARD_BYTES:
-      shards.append([])
-      filled = 0
-    shards[-1].append(name)
-    filled += size
-  return shards
-
-
-def _write_weights(folder, leaves):
-  contents = _contents(leaves)
-  shards = _shards(contents)
-  weight_map = {}
-  for number, names in enumerate(shards, start=1):
-    shard = f"model-{number:05}-of-{len(shards):05}.safetensors"
-    shard = shard if len(shards) > 1 else WEIGHTS
-    arrays = {name: _stored_tensor(contents[name]) for name in names}
-    try:
-      safetensors.numpy.save_file(arrays, folder / shard, {"format": "pt"})
-    except safetensors.SafetensorError as error:
-      raise OSError(f"{folder / shard}: {error}") from None
-    # safetensors makes files that only their owner may read.
-    shutil.copymode(folder / "config.json", folder / shard)
-    weight_map.update(dict.fromkeys(names, shard))
-  if len(shards) > 1:
-    total = sum(leaf.nbytes for _, leaf in leaves)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / INDEX, index)
-
-
-def _write_json(file, values):
-  file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

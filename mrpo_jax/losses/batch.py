@@ -14,10 +14,12 @@ from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 MIN_BETA = 1e-3  # of adaptive_beta, as in the authors' code
 
 
-def _valid(valid_B, value_B):
+def _valid(valid_B, **pairs):
+  """The mask of the real pairs of an array, which is given by its name."""
+  (array,) = pairs.values()
   if valid_B is None:
-    return jnp.ones(value_B.shape, bool)
-  check("B", value_B, "B", valid_B)
+    return jnp.ones(len(array), bool)
+  check(**pairs, valid_B=valid_B)
   return valid_B.astype(bool)
 
 
@@ -60,10 +62,10 @@ def aot(
   >>> bool(jnp.allclose(got, jnp.log(2.0)))
   True
   """
-  check("B 2", policy_logp_BC, "B 2", ref_logp_BC)
+  check(policy_logp_BC=policy_logp_BC, ref_logp_BC=ref_logp_BC)
   policy_B = margin(policy_logp_BC)
   ref_B = jax.lax.stop_gradient(margin(ref_logp_BC))
-  valid_B = _valid(valid_B, policy_B)
+  valid_B = _valid(valid_B, policy_logp_BC=policy_logp_BC)
   gap_B = _sorted(policy_B, valid_B) - _sorted(ref_B, valid_B)
   gap_BC = jnp.stack([gap_B, jnp.zeros_like(gap_B)], axis=-1)
   return dpo(gap_BC, beta=beta, label_smoothing=label_smoothing)
@@ -91,9 +93,9 @@ def aot_unpaired(logratio_BC, *, beta=0.1, label_smoothing=0.0, valid_B=None):
   >>> bool(jnp.allclose(aot_unpaired(logratio_BC), jnp.log(2.0)))
   True
   """
-  check("B 2", logratio_BC)
+  check(logratio_BC=logratio_BC)
   logratio_BC = widen(logratio_BC)
-  valid_B = _valid(valid_B, logratio_BC[:, CHOSEN])
+  valid_B = _valid(valid_B, logratio_BC=logratio_BC)
   sorted_BC = jnp.stack(
     [_sorted(logratio_BC[:, c], valid_B) for c in (CHOSEN, REJECTED)], axis=-1
   )
@@ -123,7 +125,8 @@ def dr_dpo(logratio_BC, *, beta=0.1, beta_prime=1.0, valid_B=None):
   >>> bool(jnp.isclose(dr_dpo(jnp.zeros((3, 2))), jnp.log(2.0)))
   True
   """
-  valid_B = _valid(valid_B, margin(logratio_BC))
+  check(logratio_BC=logratio_BC)
+  valid_B = _valid(valid_B, logratio_BC=logratio_BC)
   # Before the loss: nan in padding would reach the gradient as 0 * nan.
   loss_B = dpo(jnp.where(valid_B[:, None], logratio_BC, 0.0), beta=beta)
   count = jnp.sum(valid_B)
@@ -162,20 +165,20 @@ def adaptive_beta(
   return jnp.maximum(beta * (1.0 + strength * gap), MIN_BETA)
 
 
-def masked_moments(value_B, valid_B=None):
+def masked_moments(margin_B, valid_B=None):
   """(mean, population standard deviation) over the valid pairs; 0 for none.
 
   >>> import jax.numpy as jnp
-  >>> value_B, valid_B = jnp.array([1.0, 3.0, 9.0]), jnp.array([1, 1, 0])
-  >>> [float(moment) for moment in masked_moments(value_B, valid_B)]
+  >>> margin_B, valid_B = jnp.array([1.0, 3.0, 9.0]), jnp.array([1, 1, 0])
+  >>> [float(moment) for moment in masked_moments(margin_B, valid_B)]
   [2.0, 1.0]
   """
-  check("B", value_B)
-  value_B = widen(value_B)
-  valid_B = _valid(valid_B, value_B)
-  count = jnp.maximum(jnp.sum(valid_B), 1).astype(value_B.dtype)
-  value_B = jnp.where(valid_B, value_B, 0.0)
-  mean = jnp.sum(value_B) / count
-  square = jnp.sum(jnp.where(valid_B, jnp.square(value_B - mean), 0.0)) / count
+  check(margin_B=margin_B)
+  margin_B = widen(margin_B)
+  valid_B = _valid(valid_B, margin_B=margin_B)
+  count = jnp.maximum(jnp.sum(valid_B), 1).astype(margin_B.dtype)
+  margin_B = jnp.where(valid_B, margin_B, 0.0)
+  mean = jnp.sum(margin_B) / count
+  square = jnp.sum(jnp.where(valid_B, jnp.square(margin_B - mean), 0.0)) / count
   positive = square > 0  # the square root has no gradient at 0
   return mean, jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)

@@ -60,7 +60,7 @@ def neg_log_dispersion(normalised_entropy_BC):
   >>> bool(jnp.isclose(got, jnp.log(2.0)))
   True
   """
-  check("B 2", normalised_entropy_BC)
+  check(normalised_entropy_BC=normalised_entropy_BC)
   mean_B = jnp.mean(widen(normalised_entropy_BC), axis=-1)
   return -jnp.log(jnp.maximum(mean_B, MIN_DISPERSION))
 
@@ -85,7 +85,7 @@ def dispersion_scale(neg_log_dispersion_B, *, mean):
   >>> dispersion_scale(jnp.array([1.0, 3.0]), mean=2.0).tolist()
   [0.5, 1.5]
   """
-  check("B", neg_log_dispersion_B)
+  check(neg_log_dispersion_B=neg_log_dispersion_B)
   return jax.lax.stop_gradient(widen(neg_log_dispersion_B) / mean)
 
 
@@ -113,7 +113,7 @@ def mallows_theta(logratio_BC, scale_B, *, beta=0.1, label_smoothing=0.0):
   >>> bool(jnp.isclose(got[0], jnp.log1p(jnp.exp(-3.0))))
   True
   """
-  check("B 2", logratio_BC, "B", scale_B)
+  check(logratio_BC=logratio_BC, scale_B=scale_B)
   scale_B = jax.lax.stop_gradient(widen(scale_B))
   return dpo(
     logratio_BC, beta=beta, scale_B=scale_B, label_smoothing=label_smoothing
@@ -167,7 +167,7 @@ def mallows_phi(
     raise ValueError(
       f"unknown smoothing {smoothing!r}; known: {', '.join(SMOOTHINGS)}"
     )
-  check("B 2", logratio_BC, "B", phi_B)
+  check(logratio_BC=logratio_BC, phi_B=phi_B)
   s_B = beta * margin(logratio_BC)
   theta_B = -jnp.log(jax.lax.stop_gradient(widen(phi_B)))
   # Where phi rounds to 0 or 1 in float32, and exp(theta) to inf.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to watch beside the loss.  Metrics are not losses."""
+"""Metrics of rewards, references and gradients; none is a loss."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
   >>> round(float(figures["rewards/margins"][0]), 4)
   0.4
   """
-  check("B 2", policy_logp_BC, "B 2", ref_logp_BC)
+  check(policy_logp_BC=policy_logp_BC, ref_logp_BC=ref_logp_BC)
   policy_logp_BC = widen(policy_logp_BC)
   reward_BC = beta * (policy_logp_BC - widen(ref_logp_BC))
   margin_B = reward_BC[:, CHOSEN] - reward_BC[:, REJECTED]
@@ -52,7 +52,7 @@ def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
 def reference_metrics(
   ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
 ):
-  """What each reference says on its own and does to the mixture.
+  """Margin, accuracy, weight and responsibility of each reference.
 
   Args:
     ref_logp_BCK: nats, summed over response tokens, not clipped.
@@ -74,7 +74,7 @@ def reference_metrics(
   >>> round(float(figures["effective_references"][0]), 4)
   4.0
   """
-  check("B 2 K", ref_logp_BCK)
+  check(ref_logp_BCK=ref_logp_BCK)
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
   weight_BK = normalised_weight(weight, ref_logp_BCK)
   margin_BK = ref_logp_BCK[:, CHOSEN] - ref_logp_BCK[:, REJECTED]
@@ -100,7 +100,7 @@ def reference_metrics(
 def reference_relations(
   ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
 ):
-  """How the references stand to each other.
+  """Agreement of the references, and pairs where they cancel their weights.
 
   Args:
     ref_logp_BCK: nats, summed over response tokens, not clipped.
@@ -122,7 +122,7 @@ def reference_relations(
   >>> figures["agreement"][0].tolist(), figures["cancels"].tolist()
   ([[1.0, 0.0], [0.0, 1.0]], [1.0])
   """
-  check("B 2 K", ref_logp_BCK)
+  check(ref_logp_BCK=ref_logp_BCK)
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
   weight_BK = normalised_weight(weight, ref_logp_BCK)
   sign_BK = jnp.sign(ref_logp_BCK[:, CHOSEN] - ref_logp_BCK[:, REJECTED])
@@ -166,7 +166,7 @@ def gradient_metrics(margin_B):
   >>> figures["gradient_scale/low"].tolist()
   [0.0, 1.0]
   """
-  check("B", margin_B)
+  check(margin_B=margin_B)
   scale_B = jax.nn.sigmoid(-widen(margin_B))
   low, high = SATURATED
   return {

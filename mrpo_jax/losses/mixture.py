@@ -43,7 +43,7 @@ def power_mean(ref_logp_BCK, weight_BK, *, p):
   >>> power_mean(equal, jnp.ones(3), p=-1).tolist()
   [[-7.0, -7.0]]
   """
-  check("B 2 K", ref_logp_BCK)
+  check(ref_logp_BCK=ref_logp_BCK)
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
   weight_B1K = normalised_weight(weight_BK, ref_logp_BCK)[:, None, :]
   kept_BCK = jnp.broadcast_to(weight_B1K > 0, ref_logp_BCK.shape)
@@ -141,7 +141,7 @@ def trust_region(ref_logp_BCK, *, epsilon_max=0.1, adaptive=True):
   >>> trust_region(far, epsilon_max=0.2)[0].tolist()
   [[-10.0, -11.0], [-10.0, -11.0]]
   """
-  check("B 2 K", ref_logp_BCK)
+  check(ref_logp_BCK=ref_logp_BCK)
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
   if ref_logp_BCK.shape[-1] == 1:
     return ref_logp_BCK
@@ -196,7 +196,7 @@ def virtual_reference(
   >>> bool(jnp.allclose(unclipped, harmonic(logp, jnp.ones(2))))
   True
   """
-  check("B 2 K", ref_logp_BCK)
+  check(ref_logp_BCK=ref_logp_BCK)
   if weight is None:
     weight = adaptive_weights(ref_logp_BCK)
   if official_weights:

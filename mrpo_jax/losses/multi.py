@@ -44,7 +44,7 @@ def mrpo(policy_logp_BC, ref_logp_BCK, *, beta=0.1, pair_loss=dpo, **virtual):
   >>> bool(jnp.isclose(mrpo(logp, logp[..., None])[0], jnp.log(2.0)))
   True
   """
-  check("B 2", policy_logp_BC, "B 2 K", ref_logp_BCK)
+  check(policy_logp_BC=policy_logp_BC, ref_logp_BCK=ref_logp_BCK)
   ref_logp_BC = virtual_reference(ref_logp_BCK, **virtual)
   return pair_loss(widen(policy_logp_BC) - ref_logp_BC, beta=beta)
 
@@ -84,7 +84,7 @@ def multi_dpo(
   >>> bool(jnp.isclose(multi_dpo(logp, twice)[0], jnp.log(2.0)))
   True
   """
-  check("B 2", policy_logp_BC, "B 2 K", ref_logp_BCK)
+  check(policy_logp_BC=policy_logp_BC, ref_logp_BCK=ref_logp_BCK)
   policy_logp_BC = widen(policy_logp_BC)
   if weight is None:
     weight = uniform_weights(ref_logp_BCK)
@@ -155,7 +155,7 @@ def optimistic_reference(ref_margin_B, *, floor=0.0):
   >>> optimistic_reference(jnp.array([-3.0, 2.0])).tolist()
   [0.0, 2.0]
   """
-  check("B", ref_margin_B)
+  check(ref_margin_B=ref_margin_B)
   return jnp.maximum(jax.lax.stop_gradient(widen(ref_margin_B)), floor)
 
 
@@ -180,7 +180,7 @@ def hypo(policy_logp_BC, ref_logp_BC, *, beta=0.1, floor=0.0):
   >>> bool(jnp.isclose(hypo(equal, equal)[0], jnp.log1p(jnp.exp(0.4))))
   True
   """
-  check("B 2", policy_logp_BC, "B 2", ref_logp_BC)
+  check(policy_logp_BC=policy_logp_BC, ref_logp_BC=ref_logp_BC)
   ref_B = optimistic_reference(margin(ref_logp_BC), floor=floor)
   return -jax.nn.log_sigmoid(beta * (margin(policy_logp_BC) - ref_B))
 
@@ -210,7 +210,7 @@ def mnpo(policy_margin_B, ref_margin_BK, *, weight=None, eta=0.0075):
   >>> got.tolist()  # 3 - 1.5 - 1
   [0.25]
   """
-  check("B", policy_margin_B, "B K", ref_margin_BK)
+  check(policy_margin_B=policy_margin_B, ref_margin_BK=ref_margin_BK)
   ref_margin_BK = jax.lax.stop_gradient(widen(ref_margin_BK))
   # As log-probabilities of a pair whose rejected response has 0.
   ref_BCK = jnp.stack([ref_margin_BK, jnp.zeros_like(ref_margin_BK)], axis=1)
@@ -241,7 +241,7 @@ def forward_kl_dpo(policy_logp_BC, ref_logp_BC, *, beta=0.1):
   >>> bool(jnp.isclose(forward_kl_dpo(logp_BC, logp_BC)[0], jnp.log(2.0)))
   True
   """
-  check("B 2", policy_logp_BC, "B 2", ref_logp_BC)
+  check(policy_logp_BC=policy_logp_BC, ref_logp_BC=ref_logp_BC)
   ref_logp_BC = jax.lax.stop_gradient(widen(ref_logp_BC))
   logratio_BC = widen(policy_logp_BC) - ref_logp_BC
   return f_dpo(logratio_BC, beta=beta, divergence="forward_kl")

@@ -33,22 +33,32 @@ def margin(logratio_BC):
   >>> margin(jnp.array([[2.0, -1.0]])).tolist()
   [3.0]
   """
-  check("B 2", logratio_BC)
+  check(logratio_BC=logratio_BC)
   logratio_BC = widen(logratio_BC)
   return logratio_BC[:, CHOSEN] - logratio_BC[:, REJECTED]
 
 
-def rescaled(value_B, scale_B):
+def rescaled(value_B, scale_B, /, **pairs):
   """scale * value, where the scale is one number or one per pair.
 
+  Args:
+    value_B: of each pair.
+    scale_B: one number or one per pair.
+    **pairs: the array that the values were made of, by its name.
+
   >>> import jax.numpy as jnp
-  >>> rescaled(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5])).tolist()
+  >>> value_B = jnp.array([1.0, 2.0])
+  >>> rescaled(value_B, jnp.array([3.0, 0.5]), value_B=value_B).tolist()
   [3.0, 1.0]
   """
   if jnp.ndim(scale_B):  # a plain number keeps the type of the value
     scale_B = widen(scale_B)
-    check("B", value_B, "B", scale_B)
+    check(**pairs, scale_B=scale_B)
   return scale_B * value_B
+
+
+def _scaled_margin(logratio_BC, scale_B):
+  return rescaled(margin(logratio_BC), scale_B, logratio_BC=logratio_BC)
 
 
 def dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.0):
@@ -78,7 +88,7 @@ def dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.0):
   >>> bool(jnp.isclose(dpo(jnp.zeros((1, 2)))[0], jnp.log(2.0)))
   True
   """
-  margin_B = beta * rescaled(margin(logratio_BC), scale_B)
+  margin_B = beta * _scaled_margin(logratio_BC, scale_B)
   keep_B = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(margin_B)
   return keep_B - label_smoothing * jax.nn.log_sigmoid(-margin_B)
 
@@ -116,7 +126,7 @@ def robust_dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.1):
       f"label_smoothing of robust_dpo must be in [0, 0.5), got "
       f"{label_smoothing}"
     )
-  margin_B = beta * rescaled(margin(logratio_BC), scale_B)
+  margin_B = beta * _scaled_margin(logratio_BC, scale_B)
   keep_B = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(margin_B)
   flip_B = label_smoothing * jax.nn.log_sigmoid(-margin_B)
   return (keep_B + flip_B) / (1.0 - 2.0 * label_smoothing)
@@ -145,7 +155,7 @@ def hinge(logratio_BC, *, beta=0.1, scale_B=1.0):
   >>> hinge(jnp.array([[2.0, -1.0], [5.0, -8.0]]), beta=0.25).tolist()
   [0.25, 0.0]
   """
-  return jax.nn.relu(1.0 - beta * rescaled(margin(logratio_BC), scale_B))
+  return jax.nn.relu(1.0 - beta * _scaled_margin(logratio_BC, scale_B))
 
 
 def ipo(logratio_BC, *, beta=0.1, scale_B=1.0):
@@ -171,7 +181,7 @@ def ipo(logratio_BC, *, beta=0.1, scale_B=1.0):
   >>> ipo(jnp.array([[2.0, -1.0]]), beta=0.25).tolist()
   [1.0]
   """
-  return jnp.square(rescaled(margin(logratio_BC), scale_B) - 0.5 / beta)
+  return jnp.square(_scaled_margin(logratio_BC, scale_B) - 0.5 / beta)
 
 
 def exo(logratio_BC, *, beta=0.1, scale_B=1.0, epsilon=1e-3):
@@ -203,7 +213,7 @@ def exo(logratio_BC, *, beta=0.1, scale_B=1.0, epsilon=1e-3):
   """
   if not 0 < epsilon < 1:
     raise ValueError(f"epsilon of exo must be in (0, 1), got {epsilon}")
-  margin_B = beta * rescaled(margin(logratio_BC), scale_B)
+  margin_B = beta * _scaled_margin(logratio_BC, scale_B)
   log_right_B = jax.nn.log_sigmoid(margin_B)
   log_wrong_B = jax.nn.log_sigmoid(-margin_B)
   right_B = jnp.exp(log_right_B) * (log_right_B - jnp.log1p(-epsilon))
@@ -236,7 +246,7 @@ def discopop(logratio_BC, *, beta=0.1, scale_B=1.0, temperature=0.05):
   >>> bool(jnp.isclose(got, (jnp.log(2.0) + 1.0) / 2.0))
   True
   """
-  margin_B = beta * rescaled(margin(logratio_BC), scale_B)
+  margin_B = beta * _scaled_margin(logratio_BC, scale_B)
   log_switch_B = jax.nn.log_sigmoid(margin_B / temperature)
   exponent_B = jnp.minimum(log_switch_B - margin_B, MAX_EXPONENT)
   logistic_B = -jax.nn.log_sigmoid(margin_B)
@@ -273,7 +283,7 @@ def focal_dpo(
   >>> bool(jnp.isclose(got, 0.5 * jnp.log(2.0)))
   True
   """
-  margin_B = beta * rescaled(margin(logratio_BC), scale_B)
+  margin_B = beta * _scaled_margin(logratio_BC, scale_B)
   log_right_B = jax.nn.log_sigmoid(margin_B)
   weight_B = jnp.exp(gamma * log_right_B)
   if detach_weight:

@@ -96,6 +96,7 @@ def bradley_terry(reward_BC):
   >>> bool(jnp.isclose(got, jnp.log(2.0)))
   True
   """
+  check(reward_BC=reward_BC)
   return -jax.nn.log_sigmoid(margin(reward_BC))
 
 
@@ -121,7 +122,7 @@ def diffusion_dpo(error_BC, ref_error_BC, *, beta=5000.0):
   >>> bool(jnp.isclose(got, jnp.log(2.0)))
   True
   """
-  check("B 2", error_BC, "B 2", ref_error_BC)
+  check(error_BC=error_BC, ref_error_BC=ref_error_BC)
   ref_B = jax.lax.stop_gradient(margin(ref_error_BC))
   return -jax.nn.log_sigmoid(-0.5 * beta * (margin(error_BC) - ref_B))
 
@@ -171,7 +172,7 @@ def advantage_weighted(mean_logp_B, advantage_B, *, lam=5.0):
   >>> advantage_weighted(jnp.array([-2.0]), jnp.array([0.0])).tolist()
   [2.0]
   """
-  check("B", mean_logp_B, "B", advantage_B)
+  check(mean_logp_B=mean_logp_B, advantage_B=advantage_B)
   exponent_B = jnp.minimum(lam * widen(advantage_B), MAX_EXPONENT)
   weight_B = jnp.exp(jax.lax.stop_gradient(exponent_B))
   return -weight_B * widen(mean_logp_B)

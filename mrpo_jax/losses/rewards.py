@@ -15,7 +15,7 @@ from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 def _columns(logratio_BC):
   """r_w and r_l, each [B]."""
-  check("B 2", logratio_BC)
+  check(logratio_BC=logratio_BC)
   logratio_BC = widen(logratio_BC)
   return logratio_BC[:, CHOSEN], logratio_BC[:, REJECTED]
 
@@ -123,7 +123,7 @@ def sppo(logratio_BC, win_rate_BC, *, beta=0.1):
   >>> sppo(jnp.array([[2.0, 0.0]]), win_rate_BC, beta=0.25).tolist()
   [1.0]
   """
-  check("B 2", logratio_BC, "B 2", win_rate_BC)
+  check(logratio_BC=logratio_BC, win_rate_BC=win_rate_BC)
   win_rate_BC = jax.lax.stop_gradient(widen(win_rate_BC))
   target_BC = (win_rate_BC - 0.5) / beta
   return 0.5 * jnp.sum(jnp.square(widen(logratio_BC) - target_BC), axis=-1)
@@ -201,7 +201,7 @@ def apo_zero_unpaired(logratio_B, desirable_B, *, beta=0.1):
   >>> apo_zero_unpaired(jnp.zeros(2), good_B).tolist()
   [0.5, 0.5]
   """
-  check("B", logratio_B, "B", desirable_B)
+  check(logratio_B=logratio_B, desirable_B=desirable_B)
   sign_B = jnp.where(desirable_B, -1.0, 1.0)
   return jax.nn.sigmoid(sign_B * beta * widen(logratio_B))
 
@@ -287,7 +287,7 @@ def kto_unpaired(
   >>> kto_unpaired(jnp.zeros(2), good_B, desirable_weight=3.0).tolist()
   [1.5, 0.5]
   """
-  check("B", logratio_B, "B", desirable_B)
+  check(logratio_B=logratio_B, desirable_B=desirable_B)
   shift = jnp.maximum(jax.lax.stop_gradient(widen(kl_shift)), 0.0)
   reward_B = beta * (widen(logratio_B) - shift)
   good_B = desirable_weight * jax.nn.sigmoid(-reward_B)
@@ -335,7 +335,7 @@ def f_dpo(logratio_BC, *, beta=0.1, divergence="reverse_kl", alpha=0.5):
     raise ValueError(
       f"unknown divergence {divergence!r}; known: {', '.join(DIVERGENCES)}"
     )
-  check("B 2", logratio_BC)
+  check(logratio_BC=logratio_BC)
   reward_BC = widen(logratio_BC)
   power = {"forward_kl": -1.0, "alpha": alpha - 1.0}.get(divergence, 0.0)
   if divergence == "js":
@@ -424,7 +424,7 @@ def r_dpo(logratio_BC, length_BC, *, beta=0.1, alpha=0.05):
   >>> bool(jnp.isclose(got, jnp.log1p(jnp.exp(-1.0))))
   True
   """
-  check("B 2", logratio_BC, "B 2", length_BC)
+  check(logratio_BC=logratio_BC, length_BC=length_BC)
   chosen_B, rejected_B = _columns(logratio_BC)
   longer_B, shorter_B = _columns(length_BC)
   excess_B = jax.lax.stop_gradient(longer_B - shorter_B)

@@ -160,7 +160,7 @@ def wpo_weight(mean_excess_BC, *, clamp=True):
   >>> wpo_weight(jnp.log(jnp.array([[0.5, 0.5], [2.0, 1.0]]))).tolist()
   [0.25, 1.0]
   """
-  check("B 2", mean_excess_BC)
+  check(mean_excess_BC=mean_excess_BC)
   exponent_B = jnp.sum(jax.lax.stop_gradient(widen(mean_excess_BC)), axis=-1)
   return jnp.exp(jnp.minimum(exponent_B, 0.0 if clamp else MAX_EXPONENT))
 
@@ -198,7 +198,7 @@ def tdpo(logratio_BC, kl_BC, *, beta=0.1, alpha=0.5, version=2):
   """
   if version not in (1, 2):
     raise ValueError(f"version of tdpo must be 1 or 2, got {version}")
-  check("B 2", logratio_BC, "B 2", kl_BC)
+  check(logratio_BC=logratio_BC, kl_BC=kl_BC)
   kl_BC = widen(kl_BC)
   chosen_B, rejected_B = kl_BC[:, CHOSEN], kl_BC[:, REJECTED]
   cost_B = rejected_B - chosen_B

@@ -34,7 +34,7 @@ def nll(mean_logp_B):
   >>> nll(jnp.array([-1.5])).tolist()
   [1.5]
   """
-  check("B", mean_logp_B)
+  check(mean_logp_B=mean_logp_B)
   return -widen(mean_logp_B)
 
 
@@ -59,8 +59,10 @@ def simpo(mean_logp_BC, *, beta=2.0, gamma=1.0, scale_B=1.0):
   >>> bool(jnp.isclose(got, jnp.log(2.0)))
   True
   """
+  check(mean_logp_BC=mean_logp_BC)
   margin_B = beta * margin(mean_logp_BC) - gamma
-  return -jax.nn.log_sigmoid(rescaled(margin_B, scale_B))
+  margin_B = rescaled(margin_B, scale_B, mean_logp_BC=mean_logp_BC)
+  return -jax.nn.log_sigmoid(margin_B)
 
 
 def alpha_po(mean_logp_BC, *, alpha=0.25, beta=2.5, gamma=0.1):
@@ -90,6 +92,7 @@ def alpha_po(mean_logp_BC, *, alpha=0.25, beta=2.5, gamma=0.1):
   ... )
   True
   """
+  check(mean_logp_BC=mean_logp_BC)
   reward_BC = widen(mean_logp_BC)
   if alpha:
     exponent_BC = jnp.minimum(-alpha * reward_BC, MAX_EXPONENT)
@@ -118,6 +121,7 @@ def cpo(logp_BC, *, beta=0.1):
   >>> bool(jnp.isclose(got, jnp.log1p(jnp.exp(-1.0))))
   True
   """
+  check(logp_BC=logp_BC)
   return -jax.nn.log_sigmoid(beta * margin(logp_BC))
 
 
@@ -141,6 +145,7 @@ def slic(logp_BC, *, delta=1.0):
   >>> slic(jnp.array([[-5.0, -5.5], [-5.0, -9.0]])).tolist()
   [0.5, 0.0]
   """
+  check(logp_BC=logp_BC)
   return jax.nn.relu(delta - margin(logp_BC))
 
 
@@ -168,6 +173,7 @@ def orpo(mean_logp_BC, *, weight=0.1):
   >>> bool(jnp.isclose(got, jnp.log(4.0 / 3.0)))
   True
   """
+  check(mean_logp_BC=mean_logp_BC)
   mean_logp_BC = jnp.minimum(widen(mean_logp_BC), CERTAIN)
   log_odds_BC = mean_logp_BC - jnp.log(-jnp.expm1(mean_logp_BC))
   return -weight * jax.nn.log_sigmoid(margin(log_odds_BC))
@@ -212,11 +218,12 @@ def rainbow_po(
   >>> float(reference_free[0]) == float(simpo(mean_logp_BC)[0])
   True
   """
-  check("B 2", mean_logp_BC, "B 2", ref_mean_logp_BC)
+  check(mean_logp_BC=mean_logp_BC, ref_mean_logp_BC=ref_mean_logp_BC)
   ref_B = jax.lax.stop_gradient(margin(ref_mean_logp_BC))
   margin_B = margin(mean_logp_BC) - mixing * ref_B
   margin_B -= (1.0 - mixing) * home_advantage
-  return -jax.nn.log_sigmoid(beta * rescaled(margin_B, scale_B))
+  margin_B = rescaled(margin_B, scale_B, mean_logp_BC=mean_logp_BC)
+  return -jax.nn.log_sigmoid(beta * margin_B)
 
 
 def alpha_dpo(
@@ -258,7 +265,7 @@ def alpha_dpo(
   >>> float(got[0]) == float(simpo(mean_logp_BC)[0])
   True
   """
-  check("B 2", mean_logp_BC, "B 2", ref_mean_logp_BC)
+  check(mean_logp_BC=mean_logp_BC, ref_mean_logp_BC=ref_mean_logp_BC)
   margin_B = margin(mean_logp_BC)
   gap_B = (beta * (margin_B - margin(ref_mean_logp_BC)) - mean) / std
   target_B = jax.lax.stop_gradient(gamma + alpha * gap_B)
@@ -287,5 +294,5 @@ def tpo(logp_BC, gold_mean_logp_B, *, beta=0.1, alpha=0.05):
   >>> bool(jnp.isclose(got, jnp.log(2.0) + 1.0))
   True
   """
-  check("B 2", logp_BC, "B", gold_mean_logp_B)
+  check(logp_BC=logp_BC, gold_mean_logp_B=gold_mean_logp_B)
   return cpo(logp_BC, beta=beta) + alpha * nll(gold_mean_logp_B)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much each reference is trusted."""
+"""Weights of references: how much each is trusted, rules with a memory."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,10 +14,10 @@ def normalised_weight(weight, ref_logp_BCK):
   """[K] or [B, K] non-negative weights as weight_BK that sum to 1 over K."""
   weight = jax.lax.stop_gradient(widen(weight))
   if weight.ndim == 1:
-    check("B 2 K", ref_logp_BCK, "K", weight)
+    check(ref_logp_BCK=ref_logp_BCK, weight_K=weight)
     weight = weight[None, :]
   else:
-    check("B 2 K", ref_logp_BCK, "B K", weight)
+    check(ref_logp_BCK=ref_logp_BCK, weight_BK=weight)
   weight_BK = weight / jnp.sum(weight, axis=-1, keepdims=True)
   pairs, _, references = ref_logp_BCK.shape
   return jnp.broadcast_to(weight_BK, (pairs, references))
@@ -36,7 +36,7 @@ def uniform_weights(ref_logp_BCK):
   >>> uniform_weights(jnp.zeros((1, 2, 4))).tolist()
   [[0.25, 0.25, 0.25, 0.25]]
   """
-  check("B 2 K", ref_logp_BCK)
+  check(ref_logp_BCK=ref_logp_BCK)
   pairs, _, references = ref_logp_BCK.shape
   dtype = widen(ref_logp_BCK).dtype
   return jnp.full((pairs, references), 1.0 / references, dtype)
@@ -66,7 +66,7 @@ def adaptive_weights(ref_logp_BCK):
   >>> adaptive_weights(logp).tolist()
   [[0.75, 0.25]]
   """
-  check("B 2 K", ref_logp_BCK)
+  check(ref_logp_BCK=ref_logp_BCK)
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
   return _shares(_margin_sizes(ref_logp_BCK))
 
@@ -105,7 +105,7 @@ def discrimination_weights(score_NCK):
   >>> discrimination_weights(score_NCK).tolist()
   [0.75, 0.25]
   """
-  check("N 2 K", score_NCK)
+  check(score_NCK=score_NCK)
   score_NCK = jax.lax.stop_gradient(widen(score_NCK))
   return _shares(jnp.sum(_margin_sizes(score_NCK), axis=0))
 
@@ -129,7 +129,7 @@ def accuracy_weights(score_NCK):
   >>> accuracy_weights(score_NCK).tolist()
   [1.0, 0.0]
   """
-  check("N 2 K", score_NCK)
+  check(score_NCK=score_NCK)
   score_NCK = jax.lax.stop_gradient(widen(score_NCK))
   right_NK = score_NCK[:, CHOSEN] > score_NCK[:, REJECTED]
   return _shares(jnp.sum(right_NK, axis=0).astype(score_NCK.dtype))
@@ -189,11 +189,11 @@ def measured(weigh):
   """
 
   def weights(state, ref_logp_BCK):
-    check("B 2 K", ref_logp_BCK, "K", state)
+    check(ref_logp_BCK=ref_logp_BCK, state_K=state)
     return state
 
   def measure(state, score_NCK):
-    check("N 2 K", score_NCK, "K", state)
+    check(score_NCK=score_NCK, state_K=state)
     return weigh(score_NCK).astype(state.dtype)
 
   return WeightRule(
@@ -205,7 +205,7 @@ def measured(weigh):
 
 
 def scale_factors(ref_logp_NCK):
-  """What gives every reference's margins the spread of the base's.
+  """Factors that give every reference's margins the spread of the base's.
 
       s_k = sqrt( mean_n Delta_k(n)^2 ),   Delta_k = log r_k(y_w) - log r_k(y_l)
       factor_k = s_0 / s_k
@@ -225,7 +225,7 @@ def scale_factors(ref_logp_NCK):
   >>> [round(x, 4) for x in scale_factors(ref_logp_NCK).tolist()]
   [1.0, 0.1]
   """
-  check("N 2 K", ref_logp_NCK)
+  check(ref_logp_NCK=ref_logp_NCK)
   ref_logp_NCK = jax.lax.stop_gradient(widen(ref_logp_NCK))
   margin_NK = ref_logp_NCK[:, CHOSEN] - ref_logp_NCK[:, REJECTED]
   spread_K = jnp.sqrt(jnp.mean(margin_NK**2, axis=0))
@@ -263,11 +263,11 @@ def sliding_window(window=1):
     raise ValueError(f"window of sliding_window must be >= 1, got {window}")
 
   def weights(state, ref_logp_BCK):
-    check("B 2 K", ref_logp_BCK, "W K", state)
+    check(ref_logp_BCK=ref_logp_BCK, state_WK=state)
     return _shares(jnp.sum(state, axis=0))
 
   def update(state, ref_logp_BCK, feedback=None):
-    check("B 2 K", ref_logp_BCK, "W K", state)
+    check(ref_logp_BCK=ref_logp_BCK, state_WK=state)
     sizes_BK = _margin_sizes(jax.lax.stop_gradient(widen(ref_logp_BCK)))
     newest_1K = jnp.sum(sizes_BK, axis=0, keepdims=True).astype(state.dtype)
     return jnp.concatenate([state[1:], newest_1K])
@@ -323,11 +323,11 @@ def thompson(key, prior=5.0):
     return draw(key, jnp.full(K, float(prior)), jnp.full(K, float(prior)))
 
   def weights(state, ref_logp_BCK):
-    check("B 2 K", ref_logp_BCK, "K", state.won_K)
+    check(ref_logp_BCK=ref_logp_BCK, won_K=state.won_K)
     return (jnp.arange(state.won_K.size) == state.arm).astype(jnp.float32)
 
   def update(state, ref_logp_BCK, feedback=None):
-    check("B 2 K", ref_logp_BCK, "K", state.won_K)
+    check(ref_logp_BCK=ref_logp_BCK, won_K=state.won_K)
     if feedback is None:
       return state
     judged_K = weights(state, ref_logp_BCK)

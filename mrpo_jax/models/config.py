@@ -11,7 +11,7 @@ class ModelConfig:
   """A decoder, by what it computes.
 
   The defaults are Llama's: RMSNorm before each branch, RoPE, grouped queries,
-  SwiGLU.  `families.py` fills it from the config.json of any family.
+  SwiGLU.  `families.read` makes it from the config.json of any family.
   """
 
   vocab_size: int
@@ -26,7 +26,7 @@ class ModelConfig:
   max_positions: int = 2048
   bos_id: int | None = None
   eos_id: int | None = None
-  family: str = "llama"  # a key of tensor_names.LAYOUTS
+  family: str = "llama"  # a key of families.FAMILIES
   # Norms.
   norm: str = "rms"  # "layer" subtracts the mean, too, and has a bias
   norm_shift: float = 0.0  # the factor is this plus the weight

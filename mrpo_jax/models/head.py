@@ -12,20 +12,36 @@ sums of one number per token are put together at the end.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mrpo_jax.models.attention.layout import capped
+from mrpo_jax.models.head_sums import NEVER, Sums
 from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.models.weights import Summed, dense
 from mrpo_jax.shapes import check
 
 CHUNK_TOKENS = 2048  # positions projected at once, over all rows
 VOCABULARY = 2048  # tokens of the vocabulary projected onto at once
-NEVER = -1e30  # a logit without probability; finite, so that 0 times it is 0
 DIFFERENTIABLE = ("logp", "kl")
+
+
+class Given(NamedTuple):
+  """The arrays that figures are made of."""
+
+  models: tuple  # (hidden_RMD, head_VD) of the model, then of its reference
+  targets: jax.Array  # [R, M]
+  chunks: jax.Array  # how many chunks of places are in use
+
+
+class Tile(NamedTuple):
+  """Sizes of what is projected at once."""
+
+  chunk: int  # places of each row
+  v: int  # tokens of the vocabulary
 
 
 def chunk_size(R, M):
@@ -51,9 +67,9 @@ def token_figures(
   softcaps=(None, None),
   chunk=None,
   vocabulary=None,
-  splits=(WHOLE, WHOLE),
+  partitions=(WHOLE, WHOLE),
 ):
-  """What the next-token distribution says at each scored position.
+  """Figures of the next-token distribution at each scored position.
 
   Args:
     hidden_RMD: hidden states at the scored positions, in order.
@@ -68,8 +84,8 @@ def token_figures(
     softcaps: of the logits, and of the reference's; see `layout.capped`.
     chunk: places of each row in one chunk; None chooses from the shapes.
     vocabulary: tokens of the vocabulary in one block; None chooses.
-    splits: Split of the model over a mesh, and of the reference, whose logits
-      are divided as the model's are.
+    partitions: Partition of the model over a mesh, and of the reference, whose
+      logits are divided as the model's are.
 
   Returns:
     dict of value_RM; nats, float32:
@@ -84,32 +100,34 @@ def token_figures(
   total = None
   if isinstance(head_VD, Summed):
     head_VD, total = head_VD.array, head_VD.total
-  check("R M D", hidden_RMD, "V D", head_VD, "R M", targets_RM)
+  check(hidden_RMD=hidden_RMD, head_VD=head_VD, targets_RM=targets_RM)
   R, M, _ = hidden_RMD.shape
   used = jnp.asarray(M if used is None else used, jnp.int32)
-  split = splits[0]
-  chunk = min(M, chunk or chunk_size(R // split.size(split.rows), M))
+  partition = partitions[0]
+  chunk = min(M, chunk or chunk_size(R // partition.size(partition.rows), M))
   padding = -M % chunk
 
   def pad(array):
     return jnp.pad(array, ((0, 0), (0, padding)) + ((0, 0),) * (array.ndim - 2))
 
+  models, names = [(pad(hidden_RMD), head_VD)], list(also)
   if against is not None:
-    check("R M _", hidden_RMD, "R M D", against[0])
-    check("V _", head_VD, "V D", against[1])
-    against = jax.lax.stop_gradient((pad(against[0]), against[1]))
+    check(  # X: the reference may be of another width
+      hidden_RMX=hidden_RMD,
+      head_VX=head_VD,
+      against_hidden_RMD=against[0],
+      against_head_VD=against[1],
+    )
+    models.append(jax.lax.stop_gradient((pad(against[0]), against[1])))
+    names.append("kl")
   chunks = jnp.minimum((used + chunk - 1) // chunk, (M + padding) // chunk)
-  V = head_VD.shape[0] // split.size(split.vocab)
+  V = head_VD.shape[0] // partition.size(partition.vocab)
   figures = _token_figures(
-    (chunk, _block(V, vocabulary or VOCABULARY)),
-    tuple(also),
-    tuple(softcaps),
-    tuple(splits),
-    pad(hidden_RMD),
-    head_VD,
-    pad(targets_RM),
-    chunks,
-    against,
+    Tile(chunk, _block(V, vocabulary or VOCABULARY)),
+    tuple(names),
+    tuple(softcaps[: len(models)]),
+    tuple(partitions[: len(models)]),
+    Given(tuple(models), pad(targets_RM), chunks),
     total,
   )
   is_used_1M = jnp.arange(M)[None] < used
@@ -131,51 +149,55 @@ def _block(V, most):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _token_figures(sizes, also, softcaps, splits, *given):
-  return _forward(sizes, also, softcaps, splits, *given)[0]
+def _token_figures(tile, names, softcaps, partitions, given, total):
+  return _forward(tile, names, softcaps, partitions, given, total)[0]
 
 
-def _forward(sizes, also, softcaps, splits, *given):
+def _forward(tile, names, softcaps, partitions, given, total):
   """(figures, what the backward pass needs), on every device of the mesh.
 
-  `given` is what `_forward_here` takes, of all devices, and the total that the
-  head's gradient is added to, or None.
+  Args:
+    tile: Tile, static.
+    names: of `head_sums.FIGURES`, static.
+    softcaps, partitions: of each model, static.
+    given: Given, of all devices.
+    total: what the head's gradient is added to, or None.
   """
-  *given, total = given
-  rows = PartitionSpec(splits[0].rows)
-  here = functools.partial(_forward_here, sizes, also, softcaps, splits)
-  run = splits[0].run(here, _specs(splits, *given), rows)
-  figures, norms = run(*given)
-  return figures, (*given, total, norms)
+  rows = PartitionSpec(partitions[0].rows)
+  here = functools.partial(_forward_here, tile, names, softcaps, partitions)
+  run = partitions[0].run(here, (_specs(partitions, given),), rows)
+  figures, norms = run(given)
+  return figures, (given, total, norms)
 
 
-def _backward(sizes, also, softcaps, splits, kept, grads):
+def _backward(tile, names, softcaps, partitions, kept, grads):
   """Gradients of hidden states and head.
 
   The head's is None where it is frozen, or was added to a given total.
   """
-  *given, total, norms = kept
-  rows = PartitionSpec(splits[0].rows)
-  specs = _specs(splits, *given)
-  here = functools.partial(_backward_here, sizes, softcaps, splits)
-  of_head = specs[1] if _is_trained(given[1]) else PartitionSpec()
-  run = splits[0].run(here, (*specs, of_head, rows, rows), (rows, of_head))
-  return *run(*given, total, norms, grads), *[None] * 4
+  given, total, norms = kept
+  rows, specs = PartitionSpec(partitions[0].rows), _specs(partitions, given)
+  of_head = specs.models[0][1] if _is_trained(given) else PartitionSpec()
+  here = functools.partial(_backward_here, tile, softcaps, partitions)
+  in_specs = (specs, of_head, rows, rows)
+  run = partitions[0].run(here, in_specs, (rows, of_head))
+  grads = run(given, total, norms, grads)
+  return Given((grads, *[None] * len(given.models[1:])), None, None), None
 
 
-def _is_trained(head_VD):
+def _is_trained(given):
   """A quantised head is frozen, and so is its gradient."""
-  return isinstance(head_VD, jax.Array)
+  return isinstance(given.models[0][1], jax.Array)
 
 
-def _specs(splits, hidden_RMD, head_VD, targets_RM, chunks, against):
-  """How `_forward_here` finds its arguments split."""
-  rows, vocab = PartitionSpec(splits[0].rows), splits[0].vocab
-  of_reference = None
-  if against is not None:
-    of_reference = rows, splits[1].of_weights(against[1], vocab)
-  of_head = splits[0].of_weights(head_VD, vocab)
-  return rows, of_head, rows, PartitionSpec(), of_reference
+def _specs(partitions, given):
+  """The Given of PartitionSpecs by which the devices find theirs."""
+  rows, vocab = PartitionSpec(partitions[0].rows), partitions[0].vocab
+  models = tuple(
+    (rows, partition.of_weights(head_VD, vocab))
+    for partition, (_, head_VD) in zip(partitions, given.models, strict=True)
+  )
+  return Given(models, rows, PartitionSpec())
 
 
 class _Block:
@@ -184,23 +206,24 @@ class _Block:
   Of V tokens that this device has.
   """
 
-  def __init__(self, b, v, V, split):
+  def __init__(self, b, v, V, partition):
     self.start = jnp.minimum(b * v, V - v)  # the last one may reach back
     here_11v = self.start + jnp.arange(v)[None, None]
     # False for what the block before has done.
     self.is_new_11v = None if V % v == 0 else here_11v >= b * v
-    self.tokens_11v = split.place(split.vocab) * V + here_11v
+    self.tokens_11v = partition.place(partition.vocab) * V + here_11v
 
-  def of(self, head_VD, dtype, split):
-    """head_vD in the dtype of the activations."""
+  def of(self, model, partition):
+    """head_vD of a model, in the dtype of its activations."""
+    hidden_RMD, head_VD = model
     v = self.tokens_11v.size
     rows = jax.tree.map(
       lambda array: jax.lax.dynamic_slice_in_dim(array, self.start, v), head_VD
     )
-    head_vD = dense(rows, dtype)
-    if not split.embed:
+    head_vD = dense(rows, hidden_RMD.dtype)
+    if not partition.embed:
       return head_vD
-    return jax.lax.all_gather(head_vD, split.embed, axis=1, tiled=True)
+    return jax.lax.all_gather(head_vD, partition.embed, axis=1, tiled=True)
 
   def logits(self, hidden_RcD, head_vD, softcap):
     wide = jnp.promote_types(hidden_RcD.dtype, jnp.float32)
@@ -232,218 +255,131 @@ def _paste(array, piece, i, chunk):
   return jax.lax.dynamic_update_slice_in_dim(array, piece, i * chunk, axis=1)
 
 
-def _seen(sums, logits_Rcv, hit_Rcv):
-  """Running sums of the softmax with the logits of one more block.
-
-  `top`, the greatest logit; `sum` of exp(logit - top); `hit`, the target's
-  logit.  Returns (sums, share_Rcv, fade_Rc): exp(logit - top), and what
-  earlier sums are worth against the new top.
-  """
-  top_Rc = jnp.maximum(sums["top"], jnp.max(logits_Rcv, axis=-1))
-  share_Rcv = jnp.exp(logits_Rcv - top_Rc[:, :, None])
-  fade_Rc = jnp.exp(sums["top"] - top_Rc)
-  found = {
-    "top": top_Rc,
-    "sum": sums["sum"] * fade_Rc + jnp.sum(share_Rcv, axis=-1),
-    "hit": sums["hit"] + jnp.sum(jnp.where(hit_Rcv, logits_Rcv, 0.0), axis=-1),
-  }
-  return found, share_Rcv, fade_Rc
-
-
-def _together(sums, split):
-  """Sums over the tokens of all devices, from those of each."""
-  top_RM = jax.lax.pmax(sums["top"], split.vocab)
-  fade_RM = jnp.exp(sums["top"] - top_RM)
-  lowered_RM = sums["top"] - top_RM
-  sums = {**sums, "sum": sums["sum"] * fade_RM}
-  if "entropy" in sums:
-    sums["entropy"] = sums["entropy"] * fade_RM + lowered_RM * sums["sum"]
-  if "log_sum_sq" in sums:
-    sums["log_sum_sq"] *= jnp.square(fade_RM)
-  if "kl" in sums:
-    sums["kl"] *= fade_RM
-  return jax.lax.psum(sums, split.vocab) | {"top": top_RM}
-
-
-def _forward_here(
-  sizes,
-  also,
-  softcaps,
-  splits,
-  hidden_RMD,
-  head_VD,
-  targets_RM,
-  chunks,
-  against,
-):
-  (chunk, v), V = sizes, head_VD.shape[0]
-  softcap, ref_softcap = softcaps
-  dtype = hidden_RMD.dtype
-  wide = jnp.promote_types(dtype, jnp.float32)
-  zero_RM = jnp.zeros(targets_RM.shape, wide)
-  start = {"top": jnp.full_like(zero_RM, NEVER), "sum": zero_RM, "hit": zero_RM}
-  sums = {"policy": start | dict.fromkeys(also, zero_RM)}
-  if against is not None:
-    sums["reference"] = start | {"kl": zero_RM}
+def _forward_here(tile, names, softcaps, partitions, given):
+  """(figures, norms) of this device's rows."""
+  hidden_RMD, head_VD = given.models[0]
+  V, vocab = head_VD.shape[0], partitions[0].vocab
+  wide = jnp.promote_types(hidden_RMD.dtype, jnp.float32)
 
   def one_block(b, sums):
-    block = _Block(b, v, V, splits[0])
-    head_vD = block.of(head_VD, dtype, splits[0])
-    if against is not None:
-      ref_head_vD = block.of(against[1], against[0].dtype, splits[1])
+    block = _Block(b, tile.v, V, partitions[0])
+    heads = list(map(block.of, given.models, partitions))
 
     def one_chunk(i, sums):
-      old = jax.tree.map(lambda sum_RM: _cut(sum_RM, i, chunk), sums)
-      hit_Rcv = block.hits(_cut(targets_RM, i, chunk))
-      logits_Rcv = block.logits(_cut(hidden_RMD, i, chunk), head_vD, softcap)
-      found, share_Rcv, fade_Rc = _seen(old["policy"], logits_Rcv, hit_Rcv)
-      if "entropy" in also:  # the sum of share * (logit - top)
-        below_Rcv = share_Rcv * (logits_Rcv - found["top"][:, :, None])
-        lowered_Rc = old["policy"]["top"] - found["top"]
-        old_Rc = (
-          old["policy"]["entropy"] + lowered_Rc * old["policy"]["sum"]
-        ) * fade_Rc
-        found["entropy"] = old_Rc + jnp.sum(below_Rcv, axis=-1)
-      if "log_sum_sq" in also:  # the sum of share^2
-        square_Rc = jnp.sum(jnp.square(share_Rcv), axis=-1)
-        old_Rc = old["policy"]["log_sum_sq"] * jnp.square(fade_Rc)
-        found["log_sum_sq"] = old_Rc + square_Rc
-      found = {"policy": found}
-      if against is not None:
-        ref_Rcv = block.logits(
-          _cut(against[0], i, chunk), ref_head_vD, ref_softcap
-        )
-        of_ref = old["reference"]
-        ref, share_Rcv, fade_Rc = _seen(of_ref, ref_Rcv, hit_Rcv)
-        # The sum of share * (reference's logit - policy's).
-        gap_Rc = jnp.sum(share_Rcv * (ref_Rcv - logits_Rcv), axis=-1)
-        ref["kl"] = of_ref["kl"] * fade_Rc + gap_Rc
-        found["reference"] = ref
-      return jax.tree.map(
-        lambda sum_RM, new_Rc: _paste(sum_RM, new_Rc, i, chunk), sums, found
-      )
+      cut = functools.partial(_cut, i=i, chunk=tile.chunk)
+      hidden = [cut(hidden_RMD) for hidden_RMD, _ in given.models]
+      logits = list(map(block.logits, hidden, heads, softcaps))
+      hit_Rcv = block.hits(cut(given.targets))
+      found = jax.tree.map(cut, sums).add(logits, hit_Rcv)
+      paste = functools.partial(_paste, i=i, chunk=tile.chunk)
+      return jax.tree.map(paste, sums, found)
 
-    return jax.lax.fori_loop(0, chunks, one_chunk, sums)
+    return jax.lax.fori_loop(0, given.chunks, one_chunk, sums)
 
+  zero_RM = jnp.zeros(given.targets.shape, wide)
+  sums = Sums.start(zero_RM, len(given.models), names)
   with jax.named_scope("head"):
-    sums = jax.lax.fori_loop(0, -(-V // v), one_block, sums)
-  if splits[0].vocab:
-    sums = {name: _together(of, splits[0]) for name, of in sums.items()}
-  policy, norms = sums["policy"], {}
-  for name, of in sums.items():
-    # Places past the chunks in use have no sum; their figures are dropped.
-    of["sum"] = jnp.maximum(of["sum"], 1.0)  # the top's own share is 1
-    norms[name] = of["top"] + jnp.log(of["sum"])
-  figures = {"logp": policy["hit"] - norms["policy"]}
-  if "entropy" in also:
-    mean_RM = policy["entropy"] / policy["sum"]
-    figures["entropy"] = jnp.log(policy["sum"]) - mean_RM
-  if "log_sum_sq" in also:
-    square_RM = jnp.maximum(policy["log_sum_sq"], 1.0)
-    figures["log_sum_sq"] = jnp.log(square_RM) - 2 * jnp.log(policy["sum"])
-  if against is not None:
-    ref = sums["reference"]
-    figures["ref_logp"] = ref["hit"] - norms["reference"]
-    figures["kl"] = ref["kl"] / ref["sum"] + (
-      norms["policy"] - norms["reference"]
-    )
-  return figures, norms
+    sums = jax.lax.fori_loop(0, -(-V // tile.v), one_block, sums)
+  return (sums.together(vocab) if vocab else sums).result()
 
 
-def _backward_here(
-  sizes,
-  softcaps,
-  splits,
-  hidden_RMD,
-  head_VD,
-  targets_RM,
-  chunks,
-  against,
-  total,
-  norms,
-  grads,
-):
-  (chunk, v), V, split = sizes, head_VD.shape[0], splits[0]
-  softcap, ref_softcap = softcaps
-  dtype = hidden_RMD.dtype
-  wide = norms["policy"].dtype
-  is_trained = _is_trained(head_VD)
+def grad_logits(logits, norms, hit_Rcv, grads, softcap, is_new_11v=None):
+  """Gradient of a block's products, from those of its tokens' figures.
+
+  Args:
+    logits: logits_Rcv of the model, and of its reference where it has one.
+    norms: norm_Rc of each softmax.
+    hit_Rcv: True at the targets.
+    grads: dict of grad_Rc of "logp" and "kl".
+    softcap: of the model's logits; the products come before it.
+    is_new_11v: False for tokens of an earlier block; None: all are new.
+
+  Returns:
+    grad_Rcv.
+  """
+  share_Rcv, *others = (
+    jnp.exp(logits_Rcv - norm_Rc[:, :, None])
+    for logits_Rcv, norm_Rc in zip(logits, norms, strict=True)
+  )
+  hit_Rcv = hit_Rcv.astype(share_Rcv.dtype)
+  grad_Rcv = grads["logp"][:, :, None] * (hit_Rcv - share_Rcv)
+  for ref_share_Rcv in others:
+    grad_Rcv += grads["kl"][:, :, None] * (share_Rcv - ref_share_Rcv)
+  if softcap is not None:  # the slope of the cap, from what it gave
+    grad_Rcv *= 1.0 - jnp.square(logits[0] / softcap)
+  if is_new_11v is None:
+    return grad_Rcv
+  return jnp.where(is_new_11v, grad_Rcv, 0.0)
+
+
+def _backward_here(tile, softcaps, partitions, given, total, norms, grads):
+  """(gradient of the hidden states, of the head) of this device's part."""
+  (hidden_RMD, head_VD), partition = given.models[0], partitions[0]
+  V, dtype, wide = head_VD.shape[0], hidden_RMD.dtype, norms[0].dtype
+  is_trained = _is_trained(given)
   grad_head_VD = total
   if is_trained and total is None:
     grad_head_VD = jax.new_ref(jnp.zeros_like(head_VD))
 
   def one_block(b, grad_hidden_RMD):
-    block = _Block(b, v, V, split)
-    head_vD = block.of(head_VD, dtype, split)
-    if against is not None:
-      ref_head_vD = block.of(against[1], against[0].dtype, splits[1])
-
-    def share(logits_Rcv, name, i):
-      return jnp.exp(logits_Rcv - _cut(norms[name], i, chunk)[:, :, None])
+    block = _Block(b, tile.v, V, partition)
+    heads = list(map(block.of, given.models, partitions))
 
     def one_chunk(i, carry):
       grad_hidden_RMD, grad_head_vD = carry
-      hidden_RcD = _cut(hidden_RMD, i, chunk)
-      logits_Rcv = block.logits(hidden_RcD, head_vD, softcap)
-      share_Rcv = share(logits_Rcv, "policy", i)
-      hit_Rcv = block.hits(_cut(targets_RM, i, chunk))
-      grad_Rc1 = _cut(grads["logp"], i, chunk)[:, :, None]
-      grad_Rcv = grad_Rc1 * (hit_Rcv.astype(wide) - share_Rcv)
-      if against is not None:
-        grad_Rc1 = _cut(grads["kl"], i, chunk)[:, :, None]
-        ref_Rcv = block.logits(
-          _cut(against[0], i, chunk), ref_head_vD, ref_softcap
-        )
-        grad_Rcv += grad_Rc1 * (share_Rcv - share(ref_Rcv, "reference", i))
-      if softcap is not None:  # the slope of the cap, from what it gave
-        grad_Rcv *= 1.0 - jnp.square(logits_Rcv / softcap)
-      if block.is_new_11v is not None:
-        grad_Rcv = jnp.where(block.is_new_11v, grad_Rcv, 0.0)
+      cut = functools.partial(_cut, i=i, chunk=tile.chunk)
+      hidden = [cut(hidden_RMD) for hidden_RMD, _ in given.models]
+      grad_Rcv = grad_logits(
+        list(map(block.logits, hidden, heads, softcaps)),
+        list(map(cut, norms)),
+        block.hits(cut(given.targets)),
+        jax.tree.map(cut, grads),
+        softcaps[0],
+        block.is_new_11v,
+      )
       grad_nv = _flat(grad_Rcv.astype(dtype))
-      grad_hidden_RcD = _cut(grad_hidden_RMD, i, chunk) + jnp.matmul(
-        grad_nv, head_vD, preferred_element_type=wide
-      ).reshape(hidden_RcD.shape)
+      grad_hidden_RcD = cut(grad_hidden_RMD) + jnp.matmul(
+        grad_nv, heads[0], preferred_element_type=wide
+      ).reshape(hidden[0].shape)
       if is_trained:
         grad_head_vD += jnp.matmul(
-          grad_nv.T, _flat(hidden_RcD), preferred_element_type=wide
+          grad_nv.T, _flat(hidden[0]), preferred_element_type=wide
         )
-      return _paste(grad_hidden_RMD, grad_hidden_RcD, i, chunk), grad_head_vD
+      grad_hidden_RMD = _paste(grad_hidden_RMD, grad_hidden_RcD, i, tile.chunk)
+      return grad_hidden_RMD, grad_head_vD
 
-    start = (
-      grad_hidden_RMD,
-      jnp.zeros(head_vD.shape, wide) if is_trained else (),
-    )
+    zero_vD = jnp.zeros(heads[0].shape, wide) if is_trained else ()
     grad_hidden_RMD, grad_head_vD = jax.lax.fori_loop(
-      0, chunks, one_chunk, start
+      0, given.chunks, one_chunk, (grad_hidden_RMD, zero_vD)
     )
     if is_trained:
-      grad_head_vD = _scattered(grad_head_vD, split).astype(grad_head_VD.dtype)
-      jax.ref.addupdate(grad_head_VD, jax.ds(block.start, v), grad_head_vD)
+      grad_head_vD = _scattered(grad_head_vD, partition)
+      rows = jax.ds(block.start, tile.v)
+      grad_head_vD = grad_head_vD.astype(grad_head_VD.dtype)
+      jax.ref.addupdate(grad_head_VD, rows, grad_head_vD)
     return grad_hidden_RMD
 
   grad_hidden_RMD = jnp.zeros(hidden_RMD.shape, wide)
   with jax.named_scope("head_gradient"):
     grad_hidden_RMD = jax.lax.fori_loop(
-      0, -(-V // v), one_block, grad_hidden_RMD
+      0, -(-V // tile.v), one_block, grad_hidden_RMD
     )
-  if split.vocab:
-    grad_hidden_RMD = jax.lax.psum(grad_hidden_RMD, split.vocab)
+  if partition.vocab:
+    grad_hidden_RMD = jax.lax.psum(grad_hidden_RMD, partition.vocab)
   is_own = is_trained and total is None
-  return (
-    grad_hidden_RMD.astype(dtype),
-    jax.freeze(grad_head_VD) if is_own else None,
-  )
+  grad_head_VD = jax.freeze(grad_head_VD) if is_own else None
+  return grad_hidden_RMD.astype(dtype), grad_head_VD
 
 
-def _scattered(grad_head_vD, split):
+def _scattered(grad_head_vD, partition):
   """The sum over the rows of all devices, each of which keeps its width."""
-  others = tuple(axis for axis in split.rows if axis not in split.embed)
+  others = tuple(axis for axis in partition.rows if axis not in partition.embed)
   if others:
     grad_head_vD = jax.lax.psum(grad_head_vD, others)
-  if not split.embed:
+  if not partition.embed:
     return grad_head_vD
   return jax.lax.psum_scatter(
-    grad_head_vD, split.embed, scatter_dimension=1, tiled=True
+    grad_head_vD, partition.embed, scatter_dimension=1, tiled=True
   )
 
 

@@ -13,7 +13,7 @@ from mrpo_jax.models import parameters, weights
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """Which matrices a LoRA changes, and how much."""
+  """A LoRA: the matrices that it changes, its rank and its scale."""
 
   rank: int
   alpha: float
@@ -25,9 +25,6 @@ class Adapter:
   def scale(self):
     """alpha / rank, or alpha / sqrt(rank): rsLoRA, arXiv:2312.03732."""
     return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
-# Adapters.
 
 
 def is_lora(node):
@@ -80,14 +77,12 @@ def _pair(spec, name, rank):
     "a": parameters.ArraySpec(
       (*L, *inputs, rank),
       (*spec.axes[:cut], None),
-      spec.name,
       inputs=spec.inputs,
       scale=math.prod(inputs) ** -0.5,
     ),
     "b": parameters.ArraySpec(
       (*L, rank, *outputs),
       ("layers", None, *spec.axes[cut:]),
-      spec.name,
       inputs=1,
       start=0.0,
     ),
@@ -150,7 +145,7 @@ def split(params):
 
 
 def join(frozen, trained, key=None):
-  """What `split` took apart.
+  """The tree that `split` took apart.
 
   Args:
     frozen: tree with holes, or None.

@@ -1,14 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed rows of pairs, and the log-probability of each response in them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from mrpo_jax.models import head, transformer
 from mrpo_jax.models.attention.layout import RowLayout
-from mrpo_jax.models.partition import WHOLE
+from mrpo_jax.models.partition import WHOLE, Partition
 from mrpo_jax.rows import micro_batch, micro_batches, scope
 from mrpo_jax.shapes import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+  """How a forward pass is computed, which changes numbers by rounding alone.
+
+  See `transformer.hidden` for the first four, `head.token_figures` for the
+  others.
+  """
+
+  kernel: str = "auto"  # of the attention
+  remat: str = "none"
+  dtype: str | None = None  # of the activations; None: of the weights
+  partition: Partition = WHOLE
+  chunk: int | None = None  # scored positions of a row at once
+  vocabulary: int | None = None  # tokens of the vocabulary at once
+
+
+DEFAULT = Computation()
 
 
 def token_figures(
@@ -16,35 +37,39 @@ def token_figures(
   params,
   rows,
   pairs,
+  computation=DEFAULT,
   *,
   also=(),
   against=None,
-  chunk=None,
-  vocabulary=None,
-  **forward,
 ):
-  """What a model says of every scored token of the rows.
+  """Figures of every scored token of the rows, under a model.
 
   Args:
     config: ModelConfig.
     params: its parameters.
     rows: Rows without the axis A.
     pairs: B, static.
+    computation: Computation.
     also: further figures; see `head.token_figures`.
-    against: (config, params, forward) of a reference with the same
+    against: (config, params, Computation) of a reference with the same
       vocabulary, run on the same rows; see `head.token_figures`.
-    chunk, vocabulary: see `head.token_figures`.
-    **forward: `kernel`, `remat`, `dtype`, `split` of `transformer.hidden`.
 
   Returns:
     dict of value_RM, `logp` among them.
   """
-  check("R T", rows.tokens_RT, "R M", rows.slots_RM)
+  check(tokens_RT=rows.tokens_RT, slots_RM=rows.slots_RM)
   layout = RowLayout(rows.positions_RT, rows.segments_RT, rows.branches_RT)
 
-  def scored(config, params, forward):
+  def scored(config, params, how):
     hidden_RTD = transformer.hidden(
-      config, params, rows.tokens_RT, layout, **forward
+      config,
+      params,
+      rows.tokens_RT,
+      layout,
+      kernel=how.kernel,
+      remat=how.remat,
+      dtype=how.dtype,
+      partition=how.partition,
     )
     hidden_RMD = jnp.take_along_axis(
       hidden_RTD, rows.places_RM[:, :, None], axis=1
@@ -52,26 +77,28 @@ def token_figures(
     return hidden_RMD, transformer.head(params)
 
   used = jnp.max(jnp.sum(rows.slots_RM < 2 * pairs, axis=1))
-  ref_config, _, ref_forward = against or (config, None, forward)
+  ref_config, _, ref_computation = against or (config, None, computation)
   return head.token_figures(
-    *scored(config, params, forward),
+    *scored(config, params, computation),
     rows.targets_RM,
     used,
     also=also,
     against=None if against is None else scored(*against),
     softcaps=(config.logits_softcap, ref_config.logits_softcap),
-    chunk=chunk,
-    vocabulary=vocabulary,
-    splits=(forward.get("split", WHOLE), ref_forward.get("split", WHOLE)),
+    chunk=computation.chunk,
+    vocabulary=computation.vocabulary,
+    partitions=(computation.partition, ref_computation.partition),
   )
 
 
-def all_token_figures(config, params, rows, pairs, *, also=(), **forward):
+def all_token_figures(
+  config, params, rows, pairs, computation=DEFAULT, *, also=()
+):
   """`token_figures` of rows [A, R, T], one micro-batch in memory at a time."""
 
   def body(a, figures):
     found = token_figures(
-      config, params, micro_batch(rows, a), pairs, also=also, **forward
+      config, params, micro_batch(rows, a), pairs, computation, also=also
     )
     return {
       name: jax.lax.dynamic_update_index_in_dim(
@@ -110,7 +137,7 @@ def per_response(value, slots, pairs):
 
 
 def token_places(rows, pairs):
-  """Where each scored token stands: what token weights are made of.
+  """Places and lengths of scored tokens, of which token weights are made.
 
   Args:
     rows: Rows without the axis A.

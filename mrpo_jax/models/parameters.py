@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every weight declared once: shape, meaning of each axis, Hugging Face name.
+"""Every weight declared once: its shape, the meaning of each axis, its start.
 
-From the table of a model follow its abstract shapes, its initialisation, its
-shardings (`parallel.py`) and its files (`hub.py`).
+From the table of a model follow its abstract shapes, its initialisation and
+its shardings (`parallel.py`); `hub.folder` joins it to the names in files.
 """
 
 import dataclasses
@@ -11,17 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.models.families.tensor_names import LAYOUTS
-
-
-@dataclasses.dataclass(frozen=True)
-class Shared:
-  """Where in a stored tensor one of several weights stands."""
-
-  whole: tuple[int, ...]  # the tensor's shape
-  split: tuple[int, ...]  # what to reshape it to
-  part: tuple[int | slice, ...]  # what to index that with
-
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
@@ -29,129 +18,98 @@ class ArraySpec:
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]  # logical; `parallel.RULES` maps them to a mesh
-  name: str  # Hugging Face's; each "{}" stands for an index of a leading axis
-  inputs: int = 0  # leading axes (after the stacked) that a product sums over
+  inputs: int = 0  # leading axes (after the layers) that a product sums over
   scale: float | None = None  # standard deviation at the start; None: constant
   start: float = 1.0  # that constant
-  inputs_first: bool = False  # in the file; torch has the outputs first
-  shared: "Shared | None" = None  # where the stored tensor holds more
-
-  @property
-  def stacked(self):
-    """How many leading axes the files keep apart."""
-    return self.name.count("{}")
 
 
 def table(config):
   """The nested dict of ArraySpec that is the model."""
-  L, D, V = config.layers, config.width, config.vocab_size
-  H, G, E, F = config.heads, config.kv_heads, config.head_dim, config.mlp_width
-  layout = LAYOUTS[config.family]
-  # Residual branches start small, so that depth does not scale the stream.
-  branch = 1.0 / math.sqrt(2 * L)
-  specs, blocks = {}, {}
-
-  def weight(name, shape, axes, inputs, factor=1.0):
-    scale = factor / math.sqrt(math.prod(shape[:inputs]))
-    blocks[name] = ArraySpec(
-      (L, *shape),
-      ("layers", *axes),
-      layout.names[name],
-      inputs,
-      scale,
-      inputs_first=layout.inputs_first,
-    )
-
-  def constant(into, name, shape, axes, value):
-    if into is blocks:
-      shape, axes = (L, *shape), ("layers", *axes)
-    into[name] = ArraySpec(shape, axes, layout.names[name], start=value)
-
-  def norm(into, name):
-    constant(into, name, (D,), ("embed",), 1.0 - config.norm_shift)
-    if config.norm == "layer":
-      constant(into, f"{name}_bias", (D,), ("embed",), 0.0)
-
-  def bias(name, shape, axes, exists):
-    if exists:
-      constant(blocks, f"{name}_bias", shape, axes, 0.0)
-
-  before, after = config.norms != "after", config.norms != "before"
-  heads, groups = ("heads", None), ("kv_heads", None)
-  if before:
-    norm(blocks, "attention_norm")
-  for name, N, axes in (
-    ("query", H, heads),
-    ("key", G, groups),
-    ("value", G, groups),
-  ):
-    weight(name, (D, N, E), ("embed", *axes), 1)
-    bias(name, (N, E), axes, config.qkv_bias)
-  for name, N, axes in (("query_norm", H, heads), ("key_norm", G, groups)):
-    if config.qk_norm == "head":
-      constant(blocks, name, (E,), (None,), 1.0 - config.norm_shift)
-    elif config.qk_norm:
-      constant(blocks, name, (N, E), axes, 1.0 - config.norm_shift)
-  weight("out", (H, E, D), (*heads, "embed"), 2, branch)
-  bias("out", (D,), ("embed",), config.out_bias)
-  if after:
-    norm(blocks, "attention_out_norm")
-  if before and config.parallel != "one":
-    norm(blocks, "mlp_norm")
-  for name in ("gate", "up") if config.gated else ("up",):
-    weight(name, (D, F), ("embed", "mlp"), 1)
-    bias(name, (F,), ("mlp",), config.mlp_bias)
-  weight("down", (F, D), ("mlp", "embed"), 1, branch)
-  bias("down", (D,), ("embed",), config.mlp_bias)
-  if after:
-    norm(blocks, "mlp_out_norm")
-
-  vocab = ((V, D), ("vocab", "embed"))
-  specs["embed"] = ArraySpec(*vocab, layout.names["embed"], scale=0.02)
+  L, width, vocabulary = config.layers, config.width, config.vocab_size
+  tokens = ArraySpec((vocabulary, width), ("vocab", "embed"), scale=0.02)
+  layer = attention_weights(config) | mlp_weights(config)
+  specs = {"embed": tokens}
   if config.learned_positions:
-    specs["positions"] = ArraySpec(
-      (config.max_positions, D),
-      (None, "embed"),
-      layout.names["positions"],
-      scale=0.02,
+    places = (config.max_positions, width)
+    specs["positions"] = ArraySpec(places, (None, "embed"), scale=0.02)
+  specs["blocks"] = {
+    name: dataclasses.replace(
+      spec, shape=(L, *spec.shape), axes=("layers", *spec.axes)
     )
-  specs["blocks"] = _shared_tensors(blocks, layout.interleaved, E)
-  norm(specs, "norm")
+    for name, spec in layer.items()
+  }
+  specs |= norm_weights(config, "norm")
   if not config.tied:
-    specs["head"] = ArraySpec(*vocab, layout.names["head"], scale=0.02)
+    specs["head"] = tokens
   return specs
 
 
-def _shared_tensors(blocks, interleaved, E):
-  """Tells the weights that share a stored tensor their parts of it."""
-  groups = {}
-  for key, spec in blocks.items():
-    groups.setdefault(spec.name, []).append(key)
-  for keys in groups.values():
-    if len(keys) == 1:
-      continue
-    members = [blocks[key] for key in keys]
-    sizes = [math.prod(layer_shape(spec)[spec.inputs :]) for spec in members]
-    inputs = layer_shape(members[0])[: members[0].inputs]
-    start = 0
-    for i, (key, size) in enumerate(zip(keys, sizes, strict=True)):
-      rows = slice(start, start + size)
-      whole = (sum(sizes), *inputs)
-      split, part = whole, (rows,)
-      if interleaved:  # query, key and value of each head side by side
-        split, part = (size // E, len(keys), E, *inputs), (slice(None), i)
-      elif members[0].inputs_first:
-        whole = split = whole[::-1]
-        part = (slice(None), rows)
-      shared = Shared(whole, split, part)
-      blocks[key] = dataclasses.replace(blocks[key], shared=shared)
-      start += size
-  return blocks
+def attention_weights(config):
+  """{name: ArraySpec} of one layer's attention, its norms among them."""
+  width = (config.width,), ("embed",)
+  heads = (config.heads, config.head_dim), ("heads", None)
+  groups = (config.kv_heads, config.head_dim), ("kv_heads", None)
+  specs = {}
+  if config.norms != "after":
+    specs |= norm_weights(config, "attention_norm")
+  for name, of in dict(query=heads, key=groups, value=groups).items():
+    specs |= _matrix(name, width, of, config.qkv_bias)
+  for name, (shape, axes) in dict(query_norm=heads, key_norm=groups).items():
+    if config.qk_norm == "head":  # one norm, for every head
+      shape, axes = shape[1:], axes[1:]
+    if config.qk_norm:
+      specs[name] = ArraySpec(shape, axes, start=1.0 - config.norm_shift)
+  specs |= _matrix("out", heads, width, config.out_bias, _branch(config))
+  if config.norms != "before":
+    specs |= norm_weights(config, "attention_out_norm")
+  return specs
 
 
-def layer_shape(spec):
-  """The shape of what one stored tensor, or a part of it, gives."""
-  return spec.shape[spec.stacked :]
+def mlp_weights(config):
+  """{name: ArraySpec} of one layer's MLP, its norms among them."""
+  width = (config.width,), ("embed",)
+  inner = (config.mlp_width,), ("mlp",)
+  specs = {}
+  if config.norms != "after" and config.parallel != "one":
+    specs |= norm_weights(config, "mlp_norm")
+  for name in ("gate", "up") if config.gated else ("up",):
+    specs |= _matrix(name, width, inner, config.mlp_bias)
+  specs |= _matrix("down", inner, width, config.mlp_bias, _branch(config))
+  if config.norms != "before":
+    specs |= norm_weights(config, "mlp_out_norm")
+  return specs
+
+
+def norm_weights(config, name):
+  """{name: ArraySpec} of one norm over the width."""
+  shape, axes = (config.width,), ("embed",)
+  specs = {name: ArraySpec(shape, axes, start=1.0 - config.norm_shift)}
+  if config.norm == "layer":
+    specs[f"{name}_bias"] = ArraySpec(shape, axes, start=0.0)
+  return specs
+
+
+def _branch(config):
+  """Branches end in small weights, so that depth does not scale the stream."""
+  return 1.0 / math.sqrt(2 * config.layers)
+
+
+def _matrix(name, inputs, outputs, has_bias, factor=1.0):
+  """{name: ArraySpec} of a matrix and its bias.
+
+  Args:
+    name: of the matrix.
+    inputs, outputs: (sizes, axes) of each side.
+    has_bias: is there one?
+    factor: of its standard deviation at the start.
+  """
+  (ins, in_axes), (outs, out_axes) = inputs, outputs
+  scale = factor / math.sqrt(math.prod(ins))
+  axes = in_axes + out_axes
+  specs = {name: ArraySpec(ins + outs, axes, len(ins), scale)}
+  if has_bias:
+    specs[f"{name}_bias"] = ArraySpec(outs, out_axes, start=0.0)
+  return specs
 
 
 def is_spec(node):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Over which axes of a mesh a model is computed.
+"""Partition of a model's activations over the axes of a mesh.
 
 XLA's partitioner divides products well.  A loop whose length is data, or a
 kernel that it cannot look into, it would run on every device over arrays that
@@ -29,7 +29,7 @@ class Partition:
   embed: tuple[str, ...] = ()
 
   def size(self, axes):
-    """Over how many devices these axes divide."""
+    """Number of devices that these axes divide over."""
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
   def run(self, function, in_specs, out_specs):
@@ -47,11 +47,11 @@ class Partition:
     )
 
   def place(self, axes):
-    """Which part of these axes a device of `run` has."""
+    """Number of the part of these axes that a device of `run` has."""
     return jax.lax.axis_index(axes) if axes else 0
 
   def of_weights(self, leaf_ND, axes):
-    """How `run` finds an embedding or a head whose N is split over `axes`."""
+    """PartitionSpecs of an embedding or a head whose N is split over `axes`."""
 
     def of(array):  # scales of integers have a width of 1
       return PartitionSpec(axes, self.embed if array.shape[1] > 1 else None)

@@ -12,7 +12,7 @@ from mrpo_jax.shapes import check, widen
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """How one kind of layer turns its queries and keys.
+  """Rotary embedding of one kind of layer.
 
   `settings` are those of the kind, under the names of Hugging Face's
   `rope_parameters`, everything resolved that these leave open.
@@ -48,7 +48,7 @@ def rotary(ropes, head_dim, positions_RT, dtype):
   Returns:
     (cos, sin), both [K, R, T, 1, dims / 2].
   """
-  check("R T", positions_RT)
+  check(positions_RT=positions_RT)
   (dims,) = {rope.dims or head_dim for rope in ropes if rope} or {2}
   length = jnp.max(positions_RT) + 1
   tables = [

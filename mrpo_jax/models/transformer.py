@@ -96,7 +96,7 @@ def mlp(config, x_RTD, weights):
 def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, *of_whom):
   """One layer: attention and MLP, each a branch that is added to x.
 
-  `of_whom`: the Layout of the rows and the layer's window, for the kernel.
+  `of_whom`: the RowLayout of the rows and the layer's window, for the kernel.
   """
 
   def add(x_RTD, y_RTD):
@@ -126,31 +126,33 @@ def hidden(
   kernel="auto",
   remat="none",
   dtype=None,
-  split=WHOLE,
+  partition=WHOLE,
 ):
   """Final hidden states, normed: what the head projects.
 
   Args:
     config: ModelConfig.
-    params: tree of leaves in the shape of `spec.table(config)`.
+    params: tree of leaves in the shape of `parameters.table(config)`.
     tokens_RT: token ids; padding may hold any valid id.
     layout: `layout.RowLayout` of the rows.
     kernel: a key of `kernels.KERNELS`, or "auto".
     remat: a key of REMAT: what the backward pass keeps of each layer.
     dtype: of the activations; None means that of the parameters.
-    split: Split of the activations over a mesh.
+    partition: Partition of the activations over a mesh.
 
   Returns:
     hidden_RTD.
   """
   positions_RT = layout.positions
-  check("R T", tokens_RT, "R T", positions_RT, "R T", layout.segments)
+  check(
+    tokens_RT=tokens_RT, positions_RT=positions_RT, segments_RT=layout.segments
+  )
   dtype = jnp.dtype(dtype or params["norm"].dtype)
   wide = jnp.promote_types(dtype, jnp.float32)
   cos_KRT1E, sin_KRT1E = rotary(
     config.ropes, config.head_dim, positions_RT, wide
   )
-  kernel = kernels.choose(kernel, config, dtype, split)
+  kernel = kernels.choose(kernel, config, dtype, partition)
   step = functools.partial(block, config, kernel)
   if remat != "none":
     # prevent_cse is needless under scan and would cost fusions.
@@ -166,10 +168,10 @@ def hidden(
       layout,
       window,
     )
-    return split.kept(x_RTD), None
+    return partition.kept(x_RTD), None
 
-  x_RTD = embed(config, params, tokens_RT, positions_RT, dtype, split)
-  x_RTD = split.kept(x_RTD)
+  x_RTD = embed(config, params, tokens_RT, positions_RT, dtype, partition)
+  x_RTD = partition.kept(x_RTD)
   per_layer = [
     jnp.asarray(values, jnp.int32) if values else None
     for values in (config.layer_ropes, config.layer_windows)
@@ -179,16 +181,18 @@ def hidden(
   return x_RTD * jnp.asarray(config.logits_scale, dtype)
 
 
-def embed(config, params, tokens_RT, positions_RT, dtype, split):
-  """What enters the first layer: x_RTD."""
-  x_RTD = looked_up(params["embed"], tokens_RT, dtype, split, split.vocab)
+def embed(config, params, tokens_RT, positions_RT, dtype, partition):
+  """The input of the first layer: x_RTD."""
+  x_RTD = looked_up(
+    params["embed"], tokens_RT, dtype, partition, partition.vocab
+  )
   x_RTD *= jnp.asarray(config.embedding_scale, dtype)
   if config.learned_positions:
-    x_RTD += looked_up(params["positions"], positions_RT, dtype, split, ())
+    x_RTD += looked_up(params["positions"], positions_RT, dtype, partition, ())
   return x_RTD
 
 
-def looked_up(leaf_ND, places_RT, dtype, split, axes):
+def looked_up(leaf_ND, places_RT, dtype, partition, axes):
   """x_RTD: the rows at these places of an embedding, split over those axes.
 
   Each device looks up, in what it has, the tokens of all devices that have
@@ -196,26 +200,26 @@ def looked_up(leaf_ND, places_RT, dtype, split, axes):
   """
 
   def here(leaf_ND, places_RT):
-    if split.embed:
-      places_RT = jax.lax.all_gather(places_RT, split.embed, tiled=True)
+    if partition.embed:
+      places_RT = jax.lax.all_gather(places_RT, partition.embed, tiled=True)
     if axes:
       N = leaf_ND.shape[0]
-      places_RT = places_RT - split.place(axes) * N
+      places_RT = places_RT - partition.place(axes) * N
       is_here_RT = (places_RT >= 0) & (places_RT < N)
       places_RT = jnp.where(is_here_RT, places_RT, 0)
     x_RTD = rows_of(leaf_ND, places_RT, dtype)
     if axes:
       x_RTD = jnp.where(is_here_RT[:, :, None], x_RTD, 0)
       x_RTD = jax.lax.psum(x_RTD, axes)
-    if split.embed:
-      x_RTD = jax.lax.all_to_all(x_RTD, split.embed, 0, 2, tiled=True)
+    if partition.embed:
+      x_RTD = jax.lax.all_to_all(x_RTD, partition.embed, 0, 2, tiled=True)
     return x_RTD
 
-  if split.mesh is not None and isinstance(leaf_ND, Summed):
+  if partition.mesh is not None and isinstance(leaf_ND, Summed):
     leaf_ND = leaf_ND.array  # its gradient is summed over devices before
-  rows = PartitionSpec(split.rows)
-  specs = split.of_weights(leaf_ND, axes)
-  return split.run(here, (specs, rows), rows)(leaf_ND, places_RT)
+  rows = PartitionSpec(partition.rows)
+  specs = partition.of_weights(leaf_ND, axes)
+  return partition.run(here, (specs, rows), rows)(leaf_ND, places_RT)
 
 
 def head(params):
@@ -228,7 +232,7 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
 
   Args:
     config: ModelConfig.
-    params: tree of arrays in the shape of `spec.table(config)`.
+    params: tree of arrays in the shape of `parameters.table(config)`.
     tokens_BT: token ids.
     positions_BT: places within each sequence; None counts from the start of
       each run of equal segments.
@@ -238,12 +242,12 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
   Returns:
     logits_BTV: float32 or better.
   """
-  check("B T", tokens_BT)
+  check(tokens_BT=tokens_BT)
   if segments_BT is None:
     segments_BT = jnp.ones_like(tokens_BT)
   if positions_BT is None:
     positions_BT = _positions(segments_BT)
-  check("B T", tokens_BT, "B T", positions_BT, "B T", segments_BT)
+  check(tokens_BT=tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
   layout = RowLayout(positions_BT, segments_BT, jnp.zeros_like(segments_BT))
   hidden_BTD = hidden(config, params, tokens_BT, layout, kernel="xla")
   logits_BTV = jnp.einsum(

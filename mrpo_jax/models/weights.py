@@ -153,16 +153,8 @@ def summed(params, totals):
 
 
 def matrices(table):
-  """{name: ArraySpec} of the blocks' matrices, one for each layer.
-
-  They alone may be more than an array; what a layer has several of (experts)
-  may not.
-  """
-  return {
-    name: spec
-    for name, spec in table["blocks"].items()
-    if spec.inputs and spec.stacked == 1
-  }
+  """{name: ArraySpec} of the blocks' matrices: they may be more than arrays."""
+  return {name: spec for name, spec in table["blocks"].items() if spec.inputs}
 
 
 # Quantised weights.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a run whose models and data are not here, to be compiled.
+"""Abstract steps of a run whose models and data are not here, to be compiled.
 
 What memory a step takes does not depend on the data; how long it takes does,
 and comes from a batch of pairs of assumed lengths that is packed as a run
@@ -9,27 +9,20 @@ packs its own.
 import dataclasses
 import re
 
-import jax
 import numpy as np
 
 from mrpo_jax import parallel
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import head, lora
+from mrpo_jax.models import head
 from mrpo_jax.models.attention import blockwise
 from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.references import score
 from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import Scores
-from mrpo_jax.runs.data import is_scored
+from mrpo_jax.runs.config import Folder
 from mrpo_jax.runs.models import abstract_models
-from mrpo_jax.runs.program import (
-  abstract_state,
-  frozen_arguments,
-  reference_moves,
-)
-from mrpo_jax.training import optimizer
-from mrpo_jax.training.step import compile_step
+from mrpo_jax.runs.program import Program
 
 LAYOUT = ("positions", "segments", "branches")  # of layout.RowLayout
 SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
@@ -67,21 +60,21 @@ def assume(setup, lengths):
     setup: setup.Setup.
     lengths: (prompt, response), means in tokens.
   """
-  data, batch = setup.config["data"], setup.config["batch"]
-  most = np.array([data["max_prompt"], *[data["max_response"]] * 2])
+  data, batch = setup.config.data, setup.config.batch
+  most = np.array([data.max_prompt, data.max_response, data.max_response])
   mean = np.array([lengths[0], lengths[1], lengths[1]])
   spread = np.random.default_rng(0).uniform(*SPREAD, (batch, 3))
   length_N3 = np.clip(np.round(mean * spread).astype(int), 1, most)
   if setup.method.supervised:
     length_N3[:, 2] = 0
-  if length_N3.sum(1).max() > data["row_length"]:
+  if length_N3.sum(1).max() > data.row_length:
     raise InputError(
       f"--lengths={lengths[0]},{lengths[1]}: some pairs are longer than "
-      f"config.data.row_length={data['row_length']}"
+      f"config.data.row_length={data.row_length}"
     )
   pairs = [Encoded(*([0] * n for n in counts)) for counts in length_N3.tolist()]
   views = setup.packing.of([pairs] * setup.objective.views, np.arange(batch))
-  chunk = setup.config["policy"]["chunk"]
+  chunk = setup.config.policy.chunk
   shards, trips = parallel.row_shards(setup.mesh), {}
   for part in views[0]:
     trips |= _trips(part, 2 * batch, shards, chunk)
@@ -114,24 +107,6 @@ def _trips(rows, slots, shards, chunk):
 # The steps.
 
 
-def _abstract(tree, shardings):
-  return jax.tree.map(
-    lambda array, to: jax.ShapeDtypeStruct(
-      array.shape, array.dtype, sharding=to
-    ),
-    tree,
-    shardings,
-  )
-
-
-def _abstract_rows(views, mesh):
-  to = parallel.rows_sharding(mesh)
-  return jax.tree.map(
-    lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=to),
-    views,
-  )
-
-
 def _given(setup, views):
   """What the step is told of the pairs, as zeros."""
   per_token = [] if setup.method.token_weight is not None else None
@@ -147,64 +122,44 @@ def _given(setup, views):
 
 def abstract_train_step(setup, rows):
   """(jitted train step, its abstract arguments, weights of an adapter)."""
-  config, mesh = setup.config, setup.mesh
-  loaded = abstract_models(config, setup.described, mesh)
-  policy = loaded["policy"]
-  transformation, _ = optimizer.make(
-    steps=config["steps"] // config["rounds"]["count"], **config["optimizer"]
-  )
-  moves = reference_moves(config)
-  state, _ = abstract_state(setup, policy, transformation, moves)
-  base, trained = lora.split(policy.params)
-  given = _given(setup, rows)
+  mesh, given = setup.mesh, _given(setup, rows)
+  models = abstract_models(setup.described, mesh)
+  program = Program(setup, models)
   arguments = (
-    state,
-    base,
-    frozen_arguments(setup, loaded, moves),
-    _abstract_rows(rows, mesh),
-    _abstract(given, parallel.figure_shardings(given, mesh)),
+    program.state,
+    *program.frozen,
+    parallel.abstract(rows, parallel.rows_sharding(mesh)),
+    parallel.abstract(given, parallel.figure_shardings(given, mesh)),
   )
-  step = compile_step(
-    setup.objective,
-    transformation,
-    jax.tree.map(lambda array: array.sharding, state),
-    parallel.rows_sharding(mesh),
-    moves,
-  )
-  sizes = [array.size for array in jax.tree.leaves(trained)]
-  adapter = sum(sizes) if policy.adapter is not None else 0
-  return step, arguments, adapter
+  return program.jitted, arguments, program.adapter_size
 
 
 def abstract_scoring_step(setup, name, rows):
   """(jitted scoring step of a reference, its abstract arguments)."""
-  key = f"references.{name}"
-  one = setup.described[key]
+  one = setup.described[name]
+  online = dataclasses.replace(one.model, scored=False)
   loaded = abstract_models(
-    setup.config,
-    {key: dataclasses.replace(one, model=_online(one.model))},
-    setup.mesh,
+    {name: dataclasses.replace(one, model=online)}, setup.mesh
   )
   step = score.compile_figures(
     one.model.config,
-    setup.config["batch"],
+    setup.config.batch,
     setup.method.token_weight is not None,
-    one.model.forward + one.model.head,
+    one.model.computation,
   )
-  arguments = loaded[key].params, _abstract_rows(rows[0], setup.mesh)
+  to = parallel.rows_sharding(setup.mesh)
+  arguments = loaded[name].params, parallel.abstract(rows[0], to)
   return step, arguments
-
-
-def _online(model):
-  return dataclasses.replace(model, scored=False)
 
 
 def scored_names(setup):
   """References that are run before the first step, alike ones once."""
-  config, found = setup.config["references"], {}
-  for name in config["names"]:
-    one = setup.described[f"references.{name}"]
-    if is_scored(config[name]) or setup.method.measures:
-      alike = one.model, dataclasses.replace(one.base, path="")
-      found.setdefault(alike, []).append(name)
+  found = {}
+  for name in setup.config.references.names:
+    one = setup.described[name]
+    if one.model.scored or setup.method.measures:
+      weights = one.section.base.weights
+      any_folder = None if isinstance(weights, Folder) else weights
+      base = dataclasses.replace(one.section.base, weights=any_folder)
+      found.setdefault((one.model, base), []).append(name)
   return list(found.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the real train step of a config on its real data."""
+"""Benchmark of a config's own train step on its own data."""
 
 import contextlib
 import datetime
@@ -17,16 +17,13 @@ import numpy as np
 
 from mrpo_jax import parallel
 from mrpo_jax.data.batches import training_batches
-from mrpo_jax.models import lora
 from mrpo_jax.performance import flops
 from mrpo_jax.rows import token_counts
 from mrpo_jax.runs.models import load_models
-from mrpo_jax.runs.program import frozen_arguments, reference_moves, start_state
-from mrpo_jax.runs.score import plan_of
+from mrpo_jax.runs.program import Program
+from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import chosen_method, set_up
 from mrpo_jax.text import aligned
-from mrpo_jax.training import optimizer
-from mrpo_jax.training.step import compile_step
 
 # Side of the largest matrix of `matmul_peak`.
 CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192
@@ -35,7 +32,7 @@ CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192
 def bench_setup(config, workdir, say=print):
   """setup.Setup without held-out pairs, unless the method learns from them."""
   if not chosen_method(config).learns:
-    config = {**config, "data": {**config["data"], "eval": ""}}
+    config = config.changed({"data.eval": ""})
   return set_up(config, pathlib.Path(workdir), say)
 
 
@@ -57,36 +54,21 @@ class Bench:
     """Args: setup.Setup; folder of the store, "" is the workdir's own."""
     self._setup = setup
     config, mesh = setup.config, setup.mesh
-    plan = plan_of(setup, store, fresh=True)
-    plan.fill(mesh, setup.packing, say)
-    loaded = load_models(config, setup.described, mesh, say)
-    policy = loaded["policy"]
-    transformation, _ = optimizer.make(
-      steps=config["steps"] // config["rounds"]["count"], **config["optimizer"]
-    )
-    moves = reference_moves(config)
-    self._state, _ = start_state(
-      setup, policy, transformation, moves, plan, say
-    )
-    base, trained = lora.split(policy.params)
-    self._frozen = base, frozen_arguments(setup, loaded, moves)
-    sizes = [array.size for array in jax.tree.leaves(trained)]
-    self._adapter = sum(sizes) if policy.adapter is not None else 0
-    self._known = plan.known("train")
-    self._views = setup.tables["train"].views[: setup.objective.views]
+    scores = ScorePlan.of(setup, store, fresh=True)
+    scores.fill(mesh, setup.packing, say)
+    models = load_models(setup.described, mesh, say)
+    self._program = Program(setup, models)
+    del models  # the policy's start is the state's now
+    self._state, _ = self._program.start(scores, say)
+    self._known, self._views = scores.known("train"), setup.views("train")
     self._training = training_batches(
-      self._views, setup.packing, seed=config["seed"], known=self._known
+      self._views, setup.packing, seed=config.seed, known=self._known
     )
-    self.pairs, self.batch = len(self._views[0]), config["batch"]
-    step = compile_step(
-      setup.objective,
-      transformation,
-      jax.tree.map(lambda array: array.sharding, self._state),
-      parallel.rows_sharding(mesh),
-      moves,
+    self.pairs, self.batch = len(self._views[0]), config.batch
+    packed = self._packed(np.arange(min(self.batch, self.pairs)))
+    lowered = self._program.jitted.lower(
+      self._state, *self._program.frozen, *parallel.global_batch(*packed, mesh)
     )
-    rows, given = self._packed(np.arange(min(self.batch, self.pairs)))
-    lowered = step.lower(self._state, *self._frozen, *self._place(rows, given))
     started = time.perf_counter()
     self._compiled = lowered.compile()
     self.compile_seconds = time.perf_counter() - started
@@ -109,9 +91,11 @@ class Bench:
       _, (rows, given) = next(self._training)
     else:
       rows, given = self._packed(np.asarray(indices))
-    placed = self._place(rows, given)
+    batch = parallel.global_batch(rows, given, self._setup.mesh)
     ready = time.perf_counter()
-    self._state, metrics = self._compiled(self._state, *self._frozen, *placed)
+    self._state, metrics = self._compiled(
+      self._state, *self._program.frozen, *batch
+    )
     jax.block_until_ready((self._state, metrics))
     ended = time.perf_counter()
     objective = self._setup.objective
@@ -124,23 +108,18 @@ class Bench:
       "pairs": pairs,
       "tokens": tokens,
       "slots": slots,
-      "flops": flops.step(objective, rows, self._adapter),
+      "flops": flops.step(objective, rows, self._program.adapter_size),
       "loss": float(metrics["loss"]),
     }
 
   def matmul_peak(self):
     """Operations per second of `matmul_peak` in what is computed with."""
-    policy = self._setup.config["policy"]
-    return matmul_peak(self._setup.mesh, policy["compute"] or policy["dtype"])
+    policy = self._setup.config.policy
+    return matmul_peak(self._setup.mesh, policy.compute or policy.dtype)
 
   def _packed(self, indices):
     rows = self._setup.packing.of(self._views, indices)
     return rows, self._known.of(self._setup.packing, indices, rows)
-
-  def _place(self, views, given):
-    mesh = self._setup.mesh
-    rows = tuple(parallel.global_rows(view, mesh) for view in views)
-    return rows, parallel.global_figures(given, mesh)
 
 
 def _memory(compiled):

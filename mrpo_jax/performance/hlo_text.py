@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parser of the text of a compiled XLA program (HLO)."""
+"""Parser of HLO, the text of a compiled XLA program."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class Instruction:
 
   @functools.cached_property
   def shapes(self):
-    """[(dtype, sizes, layout)] of what it gives."""
+    """[(dtype, sizes, layout)] of its results."""
     return [
       (dtype, tuple(map(int, filter(None, sizes.split(",")))), layout)
       for dtype, sizes, layout in SHAPE.findall(self.type)
@@ -45,12 +45,30 @@ class Instruction:
 
   @property
   def bytes(self):
-    """Of what it gives, in the large memory: S(1) is on the chip."""
+    """Of its results in the large memory: S(1) is on the chip."""
     return sum(
-      width_of(dtype) * math.prod(sizes)
+      _width(dtype) * math.prod(sizes)
       for dtype, sizes, layout in self.shapes
       if "S(1)" not in layout
     )
+
+  @property
+  def all_bytes(self):
+    """Of its results, wherever they lie."""
+    return sum(
+      _width(dtype) * math.prod(sizes) for dtype, sizes, _ in self.shapes
+    )
+
+  @property
+  def called(self):
+    """Names of the computations that run when it does."""
+    if self.opcode == "while":
+      return [re.search(r"\bbody=%?([\w.-]+)", self.rest).group(1)]
+    if branches := BRANCHES.search(self.rest):
+      return re.findall(r"%?([\w.-]+)", branches.group(1))
+    if self.opcode in ("fusion", "call", "async-start", "conditional"):
+      return CALLED.findall(self.rest)
+    return []
 
   @property
   def scope(self):
@@ -72,6 +90,11 @@ def parse(text):
   return computations, entry
 
 
+def root_of(computation):
+  """The Instruction whose result is that of the computation."""
+  return next(one for one in computation.values() if one.is_root)
+
+
 def _instruction(root, name, rest):
   rest = re.sub(r"/\*.*?\*/", "", rest)
   if rest.startswith("("):
@@ -91,7 +114,7 @@ def _instruction(root, name, rest):
 
 
 def _closing(text, start):
-  """Where the parenthesis that opens at `start` closes."""
+  """The index at which the parenthesis that opens at `start` closes."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == "(") - (text[i] == ")")
@@ -100,7 +123,8 @@ def _closing(text, start):
   return len(text)
 
 
-def width_of(dtype):
+def _width(dtype):
+  """Bytes of one number."""
   if dtype in BYTES:
     return BYTES[dtype]
   digits = re.match(r"[a-z]+(\d+)", dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiled program does, read from its text: work, bytes, collectives.
+"""Work of a compiled program, from its text: operations, bytes, collectives.
 
 XLA's own analysis counts the body of a loop once.  Here it counts as often as
 it runs: the compiler writes the number where it knows it; where it follows
@@ -14,7 +14,7 @@ import numpy as np
 
 from mrpo_jax.performance import hlo_text
 
-# What moves no bytes by itself.
+# Opcodes that move no bytes by themselves.
 FREE = {
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
   *("while", "conditional", "call", "after-all", "partition-id", "iota"),
@@ -41,7 +41,7 @@ class Collective:
 
 @dataclasses.dataclass
 class Work:
-  """What one device does in one run of a program."""
+  """Operations, bytes and exchanges of one device in one run of a program."""
 
   flops: float = 0.0  # of products of matrices
   bytes: float = 0.0  # read from and written to its memory
@@ -79,7 +79,7 @@ def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
       done.collectives += [exchange] if exchange.bytes else []
     if not fused and one.opcode not in FREE:
       done.bytes += times * _traffic(one, here, computations)
-    inner, runs = _called(one), times
+    runs = times
     if one.opcode == "while":
       count = _known_trips(one, computations)
       if count is None:
@@ -89,33 +89,20 @@ def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
         count = 1
       runs = times * count
     in_fusion = fused or one.opcode == "fusion"
-    for called in inner:
+    for called in one.called:
       _walk(computations, called, runs, mesh_shape, trips, done, in_fusion)
 
 
-def _called(one):
-  """Computations that run when the instruction does."""
-  if one.opcode == "while":
-    return [re.search(r"\bbody=%?([\w.-]+)", one.rest).group(1)]
-  if branches := hlo_text.BRANCHES.search(one.rest):
-    return re.findall(r"%?([\w.-]+)", branches.group(1))
-  if one.opcode in ("fusion", "call", "async-start", "conditional"):
-    return hlo_text.CALLED.findall(one.rest)
-  return []
-
-
 def _known_trips(one, computations):
-  """How often a loop from 0 on runs, where the program says it; else None."""
+  """Trip count of a loop from 0 on, where the program says it; else None."""
   found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.rest)
   if found:
     return int(found.group(1))
   condition = re.search(r"\bcondition=%?([\w.-]+)", one.rest).group(1)
   here = computations[condition]
-  root = next(i for i in here.values() if i.is_root)
-  compared = root
+  root = compared = hlo_text.root_of(here)
   if root.opcode == "fusion":  # of the comparison alone
-    inner = computations[_called(root)[0]]
-    compared = next(i for i in inner.values() if i.is_root)
+    compared = hlo_text.root_of(computations[root.called[0]])
   bounds = [i for i in here.values() if i.opcode == "constant"]
   if "direction=LT" not in compared.rest or len(bounds) != 1:
     return None
@@ -123,35 +110,33 @@ def _known_trips(one, computations):
   if not bound.isdecimal() or bounds[0].name not in root.operands:
     return None
   counter = next(name for name in root.operands if name != bounds[0].name)
-  place = _place(here[counter])
-  step = _step(_called(one)[0], place, computations)
+  step = _step(one.called[0], _part(here[counter]), computations)
   return math.ceil(int(bound) / step) if step else None
 
 
-def _place(one):
-  """Which part of a tuple an instruction takes; None where it is all."""
+def _part(one):
+  """Index of the part of a tuple that it takes; None where it is all."""
   found = re.search(r"\bindex=(\d+)", one.rest)
   return int(found.group(1)) if found else None
 
 
-def _step(body, place, computations):
-  """What a loop's body adds to that part of its state, or None.
+def _step(body, part, computations):
+  """The number that a loop's body adds to that part of its state, or None.
 
   More than 1 where the compiler has unrolled it.
   """
   here = computations[body]
-  root = next(i for i in here.values() if i.is_root)
-  one, outer = here[root.operands[place]], None
+  one, outer = here[hlo_text.root_of(here).operands[part]], None
   while one.opcode in ("copy", "bitcast", "get-tuple-element", "fusion"):
     if one.opcode == "fusion":
       outer = here, one
-      here = computations[_called(one)[0]]
-      one = next(i for i in here.values() if i.is_root)
+      here = computations[one.called[0]]
+      one = hlo_text.root_of(here)
       if one.opcode == "tuple":
-        one = here[one.operands[place]]
+        one = here[one.operands[part]]
       continue
     if one.opcode == "get-tuple-element":
-      place = _place(one)
+      part = _part(one)
     one = here[one.operands[0]]
   if one.opcode != "add":
     return None
@@ -174,7 +159,7 @@ def _target(one):
 
 
 def _flops(one, here):
-  """Of one product of matrices; 0 of all else."""
+  """Operations of one product of matrices; 0 of all else."""
   if one.opcode == "dot":
     left = here[one.operands[0]].shapes[0][1]
     summed = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
@@ -237,24 +222,24 @@ def _traffic(one, here, computations):
     return one.bytes if one.opcode.endswith("-done") else 0
   inner = None
   if one.opcode == "fusion":
-    inner = computations[_called(one)[0]]
+    inner = computations[one.called[0]]
   read = sum(
-    _read(here[name], place, inner)
-    for place, name in enumerate(one.operands)
+    _read(here[name], n, inner)
+    for n, name in enumerate(one.operands)
     if name in here
   )
   return read + _written(one, inner)
 
 
-def _read(operand, place, inner):
-  """Of an operand of a fusion only what its slices take."""
+def _read(operand, n, inner):
+  """Bytes read of the n-th operand; of a fusion's what its slices take."""
   if inner is None:
     return operand.bytes
   parameter = next(
     (
       i.name
       for i in inner.values()
-      if i.opcode == "parameter" and i.operands == (str(place),)
+      if i.opcode == "parameter" and i.operands == (str(n),)
     ),
     None,
   )
@@ -270,7 +255,7 @@ def _slice_of(user, parameter, inner):
   if user.opcode in SLICES:
     if user.operands[0] != parameter:
       return 0
-    return _total(user) if inner[parameter].bytes else 0
+    return user.all_bytes if inner[parameter].bytes else 0
   if user.opcode == "dynamic-update-slice":
     # What is overwritten in place is not read.
     return 0 if user.operands[0] == parameter else None
@@ -280,7 +265,7 @@ def _slice_of(user, parameter, inner):
 def _written(one, inner):
   if inner is None:
     return one.bytes
-  root = next(i for i in inner.values() if i.is_root)
+  root = hlo_text.root_of(inner)
   outputs = [root]
   if root.opcode == "tuple":
     outputs = [inner[name] for name in root.operands]
@@ -297,7 +282,7 @@ def _written(one, inner):
 def _collective(one, here, kind, times, mesh_shape):
   groups, axes = _axes(one.rest, mesh_shape)
   n = groups.shape[1] if groups is not None else math.prod(mesh_shape.values())
-  given = sum(_total(here[name]) for name in one.operands if name in here)
+  given = sum(here[name].all_bytes for name in one.operands if name in here)
   share = (n - 1) / n
   sent = {
     "all-reduce": 2 * share * given,
@@ -307,13 +292,6 @@ def _collective(one, here, kind, times, mesh_shape):
   }.get(kind, share * given)
   return Collective(
     kind, axes, sent, times, one.scope, tuple(map(tuple, one.shapes))
-  )
-
-
-def _total(one):
-  """Bytes of what an instruction gives, wherever it lies."""
-  return sum(
-    hlo_text.width_of(d) * math.prod(sizes) for d, sizes, _ in one.shapes
   )
 
 

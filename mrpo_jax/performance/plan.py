@@ -6,7 +6,6 @@ scored, are compiled ahead of time for a topology: shapes alone, no weights, no
 data.
 """
 
-import copy
 import datetime
 import importlib.metadata
 import json
@@ -23,7 +22,6 @@ from mrpo_jax.performance.abstract import (
 )
 from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.topology import find_target, read_shape
-from mrpo_jax.runs.data import is_scored
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized_bytes
 
@@ -39,13 +37,12 @@ def plan(config, place, lengths, keep=""):
   """dict of all that is known of a run in a Place.
 
   Args:
-    config: nested dict that `config.read_config` returned.
+    config: Config of the run.
     place: topology.Target.
     lengths: (prompt, response), means in tokens; None is half of the limits.
     keep: file for the text of the compiled train step, or "".
   """
-  data = config["data"]
-  limits = data["max_prompt"], data["max_response"]
+  limits = config.data.max_prompt, config.data.max_response
   lengths = lengths or tuple(max(1, n // 2) for n in limits)
   mesh = mesh_of(config, place.devices)
   setup = abstract_setup(config, mesh, read_shape)
@@ -59,14 +56,14 @@ def plan(config, place, lengths, keep=""):
     step, arguments = abstract_scoring_step(setup, names[0], assumed.rows)
     key = f"score {', '.join(names)}"
     steps[key] = measured(step, arguments, mesh, assumed.of)
-    model = setup.described[f"references.{names[0]}"].model.config
+    model = setup.described[names[0]].model.config
     parts = flops.forward(model, length_N3)
     useful[key], in_kernels[key] = sum(parts.values()), parts["attention"]
   for key, figures in steps.items():
     if figures.get("kernels"):
       # A kernel is closed to the count: at least what it cannot do without.
       figures["flops"] += in_kernels[key] / len(place.devices)
-    figures |= _judged(figures, useful[key], config["batch"], place)
+    figures |= _judged(figures, useful[key], config.batch, place)
   verdicts = [figures["fits"] for figures in steps.values()]
   return {
     "topology": place.topology,
@@ -74,9 +71,9 @@ def plan(config, place, lengths, keep=""):
     "devices": len(place.devices),
     "mesh": dict(mesh.shape),
     "device_bytes": place.memory,
-    "batch": config["batch"],
+    "batch": config.batch,
     "rows": setup.packing.rows,
-    "row_length": data["row_length"],
+    "row_length": config.data.row_length,
     "assumed_lengths": list(lengths),
     "kernel": _kernel(setup),
     "steps": steps,
@@ -104,12 +101,12 @@ def _judged(figures, useful, batch, place):
 def _kernel(setup):
   """The name of the policy's attention kernel."""
   model = setup.objective.policy
-  how = dict(model.forward)
-  if how["kernel"] != "auto":
-    return how["kernel"]
-  policy = setup.config["policy"]
-  dtype = policy["compute"] or policy["dtype"]
-  return kernels.fastest(model.config, dtype, how["split"])
+  how = model.computation
+  if how.kernel != "auto":
+    return how.kernel
+  policy = setup.config.policy
+  dtype = policy.compute or policy.dtype
+  return kernels.fastest(model.config, dtype, how.partition)
 
 
 def versions():
@@ -131,18 +128,15 @@ def changes(config, place):
 
   Each stands beside those before it, but integers in place of scoring.
   """
-  data, mesh = config["data"], config["mesh"]
-  online = [
-    name
-    for name in config["references"]["names"]
-    if not is_scored(config["references"][name])
-  ]
-  longest = data["max_prompt"] + 2 * data["max_response"]
+  data, mesh = config.data, config.mesh
+  references = config.references.items()
+  online = [name for name, one in references if one.mode == "online"]
+  longest = data.max_prompt + 2 * data.max_response
   fewest = {"data.rows": 0}
-  if longest < data["row_length"]:
+  if longest < data.row_length:
     fewest["data.row_length"] = longest
   steps = [("rows", fewest), ("remat", {"policy.remat": "full"})]
-  if mesh["fsdp"] != -1 or mesh["data"] != 1:
+  if mesh.fsdp != -1 or mesh.data != 1:
     steps.append(("mesh", {"mesh.data": 1, "mesh.fsdp": -1}))
   shared = dict(pair for _, flags in steps for pair in flags.items())
   before = {}
@@ -161,23 +155,11 @@ def changes(config, place):
       )
 
 
-def changed(config, flags):
-  """The config with other values at dotted keys."""
-  config = copy.deepcopy(config)
-  for key, value in flags.items():
-    *parents, name = key.split(".")
-    section = config
-    for parent in parents:
-      section = section[parent]
-    section[name] = value
-  return config
-
-
 def fit(config, place, lengths, say):
   """(flags, dict of `plan`) of the first change that fits, or (None, None)."""
   for what, flags in changes(config, place):
     try:
-      found = plan(changed(config, flags), place, lengths)
+      found = plan(config.changed(flags), place, lengths)
     except InputError as error:
       say(f"{what}: {error}")
       continue
@@ -203,7 +185,7 @@ def run(
   """The command: says a table, and writes JSON to the file `to`.
 
   Args:
-    config: nested dict that `config.read_config` returned.
+    config: Config of the run.
     topology: see `topology.find_target`.
     hbm: bytes of a device, or None for the chip's.
     lengths: see `plan`.

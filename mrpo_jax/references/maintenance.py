@@ -16,22 +16,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.references.store import (
-  DAY,
   DRAFT,
   KEY,
   MANIFEST,
   SHARD,
   TOKENS,
-  distinct,
+  distinct_pairs,
   has_tokens,
   key_of,
   one_line,
+  parquet_bytes,
   read_tables,
-  shards,
-  write_shard,
+  shard_paths,
 )
+
+DAY = 86_400.0  # seconds
 
 # Commands.
 
@@ -42,7 +44,7 @@ def entries(root):
   for key in _keys(root):
     folder = pathlib.Path(root) / key
     sizes = []
-    for path in shards(folder):
+    for path in shard_paths(folder):
       with contextlib.suppress(FileNotFoundError):  # removed since
         sizes.append(path.stat().st_size)
     pairs = [table["pair"] for table in read_tables(folder, ["pair"])]
@@ -69,7 +71,7 @@ def verify(root, keys=()):
         f"{folder / MANIFEST}: missing, or not of this key; prune the key by "
         "name"
       )
-    for path in shards(folder):
+    for path in shard_paths(folder):
       if problem := _problem(path):
         problems.append(f"{path}: {problem}")
   return problems
@@ -108,17 +110,11 @@ def export(root, key, to):
   if not tables:
     raise InputError(f"{key}: holds no pairs")
   table = pa.concat_tables(tables, promote_options="default")
-  write_shard(to, EXPORTS[to.suffix](distinct(table)))
-
-
-def _as_parquet(table):
-  content = io.BytesIO()
-  pq.write_table(table, content, compression="zstd")
-  return content.getvalue()
+  files.write_atomically(to, EXPORTS[to.suffix](distinct_pairs(table)))
 
 
 def _as_lines(table):
-  return "".join(f"{json.dumps(row)}\n" for row in table.to_pylist()).encode()
+  return "".join(f"{json.dumps(row)}\n" for row in table.to_pylist())
 
 
 def _as_csv(table):
@@ -127,10 +123,10 @@ def _as_csv(table):
   writer = csv.DictWriter(text, names, lineterminator="\n")
   writer.writeheader()
   writer.writerows(table.select(names).to_pylist())
-  return text.getvalue().encode()
+  return text.getvalue()
 
 
-EXPORTS = {".parquet": _as_parquet, ".jsonl": _as_lines, ".csv": _as_csv}
+EXPORTS = {".parquet": parquet_bytes, ".jsonl": _as_lines, ".csv": _as_csv}
 
 
 def _keys(root, starts=None):
@@ -157,16 +153,16 @@ def _keys(root, starts=None):
 
 
 def _material(folder):
-  """What the manifest says that the key covers; None if it is not readable."""
+  """The material of a key by its manifest; None if it is not readable."""
   try:
-    material = json.loads((folder / MANIFEST).read_text())["key covers"]
+    material = files.read_json(folder / MANIFEST)["key covers"]
   except (OSError, ValueError, KeyError, TypeError):
     return None
   return material if isinstance(material, dict) else None
 
 
 def _problem(path):
-  """What is wrong with a file of rows, or None."""
+  """A sentence about what is wrong with a file of rows, or None."""
   try:
     content = path.read_bytes()
   except FileNotFoundError:  # removed since the folder was listed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one frozen reference over pairs, once, into its store."""
+"""Scoring: one frozen reference over pairs, once, into its store."""
 
 import functools
 import time
@@ -52,7 +52,7 @@ def score(
   config,
   packing,
   place,
-  forward=(),
+  computation=packed.DEFAULT,
   part=(0, 1),
   progress=None,
 ):
@@ -71,7 +71,7 @@ def score(
     config: its ModelConfig.
     packing: batches.Packing.
     place: rows per view on the host -> the same on the mesh.
-    forward: `kernel`, `chunk`, ... of `packed.token_figures`, as items.
+    computation: packed.Computation.
     part: (i, n) scores batches i, i + n, ... only: n processes that share a
       store divide the work.
     progress: called with the number of pairs that are done.
@@ -79,7 +79,9 @@ def score(
   Returns:
     How many pairs were scored.
   """
-  figures_of = compile_figures(config, packing.batch, store.per_token, forward)
+  figures_of = compile_figures(
+    config, packing.batch, store.per_token, computation
+  )
   known, waiting, scored = _known(store, fingerprints), [], 0
   written = time.monotonic()
   starts = range(0, len(encoded), packing.batch)
@@ -105,13 +107,15 @@ def score(
   return scored
 
 
-def compile_figures(config, pairs, per_token, forward):
+def compile_figures(config, pairs, per_token, computation):
   """The jitted scoring step: f(params, parts of a view) -> dict."""
-  return jax.jit(functools.partial(_figures, config, pairs, per_token, forward))
+  return jax.jit(
+    functools.partial(_figures, config, pairs, per_token, computation)
+  )
 
 
 def _known(store, fingerprints):
-  """Which pairs the store holds, as process 0 finds it."""
+  """The pairs that the store holds, as process 0 finds it."""
   known = store.known()
   known_N = np.array([name in known for name in fingerprints])
   known_N = processes.of_first(known_N)
@@ -120,11 +124,11 @@ def _known(store, fingerprints):
   }
 
 
-def _figures(config, pairs, per_token, forward, params, parts):
+def _figures(config, pairs, per_token, computation, params, parts):
   """Sums per response of one batch; with tokens, what each one got."""
   tokens = [
     packed.all_token_figures(
-      config, params, rows, pairs, also=("entropy",), **dict(forward)
+      config, params, rows, pairs, computation, also=("entropy",)
     )
     for rows in parts
   ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What frozen references say of pairs: Parquet files that appear whole.
+"""Store of reference scores: Parquet files that appear whole.
 
 root/<key>/manifest.json      what the key covers, and the units of columns
 root/<key>/<sha256>.parquet   rows of pairs; named after the file's bytes
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 
 SCORING = 1  # version of what is computed; part of every key
@@ -26,7 +27,7 @@ SCHEMA = 1  # version of the files' layout
 MANIFEST = "manifest.json"
 KEY = re.compile(r"[0-9a-f]{64}")
 SHARD = re.compile(rf"{KEY.pattern}\.parquet")
-# Ends in the number of the process that writes it.
+# Of `files.write_atomically`: ends in the number of the process that writes.
 DRAFT = re.compile(rf"\.(?:manifest\.json|{SHARD.pattern})\.(\d{{1,9}})")
 CHOICES = ("chosen", "rejected")
 FIGURES = {  # per response: (type, field of Scores, unit)
@@ -49,7 +50,6 @@ COLUMNS = {  # column -> unit
     f"{TOKENS}_{c}": "nats per response token, in their order" for c in CHOICES
   },
 }
-DAY = 86_400.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _schema(per_token):
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-  """What one reference says; nothing is made on disk before `write`."""
+  """Scores of one reference; nothing is made on disk before `write`."""
 
   root: str | os.PathLike
   material: dict
@@ -120,15 +120,12 @@ class Store:
     if not len(pairs):
       return
     table = _as_table(pairs, scores, self.per_token)
-    content = io.BytesIO()
-    pq.write_table(table, content, compression="zstd")
-    content = content.getvalue()
+    content = parquet_bytes(table)
     self.folder.mkdir(parents=True, exist_ok=True)
     if not (self.folder / MANIFEST).exists():
-      text = json.dumps(manifest(self.material), indent=2, sort_keys=True)
-      write_shard(self.folder / MANIFEST, f"{text}\n".encode())
+      files.write_json(self.folder / MANIFEST, _manifest(self.material))
     name = hashlib.sha256(content).hexdigest()
-    write_shard(self.folder / f"{name}.parquet", content)
+    files.write_atomically(self.folder / f"{name}.parquet", content)
 
   def read(self, pairs):
     """Scores of the pairs in their order; repeats are fine.
@@ -163,8 +160,8 @@ class Store:
 
 
 def read_tables(folder, columns=None, *, per_token=False):
-  """What every file says; with `per_token` those that say it of tokens."""
-  for path in shards(folder):
+  """Yields the table of every file; with `per_token` those with tokens."""
+  for path in shard_paths(folder):
     try:
       with pq.ParquetFile(path) as file:
         with_tokens = has_tokens(file.schema_arrow)
@@ -182,7 +179,7 @@ def read_tables(folder, columns=None, *, per_token=False):
 
 
 def has_tokens(schema):
-  """True or False; None for columns that no store writes."""
+  """Do the rows hold tokens?  None for columns that no store writes."""
   for per_token in (False, True):
     if schema.equals(_schema(per_token)):
       return per_token
@@ -208,7 +205,7 @@ def _as_table(pairs, scores, per_token):
     )
   if per_token:
     columns |= _token_columns(pairs, scores)
-  return distinct(pa.table(columns, schema=_schema(per_token)))
+  return distinct_pairs(pa.table(columns, schema=_schema(per_token)))
 
 
 def _token_columns(pairs, scores):
@@ -228,7 +225,7 @@ def _token_columns(pairs, scores):
   }
 
 
-def distinct(table):
+def distinct_pairs(table):
   """One row per pair, the first, sorted by pair."""
   first = {}
   for place, pair in enumerate(table["pair"].to_pylist()):
@@ -244,26 +241,20 @@ def _lists(column):
       yield values[start:stop]
 
 
-def manifest(material):
+def _manifest(material):
   versions = {"scoring": SCORING, "schema": SCHEMA}
   return {"key covers": material, "columns": COLUMNS, **versions}
 
 
-def write_shard(path, content):
-  """The whole file or none of it."""
-  draft = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with open(draft, "wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    draft.replace(path)
-  except BaseException:
-    draft.unlink(missing_ok=True)
-    raise
+def parquet_bytes(table):
+  """A table as the content of a file of the store."""
+  content = io.BytesIO()
+  pq.write_table(table, content, compression="zstd")
+  return content.getvalue()
 
 
-def shards(folder):
+def shard_paths(folder):
+  """The files of rows of one key, sorted; none where the folder is missing."""
   try:
     return sorted(p for p in folder.iterdir() if SHARD.fullmatch(p.name))
   except FileNotFoundError:
@@ -271,4 +262,5 @@ def shards(folder):
 
 
 def one_line(error):
+  """A message of several lines as one."""
   return " ".join(str(error).split())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What looks wrong with the references of a run, in words."""
+"""Warnings about the references of a run, in sentences."""
 
 import itertools
 import math

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 
 from mrpo_jax import files, losses
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.workdir import claim, known_run
 from mrpo_jax.text import aligned
 from mrpo_jax.training import tabular
@@ -32,39 +32,39 @@ def train_run(config, workdir, *, say=print):
   """Trains every loss at every beta, and writes results.json and a plot.
 
   Args:
-    config: nested dict that `config.read_config` returned.
+    config: BanditConfig.
     workdir: folder of the run; made if it does not exist.
     say: receives lines for a person.
   """
-  workdir = pathlib.Path(workdir)
-  known = known_run(workdir, config, fixed=config)
-  methods = _methods(config["bandit"])
+  workdir, content = pathlib.Path(workdir), config.to_dict()
+  known = known_run(workdir, content, fixed=content)
+  methods = _methods(config.bandit)
   if (workdir / RESULTS).exists():
     if known is None:
       raise InputError(f"{workdir} holds another {RESULTS}")
-    say(f"finished before: {workdir} stands at step {config['steps']}")
+    say(f"finished before: {workdir} stands at step {config.steps}")
     return
-  claim(workdir, config)
+  claim(workdir, content)
   with jax.enable_x64(True):
     policies = _train(config, methods, workdir, say)
   results = {
-    run: _result(policy_Y, config["bandit"]["rewards"])
+    run: _result(policy_Y, config.bandit.rewards)
     for run, policy_Y in policies.items()
   }
-  _draw(results, config["bandit"], workdir / PLOT, say)
+  _draw(results, config.bandit, workdir / PLOT, say)
   files.write_json(workdir / RESULTS, results)
   say(_table(results))
-  say(f"finished: {workdir} stands at step {config['steps']}")
+  say(f"finished: {workdir} stands at step {config.steps}")
 
 
 def _methods(bandit):
   """{link: Method}, each at the first beta."""
   methods = {}
-  for link in bandit["links"]["names"]:
-    keywords = {**bandit["links"][link], "beta": bandit["betas"][0]}
-    try:
-      method = losses.build(**keywords)
-      pair_BC = jax.ShapeDtypeStruct((len(bandit["winners"]), 2), jnp.float32)
+  for name, link in bandit.links.items():
+    keywords = {**link.keywords, "beta": bandit.betas[0]}
+    with blames(f"config.bandit.links.{name}", (TypeError, ValueError)):
+      method = losses.build(link.name, **keywords)
+      pair_BC = jax.ShapeDtypeStruct((len(bandit.winners), 2), jnp.float32)
       ref_BCK = jax.ShapeDtypeStruct((*pair_BC.shape, 1), jnp.float32)
       jax.eval_shape(method, pair_BC, ref_BCK)
       if method.token_weight is not None or jax.tree.leaves(method.init(1)):
@@ -72,9 +72,7 @@ def _methods(bandit):
           f"loss {method.name!r} weighs tokens or remembers earlier steps; "
           "the bandit knows neither"
         )
-    except (TypeError, ValueError) as error:
-      raise InputError(f"config.bandit.links.{link}: {error}") from None
-    methods[link] = method
+    methods[name] = method
   return methods
 
 
@@ -87,14 +85,14 @@ def _run(link, beta):
 
 def _train(config, methods, workdir, say):
   """{run: policy_Y}; metrics.jsonl on the way."""
-  bandit, steps = config["bandit"], config["steps"]
-  average = min(bandit["average"], steps)
+  bandit, steps = config.bandit, config.steps
+  average = min(bandit.average, steps)
   walks = {
     link: _walk(bandit, method, steps - average)
     for link, method in methods.items()
   }
   states = {link: start for link, (start, _) in walks.items()}
-  ends = sorted({1, *range(0, steps, config["log_every"]), steps} - {0})
+  ends = sorted({1, *range(0, steps, config.log_every), steps} - {0})
   with (
     contextlib.closing(Metrics(workdir, step=0, say=say)) as metrics,
     tqdm.tqdm(total=steps, disable=None) as bar,  # none where no terminal is
@@ -103,7 +101,7 @@ def _train(config, methods, workdir, say):
       begin = time.perf_counter()
       for link, (_, walk) in walks.items():
         states[link] = walk(states[link], first, end)
-      figures = _figures(states, bandit["betas"], end)
+      figures = _figures(states, bandit.betas, end)
       seconds = time.perf_counter() - begin
       metrics.write(end, {**figures, "seconds": round(seconds, 4)})
       bar.update(end - first)
@@ -112,16 +110,16 @@ def _train(config, methods, workdir, say):
   return {
     _run(link, beta): np.asarray(policy_XY[0] / average)
     for link, state in states.items()
-    for beta, policy_XY in zip(bandit["betas"], state.policy_XY, strict=True)
+    for beta, policy_XY in zip(bandit.betas, state.policy_XY, strict=True)
   }
 
 
 def _walk(bandit, method, average_from):
   """(start, compiled descent) of a loss, over the axis I: one per beta."""
-  arms, pairs = len(bandit["rewards"]), len(bandit["winners"])
+  arms, pairs = len(bandit.rewards), len(bandit.winners)
   ref_logp_XYK = jnp.asarray(np.full((1, arms, 1), -np.log(arms)))
-  response_BC = jnp.array([bandit["winners"], bandit["losers"]]).T - 1
-  beta_I = jnp.array(bandit["betas"])
+  response_BC = jnp.array([bandit.winners, bandit.losers]).T - 1
+  beta_I = jnp.array(bandit.betas)
 
   def task(beta):
     hyper = {**method.hyper, "beta": beta}
@@ -139,7 +137,7 @@ def _walk(bandit, method, average_from):
       state,
       first,
       end,
-      lr=bandit["lr"],
+      lr=bandit.lr,
       average_from=average_from,
     )
 
@@ -191,7 +189,7 @@ def _draw(results, bandit, path, say):
   except ImportError:
     say(f"no {path.name}: pip install mrpo-jax[plot]")
     return
-  links, betas = bandit["links"]["names"], bandit["betas"]
+  links, betas = bandit.links.names, bandit.betas
   sheet = figure.Figure(
     figsize=(1 + 2.1 * len(betas), 1 + 1.4 * len(links)), layout="constrained"
   )
@@ -216,7 +214,7 @@ def _draw(results, bandit, path, say):
   for ax, beta in zip(axes[0], betas, strict=True):
     ax.set_title(f"beta = {beta}")
   for ax in axes[-1]:
-    ax.set(xlabel="arm", xticks=range(1, 1 + len(bandit["rewards"])))
+    ax.set(xlabel="arm", xticks=range(1, 1 + len(bandit.rewards)))
   axes[0, 0].set_ylim(0, 1)
   image = io.BytesIO()
   sheet.savefig(image, format="png", dpi=120)

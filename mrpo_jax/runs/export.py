@@ -10,10 +10,11 @@ from mrpo_jax.data.tokenizer import load_tokenizer, with_template
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
-from mrpo_jax.models import lora, parameters
-from mrpo_jax.runs.models import base_of, base_params
+from mrpo_jax.models import lora
+from mrpo_jax.runs.config import Folder
+from mrpo_jax.runs.models import base_params
 from mrpo_jax.runs.setup import best
-from mrpo_jax.runs.workdir import CONFIG
+from mrpo_jax.runs.workdir import CONFIG, recorded_config
 from mrpo_jax.training import checkpoints
 
 
@@ -26,15 +27,14 @@ def export(workdir, to, *, step="newest", merge=False):
   workdir = pathlib.Path(workdir)
   if not (workdir / CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
-  config = files.read_json(workdir / CONFIG)
-  step = checkpoints.find(workdir, step, best(config))
+  written = files.read_json(workdir / CONFIG)
+  step = checkpoints.find(workdir, step, best(recorded_config(written)))
   params, model, adapter, meta = checkpoints.policy(workdir, step)
-  config = meta["config"]  # of that step
-  section = config["policy"]
-  folder = section["tokenizer"] or section["path"]
+  section = recorded_config(meta["config"]).models()["policy"]  # of that step
+  given, weights = section.tokenizer, section.base.weights
   tokenizer = with_template(
-    load_tokenizer(folder or workdir / "tokenizer-policy"),
-    section["template"],
+    load_tokenizer(given.folder or workdir / f"tokenizer-{given.key}"),
+    given.template,
   )
   metrics = {
     key: value
@@ -42,21 +42,23 @@ def export(workdir, to, *, step="newest", merge=False):
     if line["step"] <= step
     for key, value in line.items()  # of each figure the newest
   }
-  text = functools.partial(card_text, config, step, metrics)
+  text = functools.partial(card_text, meta["config"], step, metrics)
   beside = dict(tokenizer=tokenizer, card=text(library="transformers"))
   if adapter is None:
     hub.save(to, model, params, **beside)
   elif merge:
-    base = base_params(config, base_of(config, "policy"), model)
+    base = base_params(section.base, model)
     whole = lora.merge(lora.attach(base, params, adapter))
     hub.save(to, model, whole, **beside)
   else:
     peft.save(
       to,
-      parameters.table(model),
+      model,
       adapter,
       params,
-      base=os.path.abspath(section["path"]) if section["path"] else None,
+      base=os.path.abspath(weights.path)
+      if isinstance(weights, Folder)
+      else None,
       tokenizer=tokenizer,
       card=text(library="peft"),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models of a run, from checked settings: described, then loaded."""
+"""The models of a run: described, loaded, or made of shapes alone."""
 
 import copy
 import dataclasses
@@ -12,35 +12,24 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax import hub, parallel
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
-from mrpo_jax.runs.data import is_scored, sections_of
+from mrpo_jax.models.packed import Computation
+from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
 from mrpo_jax.training.objective import Model
 
 ADAPTED = " with adapter "  # in the identity of what was imported
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
-  """Weights without adapters: equal ones are the same arrays in a run."""
-
-  path: str
-  new: str  # where there is no path: the key whose `new` describes the model
-  dtype: str
-  quantize: str
-  group: int | None
-  rules: tuple  # (logical axis, mesh axes): how they are split
-
-
-@dataclasses.dataclass(frozen=True)
 class Described:
   """A model of the run before it is loaded."""
 
+  section: ModelSection
   model: Model
-  base: Base
   identity: str  # of what it says of a text
 
 
@@ -55,107 +44,106 @@ class Loaded:
 def describe_models(
   config, tokenizers, mesh, *, read=hub.read_config, mark=None
 ):
-  """{key: Described} of every model, the policy first; loads no weights.
+  """{name: Described} of every model, the policy first; loads no weights.
 
   Args:
-    config: of the run.
+    config: Config of the run.
     tokenizers: data.Tokenizers.
     mesh: of the devices to compute on; they need not be here.
     read: path -> ModelConfig.
     mark: Base -> what its weights are known by; None hashes them.
   """
-  described = {}
-  identity_of = mark or functools.cache(functools.partial(_identity, config))
-  for key, section in sections_of(config).items():
-    base, view = base_of(config, key), tokenizers.view_of[key]
-    model = _model_config(config, base, tokenizers, read)
-    _check_length(config, key, model)
-    _check_vocabulary(key, tokenizers.views[view], model)
-    _check_split(key, base, model, mesh)
-    forward, head = _computation(config, key, base, model, mesh)
-    described[key] = Described(
-      Model(model, view, forward, head, scored=is_scored(section)),
-      base,
-      identity_of(base) + _adapter_identity(config, key),
+  described, identity_of = {}, mark or functools.cache(_identity)
+  for name, section in config.models().items():
+    view = tokenizers.view_of[name]
+    model = _model_config(section.base.weights, tokenizers, read)
+    _check_length(config.data, section, model)
+    _check_vocabulary(section, tokenizers.views[view], model)
+    with blames(f"config.{section.key}", InputError):
+      parallel.param_shardings(model, mesh, dict(section.base.rules))
+    computation = _computation(config.policy, section, model, mesh)
+    described[name] = Described(
+      section,
+      Model(model, view, computation, scored=section.scored),
+      identity_of(section.base) + _adapter_identity(section),
     )
   return described
 
 
-def load_models(config, described, mesh, say):
-  """{key: Loaded} of the policy and of every reference that is online."""
+def load_models(described, mesh, say):
+  """{name: Loaded} of the policy and of every reference that is online."""
 
-  def read(key, one):
-    return _base_params(config, key, one, mesh, say)
+  def read(one):
+    return _base_params(one, mesh, say)
 
-  def adapted(key, one, params):
-    return _adapted(config, key, one.model.config, params, mesh)
+  def adapted(one, params):
+    return _adapted(one, params, mesh)
 
   copied = functools.partial(jnp.array, copy=True)
   return _models(described, read, adapted, copied)
 
 
-def abstract_models(config, described, mesh):
+def abstract_models(described, mesh):
   """The same as ShapeDtypeStruct with shardings; reads no weights."""
 
-  def read(key, one):
-    return abstract_params(config, one.base, one.model.config, mesh)
+  def read(one):
+    return abstract_params(one.section.base, one.model.config, mesh)
 
-  def adapted(key, one, params):
-    return _adapted(config, key, one.model.config, params, mesh, abstract=True)
+  def adapted(one, params):
+    return _adapted(one, params, mesh, abstract=True)
 
   return _models(described, read, adapted, copy.copy)
 
 
 def _models(described, read_base, adapted, copied):
   online = {k: one for k, one in described.items() if not one.model.scored}
-  bases = [one.base for one in online.values()]
+  bases = [one.section.base for one in online.values()]
   read, loaded = {}, {}
-  for key, one in online.items():
-    if one.base not in read:
-      read[one.base] = read_base(key, one)
-    adapter, params = adapted(key, one, read[one.base])
-    if key == "policy" and adapter is None and bases.count(one.base) > 1:
+  for name, one in online.items():
+    base = one.section.base
+    if base not in read:
+      read[base] = read_base(one)
+    adapter, params = adapted(one, read[base])
+    if one.section.is_policy and adapter is None and bases.count(base) > 1:
       # The step is given the policy's own arrays to overwrite.
-      read[one.base] = jax.tree.map(copied, params)
-    loaded[key] = Loaded(params, adapter)
+      read[base] = jax.tree.map(copied, params)
+    loaded[name] = Loaded(params, adapter)
   return loaded
 
 
-def load_reference(config, key, one, mesh, say):
-  """Parameters of one reference by itself, to score with."""
-  params = _base_params(config, key, one, mesh, say)
-  return _adapted(config, key, one.model.config, params, mesh)[1]
+def load_reference(one, mesh, say):
+  """Parameters of one Described reference by itself, to score with."""
+  return _adapted(one, _base_params(one, mesh, say), mesh)[1]
 
 
-def _base_params(config, key, one, mesh, say):
-  started = time.perf_counter()
-  params = jax.block_until_ready(
-    base_params(config, one.base, one.model.config, mesh)
-  )
+def _base_params(one, mesh, say):
+  started, base = time.perf_counter(), one.section.base
+  params = jax.block_until_ready(base_params(base, one.model.config, mesh))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
   say(
-    f"{key}: {one.model.config.family}, "
+    f"{one.section.key}: {one.model.config.family}, "
     f"{parameters.count_parameters(one.model.config):,} parameters, "
-    f"{one.base.quantize or one.base.dtype}, {size:,.1f} MB "
+    f"{base.quantize or base.dtype}, {size:,.1f} MB "
     f"({time.perf_counter() - started:.1f} s)"
   )
   return params
 
 
-def _check_split(key, base, model, mesh):
-  try:
-    parallel.param_shardings(model, mesh, dict(base.rules))
-  except InputError as error:
-    raise InputError(f"config.{key}: {error}") from None
-
-
-def _check_length(config, key, model):
-  longest = config["data"]["max_prompt"] + config["data"]["max_response"]
+def _check_length(data, section, model):
+  longest = data.max_prompt + data.max_response
   if model.longest and longest > model.longest:
     raise InputError(
-      f"config.{key}: beyond {model.longest} tokens this {model.family} looks "
-      "at the longest sequence of a batch, or ends; data.max_prompt + "
-      f"data.max_response is {longest}"
+      f"config.{section.key}: beyond {model.longest} tokens this "
+      f"{model.family} looks at the longest sequence of a batch, or ends; "
+      f"data.max_prompt + data.max_response is {longest}"
+    )
+
+
+def _check_vocabulary(section, tokenizer, model):
+  if len(tokenizer) > model.vocab_size:
+    raise InputError(
+      f"config.{section.key}: its tokenizer has {len(tokenizer)} tokens, the "
+      f"model only {model.vocab_size}"
     )
 
 
@@ -173,39 +161,18 @@ def starts_alike(policy, adapter, reference):
   )
 
 
-def base_of(config, key):
-  """The Base of the model of that key."""
-  section = sections_of(config)[key]
-  described = "policy" if section["path"] == "policy" else key
-  path = sections_of(config)[described]["path"]
-  kind = section["quantize"]
-  group = section["quantize_group"] if kind == "int4" else None
-  new = "" if path else described
-  rules = tuple(rules_of(config, key).items())
-  return Base(path, new, section["dtype"], kind, group, rules)
-
-
-def rules_of(config, key):
-  """What the weights of the model of that key are split over."""
-  changes = config["mesh"]["rules"]
-  rules = parallel.rules_of(changes, "config.mesh.rules")
-  if key == "policy":
-    return rules
-  own = sections_of(config)[key]["rules"]
-  return parallel.rules_of(rules | own, f"config.{key}.rules")
-
-
-def base_params(config, base, model, mesh=None):
+def base_params(base, model, mesh=None):
   """The parameters of a Base of that ModelConfig, on the mesh or one device."""
-  if base.path:
+  made = base.weights
+  if isinstance(made, Folder):
     _, params = hub.load(
-      base.path, dtype=base.dtype, mesh=mesh, rules=dict(base.rules)
+      made.path, dtype=base.dtype, mesh=mesh, rules=dict(base.rules)
     )
   else:
     make, to = functools.partial(parameters.init, model, dtype=base.dtype), None
     if mesh is not None:
       to = parallel.param_shardings(model, mesh, dict(base.rules))
-    key = _random_key(config["seed"], base.new)
+    key = _random_key(made.seed, made.key)
     params = jax.jit(make, out_shardings=to)(key)
   return _quantized(base, model, params)
 
@@ -213,20 +180,18 @@ def base_params(config, base, model, mesh=None):
 def _quantized(base, model, params):
   if not base.quantize:
     return params
-  try:
+  made = base.weights
+  of = made.path if isinstance(made, Folder) else made.key
+  with blames(f"config: quantize={base.quantize!r} of {of}"):
     return weights.quantize(
       params, parameters.table(model), base.quantize, group=base.group
     )
-  except ValueError as error:
-    raise InputError(
-      f"config: quantize={base.quantize!r} of {base.path or base.new}: {error}"
-    ) from None
 
 
-def abstract_params(config, base, model, mesh):
+def abstract_params(base, model, mesh):
   """`base_params` as ShapeDtypeStruct with shardings."""
   to = parallel.param_shardings(model, mesh, dict(base.rules))
-  params = _described_only(parameters.abstract(model, base.dtype), to)
+  params = parallel.abstract(parameters.abstract(model, base.dtype), to)
   quantize = functools.partial(_quantized, base, model)
   shapes = jax.eval_shape(quantize, params)
 
@@ -253,115 +218,63 @@ def _parts(mesh, axes):
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _identity(config, base):
-  if base.path:
-    mark = hub.fingerprint(base.path)
+def _identity(base):
+  made = base.weights
+  if isinstance(made, Folder):
+    mark = hub.fingerprint(made.path)
   else:
-    new = json.dumps(sections_of(config)[base.new]["new"], sort_keys=True)
-    mark = f"{base.new} from seed {config['seed']}: {new}"
+    new = json.dumps(made.new.model_dump(), sort_keys=True)
+    mark = f"{made.key} from seed {made.seed}: {new}"
   kind = f" {base.quantize}" if base.quantize else ""
   return mark + kind + (f" in groups of {base.group}" if base.group else "")
 
 
-def _model_config(config, base, tokenizers, read):
-  if base.path:
-    return read(base.path)
-  tokenizer = tokenizers.views[tokenizers.view_of[base.new]]
-  return _new_config(base.new, sections_of(config)[base.new]["new"], tokenizer)
+def _adapter_identity(section):
+  if section.adapter is None or isinstance(section.adapter, NewAdapter):
+    return ""
+  return ADAPTED + peft.fingerprint(section.adapter.path)
 
 
-def _check_vocabulary(key, tokenizer, model):
-  if len(tokenizer) > model.vocab_size:
-    raise InputError(
-      f"config.{key}: its tokenizer has {len(tokenizer)} tokens, the model "
-      f"only {model.vocab_size}"
-    )
-
-
-def _adapted(config, key, model, params, mesh, *, abstract=False):
+def _adapted(one, params, mesh, *, abstract=False):
   """(Adapter, params with its leaves); without one (None, params)."""
-  given = sections_of(config)[key]["adapter"]
-  if not given:
+  section, given, model = one.section, one.section.adapter, one.model.config
+  if given is None:
     return None, params
-  table, rules = parameters.table(model), rules_of(config, key)
 
   def split(adapter):
-    own = _adapter_table(key, table, adapter)
-    return own, parallel.table_shardings(own, mesh, rules)
+    with blames(f"config.{section.key}.adapter"):
+      own = lora.adapter_table(parameters.table(model), adapter)
+    return own, parallel.table_shardings(own, mesh, dict(section.base.rules))
 
-  if _is_new(config, key):
-    adapter = lora.Adapter(**_adapter_fields(given))
+  if isinstance(given, NewAdapter):
+    adapter = lora.Adapter(**given.model_dump())
     own, to = split(adapter)
     make = functools.partial(lora.init_adapters, own)
     make = jax.jit(make, out_shardings=to)
     make = functools.partial(jax.eval_shape, make) if abstract else make
-    arrays = make(_random_key(config["seed"], f"{key}.adapter"))
+    arrays = make(_random_key(section.seed, f"{section.key}.adapter"))
   else:
-    adapter, arrays = peft.load(_adapter_folder(config, key), table)
-    if key == "policy":
-      adapter = dataclasses.replace(adapter, dropout=given["dropout"])
+    adapter, arrays = peft.load(given.path, model)
+    adapter = dataclasses.replace(adapter, dropout=given.dropout)
     to = split(adapter)[1]
     arrays = arrays if abstract else jax.device_put(arrays, to)
-  arrays = _described_only(arrays, to) if abstract else arrays
+  arrays = parallel.abstract(arrays, to) if abstract else arrays
   return adapter, lora.attach(params, arrays, adapter)
 
 
-def _described_only(arrays, to):
-  """Their ShapeDtypeStructs, split as `to` says."""
-  return jax.tree.map(
-    lambda array, to: jax.ShapeDtypeStruct(
-      array.shape, array.dtype, sharding=to
-    ),
-    arrays,
-    to,
-  )
-
-
-def _is_new(config, key):
-  """Is its adapter made here?"""
-  return key == "policy" and "rank" in config["policy"]["adapter"]
-
-
-def _adapter_folder(config, key):
-  given = sections_of(config)[key]["adapter"]
-  return given["path"] if key == "policy" else given
-
-
-def _adapter_identity(config, key):
-  if not sections_of(config)[key]["adapter"] or _is_new(config, key):
-    return ""
-  return ADAPTED + peft.fingerprint(_adapter_folder(config, key))
-
-
-def _adapter_fields(given):
-  return {**given, "targets": tuple(given["targets"])}
-
-
-def _adapter_table(key, table, adapter):
-  try:
-    return lora.adapter_table(table, adapter)
-  except ValueError as error:
-    raise InputError(f"config.{key}.adapter: {error}") from None
-
-
-def _computation(config, key, base, model, mesh):
-  """`forward` and `head` of a Model; no reference has a backward pass."""
-  policy, split = config["policy"], parallel.split_of(mesh, dict(base.rules))
-  kernel, dtype = policy["kernel"], policy["compute"] or base.dtype
+def _computation(policy, section, model, mesh):
+  """The Computation of a model; no reference has a backward pass."""
+  partition = parallel.partition_of(mesh, dict(section.base.rules))
+  dtype = policy.compute or section.base.dtype
   platform = mesh.devices.flat[0].platform
-  try:
-    kernels.check(kernel, model, dtype, platform, split)
-  except ValueError as error:
-    raise InputError(f"config.policy.kernel: {error}") from None
-  remat = policy["remat"] if key == "policy" else "none"
-  return (
-    (
-      ("kernel", kernel),
-      ("remat", remat),
-      ("dtype", policy["compute"] or None),
-      ("split", split),
-    ),
-    (("chunk", policy["chunk"] or None),),
+  with blames("config.policy.kernel"):
+    kernels.check(policy.kernel, model, dtype, platform, partition)
+  return Computation(
+    kernel=policy.kernel,
+    remat=policy.remat if section.is_policy else "none",
+    dtype=policy.compute or None,
+    partition=partition,
+    chunk=policy.chunk or None,
   )
 
 
@@ -372,21 +285,23 @@ def _random_key(seed, name):
   return key
 
 
-def _new_config(key, new, tokenizer):
-  if new["width"] % new["heads"]:
+def _model_config(made, tokenizers, read):
+  """The ModelConfig of weights; a new one has its tokenizer's vocabulary."""
+  if isinstance(made, Folder):
+    return read(made.path)
+  new, tokenizer = made.new, tokenizers.views[tokenizers.view_of[made.name]]
+  if new.width % new.heads:
     raise InputError(
-      f"config.{key}.new: width={new['width']} is not a multiple of "
-      f"heads={new['heads']}"
+      f"config.{made.key}.new: width={new.width} is not a multiple of "
+      f"heads={new.heads}"
     )
   shape = ("layers", "width", "heads", "kv_heads", "mlp_width")
-  try:
+  with blames(f"config.{made.key}.new"):
     return ModelConfig(
-      **{name: new[name] for name in shape},
-      head_dim=new["width"] // new["heads"],
+      **{name: getattr(new, name) for name in shape},
+      head_dim=new.width // new.heads,
       vocab_size=len(tokenizer),
       tied=True,
       bos_id=tokenizer.bos_token_id,
       eos_id=tokenizer.eos_token_id,
     )
-  except ValueError as error:
-    raise InputError(f"config.{key}.new: {error}") from None

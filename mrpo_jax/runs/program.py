@@ -1,34 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State, frozen arguments and reference moves of the compiled train step."""
+"""The train step of a run as one program: its state and frozen arguments."""
 
 import functools
 
 import jax
 
+from mrpo_jax import parallel
 from mrpo_jax.models import lora, parameters
-from mrpo_jax.runs.models import rules_of, starts_alike
-from mrpo_jax.training import checkpoints, train_state
+from mrpo_jax.runs.models import starts_alike
+from mrpo_jax.training import checkpoints, optimizer, train_state
 from mrpo_jax.training.stacked import stack
+from mrpo_jax.training.step import compile_step
 
 
-def reference_moves(config):
+class Program:
+  """The train step of a run with all that it is called with but the batch.
+
+  Of a run's models, or of their shapes alone where it is only compiled.
+
+  Attributes:
+    jitted: (state, base, references, views, given) -> (state, metrics); see
+      `step.train_step`.
+    frozen: (base, references), the arguments that no step changes.
+    state: TrainState of jax.ShapeDtypeStruct with shardings.
+    adapter_size: how many weights are trained of an adapter; 0 without one.
+    expected: the first loss, where policy and references agree; else None.
+  """
+
+  def __init__(self, setup, loaded):
+    """Args: setup.Setup; what load_models or abstract_models gave."""
+    config, policy = setup.config, loaded["policy"]
+    self._setup = setup
+    self._moves = _reference_moves(config)
+    transformation, self._schedule = optimizer.make(
+      steps=config.steps // config.rounds.count, **dict(config.optimizer)
+    )
+    base, self._trained = lora.split(policy.params)
+    self.frozen = base, _references(setup, loaded, self._moves)
+    self.state, self._create = _abstract_state(
+      setup, policy, transformation, self._moves
+    )
+    self.jitted = compile_step(
+      setup.objective,
+      transformation,
+      self._shardings(),
+      parallel.rows_sharding(setup.mesh),
+      self._moves,
+    )
+    sizes = [array.size for array in jax.tree.leaves(self._trained)]
+    self.adapter_size = sum(sizes) if policy.adapter is not None else 0
+    self.expected = _expected_start(setup, policy.adapter)
+
+  def start(self, scores, say):
+    """(TrainState, steps done): restored, or else made and measured.
+
+    Args:
+      scores: score.ScorePlan, of which the method may want to measure.
+      say: receives lines for a person.
+    """
+    setup = self._setup
+    trained, self._trained = self._trained, None  # the state has its own
+    restored = checkpoints.restore(setup.workdir, self.state, say=say)
+    if restored is not None:
+      step, state = restored
+      return state, step
+    method = setup.method
+    method_state = method.init(len(setup.objective.references))
+    if method.measures:
+      measured = {split: scores.measured(split) for split in method.measures}
+      method_state = method.measure(method_state, **measured)
+    make = jax.jit(self._create, out_shardings=self._shardings())
+    seed = setup.config.seed
+    return make(trained, method_state=method_state, seed=seed), 0
+
+  def step(self, state, batch):
+    """(state, metrics) after one step on (views, given)."""
+    return self.jitted(state, *self.frozen, *batch)
+
+  def learning_rate(self, step):
+    length = self._moves.round if self._moves else 0
+    return float(self._schedule((step - 1) % length if length else step - 1))
+
+  def _shardings(self):
+    return jax.tree.map(lambda array: array.sharding, self.state)
+
+
+def _reference_moves(config):
   """train_state.ReferenceMoves of reference 0; None where it stays."""
-  update, rounds = config["reference_update"], config["rounds"]
-  if rounds["count"] == 1 and not update["every"]:
+  update, rounds = config.reference_update, config.rounds
+  if rounds.count == 1 and not update.every:
     return None
-  length = config["steps"] // rounds["count"] if rounds["count"] > 1 else 0
+  length = config.steps // rounds.count if rounds.count > 1 else 0
   return train_state.ReferenceMoves(
-    **update, round=length, alpha=rounds["alpha"]
+    **dict(update), round=length, alpha=rounds.alpha
   )
 
 
-def frozen_arguments(setup, loaded, moves):
+def _references(setup, loaded, moves):
   """Per reference its parameters, None where the step finds it elsewhere.
 
   Those that differ in their numbers alone are `Stacked`; see `stack`.
   """
-  names = setup.config["references"]["names"]
-  found = [loaded.get(f"references.{name}") for name in names]
+  found = [loaded.get(name) for name in setup.config.references.names]
   params = [None if one is None else one.params for one in found]
   if moves is not None:
     params[0] = None
@@ -38,8 +111,7 @@ def frozen_arguments(setup, loaded, moves):
   return stack(setup.objective.references, params, taken)
 
 
-def expected_start(setup, adapter):
-  """The first loss, where policy and references agree; else None."""
+def _expected_start(setup, adapter):
   policy, *references = setup.described.values()
   alike = functools.partial(starts_alike, policy, adapter)
   if references and all(map(alike, references)):
@@ -47,11 +119,8 @@ def expected_start(setup, adapter):
   return None
 
 
-def abstract_state(setup, policy, transformation, moves):
-  """(TrainState of ShapeDtypeStruct, the function that makes a real one).
-
-  `policy` is models.Loaded; of its arrays only the shapes are looked at.
-  """
+def _abstract_state(setup, policy, transformation, moves):
+  """(TrainState of ShapeDtypeStruct, the function that makes a real one)."""
   table = parameters.table(setup.described["policy"].model.config)
   if policy.adapter is not None:
     table = lora.adapter_table(table, policy.adapter)
@@ -62,7 +131,7 @@ def abstract_state(setup, policy, transformation, moves):
     transformation,
     setup.mesh,
     method_state,
-    rules=rules_of(setup.config, "policy"),
+    rules=dict(setup.described["policy"].section.base.rules),
     moving=moving,
   )
   create = functools.partial(
@@ -70,23 +139,4 @@ def abstract_state(setup, policy, transformation, moves):
   )
   _, trained = lora.split(policy.params)
   shapes = jax.eval_shape(create, trained, method_state=method_state)
-  return checkpoints.abstract(shapes, shardings), create
-
-
-def start_state(setup, policy, transformation, moves, plan, say):
-  """(TrainState, steps done): restored, or else made and measured."""
-  method = setup.method
-  abstract, create = abstract_state(setup, policy, transformation, moves)
-  restored = checkpoints.restore(setup.workdir, abstract, say=say)
-  if restored is not None:
-    step, state = restored
-    return state, step
-  method_state = method.init(len(setup.objective.references))
-  if method.measures:
-    measured = {split: plan.measured(split) for split in method.measures}
-    method_state = method.measure(method_state, **measured)
-  shardings = jax.tree.map(lambda array: array.sharding, abstract)
-  make = jax.jit(create, out_shardings=shardings)
-  _, trained = lora.split(policy.params)
-  seed = setup.config["seed"]
-  return make(trained, method_state=method_state, seed=seed), 0
+  return parallel.abstract(shapes, shardings), create

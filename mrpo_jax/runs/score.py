@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run takes from the store, and what it puts there first."""
+"""Scores of a run's references: what it reads from the store, and fills in."""
 
 import dataclasses
 import pathlib
@@ -14,57 +14,9 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.references import score
 from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import MissingRows, Store
-from mrpo_jax.runs.data import is_scored
+from mrpo_jax.runs.config import Config
 from mrpo_jax.runs.models import load_reference
 from mrpo_jax.runs.setup import set_up
-
-
-def plan_of(setup, store, *, fresh):
-  """score.ScorePlan of the run; `store` as given to the command."""
-  return score_plan(
-    setup.config,
-    setup.method,
-    setup.tables,
-    setup.tokenizers,
-    setup.described,
-    store_folder(setup.workdir, store),
-    fresh=fresh,
-  )
-
-
-def score_missing(setup, plan, refusal, say):
-  """Fills the store; or refuses, naming the flags of `mrpo score`."""
-  if refusal is not None:
-    refuse_missing(plan.missing(), refusal)
-  plan.fill(setup.mesh, setup.packing, say)
-
-
-def score_run(
-  config,
-  workdir,
-  *,
-  store="",
-  part=(0, 1),
-  allow_changed=False,
-  say=processes.say,
-):
-  """Scores what `train_run` of the same config would, and stops there."""
-  if processes.several():  # jax has taken the signal for itself
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  setup = set_up(
-    config, pathlib.Path(workdir), say, allow_changed=allow_changed
-  )
-  plan = plan_of(setup, store, fresh=True)
-  if not any(plan.splits.values()):
-    raise InputError(
-      "no reference has config.references.<name>.mode='scored', so there is "
-      "nothing to score"
-    )
-  plan.fill(setup.mesh, setup.packing, say, part=part)
-  for name, one in plan.stores.items():
-    if plan.splits[name]:
-      say(f"references.{name}: {len(one.known())} pairs in {one.folder}")
-
 
 FOLDER = "store"  # in the workdir, unless the command names another
 
@@ -73,11 +25,39 @@ FOLDER = "store"  # in the workdir, unless the command names another
 class ScorePlan:
   """Which references of a run are scored over which splits, into what."""
 
-  config: dict
+  config: Config
   tables: dict  # split -> table.Table
-  described: dict  # key -> models.Described
+  described: dict  # name -> models.Described
   stores: dict  # reference's name -> Store
   splits: dict  # reference's name -> splits whose scores the run reads
+
+  @classmethod
+  def of(cls, setup, store, *, fresh):
+    """The ScorePlan of a run.
+
+    Args:
+      setup: setup.Setup.
+      store: folder as given to the command; "" is the workdir's own.
+      fresh: does the run start at step 0?  Then the method measures first.
+    """
+    config, method, tokenizers = setup.config, setup.method, setup.tokenizers
+    root = pathlib.Path(store) if store else setup.workdir / FOLDER
+    measures = method.measures if fresh else ()
+    stores, splits = {}, {}
+    for name in config.references.names:
+      described = setup.described[name]
+      tokenizer = tokenizers.views[tokenizers.view_of[name]]
+      stores[name] = Store(
+        root,
+        _material(config, described, tokenizer),
+        per_token=method.token_weight is not None,
+      )
+      splits[name] = [
+        split
+        for split in setup.tables
+        if split in measures or described.model.scored and split != "validation"
+      ]
+    return cls(config, setup.tables, setup.described, stores, splits)
 
   def missing(self):
     """{(name, split): how many pairs process 0 does not find in the store}."""
@@ -98,9 +78,8 @@ class ScorePlan:
       return [parallel.global_rows(view, mesh) for view in views]
 
     for name in dict.fromkeys(name for name, _ in missing):
-      key = f"references.{name}"
-      one = self.described[key]
-      params = load_reference(self.config, key, one, mesh, say)
+      one = self.described[name]
+      params = load_reference(one, mesh, say)
       for split in self.splits[name]:
         if (name, split) not in missing:
           continue
@@ -114,42 +93,43 @@ class ScorePlan:
             config=one.model.config,
             packing=packing,
             place=place,
-            forward=one.model.forward + one.model.head,
+            computation=one.model.computation,
             part=part,
             progress=bar.update,
           )
-        say(f"{key}: scored {scored} pairs of {split}")
+        say(f"{one.section.key}: scored {scored} pairs of {split}")
       del params
     processes.gather(None)  # all is written
 
-  def of(self, name, split):
+  def read(self, name, split):
     """Scores of every pair of the split, in its order."""
     table = self.tables[split]
     try:
       return self.stores[name].read(table.fingerprints)
     except MissingRows as error:
       count, place = len(error.indices), table.places[error.indices[0]]
+      origin = getattr(self.config.data, split)
       raise InputError(
-        f"{self.config['data'][split]}: {count} of {len(table.places)} pairs "
+        f"{origin}: {count} of {len(table.places)} pairs "
         f"are not scored under reference {name!r}, the first is pair {place}; "
         "run mrpo score"
       ) from None
 
   def known(self, split):
     """batches.Known of the split: what the step reads of scored references."""
-    table, names = self.tables[split], self.config["references"]["names"]
+    table, names = self.tables[split], self.config.references.names
     characters = [one.characters for one in table.views[0]]
     scores = {
-      k: self.of(name, split)
+      k: self.read(name, split)
       for k, name in enumerate(names)
-      if is_scored(self.config["references"][name])
+      if self.described[name].model.scored
     }
     return known_of(characters, scores, len(names))
 
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""
-    names = self.config["references"]["names"]
-    scores = [self.of(name, split) for name in names]
+    names = self.config.references.names
+    scores = [self.read(name, split) for name in names]
     return {
       "ref_logp_NCK": np.stack([one.logp_PC for one in scores], -1),
       "ref_length_NCK": np.stack([one.token_PC for one in scores], -1),
@@ -157,51 +137,50 @@ class ScorePlan:
     }
 
 
-def score_plan(config, method, tables, tokenizers, described, root, *, fresh):
-  """The Scoring of a run.
-
-  Args:
-    config: of the run.
-    method: its loss.
-    tables: {split: table.Table}.
-    tokenizers: data.Tokenizers.
-    described: {key: models.Described}.
-    root: folder of the store.
-    fresh: does the run start at step 0?  Then the method measures first.
-  """
-  measures = method.measures if fresh else ()
-  stores, splits = {}, {}
-  for name in config["references"]["names"]:
-    key = f"references.{name}"
-    tokenizer = tokenizers.views[tokenizers.view_of[key]]
-    stores[name] = Store(
-      root,
-      _material(config, described[key], tokenizer),
-      per_token=method.token_weight is not None,
-    )
-    scored = described[key].model.scored
-    splits[name] = [
-      split
-      for split in tables
-      if split in measures or scored and split != "validation"
-    ]
-  return ScorePlan(config, tables, described, stores, splits)
-
-
-def refuse_missing(missing, flags):
-  """Raises InputError that names the command to run first."""
+def fill_or_refuse(scores, setup, refusal, say):
+  """Fills the store; or refuses, naming the flags of `mrpo score`."""
+  missing = scores.missing() if refusal is not None else None
   if missing:
     (name, split), count = next(iter(missing.items()))
     raise InputError(
       f"{count} pairs of {split} are not scored under reference {name!r}; run "
-      f"first: mrpo score {flags}"
+      f"first: mrpo score {refusal}"
     )
+  scores.fill(setup.mesh, setup.packing, say)
+
+
+def score_run(
+  config,
+  workdir,
+  *,
+  store="",
+  part=(0, 1),
+  allow_changed=False,
+  say=processes.say,
+):
+  """Scores what `train_run` of the same config would, and stops there."""
+  if processes.several():  # jax has taken the signal for itself
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  setup = set_up(
+    config, pathlib.Path(workdir), say, allow_changed=allow_changed
+  )
+  scores = ScorePlan.of(setup, store, fresh=True)
+  if not any(scores.splits.values()):
+    raise InputError(
+      "no reference has config.references.<name>.mode='scored', so there is "
+      "nothing to score"
+    )
+  scores.fill(setup.mesh, setup.packing, say, part=part)
+  for name, one in scores.stores.items():
+    if scores.splits[name]:
+      key = scores.described[name].section.key
+      say(f"{key}: {len(one.known())} pairs in {one.folder}")
 
 
 def _material(config, described, tokenizer):
   """What the figures of a reference depend on: see `references.store`."""
-  data, base = config["data"], described.base
-  compute = config["policy"]["compute"] or base.dtype
+  base = described.section.base
+  compute = config.policy.compute or base.dtype
   narrowed = "" if compute == base.dtype else f", computed in {compute}"
   return {
     "weights": described.identity,
@@ -210,14 +189,9 @@ def _material(config, described, tokenizer):
     "vocab_size": described.model.config.vocab_size,
     "tokenizer": tokenizer_fingerprint(tokenizer),
     "template": encode.chat_template(tokenizer),
-    "max_prompt": data["max_prompt"],
-    "max_response": data["max_response"],
+    "max_prompt": config.data.max_prompt,
+    "max_response": config.data.max_response,
   }
-
-
-def store_folder(workdir, given):
-  """The folder of the store."""
-  return pathlib.Path(given) if given else pathlib.Path(workdir) / FOLDER
 
 
 def _for_scores(packing):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From checked settings to all that the first step needs."""
+"""Setup: all that the first step of a run needs but weights."""
 
 import dataclasses
 import hashlib
@@ -12,17 +12,17 @@ from mrpo_jax import losses, parallel, processes
 from mrpo_jax.data import pack, source
 from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.table import encode_table
-from mrpo_jax.errors import InputError
-from mrpo_jax.runs.config import BEST
+from mrpo_jax.errors import InputError, blames
+from mrpo_jax.runs.config import BEST, Config
 from mrpo_jax.runs.data import (
   Tokenizers,
   abstract_tokenizers,
   load_pairs,
   load_tokenizers,
-  sections_of,
 )
-from mrpo_jax.runs.models import describe_models, rules_of
+from mrpo_jax.runs.models import describe_models
 from mrpo_jax.runs.workdir import (
+  FIXED,
   check_length,
   differences,
   known_run,
@@ -37,9 +37,8 @@ from mrpo_jax.training.step import VERSION
 class Setup:
   """All of a run that is checked before weights are read."""
 
-  config: dict
+  config: Config
   workdir: pathlib.Path
-  splits: list  # that the steps and evaluations read
   method: losses.Method
   mesh: jax.sharding.Mesh
   packing: Packing
@@ -49,25 +48,39 @@ class Setup:
   objective: Objective
   identity: dict
 
+  def views(self, split):
+    """The split's pairs under each tokenizer whose rows the step reads."""
+    return self.tables[split].views[: self.objective.views]
+
 
 def set_up(config, workdir, say, *, allow_changed=False):
-  """The SetUp of a run, or InputError; writes nothing."""
-  known = known_run(workdir, config, allow_changed=allow_changed)
-  check_length(workdir, config["steps"])
+  """The Setup of a run, or InputError; writes nothing."""
+  content, fixed = config.to_dict(), FIXED
+  if config.rounds.count > 1:
+    fixed = (*FIXED, "steps")  # a round is a share of them
+  known = known_run(workdir, content, allow_changed=allow_changed, fixed=fixed)
+  check_length(workdir, config.steps)
   method = chosen_method(config)
   _check_best(config, method)
   mesh = mesh_of(config)
   processes.connect(mesh)
-  for key in sections_of(config):
-    rules_of(config, key)  # refuses names, before any data is read
+  config.models()  # refuses names in rules, before any data is read
   packing = _packing(config, mesh, method)
-  read = [s for s in ("train", "eval") if config["data"][s]]
+  read = ["train", *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
   pairs = load_pairs(config, read + measured)
   tokenizers = load_tokenizers(config, workdir, pairs["train"], say)
   tables = {
     split: encode_table(
-      config, split, rows, tokenizers, say, chosen_only=method.supervised
+      split,
+      rows,
+      tokenizers,
+      say,
+      origin=getattr(config.data, split),
+      row_length=config.data.row_length,
+      chosen_only=method.supervised,
+      max_prompt=config.data.max_prompt,
+      max_response=config.data.max_response,
     )
     for split, rows in pairs.items()
   }
@@ -76,12 +89,12 @@ def set_up(config, workdir, say, *, allow_changed=False):
   identity = {
     **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
     **tokenizers.identity,
-    **{key: one.identity for key, one in described.items()},
+    **{one.section.key: one.identity for one in described.values()},
     "mesh": dict(mesh.shape),
     "code": _code(),
   }
   _agree(
-    {"config": config, "identity": identity}
+    {"config": content, "identity": identity}
     | {"checkpoints": checkpoints.steps(workdir)}
   )
   if known is not None:
@@ -90,7 +103,6 @@ def set_up(config, workdir, say, *, allow_changed=False):
   return Setup(
     config,
     workdir,
-    read,
     method,
     mesh,
     packing,
@@ -104,17 +116,17 @@ def set_up(config, workdir, say, *, allow_changed=False):
 
 def mesh_of(config, devices=None):
   """The mesh of a run: all devices, by the sizes that the config gives."""
-  sizes = {axis: config["mesh"][axis] for axis in parallel.AXES}
+  sizes = {axis: getattr(config.mesh, axis) for axis in parallel.AXES}
   return parallel.make_mesh(**sizes, devices=devices)
 
 
 def abstract_setup(config, mesh, read):
-  """The SetUp of a run whose data and models are not there.
+  """The Setup of a run whose data and models are not there.
 
   Models that name one tokenizer are taken to have one, others to differ.
 
   Args:
-    config: nested dict that `config.read_config` returned.
+    config: Config of the run.
     mesh: of the devices that the run would have.
     read: path -> ModelConfig.
   """
@@ -124,7 +136,6 @@ def abstract_setup(config, mesh, read):
   return Setup(
     config,
     workdir=None,
-    splits=[],
     method=method,
     mesh=mesh,
     # Of all processes that there would be.
@@ -169,23 +180,21 @@ def _agree(here):
 
 def chosen_method(config):
   """The Method of a config, its loss with all its choices."""
-  keywords = {k: v for k, v in config["loss"].items() if k != "name"}
-  name, references = config["loss"]["name"], config["references"]["names"]
-  betas = [config["references"][one]["beta"] for one in references]
-  try:
+  name, keywords = config.loss.name, config.loss.keywords
+  references = config.references.names
+  betas = [one.beta for _, one in config.references.items()]
+  with blames("config.loss", (TypeError, ValueError)):
     method = losses.build(name, **keywords)
     if any(betas):
       betas = tuple(beta or method.beta for beta in betas)
       method = losses.build(name, **keywords, betas=betas)
-  except (TypeError, ValueError) as error:
-    raise InputError(f"config.loss: {error}") from None
-  evaluates = config["data"]["eval"] and config["eval_every"]
+  evaluates = config.data.eval and config.eval_every
   if method.learns and not evaluates:
     raise InputError(
       "config.loss.weights learns from held-out accuracy: set config.data.eval "
       "and config.eval_every"
     )
-  if "validation" in method.measures and not config["data"]["validation"]:
+  if "validation" in method.measures and not config.data.validation:
     raise InputError(
       "config.loss.weights measures the references on held-out pairs: name "
       "them in config.data.validation"
@@ -198,22 +207,22 @@ def chosen_method(config):
     return method
   raise InputError(
     f"config.loss.name={name!r} {problem}, but config.references.names is "
-    f"{tuple(references)}"
+    f"{references}"
   )
 
 
 def best(config):
   """checkpoints.Best of a config; None where it names none."""
-  figure = config["checkpoints"]["best"]
+  figure = config.checkpoints.best
   return checkpoints.Best(figure, BEST[figure]) if figure else None
 
 
 def _check_best(config, method):
-  figure = config["checkpoints"]["best"]
+  figure = config.checkpoints.best
   if not figure:
     return
   key = f"config.checkpoints.best={figure!r}"
-  if not (config["data"]["eval"] and config["eval_every"]):
+  if not (config.data.eval and config.eval_every):
     raise InputError(f"{key}: set config.data.eval and config.eval_every")
   if method.supervised and figure != "eval/loss":
     raise InputError(f"{key}: {method.name!r} is judged by 'eval/loss' alone")
@@ -224,42 +233,38 @@ def _check_best(config, method):
 def _packing(config, mesh, method):
   shards = parallel.row_shards(mesh)
   share, shares = parallel.row_share(mesh)
-  rows = config["data"]["rows"] or shards
+  rows = config.data.rows or shards
   if rows % shards:
     raise InputError(
       f"config.data.rows={rows} does not divide over the {shards} shards of "
       "mesh.data * mesh.fsdp"
     )
-  context, length = mesh.shape["context"], config["data"]["row_length"]
+  context, length = mesh.shape["context"], config.data.row_length
   if context > 1 and length % (pack.SHORTER * context):
     raise InputError(
       f"config.data.row_length={length} and the quarter of it that short rows "
       f"have do not divide over mesh.context={context}"
     )
-  try:
+  with blames("config"):
     return Packing(
-      batch=config["batch"],
-      length=config["data"]["row_length"],
+      batch=config.batch,
+      length=config.data.row_length,
       rows=rows,
       process=share,
       processes=shares,
       mark_differences=method.reads_differences,
     )
-  except ValueError as error:
-    raise InputError(f"config: {error}") from None
 
 
 def _objective(config, method, described):
   policy, *references = (one.model for one in described.values())
   objective = Objective(
-    pairs=config["batch"],
+    pairs=config.batch,
     policy=policy,
     references=tuple(references),
-    names=tuple(config["references"]["names"]),
+    names=config.references.names,
     method=method,
   )
-  try:
+  with blames("config.loss", (TypeError, ValueError)):
     objective.check()
-  except (TypeError, ValueError) as error:
-    raise InputError(f"config.loss: {error}") from None
   return objective

@@ -9,6 +9,7 @@ import typing
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config import read
 from mrpo_jax.training import checkpoints
 
 PAIRS = "eval_pairs.jsonl"  # per evaluated pair, written by the trainer
@@ -59,12 +60,12 @@ FIXED = (
 )
 
 
-def known_run(workdir, config, *, allow_changed=False, fixed=FIXED):
+def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
   """What the workdir says it is; None if it is new.  Changes nothing.
 
   Args:
     workdir: folder of the run.
-    config: nested dict that `config.read_config` returned.
+    values: content of config.json but `identity`.
     allow_changed: may keys differ that are neither harmless nor fixed?
     fixed: keys that never may.
 
@@ -82,9 +83,7 @@ def known_run(workdir, config, *, allow_changed=False, fixed=FIXED):
     known = json.loads(path.read_text(encoding="utf-8"))
   except ValueError:
     raise InputError(f"{path} is not JSON; use another --workdir") from None
-  if config.get("rounds", {}).get("count", 1) > 1:
-    fixed = (*fixed, "steps")  # a round is a share of them
-  refuse_other(workdir, config, known, allow_changed, fixed)
+  refuse_other(workdir, values, known, allow_changed, fixed)
   return known
 
 
@@ -105,6 +104,11 @@ def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
     f"--workdir {workdir} belongs to another run: "
     f"{'; '.join(map(str, found))}; {advice}; or use another --workdir"
   )
+
+
+def recorded_config(content):
+  """The Config in the content of config.json."""
+  return read({k: one for k, one in content.items() if k != "identity"})
 
 
 def check_length(workdir, steps):

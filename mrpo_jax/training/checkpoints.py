@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mrpo_jax import processes
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, first_line
 from mrpo_jax.models import lora
 from mrpo_jax.models.families.read import config_from_hf
 
@@ -170,7 +170,7 @@ def restore(workdir, abstract_state, *, say=print):
     except InputError:
       raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
-      broken.append((folder / str(step), _first_line(error)))
+      broken.append((folder / str(step), first_line(error)))
       continue
     for path, reason in broken:
       if processes.is_first():
@@ -212,7 +212,7 @@ def read(path, abstract_state):
   except InputError:  # all processes find the same
     raise
   except Exception as error:  # Orbax and TensorStore raise many kinds
-    reason = _first_line(error)
+    reason = first_line(error)
   reasons = [one for one in processes.gather(reason) if one is not None]
   if reasons:
     raise ValueError(reasons[0])
@@ -302,25 +302,10 @@ def policy(workdir, step):
         params = checkpointer.restore(path / "state")["params"]
     _compare("params", params, meta)
   except Exception as error:  # Orbax and TensorStore raise many kinds
-    reason = _first_line(error)
+    reason = first_line(error)
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
   model, adapter = config_from_hf(meta["model"]), meta.get("adapter")
   if adapter is not None:
     adapter["targets"] = tuple(adapter["targets"])
     adapter = lora.Adapter(**adapter)
   return params, model, adapter, meta
-
-
-def _first_line(error):
-  return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def abstract(state_shapes, shardings):
-  """ShapeDtypeStructs that say where each array shall go."""
-  return jax.tree.map(
-    lambda shape, sharding: jax.ShapeDtypeStruct(
-      shape.shape, shape.dtype, sharding=sharding
-    ),
-    state_shapes,
-    shardings,
-  )

@@ -3,6 +3,7 @@
 
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -11,8 +12,43 @@ from mrpo_jax.models import packed
 from mrpo_jax.training.stacked import Stacked
 
 
+@flax.struct.dataclass
+class FixedFigures:
+  """Figures of the pairs of a step that no parameter of the policy changes.
+
+  Sums over the tokens of a response; None is what the method does not need.
+  """
+
+  length_BC: jax.Array  # in the policy's tokens; 0 where there is no pair
+  valid_B: jax.Array
+  character_BC: jax.Array | None = None  # as the data have them
+  ref_length_BCK: jax.Array | None = None  # in each reference's tokens
+  ref_logp_BCK: jax.Array | None = None  # nats
+  normalised_entropy_BC: jax.Array | None = None  # of reference 0, in [0, 1]
+  # Of every token, nats; over the parts of the policy's view.
+  token_logp_ARMK: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class PolicyFigures:
+  """Figures of the pairs under the policy: sums over response tokens, nats.
+
+  A micro-batch leaves 0 at the responses that it does not hold, so the figures
+  of a step are the sum over its micro-batches.  None is what the method does
+  not need.
+  """
+
+  # log p - log sum p^2, of which `losses.wpo_weight` wants the mean.
+  excess_BC: jax.Array | None
+  kl_BC: jax.Array | None  # divergence from reference 0, which then runs along:
+  logp_BC: jax.Array
+  ref_logp_BCK: jax.Array | None
+  ref_score_BCK: jax.Array | None  # log-probabilities times the token weight
+  score_BC: jax.Array | None
+
+
 def reference_figures(objective, references, views, given):
-  """What does not depend on the policy's parameters.
+  """The FixedFigures of a step.
 
   Args:
     objective: Objective.
@@ -22,66 +58,76 @@ def reference_figures(objective, references, views, given):
     given: dict of what is known of the pairs beforehand: `character_BC`,
       characters of the responses; where references were scored `ref_logp_BCK`
       and `ref_length_BCK` (of the others any number), `entropy_BC` of
-      reference 0 and `ref_token_logp_ARMK`, as below, if the method needs
-      them.  It may be empty where all are online.
+      reference 0 and `ref_token_logp_ARMK`, if the method needs them.  It may
+      be empty where all are online.
 
-  Returns:
-    dict: `length_BC` in the policy's tokens, `valid_B`, `character_BC` as
-    given; with references `ref_logp_BCK`, `ref_length_BCK`, and what of these
-    the method needs: `normalised_entropy_BC` of reference 0,
-    `token_logp_ARMK`, a tuple over the parts of the policy's view.  Where it
-    needs the divergence from the reference, that one's log-probabilities come
-    with it, in `policy_figures`.
+  Where the method needs the divergence from the reference, that one's
+  log-probabilities come with it, in the PolicyFigures.
   """
-  pairs, method = objective.pairs, objective.method
-  length_BC = objective.policy.lengths(views, pairs)
-  figures = {"length_BC": length_BC, "valid_B": length_BC[:, 0] > 0}
-  if "character_BC" in given:
-    figures["character_BC"] = given["character_BC"]
+  length_BC = objective.policy.lengths(views, objective.pairs)
+  fixed = FixedFigures(
+    length_BC, length_BC[:, 0] > 0, given.get("character_BC")
+  )
   if not objective.references:
-    return figures
-  ref_lengths = [
-    given["ref_length_BCK"][..., k]
-    if model.scored
-    else model.lengths(views, pairs)
-    for k, model in enumerate(objective.references)
-  ]
-  figures["ref_length_BCK"] = jnp.stack(ref_lengths, axis=-1)
+    return fixed
+  fixed = fixed.replace(ref_length_BCK=_lengths(objective, views, given))
   if objective.needs("kl_BC"):
-    return figures
+    return fixed
   wants_entropy = objective.needs("normalised_entropy_BC")
   also = ("entropy",) if wants_entropy else ()
   parts_of = _online_figures(objective, references, views, also)
-  logps, tokens = [], []
-  for k, model in enumerate(objective.references):
-    if model.scored:
-      logps.append(given["ref_logp_BCK"][..., k])
-      tokens.append(None)
-      continue
-    parts, rows = parts_of[k], views[model.view]
-    logps.append(_summed("logp", parts, rows, pairs))
-    tokens.append([part["logp"] for part in parts])
-    if k == 0 and wants_entropy:
-      given = {**given, "entropy_BC": _summed("entropy", parts, rows, pairs)}
-  figures["ref_logp_BCK"] = jnp.stack(logps, axis=-1)
+
+  def summed(name, k):
+    """[..., k] of what was given, or the sum over reference k's tokens."""
+    if k not in parts_of:
+      return given[f"ref_{name}_BCK"][..., k]
+    rows = views[objective.references[k].view]
+    return _summed(name, parts_of[k], rows, objective.pairs)
+
+  K = range(len(objective.references))
+  fixed = fixed.replace(
+    ref_logp_BCK=jnp.stack([summed("logp", k) for k in K], axis=-1)
+  )
   if wants_entropy:
-    figures["normalised_entropy_BC"] = losses.normalised_entropy(
-      given["entropy_BC"],
-      ref_lengths[0],
-      vocab_size=objective.references[0].config.vocab_size,
-    )
-  if method.token_weight is not None:
-    figures["token_logp_ARMK"] = tuple(
-      jnp.stack(
-        [
-          given["ref_token_logp_ARMK"][n][..., k] if one is None else one[n]
-          for k, one in enumerate(tokens)
-        ],
-        axis=-1,
+    entropy_BC = summed("entropy", 0) if 0 in parts_of else given["entropy_BC"]
+    fixed = fixed.replace(
+      normalised_entropy_BC=losses.normalised_entropy(
+        entropy_BC,
+        fixed.ref_length_BCK[..., 0],
+        vocab_size=objective.references[0].config.vocab_size,
       )
-      for n in range(len(views[objective.policy.view]))
     )
-  return jax.lax.stop_gradient(figures)
+  if objective.method.token_weight is not None:
+    fixed = fixed.replace(token_logp_ARMK=_tokens(objective, parts_of, given))
+  return jax.lax.stop_gradient(fixed)
+
+
+def _lengths(objective, views, given):
+  """ref_length_BCK, of each reference by its own tokenizer."""
+  lengths = [
+    given["ref_length_BCK"][..., k]
+    if model.scored
+    else model.lengths(views, objective.pairs)
+    for k, model in enumerate(objective.references)
+  ]
+  return jnp.stack(lengths, axis=-1)
+
+
+def _tokens(objective, parts_of, given):
+  """token_logp_ARMK over the parts; all read the policy's tokens."""
+  K = range(len(objective.references))
+  scored = given.get("ref_token_logp_ARMK")
+  parts = len(scored or next(iter(parts_of.values())))
+  return tuple(
+    jnp.stack(
+      [
+        parts_of[k][n]["logp"] if k in parts_of else scored[n][..., k]
+        for k in K
+      ],
+      axis=-1,
+    )
+    for n in range(parts)
+  )
 
 
 def _online_figures(objective, references, views, also_of_first):
@@ -113,15 +159,15 @@ def _summed(name, parts, rows, pairs):
   )
 
 
-def policy_parts(objective, views, frozen):
+def policy_parts(objective, views, fixed):
   """The policy's parts, each with its references' token log-probabilities."""
   parts = views[objective.policy.view]
-  tokens = frozen.get("token_logp_ARMK", (None,) * len(parts))
+  tokens = fixed.token_logp_ARMK or (None,) * len(parts)
   return tuple(zip(parts, tokens, strict=True))
 
 
 def policy_figures(objective, references, key, params, micro):
-  """What the policy says of one micro-batch; differentiable in `params`.
+  """The PolicyFigures of one micro-batch; differentiable in `params`.
 
   Args:
     objective: Objective.
@@ -129,19 +175,13 @@ def policy_figures(objective, references, key, params, micro):
     key: of what the method draws in this micro-batch.
     params: the policy's.
     micro: one micro-batch of one of `policy_parts`.
-
-  Returns:
-    dict: `logp_BC`; with a token weight `score_BC` and `ref_score_BCK`, the
-    weighted sums; where the method needs them `kl_BC` with `ref_logp_BCK`,
-    and `excess_BC`, the sum over tokens of what `losses.wpo_weight` wants the
-    mean of.
   """
   rows, ref_logp_RMK = micro
   method, pairs = objective.method, objective.pairs
   against = None
   if objective.needs("kl_BC"):
     base = objective.references[0]
-    against = (base.config, references[0], dict(base.forward))
+    against = (base.config, references[0], base.computation)
   also = ("log_sum_sq",) if objective.needs("mean_excess_BC") else ()
   tokens = objective.policy.token_figures(
     params, rows, pairs, also=also, against=against
@@ -150,46 +190,56 @@ def policy_figures(objective, references, key, params, micro):
   def summed(value):
     return packed.per_response(value, rows.slots_RM, pairs)
 
-  logp_RM = tokens["logp"]
-  figures = {"logp_BC": summed(logp_RM)}
+  logp_RM, excess_BC, kl_BC, ref_logp_BCK = tokens["logp"], None, None, None
+  score_BC = ref_score_BCK = None
   if against is not None:
-    figures["kl_BC"] = summed(tokens["kl"])
-    figures["ref_logp_BCK"] = summed(tokens["ref_logp"])[..., None]
+    kl_BC = summed(tokens["kl"])
+    ref_logp_BCK = summed(tokens["ref_logp"])[..., None]
   if also:
     excess_RM = jax.lax.stop_gradient(logp_RM) - tokens["log_sum_sq"]
-    figures["excess_BC"] = summed(excess_RM)
+    excess_BC = summed(excess_RM)
   if method.token_weight is not None:
     places = packed.token_places(rows, pairs)
     places |= {"key": key, "token_logp": logp_RM}
     places["keep"] = places["shorter_length"]
     weight_RM = method.token_weight(places)
-    figures["score_BC"] = summed(weight_RM * logp_RM)
+    score_BC = summed(weight_RM * logp_RM)
     if ref_logp_RMK is not None:
-      figures["ref_score_BCK"] = summed(weight_RM[:, :, None] * ref_logp_RMK)
-  return figures
+      ref_score_BCK = summed(weight_RM[:, :, None] * ref_logp_RMK)
+  return PolicyFigures(
+    excess_BC, kl_BC, summed(logp_RM), ref_logp_BCK, ref_score_BCK, score_BC
+  )
 
 
-def method_arguments(figures, frozen):
+def method_arguments(figures, fixed):
   """(policy, references, further keywords) of a call of the method."""
-  policy_BC = figures.get("score_BC", figures["logp_BC"])
-  ref_BCK = figures.get("ref_score_BCK", reference_logps(figures, frozen))
-  names = ("length_BC", "ref_length_BCK", "character_BC", "valid_B")
-  names += ("normalised_entropy_BC",)
-  more = {name: frozen[name] for name in names if name in frozen}
-  if "kl_BC" in figures:
-    more["kl_BC"] = figures["kl_BC"]
-  if "excess_BC" in figures:
-    length_BC = jnp.maximum(frozen["length_BC"], 1.0)
-    more["mean_excess_BC"] = figures["excess_BC"] / length_BC
+  policy_BC = _given(figures.score_BC, figures.logp_BC)
+  ref_BCK = _given(figures.ref_score_BCK, reference_logps(figures, fixed))
+  more = dict(
+    length_BC=fixed.length_BC,
+    ref_length_BCK=fixed.ref_length_BCK,
+    character_BC=fixed.character_BC,
+    valid_B=fixed.valid_B,
+    normalised_entropy_BC=fixed.normalised_entropy_BC,
+    kl_BC=figures.kl_BC,
+  )
+  if figures.excess_BC is not None:
+    length_BC = jnp.maximum(fixed.length_BC, 1.0)
+    more["mean_excess_BC"] = figures.excess_BC / length_BC
+  more = {name: value for name, value in more.items() if value is not None}
   return policy_BC, ref_BCK, more
 
 
-def reference_logps(figures, frozen):
+def reference_logps(figures, fixed):
   """ref_logp_BCK, summed over tokens without weights; None without any."""
-  return frozen.get("ref_logp_BCK", figures.get("ref_logp_BCK"))
+  return _given(fixed.ref_logp_BCK, figures.ref_logp_BCK)
 
 
-def losses_of(objective, state, figures, frozen):
+def _given(value, other):
+  return other if value is None else value
+
+
+def losses_of(objective, state, figures, fixed):
   """loss_B; `state` is the method's."""
-  policy_BC, ref_BCK, more = method_arguments(figures, frozen)
+  policy_BC, ref_BCK, more = method_arguments(figures, fixed)
   return objective.method(policy_BC, ref_BCK, state=state, **more)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out pairs: what the policy and each reference think of them."""
+"""Evaluation on held-out pairs, under the policy and every reference."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ class HeldOut:
       functools.partial(reference_figures, self.objective)
     )
     self._metrics = jax.jit(functools.partial(pair_metrics, self.objective))
-    self._frozen = None
+    self._fixed = None
 
   def __call__(self, state, base, references):
     """(means over all pairs, list of one dict per pair) of a TrainState.
@@ -44,45 +44,54 @@ class HeldOut:
     `base` is the policy's frozen weights; see `step.train_step`.
     """
     references = train_state.moved_references(state, base, references)
-    if self._frozen is None or state.moving:
-      self._frozen = [
+    if self._fixed is None or state.moving:
+      self._fixed = [
         self._references(references, *self.place(*batch))
         for _, batch in self.batches
       ]
     found, pairs = {}, []
-    for (indices, batch), frozen in zip(
-      self.batches, self._frozen, strict=True
-    ):
+    for (indices, batch), fixed in zip(self.batches, self._fixed, strict=True):
       views, _ = self.place(*batch)
       figures = self._policy(
-        references, base, state.params, state.seed, views, frozen
+        references, base, state.params, state.seed, views, fixed
       )
       values = processes.whole(
-        self._metrics(state.method_state, figures, frozen)
+        self._metrics(state.method_state, figures, fixed)
       )
       for name, value_B in values.items():
         value_B = value_B.astype(np.float64)[: len(indices)]
         found.setdefault(name, []).append(value_B)
       places = [self.places[index] for index in indices]
-      pairs += _records(places, figures, frozen)
+      pairs += _records(places, figures, fixed)
     found = {name: np.concatenate(parts) for name, parts in found.items()}
     return summary(found, lambda value_N: float(np.mean(value_N))), pairs
 
 
-def _policy(objective, references, base, trained, seed, views, frozen):
+def learned(objective, state, means):
+  """The state, with what its method learns from an evaluation's means."""
+  if not objective.method.learns:
+    return state
+  # Of the policy alone and per token, so that no weight enters it.
+  accuracy = means["policy_mean/rewards/accuracies"]
+  judge = jax.jit(objective.method.judge, static_argnames="K")
+  K = len(objective.references)
+  return state.replace(method_state=judge(state.method_state, accuracy, K=K))
+
+
+def _policy(objective, references, base, trained, seed, views, fixed):
   # What a method draws is the same at every evaluation.
   key = jax.random.key(seed)
   figures_of = functools.partial(policy_figures, objective, references)
-  parts = policy_parts(objective, views, frozen)
+  parts = policy_parts(objective, views, fixed)
   params = lora.join(base, trained)
   return summed_figures(figures_of, params, parts, key)
 
 
-def _records(places, figures, frozen):
+def _records(places, figures, fixed):
   """One JSON-ready dict per real pair: sums, so that any margin follows."""
-  ref_logp_BCK = reference_logps(figures, frozen)
+  ref_logp_BCK = reference_logps(figures, fixed)
   policy, lengths, references = processes.whole(
-    (figures["logp_BC"], frozen["length_BC"], ref_logp_BCK)
+    (figures.logp_BC, fixed.length_BC, ref_logp_BCK)
   )
   if references is None:
     references = np.zeros((*policy.shape, 0), np.float32)

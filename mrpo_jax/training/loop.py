@@ -1,44 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: steps, and reading their metrics one step late."""
+"""The training loop, and at which of its steps it logs, evaluates and saves."""
 
-import math
-import time
+import dataclasses
 
 import jax
 
-from mrpo_jax.errors import StoppedRun
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+  """At which steps something happens; a period of 0: at the last alone."""
+
+  steps: int  # of the run
+  log_every: int = 1
+  eval_every: int | None = None  # None: nothing is held out
+  checkpoint_every: int = 0
+
+  def logs(self, step):
+    """Is there a line of this step?"""
+    return step == 1 or self.pauses(step) or self._at(step, self.log_every)
+
+  def evaluates(self, step):
+    return self.eval_every is not None and self._at(step, self.eval_every)
+
+  def pauses(self, step):
+    """Is the state needed after this step, to evaluate or to save it?"""
+    return self.evaluates(step) or self._at(step, self.checkpoint_every)
+
+  def _at(self, step, every):
+    return step == self.steps or bool(every) and step % every == 0
 
 
-def finite(step, metrics):
-  """The metrics as floats; raises StoppedRun at the first that is not."""
-  values = {name: float(value) for name, value in metrics.items()}
-  for name in ("loss", "grad_norm", *sorted(values)):
-    if name in values and not math.isfinite(values[name]):
-      raise StoppedRun(f"{name} is {values[name]} at step {step}")
-  return values
+def train(run_step, state, batches, log, *, due, evaluate, save, stop):
+  """Trains to the last step, or to the first after which it is asked to stop.
 
-
-def _is_done(metrics):
-  """Are they computed?  Asked without waiting."""
-  arrays = jax.tree.leaves(metrics)
-  return all(a.is_ready() for a in arrays if isinstance(a, jax.Array))
-
-
-def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
-  """Runs to `steps`, reading a step's metrics while the next one computes.
+  A step's metrics are read while the next step computes.
 
   Args:
-    state: TrainState after the steps already done.
-    step_function: (state, batch) -> (state, metrics), dispatched at once.
+    run_step: (state, batch) -> (state, metrics), dispatched at once.
+    state: after the steps already done.
     batches: iterator over (step, batch), from the next step on, endless; the
       batch on the devices.
-    steps: last step.
-    record: called as record(step, metrics, seconds, waited), in order; waited
-      is how long the devices had nothing to do for want of data, at most.
-    boundary: boundary(step) is True where the caller needs the state between
-      two steps, to evaluate or to save it.
-    visit: (step, state) -> state, called at every boundary and at the end,
-      when all metrics up to it are recorded.
+    log: log.Log.
+    due: Due.
+    evaluate: state -> (state, figures of held-out data).
+    save: called as save(step, state, figures) when all lines up to that step
+      are written; figures is None where nothing was evaluated.
     stop: stop(step) is True when the run shall end after that step.
 
   Returns:
@@ -47,36 +53,19 @@ def fit(state, step_function, batches, *, steps, record, boundary, visit, stop):
   Raises:
     StoppedRun: at the first loss or gradient that is not finite.
   """
-  pending, clock = None, time.perf_counter()
-  batches = iter(batches)
-
-  def following():
-    """(step, batch, seconds waited) of the next step."""
-    begun = time.perf_counter()
-    step, batch = next(batches)
-    busy = pending is not None and not _is_done(pending[1])
-    return step, batch, 0.0 if busy else time.perf_counter() - begun
-
-  def read():
-    nonlocal pending, clock
-    if pending is not None:
-      step, metrics, waited = pending
-      metrics = finite(step, jax.device_get(metrics))
-      now = time.perf_counter()
-      record(step, metrics, now - clock, waited)
-      pending, clock = None, now
-
-  while True:
-    step, batch, waited = following()
+  for step, batch in log.timed(batches):
     # The batch is on the devices: a step that reaches for the host is a fault.
     with jax.transfer_guard("disallow"):
-      state, metrics = step_function(state, batch)
-    read()
-    pending = step, metrics, waited
-    last = step == steps or stop(step)
-    if last or boundary(step):
-      read()
-      state = visit(step, state)
-      clock = time.perf_counter()
+      state, metrics = run_step(state, batch)
+    log.take(step, metrics)  # and reads the step before
+    last = step == due.steps or stop(step)
+    if last or due.pauses(step):
+      log.flush()
+      figures = None
+      if due.evaluates(step):
+        state, figures = evaluate(state)
+        log.join(figures)
+      log.write()
+      save(step, state, figures)
     if last:
       return step, state

@@ -10,7 +10,7 @@ from mrpo_jax import losses
 from mrpo_jax.training.figures import losses_of, reference_logps
 
 
-def pair_metrics(objective, state, figures, frozen):
+def pair_metrics(objective, state, figures, fixed):
   """dict of value_B: the loss, and rewards against each kind of reference.
 
   Plain names are against reference 0, or against none where there is none;
@@ -20,9 +20,9 @@ def pair_metrics(objective, state, figures, frozen):
   weighs them by.
   """
   method = objective.method
-  logp_BC, length_BC = figures["logp_BC"], frozen["length_BC"]
-  ref_logp_BCK = reference_logps(figures, frozen)
-  values = {"loss": losses_of(objective, state, figures, frozen)}
+  logp_BC, length_BC = figures.logp_BC, fixed.length_BC
+  ref_logp_BCK = reference_logps(figures, fixed)
+  values = {"loss": losses_of(objective, state, figures, fixed)}
   if method.supervised:
     return values | {"logps/chosen": logp_BC[:, 0]}
   against = functools.partial(losses.preference_metrics, beta=method.beta)
@@ -30,32 +30,31 @@ def pair_metrics(objective, state, figures, frozen):
   mean_logp_BC = logp_BC / jnp.maximum(length_BC, 1.0)
   values |= _rewards("policy", against(logp_BC, zero_BC))
   values |= _rewards("policy_mean", against(mean_logp_BC, zero_BC))
-  values |= _needed(figures, frozen)
+  values |= _needed(figures, fixed)
   if ref_logp_BCK is None:
     return values | against(logp_BC, zero_BC)
   values |= against(logp_BC, ref_logp_BCK[..., 0])
-  names = ("length_BC", "ref_length_BCK", "character_BC")
-  counts = {name: frozen[name] for name in names if name in frozen}
   policy_BC, ref_BCK = method.scaled(
-    logp_BC, ref_logp_BCK, state=state, **counts
+    logp_BC,
+    ref_logp_BCK,
+    state=state,
+    length_BC=length_BC,
+    ref_length_BCK=fixed.ref_length_BCK,
+    character_BC=fixed.character_BC,
   )
   virtual_BC = method.virtual(ref_BCK, state)
   rewards = against(policy_BC, virtual_BC)
   values |= _rewards("virtual", rewards)
   values |= losses.gradient_metrics(rewards["rewards/margins"])
   values |= _of_each_reference(objective, state, ref_BCK)
-  return values | _as_they_are(objective, ref_logp_BCK, frozen)
+  return values | _as_they_are(objective, ref_logp_BCK, fixed)
 
 
 def _of_each_reference(objective, state, ref_BCK):
   """What each says and does in the mixture, in the method's unit."""
   method, names = objective.method, objective.names
-  arguments = dict(
-    p=0 if method.p is None else method.p,
-    epsilon_max=method.epsilon_max,
-    adaptive_epsilon=method.adaptive_epsilon,
-  )
-  weight = method.mixing(state, ref_BCK)
+  arguments = method.mixing.mean
+  weight, _ = method.mixing.shares(state, ref_BCK)
   about = losses.reference_metrics(ref_BCK, weight, **arguments)
   values = {"effective_references": about.pop("effective_references")}
   for k, name in enumerate(names):
@@ -71,12 +70,12 @@ def _of_each_reference(objective, state, ref_BCK):
   return values
 
 
-def _as_they_are(objective, ref_logp_BCK, frozen):
+def _as_they_are(objective, ref_logp_BCK, fixed):
   """How likely each reference finds the responses, whatever the loss does."""
   values = {}
-  size_BCK = {"token_logp": frozen["ref_length_BCK"]}
-  if "character_BC" in frozen:
-    character_BC = frozen["character_BC"]
+  size_BCK = {"token_logp": fixed.ref_length_BCK}
+  if fixed.character_BC is not None:
+    character_BC = fixed.character_BC
     values["characters"] = jnp.mean(character_BC, axis=1)
     size_BCK["character_logp"] = character_BC[..., None]
   for figure, count_BCK in size_BCK.items():
@@ -85,7 +84,7 @@ def _as_they_are(objective, ref_logp_BCK, frozen):
       values[f"references/{name}/{figure}"] = mean_BK[:, k]
   for k, name in enumerate(objective.names):
     about = f"references/{name}/"
-    values[about + "tokens"] = jnp.mean(frozen["ref_length_BCK"][..., k], 1)
+    values[about + "tokens"] = jnp.mean(fixed.ref_length_BCK[..., k], 1)
     values[about + "logp_size"] = jnp.mean(jnp.abs(ref_logp_BCK[..., k]), 1)
   for (j, one), (k, other) in itertools.combinations(
     enumerate(objective.names), 2
@@ -120,14 +119,14 @@ def _rewards(prefix, values):
   }
 
 
-def _needed(figures, frozen):
+def _needed(figures, fixed):
   """What only some methods need, worth a curve where it is there."""
   values = {}
-  if "kl_BC" in figures:
-    values["kl/chosen"] = figures["kl_BC"][:, 0]
-    values["kl/rejected"] = figures["kl_BC"][:, 1]
-  if "normalised_entropy_BC" in frozen:
+  if figures.kl_BC is not None:
+    values["kl/chosen"] = figures.kl_BC[:, 0]
+    values["kl/rejected"] = figures.kl_BC[:, 1]
+  if fixed.normalised_entropy_BC is not None:
     values["neg_log_dispersion"] = losses.neg_log_dispersion(
-      frozen["normalised_entropy_BC"]
+      fixed.normalised_entropy_BC
     )
   return values

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained against what, and what its models say of a batch.
-
-Figures are dicts of arrays over the pairs of a step, named with their axes.
-Those of the frozen references come first; the policy's are sums over
-micro-batches, each of which leaves 0 at the responses that it does not hold.
-"""
+"""The objective of a step: policy, references and method, all static."""
 
 import dataclasses
 
@@ -22,27 +17,20 @@ class Model:
 
   config: ModelConfig
   view: int = 0  # which tokenizer's rows it reads
-  forward: tuple[tuple[str, object], ...] = ()  # kernel, remat, dtype, split
-  head: tuple[tuple[str, object], ...] = ()  # chunk
+  computation: packed.Computation = packed.DEFAULT
   scored: bool = False  # its figures are given: no parameters, no rows
 
   def token_figures(self, params, rows, pairs, **wanted):
     """`packed.token_figures` of one micro-batch."""
-    how = dict(self.forward + self.head)
     return packed.token_figures(
-      self.config, params, rows, pairs, **wanted, **how
+      self.config, params, rows, pairs, self.computation, **wanted
     )
 
   def all_token_figures(self, params, views, pairs, *, also=()):
     """List over the parts of the model's view of dict of value_ARM."""
     return [
       packed.all_token_figures(
-        self.config,
-        params,
-        rows,
-        pairs,
-        also=also,
-        **dict(self.forward + self.head),
+        self.config, params, rows, pairs, self.computation, also=also
       )
       for rows in views[self.view]
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step, one XLA program, and the loop around it."""
+"""The training step: loss, gradient, optimizer and metrics, one XLA program."""
 
 import functools
 
@@ -54,7 +54,7 @@ def train_step(
     given: what is known of the pairs beforehand; see `reference_figures`.
     objective: Objective, static.
     transformation: optax transformation, static.
-    moves: Moves of reference 0, static; None where it stays.
+    moves: ReferenceMoves of reference 0, static; None where it stays.
 
   Returns:
     (state, metrics): metrics are scalars, those of tokens integers.
@@ -62,8 +62,8 @@ def train_step(
   if moves is not None:
     state = moves(state, transformation)
   references = train_state.moved_references(state, base, references)
-  frozen = reference_figures(objective, references, views, given)
-  valid_B = frozen["valid_B"]
+  fixed = reference_figures(objective, references, views, given)
+  valid_B = fixed.valid_B
   count = jnp.maximum(jnp.sum(valid_B), 1).astype(jnp.float32)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
@@ -71,7 +71,7 @@ def train_step(
     params = lora.join(base, trained, jax.random.fold_in(key, DROPOUT))
     return policy_figures(objective, references, key, params, micro)
 
-  parts = policy_parts(objective, views, frozen)
+  parts = policy_parts(objective, views, fixed)
 
   def mean(value_B):
     return jnp.sum(jnp.where(valid_B, value_B, 0.0)) / count
@@ -79,19 +79,11 @@ def train_step(
   def mean_loss(figures):
     # Pairs that stand in other micro-batches have constant figures here: they
     # shift this value, which nobody reads, and add nothing to its gradient.
-    return mean(losses_of(objective, state.method_state, figures, frozen))
+    return mean(losses_of(objective, state.method_state, figures, fixed))
 
   share = mean_loss
   if objective.method.coupled:
-    with jax.named_scope("coupled"):
-      pull = jax.grad(mean_loss)(
-        summed_figures(figures_of, state.params, parts, key)
-      )
-
-    def share(figures):
-      products = jax.tree.map(jnp.vdot, pull, figures)
-      return sum(jax.tree.leaves(products))
-
+    share = coupled_share(mean_loss, figures_of, state.params, parts, key)
   gradient, figures = accumulated_gradient(
     share, figures_of, state.params, parts, key
   )
@@ -99,13 +91,13 @@ def train_step(
     gradient, state.opt_state, state.params
   )
   params = optax.apply_updates(state.params, updates)
-  values = pair_metrics(objective, state.method_state, figures, frozen)
+  values = pair_metrics(objective, state.method_state, figures, fixed)
   metrics = summary(values, mean)
   metrics["grad_norm"] = optax.tree.norm(gradient)
   metrics["tokens/real"], metrics["tokens/slots"] = token_counts(
     views[objective.policy.view]
   )
-  policy_BC, ref_BCK, more = method_arguments(figures, frozen)
+  policy_BC, ref_BCK, more = method_arguments(figures, fixed)
   method_state = objective.method.update(
     state.method_state, policy_BC, ref_BCK, **more
   )
@@ -129,6 +121,22 @@ def summed_figures(figures_of, params, parts, key):
 
   start = _no_figures(figures_of, params, parts, key)
   return _over_micro_batches(add, start, parts, key)
+
+
+def coupled_share(mean_loss, figures_of, params, parts, key):
+  """One micro-batch's share of a loss that looks across the batch.
+
+  The gradient of the loss at the figures of all pairs, times those of the
+  micro-batch: a scalar whose gradients add up to that of the whole loss.
+  """
+  with jax.named_scope("coupled"):
+    pull = jax.grad(mean_loss)(summed_figures(figures_of, params, parts, key))
+
+  def share(figures):
+    products = jax.tree.map(jnp.vdot, pull, figures)
+    return sum(jax.tree.leaves(products))
+
+  return share
 
 
 def accumulated_gradient(share, figures_of, params, parts, key):

@@ -80,8 +80,10 @@ def fit(
 
 def start(task):
   """The state before the first step: the policy is reference 0."""
-  check("X Y K", task.ref_logp_XYK, "B", task.prompt_B)
-  check("B 2", task.response_BC, "B", task.weight_B, "B", task.prompt_B)
+  check(ref_logp_XYK=task.ref_logp_XYK, prompt_B=task.prompt_B)
+  check(
+    response_BC=task.response_BC, weight_B=task.weight_B, prompt_B=task.prompt_B
+  )
   logits_XY = task.ref_logp_XYK[..., 0]
   return State(logits_XY, jnp.zeros_like(logits_XY), jnp.zeros(()))
 

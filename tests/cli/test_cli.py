@@ -11,6 +11,7 @@ import pytest
 
 from mrpo_jax import cli
 from mrpo_jax.cli.commands import COMMANDS
+from mrpo_jax.cli.parser import FLAGS
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/quickstart.py"
@@ -32,11 +33,21 @@ def refused(capsys, *argv):
   "argv,match",
   [
     (["trian"], "unknown command 'trian'; known: train, score"),
+    (["trian"], "inspect, prepare; did you mean train?"),
+    (["--workdir=W", "train"], "unknown command '--workdir=W'; known: train"),
     (["train"], "give one --config=FILE"),
     (["train", DEBUG, DEBUG, "--workdir=W"], "give one --config=FILE"),
     (["train", DEBUG], "--workdir is missing"),
     (["train", DEBUG, "--workdir=W", "extra"], "unexpected argument 'extra'"),
-    (["train", DEBUG, "--workdir=W", "--fast"], "fast"),
+    (["train", DEBUG, "--workdir=W", "--fast"], "unknown flag --fast; known"),
+    (["train", DEBUG, "--wrokdir=W"], "--wrokdir; did you mean --workdir?"),
+    (["train", DEBUG, "--work=W"], "unknown flag --work;"),
+    (["train", DEBUG, "--workdir=W", "--fit"], "unknown flag --fit;"),
+    (["train", DEBUG, "--workdir"], "--workdir: expected one argument"),
+    (["train", DEBUG, "--workdir="], "--workdir is missing"),
+    (["train", DEBUG, "--workdir=W", "--allow-changed=1"], "--allow-changed"),
+    (["export", "--workdir=W"], "--to is missing; see mrpo export --help"),
+    (["report", "--workdir=W", "--config.steps=1"], "unknown flag --config."),
     (["train", "--config=none.py", "--workdir=W"], "none.py: no such file"),
     (["train", f"--config={CONFIG}:grpo", "--workdir=W"], "grpo"),
     (["export", "--workdir=W", "--to=X"], "W holds no run"),
@@ -166,16 +177,93 @@ def test_a_broken_config_file_is_one_line(capsys, tmp_path):
     assert "broken.py" in line
 
 
-def test_help_needs_no_jax():
+HEAVY = ("jax", "pydantic", "ml_collections", "absl")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+def test_help_needs_no_jax(argv):
   code = (
-    "import sys; from mrpo_jax import cli; code = cli.main(['--help']);"
-    "print(code, 'jax' in sys.modules)"
+    f"import sys; from mrpo_jax import cli; code = cli.main({argv});"
+    f"print(code, any(name in sys.modules for name in {HEAVY}))"
   )
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert done.stdout.split()[-2:] == ["0", "False"]
   assert "mrpo train" in done.stdout
+
+
+def test_help_lists_every_command_in_one_line_and_what_codes_mean(capsys):
+  for argv in (["--help"], ["-h"], ["help"]):
+    assert cli.main(argv) == 0
+    lines = capsys.readouterr().out.split("\n")
+    for command in COMMANDS:
+      (line,) = (one for one in lines if one.split()[:1] == [command])
+      assert len(line.split()) > 4 and len(line) <= 80
+  said = "\n".join(lines)
+  assert "--coordinator=HOST:PORT --processes=N --process=I" in said
+  assert "Exit codes: 0 done; 2 the input is wrong" in said
+  assert cli.main([]) == 2
+  assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_flag_of_a_command_in_one_line(capsys, command):
+  assert cli.main([command, "--help"]) == 0
+  said = capsys.readouterr().out
+  lines = [line.split("  ") for line in said.split("\n")]
+  lines = [[part.strip() for part in line if part] for line in lines]
+  for flag in FLAGS[command].flags:
+    name = f"--{flag.name} {flag.value}".strip()
+    (meaning,) = (line[1] for line in lines if line[0:1] == [name])
+    assert meaning.startswith(flag.about)
+    if flag.default:
+      assert f"(default: {flag.default})" in meaning
+    assert ("(required)" in meaning) == flag.required
+  assert all(len(line) <= 80 for line in said.split("\n"))
+
+
+@pytest.mark.parametrize(
+  "argv,match",
+  [
+    (["help", "trian"], "no help on 'trian'; known: train, "),
+    (["help", "train", "all"], "no help on 'train all'; known: train, "),
+    (
+      ["help", "config", "optimizer.peek_lr"],
+      "config.optimizer.peek_lr is not known; did you mean optimizer.peak_lr?",
+    ),
+  ],
+)
+def test_help_on_what_is_not_known(capsys, argv, match):
+  assert match in refused(capsys, *argv)
+
+
+def test_help_on_the_config_is_had_in_three_ways(capsys):
+  said = []
+  for argv in (
+    ["help", "config", "optimizer.peak_lr"],
+    ["help", "config", "config.optimizer.peak_lr"],
+    ["help", "config"],
+    ["train", "--help=config"],
+  ):
+    assert cli.main(argv) == 0
+    said.append(capsys.readouterr().out)
+  assert said[0].startswith("optimizer.peak_lr: float, positive, required\n")
+  assert said[0] == said[1] and said[0] in said[2] and said[2] == said[3]
+
+
+def test_a_value_is_joined_to_its_flag_or_stands_after_it(capsys, tmp_path):
+  data = tmp_path / "rows.jsonl"
+  given = {"--config": f"{CONFIG}:dpo,debug", "--workdir": str(tmp_path / "w")}
+  given["--config.data.train"] = str(data)
+  for argv in (
+    [f"{name}={value}" for name, value in given.items()],
+    [word for one in given.items() for word in one],
+  ):
+    assert f"{data}: no such file" in refused(capsys, "train", *argv)
+  root = tmp_path / "store"
+  for argv in (["ls", "--store", root], [f"--store={root}", "ls"]):
+    assert f"{root}" in refused(capsys, "store", *argv)
 
 
 @pytest.mark.parametrize(
@@ -186,21 +274,23 @@ def test_help_needs_no_jax():
   ],
 )
 def test_a_full_disk_is_said_and_is_no_input_error(capsys, monkeypatch, error):
-  def fail(argv):
+  def fail(given):
+    """Fails."""
     raise RuntimeError("saving failed") from error
 
   monkeypatch.setitem(COMMANDS, "report", fail)
-  assert cli.main(["report"]) == 1
+  assert cli.main(["report", "--workdir=W"]) == 1
   assert capsys.readouterr().err.startswith("error: the disk is full")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-  def fail(argv):
+  def fail(given):
+    """Fails."""
     raise RuntimeError("a bug")
 
   monkeypatch.setitem(COMMANDS, "report", fail)
   with pytest.raises(RuntimeError, match="a bug"):
-    cli.main(["report"])
+    cli.main(["report", "--workdir=W"])
 
 
 def test_a_workdir_without_permission(capsys, tmp_path, monkeypatch):

@@ -91,16 +91,15 @@ def make():
 def check():
   """Every golden adapter, through our load and save, back into PEFT."""
   from mrpo_jax import hub
-  from mrpo_jax.hub import peft
-  from mrpo_jax.models import parameters
+  from mrpo_jax.hub.peft import load, save
 
   golden = np.load(HERE / "adapter.npz")
   for name, (base, _) in ADAPTERS.items():
-    table = parameters.table(hub.read_config(HERE / base))
-    adapter, arrays = peft.load(HERE / f"adapter_{name}", table)
+    config = hub.read_config(HERE / base)
+    adapter, arrays = load(HERE / f"adapter_{name}", config)
     with tempfile.TemporaryDirectory() as scratch:
       folder = pathlib.Path(scratch) / "adapter"
-      peft.save(folder, table, adapter, arrays, base=base)
+      save(folder, config, adapter, arrays, base=base)
       model = peft.PeftModel.from_pretrained(base_model(base), folder).eval()
       ours = logits(model, golden["tokens"])
     gap = np.abs(ours - golden[f"{name}_logits"]).max()

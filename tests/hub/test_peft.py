@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of PEFT: read, written, and refused where they ask for more."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -14,6 +15,7 @@ import safetensors.numpy
 from mrpo_jax import hub
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
+from mrpo_jax.hub.folder import Stored
 from mrpo_jax.models import lora, parameters, transformer, weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -26,8 +28,12 @@ def base():
   return hub.load(GOLDEN / "llama_gqa_tied")
 
 
+def model():
+  return base()[0]
+
+
 def table():
-  return parameters.table(base()[0])
+  return parameters.table(model())
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_logits_are_those_of_peft(name):
   base = GOLDEN / values["base_model_name_or_path"]
   config, params = hub.load(base, dtype="float32")
   golden = np.load(GOLDEN / "adapter.npz")
-  adapter, arrays = peft.load(folder, parameters.table(config))
+  adapter, arrays = peft.load(folder, config)
   logits = jax.jit(functools.partial(transformer.apply, config))
   want = golden[f"{name}_logits"]
   got = logits(lora.attach(params, arrays, adapter), golden["tokens"])
@@ -49,14 +55,14 @@ def test_logits_are_those_of_peft(name):
 
 
 def test_what_a_folder_says():
-  adapter, arrays = peft.load(PLAIN, table())
+  adapter, arrays = peft.load(PLAIN, model())
   assert adapter == lora.Adapter(4, 6.0, ("query", "value", "out"))
-  adapter, _ = peft.load(GOLDEN / "adapter_rslora", table())
+  adapter, _ = peft.load(GOLDEN / "adapter_rslora", model())
   assert adapter.rslora and adapter.rank == 3
   assert adapter.targets == tuple(weights.matrices(table()))
   want = parameters.map_specs(
     lambda one: one.shape,
-    lora.adapter_table(table(), peft.load(PLAIN, table())[0]),
+    lora.adapter_table(table(), peft.load(PLAIN, model())[0]),
   )
   assert jax.tree.map(lambda array: array.shape, arrays) == want
   # [rank, in] of torch is [inputs, rank] here, and [out, rank] [rank, G, E].
@@ -74,8 +80,8 @@ def test_what_a_folder_says():
 @pytest.mark.parametrize("name", ["plain", "rslora"])
 def test_load_after_save_is_bit_equal(tmp_path, name):
   source, to = GOLDEN / f"adapter_{name}", tmp_path / "a"
-  adapter, arrays = peft.load(source, table())
-  peft.save(to, table(), adapter, arrays, base="b")
+  adapter, arrays = peft.load(source, model())
+  peft.save(to, model(), adapter, arrays, base="b")
   one, two = (
     safetensors.numpy.load_file(folder / peft.WEIGHTS)
     for folder in (source, to)
@@ -91,17 +97,16 @@ def test_load_after_save_is_bit_equal(tmp_path, name):
   ends = {name.split(".")[-1] for name in there["target_modules"]}
   assert set(here["target_modules"]) == ends
   assert here["base_model_name_or_path"] == "b"
-  assert peft.load(to, table())[0] == adapter
+  assert peft.load(to, model())[0] == adapter
   assert peft.fingerprint(to) != peft.fingerprint(source)
   with pytest.raises(InputError, match="exists"):
-    peft.save(to, table(), adapter, arrays)
+    peft.save(to, model(), adapter, arrays)
 
 
 def test_module_names_mean_the_targets_alone():
   def one(name):
-    return parameters.ArraySpec(
-      (1,), ("layers",), f"h.{{}}.{name}.weight", inputs=1
-    )
+    spec = parameters.ArraySpec((1, 1), ("layers", None), inputs=1)
+    return Stored(spec, f"h.{{}}.{name}.weight", inputs_first=False)
 
   matrices = dict(
     out=one("attn.c_proj"), up=one("c_fc"), down=one("mlp.c_proj")
@@ -112,33 +117,20 @@ def test_module_names_mean_the_targets_alone():
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-  adapter, arrays = peft.load(PLAIN, table())
+  adapter, arrays = peft.load(PLAIN, model())
 
   def fail(*_):
     raise OSError("no room")
 
   monkeypatch.setattr(safetensors.numpy, "save_file", fail)
   with pytest.raises(OSError, match="no room"):
-    peft.save(tmp_path / "a", table(), adapter, arrays)
+    peft.save(tmp_path / "a", model(), adapter, arrays)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_part_of_a_module_is_read(tmp_path):
   # Query, key and value in one module, as Phi-3 has them: 32 + 16 + 16 rows.
-  blocks = {}
-  start = 0
-  for name, one in weights.matrices(table()).items():
-    if name in ("query", "key", "value"):
-      size = int(np.prod(one.shape[2:]))
-      where = (slice(start, start + size),)
-      shared = parameters.Shared((64, 32), (64, 32), where)
-      module = "model.layers.{}.self_attn.qkv_proj.weight"
-      one = parameters.ArraySpec(
-        one.shape, one.axes, module, one.inputs, shared=shared
-      )
-      start += size
-    blocks[name] = one
-  fused = {"blocks": blocks}
+  fused = dataclasses.replace(model(), family="phi3")
   rng = np.random.default_rng(0)
   name = QUERY.replace("q_proj", "qkv_proj")
   stored = {}
@@ -162,18 +154,17 @@ def test_a_part_of_a_module_is_read(tmp_path):
 )
 def test_parts_of_a_module_are_written_in_blocks(tmp_path, name, rslora):
   config, params = hub.load(GOLDEN / name, dtype="float32")
-  whole = parameters.table(config)
   targets = ("query", "value", "up", "down")  # of three parts two
   adapter = lora.Adapter(2, 3.0, targets, rslora)
   keys = iter(jax.random.split(jax.random.key(0), 99))
   arrays = parameters.map_specs(
     lambda one: jax.random.normal(next(keys), one.shape),
-    lora.adapter_table(whole, adapter),
+    lora.adapter_table(parameters.table(config), adapter),
   )
-  peft.save(tmp_path / "a", whole, adapter, arrays)
+  peft.save(tmp_path / "a", config, adapter, arrays)
   values = json.loads((tmp_path / "a" / peft.CONFIG).read_text())
   assert 4 in values["rank_pattern"].values()
-  again, read = peft.load(tmp_path / "a", whole)
+  again, read = peft.load(tmp_path / "a", config)
   assert again.rank == 4 and again.scale == pytest.approx(adapter.scale)
   tokens = np.arange(12)[None]
   want, got = (
@@ -195,7 +186,7 @@ def test_a_smaller_rank_is_filled_with_zeros(tmp_path):
   given = dict(rank_pattern={"q_proj": 3}, alpha_pattern={"q_p.*": 4.5})
   config = tmp_path / "a" / peft.CONFIG
   config.write_text(json.dumps(json.loads(config.read_text()) | given))
-  adapter, arrays = peft.load(tmp_path / "a", table())
+  adapter, arrays = peft.load(tmp_path / "a", model())
   assert adapter == lora.Adapter(4, 6.0, ("query", "value", "out"))
   query = arrays["blocks"]["query"]
   assert query["a"].shape == (2, 32, 4) and not query["a"][..., 3].any()
@@ -232,7 +223,7 @@ def changed(tmp_path, **values):
 )
 def test_what_is_not_plain_lora_is_refused_by_name(tmp_path, values, match):
   with pytest.raises(InputError, match=match):
-    peft.load(changed(tmp_path, **values), table())
+    peft.load(changed(tmp_path, **values), model())
 
 
 def without(stored):
@@ -268,21 +259,21 @@ def test_what_is_wrong_with_the_tensors_is_named(tmp_path, change, match):
   change(stored)
   safetensors.numpy.save_file(stored, folder / peft.WEIGHTS)
   with pytest.raises(InputError, match=match):
-    peft.load(folder, table())
+    peft.load(folder, model())
 
 
 def test_files_that_are_absent_or_broken_are_named(tmp_path):
   with pytest.raises(InputError, match="no such folder"):
-    peft.load(tmp_path / "none", table())
+    peft.load(tmp_path / "none", model())
   with pytest.raises(InputError, match="there is no adapter_config.json"):
-    peft.load(tmp_path, table())
+    peft.load(tmp_path, model())
   folder = changed(tmp_path)
   (folder / peft.WEIGHTS).write_bytes(b"no")
   with pytest.raises(InputError, match="not a whole safetensors file"):
-    peft.load(folder, table())
+    peft.load(folder, model())
   (folder / peft.WEIGHTS).unlink()
   with pytest.raises(InputError, match="there is no adapter_model.safetensors"):
-    peft.load(folder, table())
+    peft.load(folder, model())
   (folder / peft.CONFIG).write_text("{")
   with pytest.raises(InputError, match="not JSON"):
-    peft.load(folder, table())
+    peft.load(folder, model())

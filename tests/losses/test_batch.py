@@ -245,7 +245,13 @@ def test_values_of_an_empty_batch():
 
 
 @pytest.mark.parametrize("name", MASKED)
-@pytest.mark.parametrize("shape,message", [((5,), "B=4"), ((4, 1), r"\[B\]")])
+@pytest.mark.parametrize(
+  "shape,message",
+  [
+    ((5,), "B has size 4 in .*, but 5 in `valid_B`"),
+    ((4, 1), r"`valid_B` .*\[B\]"),
+  ],
+)
 def test_a_mask_of_the_wrong_axes_is_refused_by_name(name, shape, message):
   function, arrays = MASKED[name]
   with pytest.raises(ValueError, match=message):

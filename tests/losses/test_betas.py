@@ -68,10 +68,12 @@ def test_a_mixture_by_hand():
   # Log-ratios 4 and -1.
   got = method(policy_BC, ref_BCK)
   np.testing.assert_allclose(got, [np.log1p(np.exp(-0.2 * 5))], rtol=1e-6)
-  weight_BK = method.mixing(method.init(2), ref_BCK)
+  weight_BK, _ = method.mixing.shares(method.init(2), ref_BCK)
   np.testing.assert_allclose(weight_BK, [[0.05, 0.15]], rtol=1e-6)
   # The weights themselves are as given.
-  np.testing.assert_array_equal(method.weights(method.init(2), ref_BCK), [1, 1])
+  np.testing.assert_array_equal(
+    method.mixing.weights(method.init(2), ref_BCK), [1, 1]
+  )
 
 
 def test_one_loss_per_reference_by_hand():

@@ -123,7 +123,7 @@ def test_a_pair_loss_without_mixture_takes_one_reference():
 
 
 def test_a_weight_per_reference():
-  with pytest.raises(ValueError, match="K=3"):
+  with pytest.raises(ValueError, match="K has size 3 in"):
     losses.build("mrpo", weights=(0.5, 0.5))(POLICY, REF)
 
 
@@ -479,11 +479,13 @@ def test_weights_of_a_window_follow_the_batches():
   method = losses.build("mrpo", weights=rule)
   state = method.init(3)
   assert state["weights"].shape == (2, 3)
-  np.testing.assert_allclose(method.weights(state, REF_BCK), [1 / 3] * 3)
+  np.testing.assert_allclose(method.mixing.weights(state, REF_BCK), [1 / 3] * 3)
   state = method.update(state, POLICY_BC, REF_BCK)
   sizes_K = jnp.abs(REF_BCK[:, 0] - REF_BCK[:, 1]).sum(0)
   want_K = sizes_K / sizes_K.sum()
-  np.testing.assert_allclose(method.weights(state, REF_BCK), want_K, rtol=1e-6)
+  np.testing.assert_allclose(
+    method.mixing.weights(state, REF_BCK), want_K, rtol=1e-6
+  )
   got = method(POLICY_BC, REF_BCK, state=state)
   want = losses.mrpo(POLICY_BC, REF_BCK, weight=want_K)
   np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -262,13 +262,29 @@ def test_jit_and_vmap_change_nothing(rng):
 @pytest.mark.parametrize(
   "function,arrays,match",
   [
-    (losses.mrpo, (POLICY, REF[..., 0]), r"\[B 2 K\]"),
-    (losses.mrpo, (POLICY[0], REF), r"\[B 2\]"),
-    (losses.mrpo, (POLICY, jnp.zeros((2, 2, 3))), r"B=1"),
-    (losses.multi_dpo, (POLICY, jnp.zeros((1, 3, 3))), r"2=2"),
-    (losses.adaptive_weights, (POLICY,), r"\[B 2 K\]"),
-    (losses.trust_region, (POLICY,), r"\[B 2 K\]"),
-    (losses.uniform_weights, (jnp.zeros((1, 1, 3)),), r"2=2"),
+    (
+      losses.mrpo,
+      (POLICY, REF[..., 0]),
+      r"`ref_logp_BCK` must have axes \[B C K\]",
+    ),
+    (losses.mrpo, (POLICY[0], REF), r"`policy_logp_BC` .* \[B C\]"),
+    (
+      losses.mrpo,
+      (POLICY, jnp.zeros((2, 2, 3))),
+      "B has size 1 in .*2 in `ref_l",
+    ),
+    (losses.multi_dpo, (POLICY, jnp.zeros((1, 3, 3))), "size 3 and must be 2"),
+    (
+      losses.adaptive_weights,
+      (POLICY,),
+      r"`ref_logp_BCK` must have axes \[B C K\]",
+    ),
+    (
+      losses.trust_region,
+      (POLICY,),
+      r"`ref_logp_BCK` must have axes \[B C K\]",
+    ),
+    (losses.uniform_weights, (jnp.zeros((1, 1, 3)),), "size 1 and must be 2"),
   ],
 )
 def test_a_wrong_axis_is_refused_by_name(function, arrays, match):
@@ -277,7 +293,7 @@ def test_a_wrong_axis_is_refused_by_name(function, arrays, match):
 
 
 def test_a_weight_of_the_wrong_length_is_refused():
-  with pytest.raises(ValueError, match="K=3"):
+  with pytest.raises(ValueError, match="K has size 3 in `ref_logp_BCK`, but 2"):
     losses.power_mean(REF, jnp.ones(2), p=-1)
 
 
@@ -575,15 +591,31 @@ def test_forward_kl_clamps_its_exponents():
 @pytest.mark.parametrize(
   "function,arrays,match",
   [
-    (losses.hypo, (POLICY, REF), r"\[B 2\]"),
-    (losses.forward_kl_dpo, (POLICY, jnp.zeros((2, 2))), "B=1"),
-    (losses.mnpo, (POLICY[:, 0], REF[0]), "B=1"),
+    (losses.hypo, (POLICY, REF), r"`ref_logp_BC` must have axes \[B C\]"),
+    (losses.forward_kl_dpo, (POLICY, jnp.zeros((2, 2))), "B has size 1 in"),
+    (
+      losses.mnpo,
+      (POLICY[:, 0], REF[0]),
+      "B has size 1 in `policy_margin_B`, but 2",
+    ),
     (losses.mnpo, (POLICY, REF[0]), r"\[B\]"),
     (losses.optimistic_reference, (POLICY,), r"\[B\]"),
-    (losses.multi_dpo, (POLICY, REF[..., 0]), r"\[B 2 K\]"),
-    (losses.virtual_reference, (POLICY,), r"\[B 2 K\]"),
-    (losses.geometric, (REF, jnp.ones((2, 3))), "B=1"),
-    (losses.geometric, (POLICY, jnp.ones(3)), r"\[B 2 K\]"),
+    (
+      losses.multi_dpo,
+      (POLICY, REF[..., 0]),
+      r"`ref_logp_BCK` must have axes \[B C K\]",
+    ),
+    (
+      losses.virtual_reference,
+      (POLICY,),
+      r"`ref_logp_BCK` must have axes \[B C K\]",
+    ),
+    (losses.geometric, (REF, jnp.ones((2, 3))), "B has size 1 in .*weight_BK"),
+    (
+      losses.geometric,
+      (POLICY, jnp.ones(3)),
+      r"`ref_logp_BCK` must have axes \[B C K\]",
+    ),
   ],
 )
 def test_margin_methods_refuse_a_wrong_axis_by_name(function, arrays, match):

@@ -88,9 +88,9 @@ def test_nothing_to_tell_references_apart_is_uniform(weigh):
 
 @pytest.mark.parametrize("weigh", WEIGHTS)
 def test_a_wrong_axis_is_refused_by_name(weigh):
-  with pytest.raises(ValueError, match=r"\[[BN] 2 K\]"):
+  with pytest.raises(ValueError, match=r"must have axes \[[BN] C K\]"):
     weigh(LOGP[0])
-  with pytest.raises(ValueError, match="2=2"):
+  with pytest.raises(ValueError, match="size 1 and must be 2"):
     weigh(LOGP[:, :1])
 
 
@@ -134,9 +134,9 @@ def test_the_rule_that_was_measured(weigh, want):
   np.testing.assert_array_equal(again, state)
   assert not jax.grad(lambda x: rule.measure(state, x)[0])(LOGP).any()
   for function in (rule.weights, rule.measure):
-    with pytest.raises(ValueError, match="K=3"):
+    with pytest.raises(ValueError, match="K has size 3 in .*, but 2 in"):
       function(rule.init(2), LOGP)
-    with pytest.raises(ValueError, match=r"\[[BN] 2 K\]"):
+    with pytest.raises(ValueError, match=r"must have axes \[[BN] C K\]"):
       function(state, LOGP[0])
 
 
@@ -218,9 +218,11 @@ def test_an_empty_window_is_refused():
       losses.sliding_window(window)
   rule = losses.sliding_window()
   for function in (rule.weights, rule.update):
-    with pytest.raises(ValueError, match="K=3"):
+    with pytest.raises(ValueError, match="K has size 3 in .*, but 2 in"):
       function(rule.init(2), LOGP)
-    with pytest.raises(ValueError, match=r"\[B 2 K\]"):
+    with pytest.raises(
+      ValueError, match=r"`ref_logp_BCK` must have axes \[B C K\]"
+    ):
       function(rule.init(2), LOGP[0])
 
 
@@ -364,5 +366,7 @@ def test_a_prior_must_be_positive():
   rule = losses.thompson(jax.random.key(0))
   state, _ = arms(rule)
   for function in (rule.weights, rule.update):
-    with pytest.raises(ValueError, match="K=2"):
+    with pytest.raises(
+      ValueError, match="K has size 2 in .*, but 3 in `won_K`"
+    ):
       function(state, jnp.zeros((1, 2, 2)))

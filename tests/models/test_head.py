@@ -184,6 +184,39 @@ def test_gradients_of_log_probability_and_divergence(rng):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_gradient_of_products_is_the_plain_one(rng, softcap):
+  product_RMV, ref_RMV = jnp.asarray(rng.normal(size=(2, R, M, V)))
+  targets_RM = inputs(rng)[2]
+  grads = dict(zip(("logp", "kl"), rng.normal(size=(2, R, M)), strict=True))
+
+  def capped(product_RMV):
+    if softcap is None:
+      return product_RMV
+    return softcap * jnp.tanh(product_RMV / softcap)
+
+  def total(product_RMV):
+    logp_RMV = jax.nn.log_softmax(capped(product_RMV))
+    ref_logp_RMV = jax.nn.log_softmax(ref_RMV)
+    places = targets_RM[..., None]
+    logp_RM = jnp.take_along_axis(logp_RMV, places, axis=-1)[..., 0]
+    kl_RM = jnp.sum(jnp.exp(ref_logp_RMV) * (ref_logp_RMV - logp_RMV), axis=-1)
+    return jnp.sum(grads["logp"] * logp_RM + grads["kl"] * kl_RM)
+
+  logits = [capped(product_RMV), ref_RMV]
+  got = head.grad_logits(
+    logits,
+    [jax.nn.logsumexp(logits_RMV, axis=-1) for logits_RMV in logits],
+    jax.nn.one_hot(targets_RM, V, dtype=bool),
+    jax.tree.map(jnp.asarray, grads),
+    softcap,
+    jnp.arange(V)[None, None] > 3,
+  )
+  want = jax.grad(total)(product_RMV)
+  np.testing.assert_allclose(got[..., 4:], want[..., 4:], atol=1e-6)
+  assert not got[..., :4].any()  # a block before has them
+
+
 def test_other_figures_have_no_gradient(rng):
   given, against = inputs(rng), reference(rng)
 

@@ -125,7 +125,7 @@ def loss_packed(params, filled, ref_logp_BCK, config, kernel):
     micro = micro_batch(filled, a)
     sizes = dict(chunk=16, vocabulary=100)
     figures = packed.token_figures(
-      config, params, micro, B, kernel=kernel, **sizes
+      config, params, micro, B, packed.Computation(kernel, **sizes)
     )
     one_BC = packed.per_response(figures["logp"], micro.slots_RM, B)
     here_B = packed.response_lengths(micro, B)[:, 0] > 0
@@ -267,7 +267,9 @@ def test_bfloat16_over_float32_weights_stays_close_and_keeps_them():
   params = params_of()
 
   def total(params, dtype):
-    figures = packed.token_figures(CONFIG, params, micro, 3, dtype=dtype)
+    figures = packed.token_figures(
+      CONFIG, params, micro, 3, packed.Computation(dtype=dtype)
+    )
     return jnp.sum(figures["logp"])
 
   compute = jax.jit(jax.value_and_grad(total), static_argnums=1)

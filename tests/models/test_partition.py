@@ -16,14 +16,14 @@ from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.attention.blockwise import blockwise
 from mrpo_jax.models.attention.layout import dense
 from mrpo_jax.models.partition import WHOLE
-from tests.models.test_kernels import CONFIG, SPLASH, layout_of
+from tests.material.attention import CONFIG, SPLASH, layout_of
 
 THREE = dict(data=2, fsdp=2, model=2)
 EXCHANGE = re.compile(r"(all-gather|all-reduce|all-to-all|scatter|permute)\(")
 
 
-def split_of(sizes, **rules):
-  return parallel.split_of(parallel.make_mesh(**sizes), rules)
+def partition_of(sizes, **rules):
+  return parallel.partition_of(parallel.make_mesh(**sizes), rules)
 
 
 def assert_close(got, want, atol=2e-5):
@@ -69,20 +69,20 @@ def attention_case(rng, H, G):
 )
 def test_kernels_divide_over_rows_and_heads(rng, kernel, heads, sizes, rules):
   kernel = {"blockwise": blockwise, "splash": SPLASH}[kernel]
-  split = split_of(sizes, **rules)
+  partition = partition_of(sizes, **rules)
   pulled, arrays = attention_case(rng, *heads)
   want = jax.jit(functools.partial(pulled, dense))(*arrays)
-  many = functools.partial(pulled, kernels.divided(kernel, split))
+  many = functools.partial(pulled, kernels.divided(kernel, partition))
   assert_close(jax.jit(many)(*arrays), want)
 
 
 def test_a_divided_kernel_exchanges_nothing(rng):
-  split = split_of(THREE)
+  partition = partition_of(THREE)
   pulled, arrays = attention_case(rng, 4, 2)
-  spec = PartitionSpec(split.rows, None, split.heads)
+  spec = PartitionSpec(partition.rows, None, partition.heads)
   many = jax.jit(
-    functools.partial(pulled, kernels.divided(blockwise, split)),
-    in_shardings=NamedSharding(split.mesh, spec),
+    functools.partial(pulled, kernels.divided(blockwise, partition)),
+    in_shardings=NamedSharding(partition.mesh, spec),
   )
   text = many.lower(*arrays).compile().as_text()
   exchanges = [line for line in text.splitlines() if EXCHANGE.search(line)]
@@ -104,11 +104,11 @@ def test_which_keys_a_device_takes(monkeypatch):
 
 
 def test_auto_takes_what_rows_over_context_leave():
-  split = split_of(dict(data=2, context=2, model=2))
-  assert kernels.choose("auto", CONFIG, "float32", split) is dense
-  kernels.check("xla", CONFIG, "float32", "cpu", split)
+  partition = partition_of(dict(data=2, context=2, model=2))
+  assert kernels.choose("auto", CONFIG, "float32", partition) is dense
+  kernels.check("xla", CONFIG, "float32", "cpu", partition)
   with pytest.raises(ValueError, match="'blockwise' wants whole rows.*=2"):
-    kernels.check("blockwise", CONFIG, "float32", "cpu", split)
+    kernels.check("blockwise", CONFIG, "float32", "cpu", partition)
 
 
 # Head and embedding.
@@ -134,7 +134,7 @@ def head_case(rng):
   return policy, reference, targets_RM, weight_2RM
 
 
-def figures_and_gradients(case, splits, vocabulary):
+def figures_and_gradients(case, partitions, vocabulary):
   policy, reference, targets_RM, weight_2RM = case
 
   def total(hidden_RMD, head_VD):
@@ -148,7 +148,7 @@ def figures_and_gradients(case, splits, vocabulary):
       softcaps=(3.0, None),
       chunk=4,
       vocabulary=vocabulary,
-      splits=splits,
+      partitions=partitions,
     )
     found_2RM = jnp.stack([figures["logp"], figures["kl"]])
     return jnp.sum(weight_2RM * found_2RM), figures
@@ -161,11 +161,11 @@ def test_the_head_divides_over_rows_and_vocabulary(
   rng, sizes, rules, of_reference
 ):
   case = head_case(rng)
-  splits = (
-    split_of(sizes, **rules),
-    split_of(sizes, **{**rules, **of_reference}),
+  partitions = (
+    partition_of(sizes, **rules),
+    partition_of(sizes, **{**rules, **of_reference}),
   )
-  function, policy = figures_and_gradients(case, splits, 5)
+  function, policy = figures_and_gradients(case, partitions, 5)
   whole, _ = figures_and_gradients(case, (WHOLE, WHOLE), V)
   assert_close(jax.jit(function)(*policy), jax.jit(whole)(*policy))
 
@@ -174,23 +174,27 @@ def test_a_quantised_head_divides_too(rng):
   policy, _, targets_RM, _ = head_case(rng)
   integers = weights._quantized(policy[1], 1, 1, ())
 
-  def total(splits, hidden_RMD, head_VD):
+  def total(partitions, hidden_RMD, head_VD):
     return jnp.sum(
-      head.token_logps(hidden_RMD, head_VD, targets_RM, splits=splits)
+      head.token_logps(hidden_RMD, head_VD, targets_RM, partitions=partitions)
     )
 
   one, many = (
-    jax.jit(jax.value_and_grad(functools.partial(total, (split, split))))
-    for split in (WHOLE, split_of(THREE))
+    jax.jit(
+      jax.value_and_grad(functools.partial(total, (partition, partition)))
+    )
+    for partition in (WHOLE, partition_of(THREE))
   )
   assert_close(many(policy[0], integers), one(policy[0], integers))
 
 
 def test_no_device_holds_more_than_a_block_of_the_head(rng):
-  split = split_of(dict(data=1, fsdp=4, model=2))
-  function, policy = figures_and_gradients(head_case(rng), (split, split), 6)
-  places = [PartitionSpec(split.rows), PartitionSpec("model", "fsdp")]
-  shardings = [NamedSharding(split.mesh, place) for place in places]
+  partition = partition_of(dict(data=1, fsdp=4, model=2))
+  function, policy = figures_and_gradients(
+    head_case(rng), (partition, partition), 6
+  )
+  places = [PartitionSpec(partition.rows), PartitionSpec("model", "fsdp")]
+  shardings = [NamedSharding(partition.mesh, place) for place in places]
   text = jax.jit(function, in_shardings=shardings).lower(*policy).compile()
   shapes = set(re.findall(r"f32\[([0-9,]+)\]", text.as_text()))
   assert "6,16" in shapes and "24,4" in shapes  # a block; what a device has
@@ -203,14 +207,14 @@ def test_an_embedding_is_looked_up_where_it_is(rng, sizes, rules, _):
   tokens_RT = jnp.asarray(rng.integers(0, V, (R, 12)))
   weight_RTD = jnp.asarray(rng.normal(size=(R, 12, D)).astype(np.float32))
 
-  def total(split, leaf_VD):
+  def total(partition, leaf_VD):
     x_RTD = transformer.looked_up(
-      leaf_VD, tokens_RT, jnp.float32, split, split.vocab
+      leaf_VD, tokens_RT, jnp.float32, partition, partition.vocab
     )
     return jnp.sum(weight_RTD * x_RTD)
 
   one, many = (
-    jax.jit(jax.value_and_grad(functools.partial(total, split)))
-    for split in (WHOLE, split_of(sizes, **rules))
+    jax.jit(jax.value_and_grad(functools.partial(total, partition)))
+    for partition in (WHOLE, partition_of(sizes, **rules))
   )
   assert_close(many(leaf_VD), one(leaf_VD))

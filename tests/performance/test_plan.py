@@ -13,7 +13,6 @@ import pytest
 
 from benchmarks import check_program
 from mrpo_jax import cli, parallel
-from mrpo_jax.cli.flags import load_config
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import ModelConfig
@@ -23,6 +22,7 @@ from mrpo_jax.performance.abstract import assume
 from mrpo_jax.performance.compiled import argument_bytes, measured, roofline
 from mrpo_jax.performance.model_shapes import MODELS
 from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.config import load
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized
 
@@ -60,8 +60,7 @@ def found(tmp_path_factory):
 
 
 def _config(arg, flags):
-  config = load_config(f"{ROOT}/configs/quickstart.py:{arg}")
-  return plan.changed(config, flags)
+  return load(f"{ROOT}/configs/quickstart.py:{arg}").changed(flags)
 
 
 def test_bytes_of_arguments_are_what_the_shardings_say(found):
@@ -245,8 +244,8 @@ def test_rows_are_those_of_all_processes(monkeypatch):
   setup = abstract_setup(config, mesh, read_shape)
   rows = assume(setup, (32, 32)).rows[0][0]
   assert rows.tokens_RT.shape[1] == setup.packing.rows == 8
-  real = rows.slots_RM[rows.slots_RM < 2 * config["batch"]]
-  assert real.min() < config["batch"] <= real.max()
+  real = rows.slots_RM[rows.slots_RM < 2 * config.batch]
+  assert real.min() < config.batch <= real.max()
 
 
 def test_a_program_that_holds_too_much_is_found():

@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_no_draft(tmp_path, monkeypatch):
   def full(_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(store.os, "fsync", full)
+  monkeypatch.setattr(os, "fsync", full)
   before = sorted(one.folder.iterdir())
   with pytest.raises(OSError, match="No space left"):
     one.write(names([9]), scores([9]))
@@ -292,7 +292,8 @@ def test_a_file_that_vanishes_is_missing_rows(tmp_path, monkeypatch):
   one.write(names([3]), scores([3]))
   gone, listed = shards(one)[0], shards(one)
   pairs = pq.read_table(gone)["pair"].to_pylist()
-  monkeypatch.setattr(store, "shards", lambda _: listed)
+  monkeypatch.setattr(store, "shard_paths", lambda _: listed)
+  monkeypatch.setattr(maintenance, "shard_paths", lambda _: listed)
   gone.unlink()
   assert one.known() == set(names([1, 2, 3])) - set(pairs)
   with pytest.raises(store.MissingRows):
@@ -504,7 +505,7 @@ def test_prune_removes_drafts_of_writers_that_are_gone(tmp_path):
   ]
   for path in drafts:
     path.write_bytes(b"half")
-  long_ago = time.time() - 2 * store.DAY
+  long_ago = time.time() - 2 * maintenance.DAY
   os.utime(drafts[3], (long_ago, long_ago))
   assert maintenance.verify(tmp_path) == []
   want = sorted([drafts[0], drafts[1], drafts[3]])

@@ -12,7 +12,7 @@ from configs import mallows_bandit
 from mrpo_jax import cli, files
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs import bandit
-from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.config import read
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "mallows_bandit.py"
 FILES = {"bandit.png", "config.json", "metrics.jsonl", "results.json"}
@@ -47,7 +47,7 @@ def full(tmp_path_factory):
   values["bandit"]["links"]["names"] = ("dpo", "phi_cubic")
   values["log_every"] = 100_000
   workdir = tmp_path_factory.mktemp("full")
-  bandit.train_run(read_config(values), workdir)
+  bandit.train_run(read(values), workdir)
   return json.loads((workdir / "results.json").read_text())
 
 
@@ -169,7 +169,7 @@ def test_a_descent_that_diverges_is_stopped(capsys, tmp_path):
 @pytest.mark.parametrize(
   "override,match",
   [
-    ("bandit.lrr=0.1", "config.bandit.lrr is not known; known here: average,"),
+    ("bandit.lrr=0.1", "lrr is not known; did you mean lr? known here: averag"),
     ("momentum=0.1", "config.momentum is not known; known here: bandit, batch"),
     ("bandit.lr=-0.1", "config.bandit.lr must be positive, got -0.1"),
     ("bandit.lr=nan", "config.bandit.lr must be a finite number"),
@@ -212,4 +212,4 @@ def test_what_has_no_default_must_be_given(key):
   values = mallows_bandit.get_config().to_dict()
   del values["bandit"][key]
   with pytest.raises(InputError, match=f"config.bandit.{key}.* is "):
-    read_config(values)
+    read(values)

@@ -2,13 +2,23 @@
 """A config is checked before anything else happens."""
 
 import copy
+import json
+import pathlib
 
 import pytest
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.runs.config import read_config, with_defaults
+from mrpo_jax.runs.config import load, read, with_defaults
 from mrpo_jax.runs.workdir import differences
 
+ROOT = pathlib.Path(__file__).parents[2]
+# Checked configs as config.json had them before they were typed: of each file
+# in configs/ by its argument, and of four runs.
+BEFORE = {
+  path.stem: json.loads(path.read_text())
+  for path in (ROOT / "tests/material/configs").glob("*.json")
+}
+RUNS = BEFORE.pop("runs")
 GOOD = dict(
   steps=10,
   batch=4,
@@ -34,13 +44,44 @@ def changed(key, value):
   return values
 
 
+@pytest.mark.parametrize(
+  "name,arg", [(name, arg) for name in sorted(BEFORE) for arg in BEFORE[name]]
+)
+def test_a_config_file_gives_the_config_json_that_it_gave(name, arg):
+  given = f"{ROOT}/configs/{name}.py:{arg}"
+  text = json.dumps(load(given).to_dict()).replace(f"{ROOT}/", "")
+  assert json.loads(text) == BEFORE[name][arg]
+
+
+def test_every_config_file_has_its_config_json():
+  files = {path.stem for path in (ROOT / "configs").glob("*.py")}
+  assert files - {"__init__", "common"} == {*BEFORE}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_config_json_of_a_run_is_read_as_it_was_written(run):
+  assert read(RUNS[run]).to_dict() == RUNS[run]
+
+
+def test_a_config_does_not_change():
+  config = read(GOOD)
+  with pytest.raises(ValueError, match="frozen"):
+    config.steps = 3
+  with pytest.raises(ValueError, match="frozen"):
+    config.references.base.beta = 0.2
+  with pytest.raises(AttributeError, match="peek_lr"):
+    _ = config.optimizer.peek_lr
+
+
 def test_defaults_are_filled_in():
-  checked = read_config(GOOD)
-  assert checked["seed"] == 0 and checked["log_every"] == 1
-  assert checked["references"]["other"]["mode"] == "online"
-  assert checked["policy"]["dtype"] == "float32"
-  assert checked["references"]["names"] == ["base", "other"]
-  assert checked["loss"]["weights"] == [1, 2]
+  checked = read(GOOD)
+  assert checked.seed == 0 and checked.log_every == 1
+  assert checked.references["other"].mode == "online"
+  assert checked.policy.dtype == "float32"
+  assert checked.references.names == ("base", "other")
+  assert checked.loss.keywords == dict(beta=0.1, weights=(1, 2))
+  assert checked.to_dict()["references"]["names"] == ["base", "other"]
+  assert checked.to_dict()["loss"]["weights"] == [1, 2]
 
 
 def test_defaults_alone_change_nothing():
@@ -48,7 +89,7 @@ def test_defaults_alone_change_nothing():
   assert filled["mesh"] == dict(data=-1, fsdp=1, context=1, model=1, rules={})
   assert filled["references"]["other"]["mode"] == "online"
   assert "steps" not in with_defaults({})
-  assert read_config(filled) == read_config(GOOD)
+  assert read(filled) == read(GOOD)
 
 
 def test_rules_are_text_that_a_flag_can_change():
@@ -56,16 +97,15 @@ def test_rules_are_text_that_a_flag_can_change():
   values["references"]["other"]["rules"] = dict(embed=())
   filled = with_defaults(values)
   assert filled["mesh"]["rules"] == dict(embed="fsdp,data", vocab="")
-  checked = read_config(values)
-  assert checked == read_config(filled)
-  assert checked["references"]["other"]["rules"] == dict(embed="")
-  assert checked["references"]["base"]["rules"] == {}
+  checked = read(values)
+  assert checked == read(filled)
+  assert checked.references["other"].rules == dict(embed="")
+  assert checked.references["base"].rules == {}
 
 
 def test_an_integer_serves_as_a_number():
-  assert read_config(changed("optimizer.clip_norm", 1))["optimizer"][
-    "clip_norm"
-  ] == pytest.approx(1.0)
+  clip_norm = read(changed("optimizer.clip_norm", 1)).optimizer.clip_norm
+  assert isinstance(clip_norm, float) and clip_norm == 1.0
 
 
 @pytest.mark.parametrize(
@@ -81,12 +121,28 @@ def test_an_integer_serves_as_a_number():
     ("optimizer.peak_lr", float("inf"), "finite"),
     ("optimizer.peak_lr", 0.0, "must be positive"),
     ("optimizer.warmup", 1.5, "at most 1"),
+    ("optimizer.warmup", -0.1, "must be at least 0 and at most 1, got -0.1"),
+    (
+      "reference_update.rate",
+      1.5,
+      "rate must be more than 0 and at most 1,",
+    ),
+    (
+      "optimizer.peek_lr",
+      1e-4,
+      r"config.optimizer.peek_lr is not known; did you mean peak_lr\? "
+      "known here: b1, b2, ",
+    ),
     ("optimizer.lr", 0.1, "config.optimizer.lr is not known.*peak_lr"),
     ("mesh.rows", 2, "config.mesh.rows is not known.*context, data.*rules"),
     ("mesh.rules", "fsdp", "config.mesh.rules must be a section"),
     ("mesh.rules.embed", 3, "mesh.rules.embed must be names of mesh axes"),
     ("policy.rules", {}, "config.policy.rules is not known"),
-    ("stepz", 1, "config.stepz is not known; known here:.*steps"),
+    (
+      "stepz",
+      1,
+      r"is not known; did you mean steps\? known here:.*steps",
+    ),
     ("data.trian", "x", "config.data.trian is not known.*train"),
     ("policy.pth", "x", "config.policy.pth is not known.*path"),
     ("policy.path", "", "config.policy.path is empty"),
@@ -95,7 +151,9 @@ def test_an_integer_serves_as_a_number():
     ("references.other.mode", "cached", "must be one of 'online', 'scored'"),
     ("references.names", ("base", "none"), "config.references.none is missing"),
     ("references.names", ("base", "base"), "repeats"),
-    ("references.names", "base", "must be a tuple"),
+    ("references.names", "base", "must be a tuple of names, got 'base'"),
+    ("references.base", "policy", "references.base must be a section, got"),
+    ("references.base.pth", "x", r"base.pth is not known; did you mean path\?"),
     ("loss.beta", 0.0, "config.loss.beta must be positive"),
     ("loss.beta", float("nan"), "config.loss.beta must be a finite"),
     (
@@ -111,7 +169,7 @@ def test_an_integer_serves_as_a_number():
 )
 def test_what_is_wrong_is_named(key, value, match):
   with pytest.raises(InputError, match=match):
-    read_config(changed(key, value))
+    read(changed(key, value))
 
 
 @pytest.mark.parametrize(
@@ -125,57 +183,60 @@ def test_what_has_no_default_must_be_given(key):
     section = section[parent]
   del section[name]
   with pytest.raises(InputError, match=f"config.{key} is missing"):
-    read_config(values)
+    read(values)
 
 
 def test_a_named_reference_needs_its_section():
   values = copy.deepcopy(GOOD)
   del values["references"]["other"]
   with pytest.raises(InputError, match="config.references.other is missing"):
-    read_config(values)
+    read(values)
 
 
 def test_a_section_that_is_not_named_is_not_used():
-  checked = read_config(changed("references.names", ("base",)))
-  assert set(checked["references"]) == {"names", "base"}
+  checked = read(changed("references.names", ("base",)))
+  assert [name for name, _ in checked.references.items()] == ["base"]
+  assert set(checked.to_dict()["references"]) == {"names", "base"}
+
+
+def test_a_new_model_is_not_used_beside_a_path():
+  checked = read(changed("policy.new", dict(layers=0, colour="red")))
+  assert checked.policy.new is None and "new" not in checked.to_dict()["policy"]
 
 
 def test_a_new_model_is_described_in_full():
   values = changed("policy.path", "")
   values["policy"]["new"] = dict(layers=2)
   with pytest.raises(InputError, match="config.policy.new.width is missing"):
-    read_config(values)
+    read(values)
 
 
 LORA = dict(rank=8, alpha=16)
 
 
 def test_an_adapter_is_filled_in_and_none_is_none():
+  def adapter(given):
+    return read(changed("policy.adapter", given)).to_dict()["policy"]["adapter"]
+
   want = dict(rank=8, alpha=16.0, targets=["all"], rslora=False, dropout=0.0)
   for given in (LORA, {**LORA, "path": ""}, {**LORA, "targets": "all"}):
-    checked = read_config(changed("policy.adapter", given))
-    assert checked["policy"]["adapter"] == want
+    assert adapter(given) == want
   several = {**LORA, "targets": ("query", "value")}
-  checked = read_config(changed("policy.adapter", several))
-  assert checked["policy"]["adapter"]["targets"] == ["query", "value"]
-  imported = read_config(changed("policy.adapter", dict(path="a")))
-  assert imported["policy"]["adapter"] == dict(path="a", dropout=0.0)
-  for given in (None, {}):
-    checked = read_config(changed("policy.adapter", given))
-    assert checked["policy"]["adapter"] is None
-  nothing = read_config(changed("references.other.quantize", None))
-  assert nothing["references"]["other"]["quantize"] == ""
+  assert adapter(several)["targets"] == ["query", "value"]
+  assert adapter({**LORA, "targets": "query,value"}) == adapter(several)
+  assert adapter(dict(path="a")) == dict(path="a", dropout=0.0)
+  assert adapter(None) is adapter({}) is None
+  nothing = read(changed("references.other.quantize", None))
+  assert nothing.references["other"].quantize == ""
 
 
 def test_the_policy_as_a_reference_is_what_the_policy_is():
   values = changed("policy.adapter", LORA)
   values["policy"] |= dict(dtype="bfloat16", quantize="int4", quantize_group=64)
-  base, other = (
-    read_config(values)["references"][n] for n in ("base", "other")
-  )
-  same = ("dtype", "quantize", "quantize_group")
-  assert [base[key] for key in same] == ["bfloat16", "int4", 64]
-  assert [other[key] for key in same] == ["float32", "", 32]
+  (_, base), (_, other) = read(values).references.items()
+  assert base.dtype == "bfloat16" and other.dtype == "float32"
+  assert (base.quantize, base.quantize_group) == ("int4", 64)
+  assert (other.quantize, other.quantize_group) == ("", 32)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +257,16 @@ def test_the_policy_as_a_reference_is_what_the_policy_is():
 )
 def test_a_wrong_adapter_is_named(adapter, match):
   with pytest.raises(InputError, match=match):
-    read_config(changed("policy.adapter", adapter))
+    read(changed("policy.adapter", adapter))
 
 
 def test_integers_are_not_trained():
   with pytest.raises(InputError, match="needs config.policy.adapter"):
-    read_config(changed("policy.quantize", "int8"))
+    read(changed("policy.quantize", "int8"))
   values = changed("references.base.quantize", "int8")
   values["policy"] |= dict(adapter=LORA, quantize="int4")
   with pytest.raises(InputError, match="'int8', but the policy is int4"):
-    read_config(values)
+    read(values)
 
 
 def test_differences_name_the_keys():

@@ -67,10 +67,10 @@ def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   )
   assert first == again != second
   objective = test_step.objective_of()
-  frozen = reference_figures(objective, references, (view,), {})
+  fixed = reference_figures(objective, references, (view,), {})
   with_dropout, without = (
-    _policy(objective, references, *given, 0, (view,), frozen)
+    _policy(objective, references, *given, 0, (view,), fixed)
     for given in (policy, policy_of(dropout=0.0))
   )
-  np.testing.assert_array_equal(with_dropout["logp_BC"], without["logp_BC"])
-  assert len(policy_parts(objective, (view,), frozen)) == len(view)
+  np.testing.assert_array_equal(with_dropout.logp_BC, without.logp_BC)
+  assert len(policy_parts(objective, (view,), fixed)) == len(view)

@@ -35,7 +35,7 @@ def state_of(step, mesh=None):
 
 def abstract_of(state):
   shardings = jax.tree.map(lambda array: array.sharding, state)
-  return checkpoints.abstract(state, shardings)
+  return parallel.abstract(state, shardings)
 
 
 def save(workdir, evaluations, **kept):

@@ -9,7 +9,8 @@ import pytest
 
 from mrpo_jax import losses
 from mrpo_jax.data import pack
-from mrpo_jax.runs.config import read_config, with_defaults
+from mrpo_jax.models.packed import Computation
+from mrpo_jax.runs.config import read
 from mrpo_jax.runs.setup import chosen_method
 from mrpo_jax.training import optimizer, train_state
 from mrpo_jax.training.objective import Model, Objective
@@ -17,13 +18,13 @@ from mrpo_jax.training.step import train_step
 from tests.material.config import get_config
 from tests.training.test_objective import CONFIG, PAIRS, params_of, some_pairs
 
-MODEL = Model(CONFIG, forward=(("kernel", "xla"),))
+MODEL = Model(CONFIG, computation=Computation(kernel="xla"))
 
 
 @pytest.mark.parametrize("name", losses.names())
 def test_five_steps_of_every_method(name):
-  config = read_config(with_defaults(get_config(name).to_dict()))
-  names = tuple(config["references"]["names"])
+  config = read(get_config(name).to_dict())
+  names = config.references.names
   objective = Objective(
     pairs=PAIRS,
     policy=MODEL,
@@ -32,7 +33,7 @@ def test_five_steps_of_every_method(name):
     method=chosen_method(config),
   )
   objective.check()
-  transformation, _ = optimizer.make(**config["optimizer"], steps=5)
+  transformation, _ = optimizer.make(**dict(config.optimizer), steps=5)
   # One part: long and short rows would be two loops to compile.
   rows = pack.pack(
     some_pairs(),

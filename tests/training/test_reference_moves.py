@@ -15,8 +15,13 @@ import pytest
 from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.training import checkpoints, train_state
 from mrpo_jax.training.step import train_step
+from tests.material.runs import (
+  assert_equal_runs,
+  lines_of,
+  mrpo,
+  train_debug,
+)
 from tests.training import test_step
-from tests.whole.test_runs import assert_equal_runs, lines_of, mrpo, train_debug
 
 PACKING = Packing(batch=test_step.BATCH, length=48, rows=2)
 

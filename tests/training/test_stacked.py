@@ -12,6 +12,7 @@ import pytest
 
 from mrpo_jax.data import pack
 from mrpo_jax.models import lora
+from mrpo_jax.models.packed import Computation
 from mrpo_jax.training import train_state
 from mrpo_jax.training.objective import Model
 from mrpo_jax.training.stacked import Stacked, stack
@@ -87,7 +88,7 @@ def test_what_is_not_alike_stays_as_it_is(apart):
   elif apart == "taken":
     taken = (lora.strip(one),)
   else:
-    models[1] = Model(CONFIG, forward=(("kernel", "xla"),))
+    models[1] = Model(CONFIG, computation=Computation(kernel="xla"))
   got = stack(models, (one, two), taken)
   assert got[0] is one and got[1] is two
 

@@ -17,13 +17,12 @@ from mrpo_jax import losses, parallel
 from mrpo_jax.data import pack
 from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.encode import Encoded
-from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models import packed, parameters, transformer
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.packed import Computation
 from mrpo_jax.rows import micro_batch
 from mrpo_jax.training import optimizer, train_state
-from mrpo_jax.training.figures import policy_figures, policy_parts
-from mrpo_jax.training.loop import fit
+from mrpo_jax.training.figures import FixedFigures, policy_figures, policy_parts
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import (
   accumulated_gradient,
@@ -171,13 +170,13 @@ def test_the_gradient_is_that_of_the_sum(rng, changes, dtype):
   )
   params = parameters.init(config, jax.random.key(0), dtype)
   view = (pack.pack(some_pairs(rng, BATCH), length=48, rows=2),)
-  parts = policy_parts(objective, (view,), {})
+  parts = policy_parts(objective, (view,), FixedFigures(None, None))
   weight_BC = jnp.asarray(rng.normal(size=(BATCH, 2)).astype("float32"))
   key = jax.random.key(1)
   figures_of = functools.partial(policy_figures, objective, ())
 
   def share(figures):
-    return jnp.vdot(weight_BC, figures["logp_BC"])
+    return jnp.vdot(weight_BC, figures.logp_BC)
 
   def whole(params):
     # One after the other without a loop, so that JAX's own sums are compared.
@@ -204,7 +203,7 @@ def test_the_gradient_is_that_of_the_sum(rng, changes, dtype):
 def test_what_the_backward_pass_keeps_changes_nothing(rng, remat):
   view = (pack.pack(some_pairs(rng, BATCH), length=48),)
   plain = objective_of()
-  kept = Model(CONFIG, forward=(("remat", remat),))
+  kept = Model(CONFIG, computation=Computation(remat=remat))
   sparing = dataclasses.replace(plain, policy=kept)
   (_, a), (_, b) = (
     gradient_of(one, (params_of(1),), view) for one in (plain, sparing)
@@ -283,7 +282,7 @@ def test_one_gradient_is_in_memory_however_many_micro_batches(rng, sizes):
   config = dataclasses.replace(CONFIG, **sizes)
   objective = dataclasses.replace(
     objective_of("simpo", K=0),
-    policy=Model(config, forward=(("remat", "full"),)),
+    policy=Model(config, computation=Computation(remat="full")),
   )
   transformation, _ = optimizer.make(peak_lr=1e-3, steps=2)
   make = functools.partial(
@@ -341,81 +340,3 @@ def test_no_logits_tensor_in_the_compiled_step(rng):
   assert with_vocab  # the chunk is there: the pattern finds what it looks for
   largest = max(math.prod(shape) for shape in with_vocab)
   assert largest < rows * length * V / 2
-
-
-def counting_step(poison=None):
-  def step(state, views):
-    value = math.nan if state + 1 == poison else 1.0 / (state + 1)
-    return state + 1, {"loss": np.float32(value), "grad_norm": np.float32(1)}
-
-  return step
-
-
-def run_fit(
-  *, steps=6, boundary=lambda step: False, stop=lambda step: False, **given
-):
-  seen, lines = [], []
-
-  def visit(step, state):
-    seen.append((step, len(lines)))
-    return state
-
-  fit(
-    0,
-    counting_step(**given),
-    ((step, None) for step in itertools.count(1)),
-    steps=steps,
-    record=lambda step, metrics, *times: lines.append(step),
-    boundary=boundary,
-    visit=visit,
-    stop=stop,
-  )
-  return seen, lines
-
-
-def test_fit_reads_every_step_before_a_boundary():
-  seen, lines = run_fit(boundary=lambda step: step in (2, 5))
-  assert seen == [(2, 2), (5, 5), (6, 6)]
-  assert lines == [1, 2, 3, 4, 5, 6]
-
-
-def test_fit_stops_after_the_current_step_when_asked():
-  asked = iter([False, False, True])
-  seen, lines = run_fit(stop=lambda step: next(asked))
-  assert seen == [(3, 3)] and lines == [1, 2, 3]
-
-
-def test_a_loss_that_is_not_a_number_stops_with_step_and_name():
-  with pytest.raises(StoppedRun, match="loss is nan at step 3"):
-    run_fit(poison=3)
-
-
-@pytest.mark.parametrize("poison", [5, 6])
-def test_a_bad_step_never_reaches_a_boundary(poison):
-  seen = []
-  with pytest.raises(StoppedRun):
-    fit(
-      0,
-      counting_step(poison=poison),
-      ((step, None) for step in itertools.count(1)),
-      steps=6,
-      record=lambda *_: None,
-      boundary=lambda step: step >= 4,
-      visit=lambda step, state: seen.append(step) or state,
-      stop=lambda step: False,
-    )
-  assert seen == list(range(4, poison))
-
-
-def test_fit_goes_on_from_what_a_visit_returns():
-  step, state = fit(
-    0,
-    counting_step(),
-    ((step, None) for step in itertools.count(1)),
-    steps=4,
-    record=lambda *_: None,
-    boundary=lambda step: step == 2,
-    visit=lambda step, state: state + 10,
-    stop=lambda step: False,
-  )
-  assert (step, state) == (4, 24)  # four steps, and a visit at 2 and at 4

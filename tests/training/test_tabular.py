@@ -81,7 +81,9 @@ def test_it_starts_at_reference_0():
 
 
 def test_a_wrong_axis_is_named():
-  with pytest.raises(ValueError, match=r"B 2\] with 2=2"):
+  with pytest.raises(
+    ValueError, match="`response_BC` has size 3 and must be 2"
+  ):
     tabular.fit(
       losses.build("dpo"),
       REF_LOGP_XYK[..., :1],

@@ -16,20 +16,20 @@ import qwix
 from mrpo_jax import hub
 from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, transformer
-from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.config import read
 from mrpo_jax.runs.data import load_pairs, load_tokenizers
 from mrpo_jax.runs.models import (
   Described,
   Loaded,
-  base_of,
   base_params,
   describe_models,
   load_models,
   starts_alike,
 )
 from mrpo_jax.runs.setup import mesh_of
-from mrpo_jax.runs.train import Run
+from mrpo_jax.runs.workdir import recorded_config
 from mrpo_jax.training import checkpoints
+from mrpo_jax.training.log import Log
 from tests.material.config import CONFIG, get_config
 from tests.material.runs import (
   assert_equal_runs,
@@ -110,7 +110,7 @@ def table_leaves(table):
 
 def test_stopped_and_resumed_ends_bit_equal(inputs, finished, tmp_path):
   workdir = tmp_path / "stopped"
-  recorded = Run._record
+  recorded = Log._record
 
   def record(self, step, *rest):
     if step == 2:  # step 3 is already on its way
@@ -118,7 +118,7 @@ def test_stopped_and_resumed_ends_bit_equal(inputs, finished, tmp_path):
     return recorded(self, step, *rest)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Run, "_record", record)
+    patch.setattr(Log, "_record", record)
     assert train(inputs, workdir, *LORA, *QLORA) == 0
   assert checkpoints.steps(workdir)[0] in (2, 3)
   assert train(inputs, workdir, *LORA, *QLORA) == 0
@@ -148,7 +148,7 @@ def config_of(inputs, **changes):
   values["references"]["names"] = tuple(
     dict.fromkeys(values["references"]["names"])
   )
-  return read_config(values)
+  return read(values)
 
 
 def load(config):
@@ -156,7 +156,7 @@ def load(config):
   tokenizers = load_tokenizers(config, "", pairs["train"], print)
   mesh = mesh_of(config)
   described = describe_models(config, tokenizers, mesh)
-  loaded = load_models(config, described, mesh, print)
+  loaded = load_models(described, mesh, print)
   return [Both(described[key], loaded[key]) for key in loaded]
 
 
@@ -270,10 +270,10 @@ def test_an_imported_adapter_trains_on(inputs, plain, tmp_path):
 @pytest.mark.parametrize("run", ["plain", "finished"])
 def test_exports_compute_what_was_trained(inputs, tmp_path, request, run):
   workdir = request.getfixturevalue(run)
-  config = json.loads((workdir / "config.json").read_text())
-  base = base_of(config, "policy")
+  content = json.loads((workdir / "config.json").read_text())
+  base = recorded_config(content).models()["policy"].base
   model = hub.read_config(inputs / "base")
-  params = base_params(config, base, model)
+  params = base_params(base, model)
   adapter = lora.Adapter(4, 8.0)
   trained = state_of(workdir, 5)["params"]
   tokens_BT = np.arange(24).reshape(2, 12) * 7 % 400
@@ -287,7 +287,7 @@ def test_exports_compute_what_was_trained(inputs, tmp_path, request, run):
   _, merged = hub.load(tmp_path / "merged")
   gap = np.abs(logits(merged) - want).max()
   assert gap < 2e-6 * np.abs(want).max()
-  found, arrays = peft.load(tmp_path / "adapter", parameters.table(model))
+  found, arrays = peft.load(tmp_path / "adapter", model)
   assert found.scale == adapter.scale
   for a, b in zip(
     jax.tree.leaves(arrays), jax.tree.leaves(trained), strict=True

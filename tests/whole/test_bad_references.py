@@ -6,7 +6,7 @@ import pytest
 
 from mrpo_jax import hub
 from mrpo_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from tests.whole import test_runs
+from tests.material.runs import mrpo, train_debug
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +17,9 @@ def models(tmp_path_factory):
   given += ("optimizer.peak_lr=0.02", "data.eval=")
   overrides = [f"--config.{one}" for one in given]
   run = folder / "run"
-  assert test_runs.train_debug(run, *overrides, run="sft-base") == 0
+  assert train_debug(run, *overrides, run="sft-base") == 0
   good = folder / "good"
-  assert test_runs.mrpo("export", f"--workdir={run}", f"--to={good}") == 0
+  assert mrpo("export", f"--workdir={run}", f"--to={good}") == 0
   tokenizer = load_tokenizer(good)
   config, params = hub.load(good)
   leaves, treedef = jax.tree.flatten(params)
@@ -75,7 +75,7 @@ def test_a_bad_reference_is_called_so(models, tmp_path, capsys, bad, sentences):
     }
   capsys.readouterr()
   argv = [f"--config.{key}={value}" for key, value in given.items()]
-  assert test_runs.train_debug(tmp_path / "run", *argv) == 0
+  assert train_debug(tmp_path / "run", *argv) == 0
   lines = capsys.readouterr().out.splitlines()
   found = "\n".join(line for line in lines if line.startswith("warning: "))
   for said in sentences:

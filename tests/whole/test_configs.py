@@ -10,7 +10,6 @@ import pytest
 
 from configs import common
 from mrpo_jax import cli, files
-from mrpo_jax.cli.flags import load_config
 from mrpo_jax.models import parameters
 from mrpo_jax.performance.abstract import (
   abstract_train_step,
@@ -18,7 +17,7 @@ from mrpo_jax.performance.abstract import (
   scored_names,
 )
 from mrpo_jax.performance.topology import read_shape
-from mrpo_jax.runs.config import read_config
+from mrpo_jax.runs.config import load, read
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,11 +57,11 @@ def test_every_config_runs_with_debug(tmp_path, name, arg):
 def test_every_config_at_paper_scale_has_a_step(name, arg, debug):
   arg = ",".join(filter(None, [arg, debug]))
   given = f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else "")
-  config = load_config(given)
+  config = load(given)
   mesh = mesh_of(config, jax.devices())
   setup = abstract_setup(config, mesh, read_shape)
   lengths = [
-    config["data"][f"max_{part}"] // 2 for part in ("prompt", "response")
+    getattr(config.data, f"max_{part}") // 2 for part in ("prompt", "response")
   ]
   rows = assume(setup, lengths).rows
   _, abstract, adapter = abstract_train_step(setup, rows)
@@ -70,7 +69,7 @@ def test_every_config_at_paper_scale_has_a_step(name, arg, debug):
   state = abstract[0]
   trained = sum(array.size for array in jax.tree.leaves(state.params))
   assert trained == (adapter or parameters.count_parameters(policy))
-  names = config["references"]["names"]
+  names = config.references.names
   assert len(setup.objective.references) == len(names)
   scored = sum(len(group) for group in scored_names(setup))
   assert scored >= sum(one.scored for one in setup.objective.references)
@@ -80,7 +79,7 @@ def test_every_config_at_paper_scale_has_a_step(name, arg, debug):
 def test_the_full_config_is_valid(arg):
   module = importlib.import_module("configs.quickstart")
   config = module.get_config(*filter(None, [arg]))
-  assert read_config(config.to_dict())["batch"] == 64
+  assert read(config.to_dict()).batch == 64
 
 
 def test_arguments_take_the_type_of_their_default():

@@ -18,12 +18,12 @@ from mrpo_jax import hub, losses, parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import read
 from mrpo_jax.models import lora, parameters
-from mrpo_jax.runs.config import read_config
-from mrpo_jax.runs.data import Tokenizers, sections_of
+from mrpo_jax.runs.config import read as read_config
+from mrpo_jax.runs.data import Tokenizers
 from mrpo_jax.runs.models import describe_models, load_models
-from mrpo_jax.runs.program import start_state
+from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.setup import mesh_of
-from mrpo_jax.training import optimizer
+from mrpo_jax.training.objective import Objective
 
 STEPS = 8  # of the 20
 
@@ -70,7 +70,7 @@ def described(sizes, *, kv_heads=2, **sections):
     into[name] = {**into[name], **values}
   config = read_config(config)
   mesh = mesh_of(config)
-  view_of = {key: 0 for key in sections_of(config)}
+  view_of = {key: 0 for key in config.models()}
   tokenizers = Tokenizers([Tokenizer()], view_of, {}, {})
   return config, mesh, describe_models(config, tokenizers, mesh)
 
@@ -91,7 +91,7 @@ def test_all_weights_are_born_split(tmp_path, adapter):
     policy=dict(adapter=adapter),
     second=dict(rules=dict(embed=("fsdp", "data"), kv_heads="")),
   )
-  loaded = load_models(config, models, mesh, print)
+  loaded = load_models(models, mesh, print)
   policy, base, second = (loaded[key].params for key in models)
   # V = 512 is in two; D is whole in the policy and its base, where it is 32,
   # and in four in the other, where it is 48.
@@ -99,18 +99,21 @@ def test_all_weights_are_born_split(tmp_path, adapter):
   assert local(base)["['embed']"] == (256, 32)
   assert local(second)["['embed']"] == (256, 12)
   assert local(second)["['blocks']['gate']"] == (2, 12, 32)
+  method, own, *references = (
+    losses.build("mrpo"),
+    *(one.model for one in models.values()),
+  )
   setup = types.SimpleNamespace(
     config=config,
     workdir=tmp_path,
     described=models,
     mesh=mesh,
-    method=losses.build("mrpo"),
-    objective=types.SimpleNamespace(references=(0, 1)),
+    method=method,
+    objective=Objective(
+      config.batch, own, tuple(references), ("base", "second"), method
+    ),
   )
-  transformation, _ = optimizer.make(peak_lr=1e-3, steps=4)
-  state, _ = start_state(
-    setup, loaded["policy"], transformation, None, None, print
-  )
+  state, _ = Program(setup, loaded).start(None, print)
   if adapter is None:
     assert local(state.params)["['blocks']['gate']"] == (2, 32, 32)
   else:
@@ -161,7 +164,7 @@ def test_a_folder_is_read_into_its_parts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "sizes,kernel,message",
   [
-    (dict(model=2), "auto", r"config.policy: .*k_proj.* 1 does not divide"),
+    (dict(model=2), "auto", r"config.policy: .*blocks.key: 1 does not divide"),
     (dict(context=2), "blockwise", "config.policy.kernel: .*whole rows.*=2"),
   ],
 )
@@ -177,6 +180,6 @@ def test_keys_stay_whole_where_the_rules_say_so():
   _, mesh, models = described(
     dict(model=2), kv_heads=1, mesh=dict(model=2, **whole)
   )
-  split = dict(models["policy"].model.forward)["split"]
-  assert split.heads == ("model",) and split.kv_heads == ()
+  partition = models["policy"].model.computation.partition
+  assert partition.heads == ("model",) and partition.kv_heads == ()
   assert math.prod(mesh.shape.values()) == 8

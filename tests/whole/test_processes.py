@@ -45,8 +45,8 @@ TINY = (
 SIGNALLED = """
 import os, sys, time
 from mrpo_jax import cli
-from mrpo_jax.runs import train
-recorded, (number, at), hit = train.Run._record, map(int, sys.argv[1:3]), False
+from mrpo_jax.training.log import Log
+recorded, (number, at), hit = Log._record, map(int, sys.argv[1:3]), False
 def record(self, step, *rest):
   global hit
   if step == at:
@@ -55,7 +55,7 @@ def record(self, step, *rest):
   if hit:
     time.sleep(0.5)  # jax looks for the signal once a second
   return recorded(self, step, *rest)
-train.Run._record = record
+Log._record = record
 sys.exit(cli.main(sys.argv[3:]))
 """
 

@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks import kill_training
 from mrpo_jax import files, hub
-from mrpo_jax.runs.train import Run
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training import step as steps
+from mrpo_jax.training.log import Log
 from tests.material.config import CONFIG
 from tests.material.runs import (
   assert_equal_runs,
@@ -113,14 +113,14 @@ def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
   train, finished, tmp_path, monkeypatch, capsys
 ):
   workdir = tmp_path / "stopped"
-  recorded = Run._record
+  recorded = Log._record
 
   def record(self, step, *rest):
     if step == 2:  # step 3 is already on its way
       os.kill(os.getpid(), signal.SIGTERM)
     return recorded(self, step, *rest)
 
-  monkeypatch.setattr(Run, "_record", record)
+  monkeypatch.setattr(Log, "_record", record)
   assert train(workdir) == 0
   stopped_at = checkpoints.steps(workdir)[0]
   assert stopped_at in (2, 3)
@@ -231,7 +231,7 @@ def test_a_wrong_start_stops_with_an_explanation(
   def shifted(*given):
     figures = honest(*given)
     shift_BCK = jax.numpy.array([0.5, 0.0])[None, :, None]
-    return figures | {"ref_logp_BCK": figures["ref_logp_BCK"] + shift_BCK}
+    return figures.replace(ref_logp_BCK=figures.ref_logp_BCK + shift_BCK)
 
   monkeypatch.setattr(steps, "reference_figures", shifted)
   assert train(tmp_path, run="dpo") == 1

@@ -16,8 +16,8 @@ import pytest
 from mrpo_jax import cli, hub
 from mrpo_jax.errors import InputError
 from mrpo_jax.references import maintenance
-from mrpo_jax.runs.config import read_config, with_defaults
-from mrpo_jax.runs.score import plan_of
+from mrpo_jax.runs.config import read
+from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import chosen_method, set_up
 from tests.material.config import CONFIG, SEVERAL, get_config
 from tests.material.runs import lines_of, on_one_device
@@ -135,9 +135,9 @@ def test_a_missing_row_is_named(inputs, tmp_path):
   config = get_config(f"mrpo,inputs={inputs}").to_dict()
   for name in ("base", "second"):
     config["references"][name]["mode"] = "scored"
-  config = read_config(with_defaults(config))
+  config = read(config)
   setup = set_up(config, tmp_path / "w", print)
-  plan = plan_of(setup, "", fresh=True)
+  plan = ScorePlan.of(setup, "", fresh=True)
   plan.fill(setup.mesh, setup.packing, print)
   assert plan.known("train").arrays["ref_logp_BCK"].shape == (40, 2, 2)
   # The third pair becomes another, which nobody has scored.
@@ -327,11 +327,11 @@ def test_each_reference_has_its_beta(inputs):
   """Where none is named it is the loss's, and its default where that is not."""
   config = get_config(f"mrpo,inputs={inputs}").to_dict()
   config["references"]["second"]["beta"] = 0.9
-  assert chosen_method(read_config(config)).betas == (0.1, 0.9)
+  assert chosen_method(read(config)).betas == (0.1, 0.9)
   config["loss"]["beta"] = 0.2
-  assert chosen_method(read_config(config)).betas == (0.2, 0.9)
+  assert chosen_method(read(config)).betas == (0.2, 0.9)
   config["references"]["second"]["beta"] = None
-  assert chosen_method(read_config(config)).betas is None
+  assert chosen_method(read(config)).betas is None
   config["references"]["base"]["beta"] = -1.0
   with pytest.raises(InputError, match="must not be negative"):
-    read_config(config)
+    read(config)

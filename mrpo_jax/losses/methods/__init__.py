@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods: from a loss's name in a config to one function."""
+"""Methods: from a loss's name in a config to one function of arrays."""

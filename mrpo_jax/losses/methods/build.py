@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From names in a config to one function of arrays.
-
-A new loss is a function, and its name in LOSSES.
-"""
+"""build: from names in a config to one function of arrays."""
 
 from mrpo_jax.losses import pair, rewards
 from mrpo_jax.losses.methods import choices
 from mrpo_jax.losses.methods.catalogue import LOSSES, PUBLISHED, names
-from mrpo_jax.losses.methods.method import (
-  REFERENCED,
-  Method,
+from mrpo_jax.losses.methods.inputs import (
+  INPUTS,
   arrays_of,
+  inputs_of,
   keywords_of,
 )
+from mrpo_jax.losses.methods.method import Memory, Method
+from mrpo_jax.losses.methods.mixing import Mixing, Unit
 
-# Arrays per response token.
-MEANS = {"mean_logp_BC", "ref_mean_logp_BC"}
-# Arrays for which a config gives one number.
-STAND_INS = {"win_rate_BC": dict(win_rate=1.0), "phi_B": dict(phi=0.05)}
-# Keywords of a loss that its Method fills.
-FILLED = {"scale_B", "valid_B"}
 AS_PUBLISHED = "published"  # what a choice is unless given
 
 
@@ -105,92 +98,96 @@ def _method(name, loss, given):
   given = dict(given)
   if loss is pair.combine:
     loss = _combined(given.pop("losses", ()), given.pop("loss_weights", ()))
-  arrays, keywords = arrays_of(loss), keywords_of(loss)
-  stand_ins = {}
-  for array in arrays:
-    for key, default in STAND_INS.get(array, {}).items():
-      stand_ins[key] = given.pop(key, default)
-  choices.refuse(_called(name), given, _taken(loss, given), stand_ins)
+  asked, keywords = inputs_of(loss).values(), keywords_of(loss)
+  numbers = dict(one.number for one in asked if one.number)
+  numbers = {key: given.pop(key, number) for key, number in numbers.items()}
+  choices.refuse(_called(name), given, _taken(loss, given), numbers)
   defaults = {"official_weights": False, **keywords}
-  choices.check_numbers(_called(name), {**given, **stand_ins}, defaults)
+  choices.check_numbers(_called(name), {**given, **numbers}, defaults)
   strength = given.get("adaptive_beta")
   token_weight, token_arrays, pair_weight = choices.token_weight(
     given.get("token_weight")
   )
-  rule, learns = choices.rule(given.get("weights", "uniform"))
   hyper = {key: given[key] for key in keywords if key in given}
-  mixture = given.get("mixture")
   return Method(
     name=name,
     loss=loss,
     hyper=hyper,
     beta=float({**keywords, **hyper}.get("beta", 1.0)),
-    p=choices.power(mixture),
-    single=mixture is None and "ref_margin_BK" not in arrays,
-    rule=rule,
-    learns=learns,
-    official_weights=given.get("official_weights", False),
-    betas=_betas(name, given),
-    scale=_scale(name, given, arrays),
+    unit=_unit(name, given, asked),
+    mixing=_mixing(name, given, asked),
+    memory=Memory(
+      choices.momentum(given.get("running", 0.9 if strength else None)),
+      strength,
+    ),
     token_weight=token_weight,
     token_arrays=token_arrays,
     pair_weight=pair_weight,
     dispersion=choices.dispersion(given.get("dispersion")),
     nll=given.get("nll", 0.0),
-    adaptive_beta=strength,
-    running=choices.momentum(given.get("running", 0.9 if strength else None)),
-    stand_ins=stand_ins,
-    **choices.trust_region(given.get("clip")),
+    numbers=numbers,
   )
 
 
 def _taken(loss, given):
   """Keywords that `build` takes for a loss."""
-  arrays, keywords = {*arrays_of(loss)}, {*keywords_of(loss)}
-  taken = keywords - FILLED
-  if arrays == {"mean_logp_B"}:
+  asked, keywords = inputs_of(loss).values(), keywords_of(loss)
+  taken = keywords.keys() - INPUTS.keys()
+  if list(arrays_of(loss)) == ["mean_logp_B"]:
     return taken
   taken |= {"nll"}
-  if "kl_BC" not in arrays:
+  if not any(one.over_tokens for one in asked):
     taken |= {"token_weight"}
-  if arrays.isdisjoint(MEANS):
+  if not any(one.per_token for one in asked):
     taken |= {"scale"}
-  if "scale_B" in keywords or arrays & {"scale_B", "phi_B"}:
+  if any(one.dispersed for one in asked):
     taken |= {"dispersion"}
-  if not arrays.isdisjoint(REFERENCED):
+  if any(one.from_reference for one in asked):
     taken |= {"mixture", "clip", "weights", "official_weights"}
     if "beta" in keywords:
       taken |= {"adaptive_beta"}
       # One beta for all: what looks across the batch, or swaps the weights.
       memory = [given.get(key) for key in ("adaptive_beta", "running")]
-      coupled = "valid_B" in keywords or any(x is not None for x in memory)
+      across = any(one.across_batch for one in asked)
+      coupled = across or any(x is not None for x in memory)
       if not coupled and not given.get("official_weights"):
         taken |= {"betas"}
-  if "ref_margin_BK" in arrays:  # it mixes by itself
+  if any(one.all_references for one in asked):
     taken -= {"mixture", "clip", "official_weights", "weight"}
   if "std" in keywords or given.get("adaptive_beta") is not None:
     taken |= {"running"}
   return taken
 
 
-def _betas(name, given):
-  betas = choices.betas(given.get("betas"))
-  if betas and given.get("mixture") is None and len(betas) != 1:
+def _mixing(name, given, asked):
+  """The mixing of a loss's references."""
+  mixture, betas = given.get("mixture"), choices.betas(given.get("betas"))
+  if betas and mixture is None and len(betas) != 1:
     raise ValueError(
       f"{_called(name)} takes one reference, got {len(betas)} betas; name a "
       "mixture"
     )
-  return betas
+  rule, learns = choices.rule(given.get("weights", "uniform"))
+  return Mixing(
+    loss=name,
+    p=choices.power(mixture),
+    single=mixture is None and not any(one.all_references for one in asked),
+    rule=rule,
+    learns=learns,
+    official_weights=given.get("official_weights", False),
+    betas=betas,
+    **choices.trust_region(given.get("clip")),
+  )
 
 
-def _scale(name, given, arrays):
+def _unit(name, given, asked):
   """The unit by name; a loss of means has no other."""
   scale = choices.scale(given.get("scale", "sum"))
-  if scale == "zscore" and REFERENCED.isdisjoint(arrays):
+  if scale == "zscore" and not any(one.from_reference for one in asked):
     raise ValueError(
       f"{_called(name)} has no references for scale 'zscore' to act on"
     )
-  return scale if MEANS.isdisjoint(arrays) else "mean"
+  return Unit("mean" if any(one.per_token for one in asked) else scale, name)
 
 
 def _called(name):

@@ -10,6 +10,7 @@ from mrpo_jax.losses import (
   token_weights,
   unreferenced,
 )
+from mrpo_jax.losses.methods.inputs import refuse_unknown
 
 LOSSES = {
   function.__name__: function
@@ -33,6 +34,8 @@ LOSSES = {
     *(unreferenced.rainbow_po, unreferenced.alpha_dpo, unreferenced.tpo),
   )
 }
+# All but the maker of losses.
+refuse_unknown(loss for loss in LOSSES.values() if loss is not pair.combine)
 # A published method is a loss with that paper's choices; each may be changed.
 PUBLISHED = {
   # The released 0.29 is 1 / mean: Llama-3-8B-Instruct on UltraFeedback.

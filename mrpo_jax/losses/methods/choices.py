@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each choice of a config means: from its words to numbers and functions.
+"""Choices of a config: from its words to numbers and functions.
 
 Every refusal is a ValueError that says what was given and what exists.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.losses import token_weights, weighting
-from mrpo_jax.losses.methods.method import arrays_of, keywords_of
+from mrpo_jax.losses.methods.inputs import arrays_of, keywords_of
 from mrpo_jax.shapes import check, widen
 
 MIXTURES = {
@@ -127,7 +127,7 @@ def rule(weights):
 
   def weigh(ref_logp_BCK):
     weight_K = jnp.asarray(fixed_K, widen(ref_logp_BCK).dtype)
-    check("B 2 K", ref_logp_BCK, "K", weight_K)
+    check(ref_logp_BCK=ref_logp_BCK, weight_K=weight_K)
     return weight_K
 
   return weighting.stateless(weigh), False

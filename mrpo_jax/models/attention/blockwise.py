@@ -63,7 +63,7 @@ def blockwise(
 
 @flax.struct.dataclass
 class _Plan:
-  """Which blocks each block of queries needs."""
+  """The blocks of keys that each block of queries needs."""
 
   layout: RowLayout  # arrays [N, R, b]
   window: jax.Array | None
@@ -81,7 +81,7 @@ class _Plan:
 
 
 def _plan(layout, window, blocks):
-  """The _Plan of a padded Layout [R, T] in so many blocks."""
+  """The _Plan of a padded RowLayout [R, T] in so many blocks."""
 
   def cut(array_RT):
     R, T = array_RT.shape
@@ -134,7 +134,7 @@ def _scores(query_RGQE, key_RGbE, mask_RGMbb, scale, softcap):
 def block_counts(layout, block=BLOCK):
   """count_N: with how many blocks of keys each block of queries is computed.
 
-  `layout` is the Layout [R, T] of some rows; of windows nothing is known.
+  `layout` is the RowLayout [R, T] of some rows; of windows nothing is known.
   """
   T = layout.segments.shape[1]
 

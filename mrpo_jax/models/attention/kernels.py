@@ -40,55 +40,55 @@ KERNELS = {
 }
 
 
-def divided(kernel, split):
+def divided(kernel, partition):
   """The kernel on each device's own rows and heads, without any exchange.
 
   Where the heads of keys are not split as those of queries are, every device
   has them all and takes those that its queries look at.
   """
-  if split.mesh is None:
+  if partition.mesh is None:
     return kernel
 
   def run(query_RTHE, key_RSGE, value_RSGE, layout, window=None, **numbers):
     H, G = query_RTHE.shape[2], key_RSGE.shape[2]
-    together = split.heads == split.kv_heads
+    together = partition.heads == partition.kv_heads
 
     def here(query_RTHE, key_RSGE, value_RSGE, layout, window):
       if not together:
-        own_G = _own_keys(split, H, G)
+        own_G = _own_keys(partition, H, G)
         key_RSGE, value_RSGE = key_RSGE[:, :, own_G], value_RSGE[:, :, own_G]
       return kernel(query_RTHE, key_RSGE, value_RSGE, layout, window, **numbers)
 
-    rows = PartitionSpec(split.rows)
-    of_heads = PartitionSpec(split.rows, None, split.heads)
+    rows = PartitionSpec(partition.rows)
+    of_heads = PartitionSpec(partition.rows, None, partition.heads)
     of_keys = of_heads if together else rows
     in_specs = (of_heads, of_keys, of_keys, rows, PartitionSpec())
-    return split.run(here, in_specs, of_heads)(
+    return partition.run(here, in_specs, of_heads)(
       query_RTHE, key_RSGE, value_RSGE, layout, window
     )
 
   return run
 
 
-def _own_keys(split, H, G):
+def _own_keys(partition, H, G):
   """Which of G heads of keys the queries of this device look at, in order.
 
   Equally many queries in a row look at each; where a device has a part of
   such a group and more, its keys stand there more than once.
   """
-  here, group = H // split.size(split.heads), H // G
+  here, group = H // partition.size(partition.heads), H // G
   run = math.gcd(here, group)
-  first = split.place(split.heads) * here
+  first = partition.place(partition.heads) * here
   return (first + run * jnp.arange(here // run)) // group
 
 
-def check(name, config, dtype, platform=None, split=WHOLE):
+def check(name, config, dtype, platform=None, partition=WHOLE):
   """Raises ValueError where that kernel cannot run this model."""
   platform = platform or jax.default_backend()
-  if _context(split) > 1 and name not in ("auto", "xla"):
+  if _context(partition) > 1 and name not in ("auto", "xla"):
     raise ValueError(
       f"{name!r} wants whole rows, and the mesh splits them over context="
-      f"{_context(split)}; 'xla' does not"
+      f"{_context(partition)}; 'xla' does not"
     )
   needed = {"cudnn": "gpu", "splash": "tpu"}.get(name, platform)
   if platform != needed:
@@ -99,35 +99,35 @@ def check(name, config, dtype, platform=None, split=WHOLE):
     raise ValueError("'cudnn' knows no softcap, and this model has one")
 
 
-def choose(name, config, dtype, split=WHOLE):
+def choose(name, config, dtype, partition=WHOLE):
   """The kernel of that name; "auto" is what is fast where this runs.
 
   A GPU takes cuDNN's in half precision, a TPU Splash, all else `blockwise`;
   rows that are split, the oracle, which XLA divides by itself.
   """
   if name == "auto":
-    name = fastest(config, dtype, split)
+    name = fastest(config, dtype, partition)
   kernel = KERNELS[name]
   if name == "splash":
     windows = tuple(sorted(set(config.layer_windows))) or (0,)
     kernel = functools.partial(splash, windows=windows)
-  return kernel if name == "xla" else divided(kernel, split)
+  return kernel if name == "xla" else divided(kernel, partition)
 
 
-def fastest(config, dtype, split):
+def fastest(config, dtype, partition):
   """The name of the kernel that "auto" is on these devices."""
-  if _context(split) > 1:
+  if _context(partition) > 1:
     return "xla"
   platform = jax.default_backend()
-  if split.mesh is not None:  # whose devices need not be here
-    platform = split.mesh.devices.flat[0].platform
+  if partition.mesh is not None:  # whose devices need not be here
+    platform = partition.mesh.devices.flat[0].platform
   half = jnp.dtype(dtype).itemsize == 2
   if platform == "gpu" and half and config.attention_softcap is None:
     return "cudnn"
   # The partitioner cannot look into Splash.
-  alone = split.mesh is not None or jax.device_count() == 1
+  alone = partition.mesh is not None or jax.device_count() == 1
   return "splash" if platform == "tpu" and alone else "blockwise"
 
 
-def _context(split):
-  return split.size(split.context)
+def _context(partition):
+  return partition.size(partition.context)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who sees whom, and the oracle that every attention kernel must equal."""
+"""Attention of packed rows: its mask, and the oracle of every kernel."""
 
 import flax.struct
 import jax
@@ -10,7 +10,7 @@ from mrpo_jax.shapes import widen
 
 @flax.struct.dataclass
 class RowLayout:
-  """What the tokens of packed rows are to each other, [R, T] each."""
+  """Position, pair and branch of every token of packed rows, [R, T] each."""
 
   positions: jax.Array  # place in the token's own sequence, from 0
   segments: jax.Array  # equal numbers are one pair or sequence; 0 is padding
@@ -18,15 +18,15 @@ class RowLayout:
 
 
 def sees(of, at, of_place_T, at_place_S, window):
-  """mask_RTS: may a token of one Layout look at one of another?
+  """mask_RTS: may a token of one RowLayout look at one of another?
 
   Causal within a segment; a response sees its prompt (branch 0) and its own
   branch, never its sibling.  Padding sees itself alone, so that its softmax is
   defined.
 
   Args:
-    of: Layout [R, T] of the queries.
-    at: Layout [R, S] of the keys.
+    of: RowLayout [R, T] of the queries.
+    at: RowLayout [R, S] of the keys.
     of_place_T: where the queries stand in their row.
     at_place_S: where the keys stand.
     window: nobody sees what lies so many tokens or more before, counted in
@@ -61,7 +61,7 @@ def dense(
     query_RTHE: queries, turned by their positions.
     key_RSGE: keys, turned by theirs; G divides H.
     value_RSGE: values.
-    layout: Layout of the rows.
+    layout: RowLayout of the rows.
     window: see `sees`; an int32 scalar or None.
     scale: of the products.
     softcap: see `capped`; None for none.

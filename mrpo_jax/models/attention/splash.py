@@ -69,7 +69,7 @@ def expansion(layout):
   """Rows in which each response follows a copy of its prompt.
 
   Args:
-    layout: Layout of R rows of T; segments count from 1 within a row.
+    layout: RowLayout of R rows of T; segments count from 1 within a row.
 
   Returns:
     source_RX: where each of X = 2 T places (up to a multiple of LANES) stands

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a config.json says of RoPE, in the words of transformers 4 and 5."""
+"""RoPE as a config.json describes it, in the words of transformers 4 and 5."""
 
 import math
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.models.families.values import UnsupportedModel, Values
+from mrpo_jax.models.families.family import UnsupportedModel, Values
 from mrpo_jax.models.rope import Rope
 
 ORIGINAL = "original_max_position_embeddings"
@@ -75,7 +75,7 @@ def _theta(rope):
 
 
 def _dims(rope, fields):
-  """How many dims of a head turn; None for all."""
+  """Number of dims of a head that turn; None for all."""
   share = rope.values.get("partial_rotary_factor")
   if share is None:
     share = rope.values.get("rotary_pct")

@@ -7,7 +7,6 @@ shows that torch loads what `hub.save` writes.
 
 import functools
 import json
-import pathlib
 import shutil
 
 import jax
@@ -18,9 +17,9 @@ import safetensors.numpy
 from mrpo_jax import hub
 from mrpo_jax.hub.read import BUFFERS
 from mrpo_jax.models import transformer
-from mrpo_jax.models.families.read import FAMILIES
+from mrpo_jax.models.families import FAMILIES
+from tests.material.folders import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = sorted(
   path.stem
   for path in GOLDEN.glob("*.npz")
@@ -61,6 +60,18 @@ def test_logits_are_those_of_torch(name):
     ours = apply(numbers["tokens"], segments_BT=real.astype(np.int32))
     assert np.isfinite(ours).all()
     assert_close(ours[real], numbers[f"{kind}_logits"][real])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_padding_holds_changes_no_logit(name):
+  _, apply, numbers = golden(name)
+  real = numbers["left_mask"] > 0
+  segments = real.astype(np.int32)
+  other = np.where(real, numbers["tokens"], 0)
+  np.testing.assert_array_equal(
+    apply(numbers["tokens"], segments_BT=segments)[real],
+    apply(other, segments_BT=segments)[real],
+  )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+"""config.json of every family: read, written, or refused by name."""
+
 import dataclasses
 import json
-import pathlib
 
 import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.models.config import ModelConfig
-from mrpo_jax.models.families.read import FAMILIES, config_from_hf, config_to_hf
-from mrpo_jax.models.families.values import UnsupportedModel
+from mrpo_jax.models.families import FAMILIES
+from mrpo_jax.models.families.family import UnsupportedModel
+from mrpo_jax.models.families.read import config_from_hf, config_to_hf
 from mrpo_jax.models.rope import Rope
+from tests.material.folders import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NEEDED = dict(
   model_type="llama",
   vocab_size=96,

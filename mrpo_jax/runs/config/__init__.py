@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config of a run: typed sections, read and checked; pydantic is here."""
+
+from mrpo_jax.runs.config.bandit import BanditConfig as BanditConfig
+from mrpo_jax.runs.config.config import Config as Config
+from mrpo_jax.runs.config.config import load as load
+from mrpo_jax.runs.config.config import read as read
+from mrpo_jax.runs.config.config import values_of as values_of
+from mrpo_jax.runs.config.config import with_defaults as with_defaults
+from mrpo_jax.runs.config.models import Folder as Folder
+from mrpo_jax.runs.config.models import ModelSection as ModelSection
+from mrpo_jax.runs.config.models import key_of as key_of
+from mrpo_jax.runs.config.sections import BEST as BEST
+from mrpo_jax.runs.config.sections import NewAdapter as NewAdapter

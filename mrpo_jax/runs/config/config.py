@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config: what a config file says, checked in the first second of a run."""
+
+import functools
+import importlib.util
+import pathlib
+import sys
+
+import pydantic
+
+from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config.bandit import BanditConfig
+from mrpo_jax.runs.config.models import POLICY, models_of
+from mrpo_jax.runs.config.section import (
+  Count,
+  Section,
+  Whole,
+  key,
+  lists_as,
+  place_text,
+)
+from mrpo_jax.runs.config.sections import (
+  Checkpoints,
+  Data,
+  ImportedAdapter,
+  Loss,
+  Mesh,
+  Optimizer,
+  Policy,
+  References,
+  ReferenceUpdate,
+  Rounds,
+)
+
+
+class Config(Section):
+  """A run that trains a model."""
+
+  seed: Whole = key("of new weights, the order of pairs, and dropout", 0)
+  steps: Count = key("optimizer steps of the whole run")
+  batch: Count = key("pairs in one optimizer step, over all hosts")
+  log_every: Count = key("steps between lines of metrics.jsonl", 1)
+  eval_every: Whole = key("steps between evaluations; 0: at the end", 0)
+  checkpoint_every: Whole = key("steps between checkpoints; 0: at the end", 0)
+  checkpoints: Checkpoints
+  data: Data
+  mesh: Mesh
+  reference_update: ReferenceUpdate
+  rounds: Rounds
+  optimizer: Optimizer
+  policy: Policy
+  references: References
+  loss: Loss
+
+  def checked(self):
+    """Itself, where its sections agree; with what a reference inherits."""
+    named = self.references.items()
+    sections = {f"references.{name}": one for name, one in named}
+    for where, model in {"policy": self.policy, **sections}.items():
+      if not model.path and model.new is None:
+        raise InputError(
+          f"config.{where}.path is empty: name a Hugging Face folder, or "
+          f"describe a new model in config.{where}.new"
+        )
+    if POLICY in self.references.names:
+      raise InputError(
+        "config.references.names: 'policy' is the policy; name the reference "
+        "otherwise"
+      )
+    kind = self.policy.quantize
+    if kind and not self.policy.adapter:
+      raise InputError(
+        f"config.policy.quantize={kind!r} needs config.policy.adapter: "
+        "integers are not trained"
+      )
+    whole = self._inherited()
+    whole.loss.check("config.loss")
+    whole._check_moves()
+    return whole
+
+  def _inherited(self):
+    """With what each reference takes from the policy where that is its path."""
+    policy, inherited = self.policy, {}
+    for name, one in self.references.items():
+      is_policy = one.path == POLICY
+      dtype = one.dtype or (policy.dtype if is_policy else "float32")
+      taken = {"dtype": dtype}
+      if is_policy and policy.quantize:
+        if one.quantize not in ("", policy.quantize):
+          raise InputError(
+            f"config.references.{name}.quantize={one.quantize!r}, but the "
+            f"policy is {policy.quantize}; name its folder instead of "
+            "path='policy'"
+          )
+        taken["quantize"] = policy.quantize
+        taken["quantize_group"] = policy.quantize_group
+      inherited[name] = one.model_copy(update=taken)
+    references = self.references.model_copy(update=inherited)
+    return self.model_copy(update={"references": references})
+
+  def _check_moves(self):
+    """Raises InputError where reference 0 is to move, but cannot."""
+    every, rounds = self.reference_update.every, self.rounds.count
+    if self.steps % rounds:
+      raise InputError(
+        f"config.rounds.count={rounds} does not divide config.steps="
+        f"{self.steps}"
+      )
+    if not every and rounds == 1:
+      return
+    moves = f"config.{'reference_update.every' if every else 'rounds.count'}"
+    policy, names = self.policy, self.references.names
+    if not names or self.references[names[0]].path != POLICY:
+      raise InputError(
+        f"{moves} moves the first reference, whose path must be 'policy'"
+      )
+    where, base = f"references.{names[0]}", self.references[names[0]]
+    wanted = {"mode": "online", "adapter": "", "rules": {}}
+    wanted |= {"dtype": policy.dtype, "quantize": policy.quantize}
+    for name, want in wanted.items():
+      if getattr(base, name) != want:
+        raise InputError(
+          f"{moves} moves the first reference: config.{where}.{name} must be "
+          f"{want!r}, got {getattr(base, name)!r}"
+        )
+    if isinstance(policy.adapter, ImportedAdapter):
+      raise InputError(
+        f"{moves} moves the first reference, but an imported adapter does not "
+        "start where it does; merge the adapter into a model first"
+      )
+
+  def models(self):
+    """{"policy" or name of a reference: ModelSection}, the policy first."""
+    return models_of(self)
+
+  def changed(self, values):
+    """The Config with other values at dotted keys."""
+    whole = self.to_dict()
+    for place, value in values.items():
+      *parents, name = place.split(".")
+      functools.reduce(dict.__getitem__, parents, whole)[name] = value
+    return read(whole)
+
+  def to_dict(self):
+    """The content of config.json; a resumed config must compare equal."""
+    return lists_as(list, self.model_dump())
+
+
+def read(values):
+  """The Config, or BanditConfig, of a nested dict; complete and checked.
+
+  Raises:
+    InputError: an unknown key (the known ones are listed), a missing one, a
+      wrong type, a number out of range or not finite.
+  """
+  try:
+    config = _kind(values).model_validate(with_defaults(values))
+  except pydantic.ValidationError as found:
+    error = found.errors()[0]
+    raise InputError(
+      f"config.{place_text(error['loc'])} {error['ctx']['sentence']}"
+    ) from None
+  return config.checked()
+
+
+def with_defaults(values):
+  """A config's nested dict with every default that it leaves out.
+
+  What is wrong in it stays wrong: `read` says so.
+  """
+  return _kind(values).filled(lists_as(tuple, values))
+
+
+def _kind(values):
+  return BanditConfig if "bandit" in values else Config
+
+
+def load(given):
+  """The Config of FILE[:args]; see `read`."""
+  return read(values_of(given))
+
+
+def values_of(given):
+  """The nested dict that get_config of FILE[:args] returns."""
+  path, *arg = given.split(":", 1)
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise InputError(f"--config {path}: no such file")
+  # A config imports its neighbours as `configs.name`.
+  sys.path.insert(0, str(path.resolve().parent.parent))
+  try:
+    spec = importlib.util.spec_from_file_location("mrpo_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arg).to_dict()
+  except Exception as error:  # it is code, and fails as code does
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    raise InputError(f"--config {path}: {reason}") from error

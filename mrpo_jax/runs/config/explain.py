@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help on the keys of a config, from the declaration of its sections."""
+
+import inspect
+import textwrap
+import typing
+
+from mrpo_jax.errors import InputError, did_you_mean
+from mrpo_jax.losses.methods.catalogue import LOSSES
+from mrpo_jax.runs.config.bandit import BanditConfig
+from mrpo_jax.runs.config.config import Config
+from mrpo_jax.runs.config.section import allowed, is_section
+from mrpo_jax.runs.config.sections import Loss, Reference, References
+
+INDENT = "    "
+
+
+def explain(key=""):
+  """Type, default, allowed values and meaning of a key and of all below it.
+
+  Args:
+    key: like "optimizer.peak_lr" or "references.second.mode"; "" is all.
+
+  Raises:
+    InputError: there is no such key; the nearest one is named.
+  """
+  known, wanted = keys(), _general(key)
+  found = {
+    name: said
+    for name, said in known.items()
+    if not key or name == wanted or name.startswith(f"{wanted}.")
+  }
+  if not found:
+    near = did_you_mean(wanted, known)
+    raise InputError(
+      f"config.{key} is not known;{near} mrpo help config lists all keys"
+    )
+  lines = []
+  for name, (kind, about) in found.items():
+    if "." not in name and kind == "section":
+      lines.append("")
+    for text, indent in ((f"{name}: {kind}", ""), (about, INDENT)):
+      lines += textwrap.wrap(
+        text, 80, initial_indent=indent, subsequent_indent=INDENT
+      )
+  return "\n".join(lines).lstrip("\n")
+
+
+def keys():
+  """{key: (what it may be, its meaning)} of all configs."""
+  bandit = {
+    name: said
+    for name, said in _keys_of(BanditConfig)
+    if name.startswith("bandit")
+  }
+  return dict(_keys_of(Config)) | bandit
+
+
+def _general(key):
+  """The key with <name> for names that a config chooses."""
+  parts = key.split(".")
+  if parts[:1] == ["references"] and parts[1:2] != ["names"]:
+    parts[1:2] = ["<name>"] * len(parts[1:2])
+  if parts[:2] == ["bandit", "links"] and parts[2:3] != ["names"]:
+    parts = ["loss", *parts[3:]] if parts[3:] else parts[:2]
+  if "rules" in parts:
+    parts = parts[: parts.index("rules") + 1]
+  return ".".join(parts)
+
+
+def _keys_of(kind, where=""):
+  """(key, (what it may be, its meaning)) of a section, and of those below."""
+  for name, field in kind.model_fields.items():
+    sections = _sections_in(field.annotation)
+    if not sections:
+      yield f"{where}{name}", (_kind(field), field.description)
+      continue
+    is_required = field.annotation in sections
+    first = "section" if is_required else "section, default None"
+    about = field.description or inspect.getdoc(sections[0]).split("\n")[0]
+    yield f"{where}{name}", (first, about)
+    for one in sections:
+      yield from _keys_of(one, f"{where}{name}.")
+  if kind is References:
+    about = inspect.getdoc(Reference).split("\n")[0]
+    yield f"{where}<name>", ("section", about)
+    yield from _keys_of(Reference, f"{where}<name>.")
+  if issubclass(kind, Loss):
+    for name, about in _keywords().items():
+      yield f"{where}{name}", ("keyword", about)
+
+
+def _keywords():
+  """{keyword of a loss: its meaning, and which losses take it}."""
+  takers = {}
+  for loss, function in LOSSES.items():
+    for name, one in inspect.signature(function).parameters.items():
+      if one.kind is one.KEYWORD_ONLY and not name.endswith("_B"):
+        takers.setdefault(name, []).append(f"{loss} ({one.default!r})")
+  return {
+    name: Loss.ABOUT.get(name) or f"of {', '.join(takers[name])}"
+    for name in sorted({*Loss.ABOUT, *takers})
+  }
+
+
+def _sections_in(annotation):
+  """The sections that a type is, or is one of."""
+  if is_section(annotation):
+    return [annotation]
+  inner = map(_sections_in, typing.get_args(annotation))
+  return [section for sections in inner for section in sections]
+
+
+def _kind(field):
+  """Type, allowed values and default of a key, like "int, positive"."""
+  words = [_type(field.annotation), allowed(field.annotation, field.metadata)]
+  required = field.is_required()
+  words.append("required" if required else f"default {field.default!r}")
+  return ", ".join(filter(None, words))
+
+
+def _type(annotation):
+  origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is typing.Annotated:
+    return _type(inner[0])
+  if origin is typing.Literal:
+    return type(inner[0]).__name__
+  if origin is tuple:
+    return f"tuple of {_type(inner[0])}"
+  return "section" if origin is dict else annotation.__name__

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ModelSection: what a config says of one model of the run, resolved."""
+
+import dataclasses
+
+from mrpo_jax import parallel
+from mrpo_jax.runs.config.sections import ImportedAdapter, New, NewAdapter
+
+POLICY = "policy"  # its name among the models; a path that means it
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """Weights in a Hugging Face folder."""
+
+  path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NewWeights:
+  """Weights that are made here, of the model of that name."""
+
+  name: str
+  new: New
+  seed: int
+
+  @property
+  def key(self):
+    return key_of(self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """Weights without adapters: equal ones are the same arrays in a run."""
+
+  weights: Folder | NewWeights
+  dtype: str
+  quantize: str
+  group: int | None
+  rules: tuple  # (logical axis, mesh axes): how they are split
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSource:
+  """Where a tokenizer is from: a folder, or trained for the model of a name."""
+
+  folder: str  # "": trained on the pairs of the run
+  name: str
+  new: New | None  # where the model is new
+  template: str
+
+  @property
+  def key(self):
+    return key_of(self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+  """A model of the run; what it has of the policy is resolved."""
+
+  name: str  # "policy", or that of the reference
+  base: Base
+  tokenizer: TokenizerSource
+  adapter: NewAdapter | ImportedAdapter | None
+  seed: int
+  scored: bool = False  # is it read from the store?
+
+  @property
+  def key(self):
+    """Its place in the config."""
+    return key_of(self.name)
+
+  @property
+  def is_policy(self):
+    return self.name == POLICY
+
+
+def key_of(name):
+  return name if name == POLICY else f"references.{name}"
+
+
+def models_of(config):
+  """{name: ModelSection} of a Config, the policy first."""
+  rules = parallel.rules_of(config.mesh.rules, "config.mesh.rules")
+  policy = ModelSection(
+    POLICY,
+    _base(config.policy, _weights(POLICY, config.policy, config.seed), rules),
+    _tokenizer(POLICY, config.policy),
+    config.policy.adapter,
+    config.seed,
+  )
+  found = {POLICY: policy}
+  for name, one in config.references.items():
+    weights = policy.base.weights
+    if one.path != POLICY:
+      weights = _weights(name, one, config.seed)
+    own = parallel.rules_of(
+      rules | one.rules, f"config.references.{name}.rules"
+    )
+    tokenizer = _tokenizer(name, one)
+    if tokenizer.folder == POLICY:
+      template = one.template or policy.tokenizer.template
+      tokenizer = dataclasses.replace(policy.tokenizer, template=template)
+    adapter = one.adapter and ImportedAdapter(path=one.adapter)
+    found[name] = ModelSection(
+      name,
+      _base(one, weights, own),
+      tokenizer,
+      adapter or None,
+      config.seed,
+      scored=one.mode == "scored",
+    )
+  return found
+
+
+def _weights(name, model, seed):
+  return Folder(model.path) if model.path else NewWeights(name, model.new, seed)
+
+
+def _base(model, weights, rules):
+  group = model.quantize_group if model.quantize == "int4" else None
+  rules = tuple(rules.items())
+  return Base(weights, model.dtype, model.quantize, group, rules)
+
+
+def _tokenizer(name, model):
+  folder = model.tokenizer or model.path
+  return TokenizerSource(folder, name, model.new, model.template)

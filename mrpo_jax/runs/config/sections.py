@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections of a config that trains models: every key, default and bound."""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import (
+  BeforeValidator,
+  field_validator,
+  model_serializer,
+  model_validator,
+)
+
+from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config.section import (
+  Count,
+  Named,
+  NotNegative,
+  Positive,
+  Section,
+  Whole,
+  key,
+  said,
+)
+
+# Figures of an evaluation that can say which checkpoint is the best: 1 where
+# more of it is better, -1 where less is.
+BEST = {
+  "eval/loss": -1,
+  "eval/rewards/accuracies": 1,  # against reference 0
+  "eval/rewards/margins": 1,
+  "eval/virtual/rewards/accuracies": 1,  # against the mixture
+  "eval/policy/rewards/accuracies": 1,  # against none
+  "eval/policy_mean/rewards/accuracies": 1,  # against none, per token
+}
+
+
+def _names(given):
+  """A tuple of names."""
+  if isinstance(given, tuple) and all(isinstance(one, str) for one in given):
+    return given
+  raise said(f"must be a tuple of names, got {given!r}")
+
+
+def _targets(given):
+  """A tuple of names, or text with commas, as a flag has it."""
+  given = tuple(given.split(",")) if isinstance(given, str) else _names(given)
+  if not given:
+    raise said(f"must be a tuple of names, got {given!r}")
+  return given
+
+
+def axes_text(given):
+  """Mesh axes as text with commas; what is neither stays as it is."""
+  if given is None:
+    return ""
+  is_tuple = isinstance(given, tuple)
+  if is_tuple and all(isinstance(name, str) for name in given):
+    return ",".join(given)
+  return given
+
+
+def _axes(given):
+  given = axes_text(given)
+  if not isinstance(given, str):
+    raise said(f"must be names of mesh axes, got {given!r}")
+  return given
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Targets = Annotated[tuple[str, ...], BeforeValidator(_targets)]
+Rules = dict[str, Annotated[str, BeforeValidator(_axes)]]
+
+
+class Ruled(Section):
+  """A section with `rules`, kept as text, so that flags can change them."""
+
+  @classmethod
+  def filled(cls, values):
+    values = super().filled(values)
+    if isinstance(values, dict):
+      rules = values["rules"] or {}
+      if isinstance(rules, dict):
+        rules = {axis: axes_text(one) for axis, one in rules.items()}
+      values["rules"] = rules
+    return values
+
+
+class Checkpoints(Section):
+  """Checkpoints that are kept."""
+
+  keep: Count = key("how many of the newest", 2)
+  best: Literal["", *BEST] = key("figure by which the best one is kept too", "")
+
+
+class Data(Section):
+  """Preference pairs: files, prepared TFDS directories or hub names."""
+
+  train: str = key("pairs to train on")
+  eval: str = key("held-out pairs to evaluate on", "")
+  validation: str = key("held-out pairs that weights of references measure", "")
+  max_prompt: Count = key("tokens of a prompt, which keeps its end", 512)
+  max_response: Count = key("tokens of a response, which keeps its start", 512)
+  row_length: Count = key("tokens of a packed row", 2048)
+  rows: Whole = key("rows of a micro-batch; 0: one per shard of the mesh", 0)
+
+
+class Mesh(Ruled):
+  """The mesh of devices, by axis; -1 takes what the others leave."""
+
+  data: int = key("devices that share rows", -1)
+  fsdp: int = key("devices that share rows, and the width of weights", 1)
+  context: int = key("devices that share the positions of a row", 1)
+  model: int = key("devices that share heads, MLP and vocabulary", 1)
+  rules: Rules = key("mesh axes over which axes of weights are split", {})
+
+
+class ReferenceUpdate(Section):
+  """TR-DPO: reference 0 moves towards the policy as it trains."""
+
+  every: Whole = key("steps between its moves; 0: it never moves", 0)
+  rate: Annotated[float, Gt(0), Le(1)] = key("share of the way there", 1.0)
+
+
+class Rounds(Section):
+  """APO: runs one after the other, each from where the last one ended."""
+
+  count: Count = key("how many; they share the steps", 1)
+  alpha: NotNegative = key("how many times as far again a round starts", 0.0)
+
+
+class Optimizer(Section):
+  """AdamW; the learning rate rises linearly, then falls as a cosine."""
+
+  peak_lr: Positive = key("learning rate after the warm-up")
+  warmup: Annotated[float, Ge(0), Le(1)] = key("share of rising steps", 0.1)
+  end_lr: NotNegative = key("learning rate at the end, a share of peak_lr", 0.0)
+  clip_norm: Positive = key("norm above which gradients are scaled down", 1.0)
+  weight_decay: NotNegative = key("of matrices, not of norms and biases", 0.0)
+  b1: NotNegative = key("decay of the first moment", 0.9)
+  b2: NotNegative = key("decay of the second moment", 0.999)
+
+
+class New(Section):
+  """A model that is made here; used where `path` is empty."""
+
+  layers: Count = key("number of blocks")
+  width: Count = key("size of a hidden state, a multiple of heads")
+  heads: Count = key("heads of queries")
+  kv_heads: Count = key("heads of keys and values")
+  mlp_width: Count = key("size of the MLP's hidden layer")
+  tokenizer: Literal["bpe", "unigram"] = key("trained on the pairs", "bpe")
+  vocab_size: Count = key("tokens of its tokenizer")
+
+
+class ModelKeys(Section):
+  """A model of the run."""
+
+  path: str = key("Hugging Face folder; empty: a model as in `new`", "")
+  tokenizer: str = key("folder of its tokenizer; empty: that of the model", "")
+  template: str = key("chat template, a name or a file; empty: its own", "")
+  dtype: Literal["float32", "bfloat16", "float16"] = key(
+    "type of the weights", "float32"
+  )
+  quantize: Literal["", "int8", "int4"] = key("weights as integers", "")
+  quantize_group: Count = key("inputs that share a scale in int4", 32)
+
+  @model_validator(mode="before")
+  @classmethod
+  def _new_is_unused(cls, values):
+    if isinstance(values, dict) and values.get("path"):
+      values = {name: one for name, one in values.items() if name != "new"}
+    return values
+
+
+def _new():
+  return key("", None, exclude_if=lambda new: new is None)
+
+
+class NewAdapter(Section):
+  """LoRA: only the adapter is trained."""
+
+  rank: Count = key("columns of its factors")
+  alpha: Positive = key("the adapter is scaled by alpha / rank")
+  targets: Targets = key(
+    "matrices of the blocks that it changes",
+    "all",
+    validate_default=True,
+  )
+  rslora: bool = key("is it scaled by alpha / sqrt(rank)?", False)
+  dropout: Annotated[float, Ge(0), Lt(1)] = key(
+    "of the adapter's input, in training alone", 0.0
+  )
+  path: Literal[""] = key("empty: made here", "", exclude=True)
+
+
+class ImportedAdapter(Section):
+  """An adapter that is trained on; the rest stands in its folder."""
+
+  path: str = key("folder of PEFT to go on from; empty: a new one", "")
+  dropout: Annotated[float, Ge(0), Lt(1)] = key(
+    "of the adapter's input, in training alone", 0.0
+  )
+
+
+def _adapter_kind(given):
+  return ImportedAdapter if given.get("path") else NewAdapter
+
+
+class Policy(ModelKeys):
+  """The model that is trained."""
+
+  compute: Literal["", "float32", "bfloat16"] = key(
+    "type of all models' activations; empty: as stored", ""
+  )
+  kernel: Literal["auto", "xla", "blockwise", "cudnn", "splash"] = key(
+    "how all models compute attention", "auto"
+  )
+  remat: Literal["none", "dots", "full"] = key(
+    "none keeps all for the backward pass, full nothing", "dots"
+  )
+  chunk: Whole = key("positions of a row that are scored at once; 0: chosen", 0)
+  new: New | None = _new()
+  adapter: NewAdapter | ImportedAdapter | None = key("", None)
+
+  @classmethod
+  def filled(cls, values):
+    values = super().filled(values)
+    if isinstance(values, dict):
+      # A section even where it is empty, so that flags can fill it.
+      given = values.get("adapter") or {}
+      if given and isinstance(given, dict):
+        given = _adapter_kind(given).filled(given)
+      values["adapter"] = given
+    return values
+
+  @field_validator("adapter", mode="before")
+  @classmethod
+  def _adapter(cls, given):
+    if not given:
+      return None
+    is_section = isinstance(given, dict)
+    kind = _adapter_kind(given) if is_section else NewAdapter
+    return kind.model_validate(given)
+
+
+class Reference(ModelKeys, Ruled):
+  """One of them; with the path "policy" it is the policy's start."""
+
+  dtype: Literal["", "float32", "bfloat16", "float16"] = key(
+    "type of the weights; empty: the policy's, or float32", ""
+  )
+  mode: Literal["online", "scored"] = key(
+    "run in every step, or once before", "online"
+  )
+  beta: NotNegative = key("beta of this reference; 0: that of the loss", 0.0)
+  adapter: str = key("folder of PEFT, an adapter on top of `path`", "")
+  new: New | None = _new()
+  rules: Rules = key("changes of mesh.rules for this reference", {})
+
+
+class References(Named):
+  """Frozen models by name, what the policy is compared with."""
+
+  each = Reference
+  __pydantic_extra__: dict[str, Reference]
+  names: Names = key("their order; the first is the base", ())
+
+
+class Loss(Section, extra="allow"):
+  """A loss by name, and its keywords: docs/losses.md lists them by loss."""
+
+  # Keywords that many losses take.
+  ABOUT: ClassVar = {
+    "adaptive_beta": "strength of beta-DPO's beta for each batch",
+    "beta": "per nat; a smaller one lets the policy move further",
+    "betas": "one beta per reference",
+    "clip": "dict(epsilon_max=0.1, adaptive=True): around reference 0",
+    "dispersion": "mean of -log dispersion: MallowsPO's factor on a margin",
+    "loss_weights": "weights of the losses that `combine` adds",
+    "losses": "the losses that `combine` adds, by name",
+    "mixture": "how references become one: harmonic, ..., or multi",
+    "nll": "weight of an added likelihood of the chosen response",
+    "official_weights": "weights as released, not as published",
+    "phi": "dispersion of mallows_phi, for all pairs",
+    "running": "momentum of a running margin",
+    "scale": "unit of log-probabilities: sum, mean, character, zscore",
+    "token_weight": "weights of a response's tokens, by name",
+    "weights": "trust in each reference: numbers, or a rule by name",
+    "win_rate": "of sppo, for all pairs",
+  }
+  name: str = key("loss or published method")
+
+  @property
+  def keywords(self):
+    """What `losses.build` is given besides the name."""
+    return dict(self.model_extra)
+
+  @model_serializer(mode="wrap")
+  def _sorted(self, dump):
+    return dict(sorted(dump(self).items()))
+
+  def check(self, where):
+    """Raises InputError for what no loss takes; `losses.build` knows more."""
+    _check_finite(where, self.keywords)
+    beta = self.keywords.get("beta", 1.0)
+    is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
+    if not is_number or beta <= 0:
+      raise InputError(f"{where}.beta must be positive, got {beta!r}")
+
+
+def _check_finite(where, value):
+  """Refuses a number that is not finite, at any depth."""
+  if isinstance(value, dict | tuple):
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, one in inner:
+      _check_finite(f"{where}.{name}", one)
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f"{where} must be a finite number, got {value!r}")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every attention kernel equals the oracle, or is refused where it cannot."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrpo_jax.models.attention import blockwise, kernels
+from mrpo_jax.models.attention.layout import dense
+from tests.material.attention import (
+  CONFIG,
+  ROWS,
+  SPLASH,
+  layout_of,
+  value_and_gradients,
+)
+
+KERNELS = {"blockwise": blockwise.blockwise, "splash": SPLASH}
+
+
+@pytest.mark.parametrize("window,softcap", [(None, None), (17, None), (0, 5.0)])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_equal_the_oracle(name, rows, window, softcap):
+  layout = layout_of(*ROWS[rows])
+  window = None if window is None else jnp.int32(window)
+  kernel = KERNELS[name]
+  if window is None and name == "splash":
+    kernel = functools.partial(kernel, windows=(0,))
+  got, got_grads = value_and_gradients(kernel, layout, window, softcap)
+  given = layout, window, softcap
+  want, want_grads = value_and_gradients(dense, *given)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+  for a, b in zip(got_grads, want_grads, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  "name,dtype,platform,softcap,message",
+  [
+    (
+      "splash",
+      "bfloat16",
+      "cpu",
+      None,
+      "'splash' runs on a tpu, this is a cpu",
+    ),
+    ("cudnn", "bfloat16", "tpu", None, "'cudnn' runs on a gpu, this is a tpu"),
+    ("cudnn", "float32", "gpu", None, "half precision, not in float32"),
+    ("cudnn", "bfloat16", "gpu", 30.0, "knows no softcap"),
+  ],
+)
+def test_kernels_refuse_what_they_cannot(
+  name, dtype, platform, softcap, message
+):
+  config = dataclasses.replace(CONFIG, attention_softcap=softcap)
+  with pytest.raises(ValueError, match=message):
+    kernels.check(name, config, dtype, platform)
+
+
+def test_every_kernel_runs_somewhere():
+  for platform in ("cpu", "gpu", "tpu"):
+    kernels.check("auto", CONFIG, "float32", platform)
+  kernels.check("cudnn", CONFIG, "bfloat16", "gpu")
+  kernels.check("splash", CONFIG, "float32", "tpu")
+  assert kernels.choose("auto", CONFIG, "float32") is blockwise.blockwise

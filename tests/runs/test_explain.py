@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help on a config says type, default, bound and meaning of every key."""
+
+import inspect
+import json
+import pathlib
+
+import pytest
+
+from mrpo_jax import losses
+from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config.explain import explain, keys
+
+# Checked configs, of every file in configs/ by its argument.
+CONFIGS = {
+  f"{path.stem}:{arg}": config
+  for path in (pathlib.Path(__file__).parents[1] / "material").glob(
+    "configs/*.json"
+  )
+  for arg, config in json.loads(path.read_text()).items()
+}
+
+
+def leaves(section, where=""):
+  for name, value in section.items():
+    yield f"{where}{name}"
+    if isinstance(value, dict):
+      yield from leaves(value, f"{where}{name}.")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_key_of_a_config_is_explained(config):
+  for key in leaves(CONFIGS[config]):
+    if key.startswith("loss.") and key.count(".") > 1:
+      continue  # keywords of a choice within the loss: docs/losses.md
+    kind, about = explain(key).split("\n    ")[:2]
+    assert ": " in kind and about
+
+
+def test_every_key_has_a_meaning_and_a_default_or_none():
+  for key, (kind, about) in keys().items():
+    assert about, key
+    wanted = ("section", "keyword", "default ", "required")
+    assert any(word in kind for word in wanted), key
+
+
+@pytest.mark.parametrize(
+  "key,want",
+  [
+    ("steps", "steps: int, positive, required\n    optimizer steps"),
+    ("optimizer.warmup", "float, at least 0 and at most 1, default 0.1\n"),
+    ("policy.remat", "str, one of 'none', 'dots', 'full', default 'dots'\n"),
+    ("policy.adapter.rank", "policy.adapter.rank: int, positive, required\n"),
+    (
+      "references.second.mode",
+      "references.<name>.mode: str, one of 'onlin",
+    ),
+    ("references.second.new.width", "references.<name>.new.width: int, posit"),
+    ("references.names", "references.names: tuple of str, default ()\n"),
+    ("mesh.rules.embed", "mesh.rules: section, default {}\n"),
+    ("loss.gamma", "simpo (1.0)"),
+    ("loss", "docs/losses.md"),
+    ("bandit.betas", "bandit.betas: tuple of float, positive, required\n"),
+    ("bandit.links.dpo.beta", "loss.beta: keyword\n"),
+  ],
+)
+def test_a_key_is_explained(key, want):
+  assert want in explain(key)
+
+
+def test_a_section_is_explained_with_all_below_it():
+  found = [
+    line.split(":")[0]
+    for line in explain("rounds").split("\n")
+    if not line.startswith(" ")
+  ]
+  assert found == ["rounds", "rounds.count", "rounds.alpha"]
+
+
+def test_every_keyword_of_every_loss_is_explained():
+  functions = [losses.build]
+  functions += [
+    losses.build(name).loss
+    for name in losses.names()
+    if name != "combine"  # by itself it has no losses
+  ]
+  known = keys()
+  for function in functions:
+    for name, one in inspect.signature(function).parameters.items():
+      if one.kind is one.KEYWORD_ONLY and not name.endswith("_B"):
+        assert f"loss.{name}" in known
+
+
+@pytest.mark.parametrize(
+  "key,match",
+  [
+    ("optimizer.peek_lr", "did you mean optimizer.peak_lr?"),
+    ("references.second.mod", "did you mean references.<name>.mode?"),
+    ("colour", "config.colour is not known; mrpo help config lists all keys"),
+  ],
+)
+def test_a_key_that_is_not_known_names_the_nearest(key, match):
+  with pytest.raises(InputError) as caught:
+    explain(key)
+  assert match in str(caught.value)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop and its log: in which order steps are read, judged and saved."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from mrpo_jax import files
+from mrpo_jax.errors import StoppedRun
+from mrpo_jax.training.log import Log
+from mrpo_jax.training.loop import Due, train
+
+
+def counting_step(poison=None):
+  def step(state, batch):
+    value = math.nan if state + 1 == poison else 1.0 / (state + 1)
+    metrics = {"loss": np.float32(value), "grad_norm": np.float32(1)}
+    return state + 1, metrics | {"tokens/real": 3, "tokens/slots": 4}
+
+  return step
+
+
+class Run:
+  """Trains a counter; what happened when, by the number of steps read."""
+
+  def __init__(
+    self,
+    workdir,
+    due,
+    *,
+    poison=None,
+    stop=lambda step: False,
+    evaluate=lambda state: (state, {"eval/loss": 0.5}),
+  ):
+    self.read, self.saved, self.lines_at_save = [], [], []
+    self.workdir = workdir
+    with Log(
+      workdir,
+      start=0,
+      due=due,
+      constants={"pairs": 8},
+      rate=lambda step: step / 10,
+      watch=lambda step, metrics: self.read.append(step),
+      say=lambda line: None,
+    ) as log:
+      self.end = train(
+        counting_step(poison),
+        0,
+        ((step, None) for step in itertools.count(1)),
+        log,
+        due=due,
+        evaluate=evaluate,
+        save=self.save,
+        stop=stop,
+      )
+
+  def save(self, step, state, figures):
+    self.saved.append((step, len(self.read), figures))
+    self.lines_at_save.append([line["step"] for line in self.lines()])
+
+  def lines(self):
+    return files.read_lines(self.workdir / "metrics.jsonl")
+
+
+def test_every_step_is_read_and_written_before_a_save(tmp_path):
+  run = Run(tmp_path, Due(steps=6, checkpoint_every=4))
+  assert run.saved == [(4, 4, None), (6, 6, None)]
+  assert run.read == [1, 2, 3, 4, 5, 6]
+  assert run.lines_at_save == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]
+  assert run.end == (6, 6)
+
+
+def test_it_stops_after_the_current_step_when_asked(tmp_path):
+  asked = iter([False, False, True])
+  run = Run(tmp_path, Due(steps=6, eval_every=4), stop=lambda step: next(asked))
+  # Nothing is due then: it is saved, not evaluated.
+  assert run.saved == [(3, 3, None)] and run.read == [1, 2, 3]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_step_and_name(tmp_path):
+  with pytest.raises(StoppedRun, match="loss is nan at step 3"):
+    Run(tmp_path, Due(steps=6), poison=3)
+  assert [
+    line["step"] for line in files.read_lines(tmp_path / "metrics.jsonl")
+  ] == [1, 2]
+
+
+@pytest.mark.parametrize("poison", [5, 6])
+def test_a_bad_step_is_never_evaluated_or_saved(tmp_path, poison):
+  seen = []
+
+  def evaluate(state):
+    seen.append(state)
+    return state, {}
+
+  due = Due(steps=6, eval_every=1)
+  with pytest.raises(StoppedRun):
+    Run(tmp_path, due, poison=poison, evaluate=evaluate)
+  assert seen == list(range(1, poison))
+
+
+def test_it_goes_on_from_the_state_that_an_evaluation_returns(tmp_path):
+  due = Due(steps=4, eval_every=2)
+  run = Run(tmp_path, due, evaluate=lambda state: (state + 10, {}))
+  assert run.end == (4, 24)  # four steps, and an evaluation at 2 and at 4
+
+
+def test_the_figures_of_an_evaluation_join_the_line_of_their_step(tmp_path):
+  run = Run(tmp_path, Due(steps=5, log_every=3, eval_every=2))
+  lines = run.lines()
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+  evaluated = [line["step"] for line in lines if "eval/loss" in line]
+  assert evaluated == [2, 4, 5]
+  assert [step for step, _, figures in run.saved if figures] == [2, 4, 5]
+  assert list(lines[0]) == [
+    *("step", "grad_norm", "loss", "learning_rate", "tokens/real"),
+    *("tokens/slots", "pairs", "seconds", "seconds/input"),
+  ]
+  assert lines[2]["learning_rate"] == 0.3 and lines[2]["tokens/real"] == 3
+
+
+def test_lines_stand_only_where_they_are_due(tmp_path):
+  run = Run(tmp_path, Due(steps=7, log_every=3))
+  assert [line["step"] for line in run.lines()] == [1, 3, 6, 7]
+
+
+def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
+  run = Run(tmp_path, Due(steps=3, eval_every=2))
+  events = event_accumulator.EventAccumulator(
+    str(tmp_path), size_guidance={"tensors": 0}
+  )
+  events.Reload()
+  lines = run.lines()
+  names = {name for line in lines for name in line} - {"step"}
+  assert set(events.Tags()["tensors"]) == names
+  for name in names:
+    want = [(row["step"], row[name]) for row in lines if name in row]
+    got = [
+      (event.step, float(np.float32(event.tensor_proto.float_val[0])))
+      for event in events.Tensors(name)
+    ]
+    assert got == [(step, float(np.float32(x))) for step, x in want], name
