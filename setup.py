@@ -45,6 +45,7 @@ setuptools.setup(
     "plot": PLOT,
     "test": [
       "pytest>=8",
+      "filelock>=3.16",
       "pytest-xdist>=3.6",
       "ruff>=0.9",
       *TENSORBOARD,

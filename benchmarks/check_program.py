@@ -64,8 +64,8 @@ def main(argv=None):
   parser.add_argument("--topology", required=True)
   given = parser.parse_args(argv)
   config = load(given.config)
-  place = find_target(given.topology)
-  mesh = mesh_of(config, place.devices)
+  target = find_target(given.topology)
+  mesh = mesh_of(config, target.devices)
   setup = abstract_setup(config, mesh, read_shape)
   with open(given.program) as file:
     found = sorted(set(faults(file.read(), setup)))

@@ -22,24 +22,21 @@ from mrpo_jax.data import encode, source
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.models import parameters, transformer
 from mrpo_jax.models.families import FAMILIES
+from mrpo_jax.models.families.family import KEYS
 from mrpo_jax.models.families.read import config_from_hf
 from mrpo_jax.models.weights import quantize
 
 VOCABULARY = 2048
 SPREAD = 2.5  # standard deviation of logits
-SIZES = dict(
+SIZES = dict(  # fields of ModelConfig
   vocab_size=VOCABULARY,
-  hidden_size=256,
-  num_hidden_layers=4,
-  num_attention_heads=4,
-  num_key_value_heads=4,
-  intermediate_size=768,
+  width=256,
+  layers=4,
+  heads=4,
+  kv_heads=4,
+  mlp_width=768,
 )
-ALSO = dict(
-  gpt2=dict(n_embd=256, n_layer=4, n_head=4, num_key_value_heads=None),
-  gpt_neox=dict(num_key_value_heads=None),
-  granite=dict(attention_multiplier=1 / 64),
-)
+ALSO = dict(granite=dict(attention_multiplier=1 / 64))
 LENGTH = 128  # tokens of a sequence, at most
 
 
@@ -100,9 +97,14 @@ def size_of(params):
 
 def random_models():
   """(name, ModelConfig, params) of every family, all of one size."""
-  for family in FAMILIES:
-    sizes = SIZES | ALSO.get(family, {}) | {"model_type": family}
-    config = config_from_hf(sizes)
+  for name, family in FAMILIES.items():
+    keys = {**KEYS, **family.keys}
+    values = {keys[field]: size for field, size in SIZES.items()}
+    values = {k: v for k, v in values.items() if k not in family.only}
+    if family.mlp_factor:
+      values.pop(keys["mlp_width"])
+    values |= {"model_type": name} | ALSO.get(name, {})
+    config = config_from_hf(values)
     params = parameters.init(config, jax.random.key(0), jnp.bfloat16)
     tokens_1T = jax.random.randint(jax.random.key(1), (1, 64), 0, VOCABULARY)
     logits = transformer.apply(config, params, tokens_1T)

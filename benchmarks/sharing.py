@@ -108,7 +108,7 @@ def one_chunk(setup):
 
 
 def variants():
-  """{name: SetUp -> SetUp}."""
+  """{name: Setup -> Setup}."""
   alone = dict(split=halves, length=material.LONGEST)
   return {
     "as trained": None,

@@ -47,7 +47,7 @@ def needed(model, remat):
   }
 
 
-def measured(folder, model, remat, place):
+def measured(folder, model, remat, target):
   """Bytes of a device at their peak, as compiled."""
   config_json = config_to_hf(model, "float32")
   (folder / "config.json").write_text(json.dumps(config_json))
@@ -65,7 +65,7 @@ def measured(folder, model, remat, place):
   }
   config = material.settings_of(job, 1, "scored")
   config["policy"]["remat"] = remat
-  found = plan.plan(read(config), place, None)
+  found = plan.plan(read(config), target, None)
   return found["steps"]["train"]["bytes"]["peak"]
 
 
@@ -74,14 +74,14 @@ def main():
   parser.add_argument("--shape", default="A", choices=material.SHAPES)
   parser.add_argument("--topology", default="cpu:1")
   given = parser.parse_args()
-  place = find_target(given.topology)
+  target = find_target(given.topology)
   rows = [["vocabulary", "remat", "compiled, MB", "needed, MB", "ratio", "of"]]
   with tempfile.TemporaryDirectory() as folder:
     for vocabulary in VOCABULARIES:
       shape = {**material.SHAPES[given.shape], "vocab_size": vocabulary}
       model = ModelConfig(**shape)
       for remat in REMAT:
-        bytes_ = measured(pathlib.Path(folder), model, remat, place)
+        bytes_ = measured(pathlib.Path(folder), model, remat, target)
         row = [f"{vocabulary:,}", remat, f"{bytes_ / 1e6:,.0f}"]
         if remat == "none":  # keeps what the compiler pleases
           rows.append([*row, "", "", ""])

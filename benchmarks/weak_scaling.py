@@ -27,12 +27,12 @@ def main(argv=None):
   rows = [("topology", "devices", "fsdp", "sent", "to the first", "peak")]
   first = None
   for topology in given.topologies:
-    place = find_target(topology)
-    n = len(place.devices)
+    target = find_target(topology)
+    n = len(target.devices)
     fsdp = given.fsdp or n
     flags = {"batch": given.pairs * n, "data.rows": n}
     flags |= {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.model": 1}
-    found = plan.plan(config.changed(flags), place, None)
+    found = plan.plan(config.changed(flags), target, None)
     figures = found["steps"]["train"]
     sent = sum(row["bytes"] for row in figures["collectives"])
     for row in figures["collectives"]:

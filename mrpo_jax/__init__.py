@@ -15,3 +15,8 @@ Axes, the same letters everywhere:
 `logp` is a natural logarithm in nats, summed over response tokens; `mean_logp`
 is the same divided by the response's token count.
 """
+
+import logging
+
+# Quiet unless asked; the command `mrpo` prints what is logged here.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -140,12 +140,6 @@ def is_first():
   return _me() == 0
 
 
-def say(line):
-  """Prints it once, whatever the number of processes."""
-  if is_first():
-    print(line, flush=True)
-
-
 def bar(**given):
   """A tqdm bar, of the first process and on a terminal only."""
   return tqdm.tqdm(**given, disable=None if is_first() else True)

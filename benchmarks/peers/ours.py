@@ -10,21 +10,20 @@ from mrpo_jax.runs.config import read
 SAID = ("jax", "device")
 
 
-def player(job, references=1, mode="online", change=None, say=print):
+def player(job, references=1, mode="online", change=None):
   """(about, turn) of turns.Local: the train step of `mrpo train`.
 
   Args:
     job: of material.prepare, as read.
     references: K.
     mode: of all of them, "online" or "scored".
-    change: SetUp -> SetUp, for what no config can say.
-    say: receives lines for a person.
+    change: Setup -> Setup, for what no config can say.
   """
   config = read(material.settings_of(job, references, mode))
   with tempfile.TemporaryDirectory() as workdir:
-    setup = bench.bench_setup(config, workdir, say)
+    setup = bench.bench_setup(config, workdir)
     setup = change(setup) if change else setup
-    one = bench.Bench(setup, say=say)
+    one = bench.Bench(setup)
   if one.pairs != sum(len(pairs) for r in job["rounds"] for pairs in r):
     raise SystemExit("error: some pairs of the job cannot be used")
 

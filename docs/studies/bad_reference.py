@@ -9,11 +9,13 @@ was.
 """
 
 import argparse
+import contextlib
 import datetime
 import functools
 import gzip
 import importlib.metadata
 import itertools
+import logging
 import os
 import pathlib
 import platform
@@ -130,18 +132,35 @@ def config_of(workdir, treatment, bad, seed):
   return read(c.to_dict())
 
 
+@contextlib.contextmanager
+def logged(name):
+  """A list that gets each line of a run, which is printed too."""
+  logger, lines, handler = logging.getLogger("mrpo_jax"), [], logging.Handler()
+
+  def emit(record):
+    lines.append(record.getMessage())
+    print(f"{name}: {lines[-1]}")
+
+  handler.emit = emit
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  try:
+    yield lines
+  finally:
+    logger.removeHandler(handler)
+
+
 def run(workdir, treatment, bad, seed):
   """What one run came to: accuracy of each held-out pair, and its warnings."""
   name = f"{treatment}_{bad}_{seed}"
   done = workdir / "results" / f"{name}.json"
   if not done.exists():
-    lines = []
-    train_run(
-      config_of(workdir, treatment, bad, seed),
-      workdir / name,
-      store=str(workdir / "store"),
-      say=lambda line: (lines.append(line), print(f"{name}: {line}")),
-    )
+    with logged(name) as lines:
+      train_run(
+        config_of(workdir, treatment, bad, seed),
+        workdir / name,
+        store=str(workdir / "store"),
+      )
     done.parent.mkdir(exist_ok=True)
     pairs = files.read_lines(workdir / name / PAIRS)
     last = files.read_lines(workdir / name / "metrics.jsonl")[-1]

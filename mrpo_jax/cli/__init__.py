@@ -2,12 +2,26 @@
 """The command `mrpo`: from its arguments to an exit code."""
 
 import errno
+import logging
 import os
 import sys
 
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import parse, parsers
 from mrpo_jax.errors import InputError, StoppedRun, did_you_mean
+
+
+class Lines(logging.Handler):
+  """Prints what is logged, a plain line each, on the first process."""
+
+  def emit(self, record):
+    from mrpo_jax import processes
+
+    if processes.is_first():
+      print(record.getMessage(), flush=True)
+
+
+LINES = Lines()
 
 
 def main(argv=None):
@@ -58,12 +72,16 @@ def _help(command="", *rest):
 def _run(command, given):
   # transformers serves as a tokenizer here and need not ask for torch.
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-  from absl import logging
+  from absl import logging as absl_logging
 
   from mrpo_jax import processes
 
   # What a library logs on its way up is said once, by `_fail` or a traceback.
-  logging.set_verbosity(logging.FATAL)
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logger = logging.getLogger("mrpo_jax")
+  logger.setLevel(logging.INFO)
+  logger.addHandler(LINES)  # once, however often
+  logger.propagate = False  # libraries give the root handlers of their own
   try:
     command(given)
     processes.leave()

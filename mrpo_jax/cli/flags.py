@@ -5,7 +5,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from mrpo_jax import processes
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.runs.config import read, values_of, with_defaults
 
 
@@ -24,7 +24,12 @@ def changed_config(given, changes):
     )
     rest = parsed(["mrpo", *changes])[1:]
   except KeyError as error:
-    raise InputError(f"config has no section {error}") from None
+    section = str(error.args[0]).split("\n")[0].strip("'")
+    near = did_you_mean(section, config)
+    known = ", ".join(sorted(config))
+    raise InputError(
+      f"config has no section {section!r};{near} known: {known}"
+    ) from None
   except flags.Error as error:
     raise InputError(str(error).strip().split("\n")[-1]) from None
   if rest:

@@ -2,11 +2,14 @@
 """A data split as token ids under every tokenizer of a run."""
 
 import dataclasses
+import logging
 import time
 
 from mrpo_jax import processes
 from mrpo_jax.data import encode, pack, truncate
 from mrpo_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,6 @@ def encode_table(
   split,
   pairs,
   tokenizers,
-  say,
   *,
   origin,
   row_length,
@@ -37,7 +39,6 @@ def encode_table(
     split: its name.
     pairs: list of PreferencePair.
     tokenizers: their `views`, and `users` of each in words.
-    say: receives lines for a person.
     origin: what the pairs are from, in words.
     row_length: tokens of a packed row.
     chosen_only: leave the rejected responses out?  Supervised training does
@@ -54,7 +55,7 @@ def encode_table(
       for tokenizer in tokenizers.views
     ]
   for line in _template_notes(split, views, tokenizers):
-    say(line)
+    logger.info(line)
   if chosen_only:
     views = [
       [dataclasses.replace(one, rejected_ids=[]) for one in view]
@@ -68,7 +69,7 @@ def encode_table(
   why = _counted(reason for reason in reasons if reason)
   if not kept:
     raise InputError(f"{origin}: none of its {len(pairs)} pairs is left: {why}")
-  say(
+  logger.info(
     f"{split}: {len(kept)} of {len(pairs)} pairs, {truncated} truncated "
     f"({truncated / len(kept):.0%})"
     + (f"; dropped: {why}" if why else "")

@@ -43,7 +43,7 @@ class Assumed:
   trips: dict  # (tokens of a row, name of the loop) -> how often it runs
 
   def of(self, scope):
-    """How often a loop of that scope runs, where the data decide; or None."""
+    """Trip count of a loop of that scope, where the data decide; or None."""
     tokens = name = None
     for found in LOOPS.finditer(scope):
       if found["tokens"]:
@@ -108,7 +108,7 @@ def _trips(rows, slots, shards, chunk):
 
 
 def _given(setup, views):
-  """What the step is told of the pairs, as zeros."""
+  """Figures of the pairs that the step is given, as zeros."""
   per_token = [] if setup.method.token_weight is not None else None
   none_PC = np.zeros((0, 2), np.float32)
   scores = {

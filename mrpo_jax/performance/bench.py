@@ -4,6 +4,7 @@
 import contextlib
 import datetime
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -25,15 +26,17 @@ from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import chosen_method, set_up
 from mrpo_jax.text import aligned
 
+logger = logging.getLogger(__name__)
+
 # Side of the largest matrix of `matmul_peak`.
 CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192
 
 
-def bench_setup(config, workdir, say=print):
+def bench_setup(config, workdir):
   """setup.Setup without held-out pairs, unless the method learns from them."""
   if not chosen_method(config).learns:
     config = config.changed({"data.eval": ""})
-  return set_up(config, pathlib.Path(workdir), say)
+  return set_up(config, pathlib.Path(workdir))
 
 
 class Bench:
@@ -50,16 +53,16 @@ class Bench:
     memory: bytes of the compiled step, as the compiler says them, or {}.
   """
 
-  def __init__(self, setup, *, store="", say=print):
+  def __init__(self, setup, *, store=""):
     """Args: setup.Setup; folder of the store, "" is the workdir's own."""
     self._setup = setup
     config, mesh = setup.config, setup.mesh
     scores = ScorePlan.of(setup, store, fresh=True)
-    scores.fill(mesh, setup.packing, say)
-    models = load_models(setup.described, mesh, say)
+    scores.fill(mesh, setup.packing)
+    models = load_models(setup.described, mesh)
     self._program = Program(setup, models)
     del models  # the policy's start is the state's now
-    self._state, _ = self._program.start(scores, say)
+    self._state, _ = self._program.start(scores)
     self._known, self._views = scores.known("train"), setup.views("train")
     self._training = training_batches(
       self._views, setup.packing, seed=config.seed, known=self._known
@@ -236,7 +239,7 @@ def measure(bench, *, steps, warmup, trace=""):
 
 
 def text(figures):
-  """What `measure` found, as aligned text."""
+  """Aligned text of the figures of `measure`."""
   low, high = figures["pairs_per_second_quartiles"]
   tokens, slots = figures["tokens_per_second"], figures["slots_per_second"]
   of_what = figures["peak_bytes_of"]
@@ -261,19 +264,17 @@ def text(figures):
   ]
   if figures["step_bytes"]:
     sizes = figures["step_bytes"].items()
-    text = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in sizes)
-    rows.append(("compiled step", f"{text} MB"))
+    kinds = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in sizes)
+    rows.append(("compiled step", f"{kinds} MB"))
   about = figures["machine"].items()
   rows.append(("measured", ", ".join(f"{k} {v}" for k, v in about)))
   return f"{aligned(rows)}\nuseful: {flops.FORMULA}"
 
 
-def run(
-  config, workdir, *, steps, warmup, store="", to="", trace="", say=print
-):
+def run(config, workdir, *, steps, warmup, store="", to="", trace=""):
   """The command: measures, says a table, and writes JSON to the file `to`."""
-  bench = Bench(bench_setup(config, workdir, say), store=store, say=say)
+  bench = Bench(bench_setup(config, workdir), store=store)
   figures = measure(bench, steps=steps, warmup=warmup, trace=trace)
-  say(text(figures))
+  logger.info(text(figures))
   if to:
     pathlib.Path(to).write_text(json.dumps(figures, indent=2) + "\n")

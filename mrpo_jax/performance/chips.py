@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a chip can do at best.
+"""Peak figures of chips: memory, operations, bandwidth, network.
 
 Those of the v4's interconnect and of the GPUs are as commonly given; the pages
 named beside them were not read for it.

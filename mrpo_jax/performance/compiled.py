@@ -99,7 +99,7 @@ def _too_large(error, arguments):
 
 
 def _grouped(collectives):
-  """Those of one kind along the same axes together, the largest first."""
+  """Rows of collectives, one a kind and axes, the largest first."""
   groups = collections.defaultdict(lambda: {"count": 0.0, "bytes": 0.0})
   for one in collectives:
     group = groups[one.kind, one.axes]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would take of machines that are not here, from compiling it.
+"""Plan of a run: memory and time on machines that are not here.
 
 The train step of a config, and the scoring step of each reference that is
 scored, are compiled ahead of time for a topology: shapes alone, no weights, no
@@ -9,6 +9,7 @@ data.
 import datetime
 import importlib.metadata
 import json
+import logging
 import pathlib
 
 from mrpo_jax.errors import InputError
@@ -25,6 +26,8 @@ from mrpo_jax.performance.topology import find_target, read_shape
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized_bytes
 
+logger = logging.getLogger(__name__)
+
 
 def _attention(setup, length_N3):
   """Operations that the attention of a step cannot do without."""
@@ -33,18 +36,18 @@ def _attention(setup, length_N3):
   return sum(flops.forward(m.config, length_N3)["attention"] for m in models)
 
 
-def plan(config, place, lengths, keep=""):
-  """dict of all that is known of a run in a Place.
+def plan(config, target, lengths, keep=""):
+  """dict of all that is known of a run on a Target.
 
   Args:
     config: Config of the run.
-    place: topology.Target.
+    target: topology.Target.
     lengths: (prompt, response), means in tokens; None is half of the limits.
     keep: file for the text of the compiled train step, or "".
   """
   limits = config.data.max_prompt, config.data.max_response
   lengths = lengths or tuple(max(1, n // 2) for n in limits)
-  mesh = mesh_of(config, place.devices)
+  mesh = mesh_of(config, target.devices)
   setup = abstract_setup(config, mesh, read_shape)
   assumed = assume(setup, lengths)
   step, arguments, adapter = abstract_train_step(setup, assumed.rows)
@@ -62,15 +65,15 @@ def plan(config, place, lengths, keep=""):
   for key, figures in steps.items():
     if figures.get("kernels"):
       # A kernel is closed to the count: at least what it cannot do without.
-      figures["flops"] += in_kernels[key] / len(place.devices)
-    figures |= _judged(figures, useful[key], config.batch, place)
+      figures["flops"] += in_kernels[key] / len(target.devices)
+    figures |= _judged(figures, useful[key], config.batch, target)
   verdicts = [figures["fits"] for figures in steps.values()]
   return {
-    "topology": place.topology,
-    "chip": place.chip,
-    "devices": len(place.devices),
+    "topology": target.topology,
+    "chip": target.chip,
+    "devices": len(target.devices),
     "mesh": dict(mesh.shape),
-    "device_bytes": place.memory,
+    "device_bytes": target.memory,
     "batch": config.batch,
     "rows": setup.packing.rows,
     "row_length": config.data.row_length,
@@ -84,15 +87,15 @@ def plan(config, place, lengths, keep=""):
   }
 
 
-def _judged(figures, useful, batch, place):
-  """What follows from the figures of a step in a Place."""
+def _judged(figures, useful, batch, target):
+  """Figures of a step that follow from its Target: fits, seconds, bounds."""
   judged = {"useful_flops": useful, "fits": None}
-  if place.memory is not None:
-    judged["fits"] = bool(figures["bytes"]["peak"] <= place.memory)
-  judged["seconds"] = roofline(figures, place.peak)
+  if target.memory is not None:
+    judged["fits"] = bool(figures["bytes"]["peak"] <= target.memory)
+  judged["seconds"] = roofline(figures, target.peak)
   if judged["seconds"]:
     seconds = max(judged["seconds"].values())
-    whole = seconds * place.peak.flops * len(place.devices)
+    whole = seconds * target.peak.flops * len(target.devices)
     judged["mfu_bound"] = useful / whole
     judged["pairs_per_second_bound"] = batch / seconds
   return judged
@@ -123,8 +126,8 @@ def versions():
 # What would fit.
 
 
-def changes(config, place):
-  """What makes a step smaller, the cheapest first: [(what, {flag: value})].
+def changes(config):
+  """Yields (what, {flag: value}) that make a step smaller, cheapest first.
 
   Each stands beside those before it, but integers in place of scoring.
   """
@@ -155,17 +158,17 @@ def changes(config, place):
       )
 
 
-def fit(config, place, lengths, say):
+def fit(config, target, lengths):
   """(flags, dict of `plan`) of the first change that fits, or (None, None)."""
-  for what, flags in changes(config, place):
+  for what, flags in changes(config):
     try:
-      found = plan(config.changed(flags), place, lengths)
+      found = plan(config.changed(flags), target, lengths)
     except InputError as error:
-      say(f"{what}: {error}")
+      logger.info(f"{what}: {error}")
       continue
     peak = max(f["bytes"]["peak"] for f in found["steps"].values())
     verdict = plan_text.verdict(found["fits"])
-    say(f"{what}: {sized_bytes(peak)}, {verdict}")
+    logger.info(f"{what}: {sized_bytes(peak)}, {verdict}")
     if found["fits"]:
       return flags, found
   return None, None
@@ -180,9 +183,8 @@ def run(
   fits=False,
   to="",
   keep="",
-  say=print,
 ):
-  """The command: says a table, and writes JSON to the file `to`.
+  """The command: logs a table, and writes JSON to the file `to`.
 
   Args:
     config: Config of the run.
@@ -192,21 +194,20 @@ def run(
     fits: search for what fits, where it does not?
     to: file for the figures, or "".
     keep: see `plan`.
-    say: receives lines for a person.
   """
-  place = find_target(topology, hbm)
-  found = plan(config, place, lengths, keep)
+  target = find_target(topology, hbm)
+  found = plan(config, target, lengths, keep)
   for line in plan_text.lines(found):
-    say(line)
+    logger.info(line)
   if found["fits"] is False and fits:
-    flags, fitting = fit(config, place, lengths, say)
+    flags, fitting = fit(config, target, lengths)
     found["fit"] = {"flags": flags, "plan": fitting}
     if flags is None:
-      say("nothing of that fits: more devices, or a smaller model")
+      logger.info("nothing of that fits: more devices, or a smaller model")
     else:
       words = [f"--config.{key}={value}" for key, value in flags.items()]
-      say(f"fits with {' '.join(words)}")
+      logger.info(f"fits with {' '.join(words)}")
   elif found["fits"] is False:
-    say("does not fit; --fit tries what would")
+    logger.info("does not fit; --fit tries what would")
   if to:
     pathlib.Path(to).write_text(json.dumps(found, indent=2) + "\n")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan found, as text."""
+"""Text of a plan: a table for each step."""
 
 from mrpo_jax.performance.abstract import SPREAD
 from mrpo_jax.text import aligned, sized, sized_bytes
 
 
 def lines(found):
-  """Lines about what `plan.plan` found."""
+  """Yields the lines about the figures of `plan.plan`."""
   split = ", ".join(f"{axis}={n}" for axis, n in found["mesh"].items())
   made = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
   prompt, response = found["assumed_lengths"]
@@ -77,4 +77,5 @@ def _collective_rows(figures):
 
 
 def verdict(fits):
+  """The words for a step that fits its devices, or does not."""
   return "fits" if fits else "does not fit"

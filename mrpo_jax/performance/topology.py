@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that need not be here, and shapes of models that are not."""
+"""Topologies: devices, and shapes of models, that need not be here."""
 
 import dataclasses
 import importlib.metadata
@@ -22,7 +22,7 @@ TOPOLOGY = re.compile(r"([\w.]+):(\d+(?:x\d+)*)")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Where a run would be: devices, and what each of them can do."""
+  """The devices that a run is meant for, and what each of them can do."""
 
   topology: str
   devices: list
@@ -40,7 +40,7 @@ class Target:
 
 
 def find_target(topology, hbm=None):
-  """The Place that a topology names: "v5p:4x4x4", "cpu:8" or "local".
+  """The Target that a topology names: "v5p:4x4x4", "cpu:8" or "local".
 
   Args:
     topology: as on the command line.

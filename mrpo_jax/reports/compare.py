@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several runs on the same held-out pairs, side by side."""
+"""Comparison of several runs on the same held-out pairs."""
 
 import pathlib
 

@@ -6,7 +6,7 @@ from mrpo_jax.text import aligned
 
 
 def stored(entries):
-  """What a store holds, a line per key, from `maintenance.entries`."""
+  """Aligned text of a store, a line per key, from `maintenance.entries`."""
   rows = [("key", "pairs", "files", "MB", "dtype", "weights")]
   for one in entries:
     about = one["material"]

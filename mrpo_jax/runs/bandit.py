@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run on a bandit: losses trained on a table of arms, and compared there.
+"""Bandit run: losses trained on a table of arms, and compared there.
 
 Every loss of the config is trained at every beta.  The run takes a minute and
 has no checkpoint: one that was stopped starts again.
@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import logging
 import pathlib
 import time
 
@@ -24,17 +25,18 @@ from mrpo_jax.text import aligned
 from mrpo_jax.training import tabular
 from mrpo_jax.training.log import Metrics
 
+logger = logging.getLogger(__name__)
+
 RESULTS = "results.json"
 PLOT = "bandit.png"
 
 
-def train_run(config, workdir, *, say=print):
+def train_run(config, workdir):
   """Trains every loss at every beta, and writes results.json and a plot.
 
   Args:
     config: BanditConfig.
     workdir: folder of the run; made if it does not exist.
-    say: receives lines for a person.
   """
   workdir, content = pathlib.Path(workdir), config.to_dict()
   known = known_run(workdir, content, fixed=content)
@@ -42,19 +44,19 @@ def train_run(config, workdir, *, say=print):
   if (workdir / RESULTS).exists():
     if known is None:
       raise InputError(f"{workdir} holds another {RESULTS}")
-    say(f"finished before: {workdir} stands at step {config.steps}")
+    logger.info(f"finished before: {workdir} stands at step {config.steps}")
     return
   claim(workdir, content)
   with jax.enable_x64(True):
-    policies = _train(config, methods, workdir, say)
+    policies = _train(config, methods, workdir)
   results = {
     run: _result(policy_Y, config.bandit.rewards)
     for run, policy_Y in policies.items()
   }
-  _draw(results, config.bandit, workdir / PLOT, say)
+  _draw(results, config.bandit, workdir / PLOT)
   files.write_json(workdir / RESULTS, results)
-  say(_table(results))
-  say(f"finished: {workdir} stands at step {config.steps}")
+  logger.info(_table(results))
+  logger.info(f"finished: {workdir} stands at step {config.steps}")
 
 
 def _methods(bandit):
@@ -83,7 +85,7 @@ def _run(link, beta):
 # Training.
 
 
-def _train(config, methods, workdir, say):
+def _train(config, methods, workdir):
   """{run: policy_Y}; metrics.jsonl on the way."""
   bandit, steps = config.bandit, config.steps
   average = min(bandit.average, steps)
@@ -94,7 +96,7 @@ def _train(config, methods, workdir, say):
   states = {link: start for link, (start, _) in walks.items()}
   ends = sorted({1, *range(0, steps, config.log_every), steps} - {0})
   with (
-    contextlib.closing(Metrics(workdir, step=0, say=say)) as metrics,
+    contextlib.closing(Metrics(workdir, step=0)) as metrics,
     tqdm.tqdm(total=steps, disable=None) as bar,  # none where no terminal is
   ):
     for first, end in zip([0, *ends], ends, strict=False):
@@ -106,7 +108,7 @@ def _train(config, methods, workdir, say):
       metrics.write(end, {**figures, "seconds": round(seconds, 4)})
       bar.update(end - first)
       if bar.disable and 5 * end // steps > 5 * first // steps:
-        say(f"step {end}/{steps}  loss {figures['loss']:.4f}")
+        logger.info(f"step {end}/{steps}  loss {figures['loss']:.4f}")
   return {
     _run(link, beta): np.asarray(policy_XY[0] / average)
     for link, state in states.items()
@@ -182,12 +184,12 @@ def _table(results):
   return aligned(rows)
 
 
-def _draw(results, bandit, path, say):
+def _draw(results, bandit, path):
   """The policies as bars: a row for each loss, a column for each beta."""
   try:
     from matplotlib import figure
   except ImportError:
-    say(f"no {path.name}: pip install mrpo-jax[plot]")
+    logger.info(f"no {path.name}: pip install mrpo-jax[plot]")
     return
   links, betas = bandit.links.names, bandit.betas
   sheet = figure.Figure(

@@ -2,6 +2,7 @@
 """Pairs and tokenizers of a run."""
 
 import dataclasses
+import logging
 import pathlib
 
 from mrpo_jax.data import formats, source
@@ -12,6 +13,8 @@ from mrpo_jax.data.tokenizer import (
   with_template,
 )
 from mrpo_jax.runs.config import key_of
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "eval", "validation")  # keys of config.data
 
@@ -38,14 +41,14 @@ def load_pairs(config, splits=SPLITS):
   return {split: source.load(name) for split, name in names.items() if name}
 
 
-def load_tokenizers(config, workdir, pairs, say):
+def load_tokenizers(config, workdir, pairs):
   """Loads each model's tokenizer, or trains it on the training text."""
   views, view_of, made, identity, bare = {}, {}, {}, {}, {}
   for section in _in_order(config):
     given = section.tokenizer
     origin = given.folder or given.key
     if origin not in bare:
-      bare[origin] = _tokenizer(given, workdir, pairs, made, say)
+      bare[origin] = _tokenizer(given, workdir, pairs, made)
     tokenizer = with_template(bare[origin], given.template)
     mark = tokenizer_fingerprint(tokenizer)
     identity[f"{section.key}.tokenizer"] = mark
@@ -82,14 +85,14 @@ def abstract_tokenizers(config):
   return Tokenizers(list(views.values()), view_of, {}, {})
 
 
-def _tokenizer(given, workdir, pairs, made, say):
+def _tokenizer(given, workdir, pairs, made):
   """As it stands in its folder, or trained here: then it is in `made` too."""
   trained = pathlib.Path(workdir) / f"tokenizer-{given.key}"
   if given.folder:
     return load_tokenizer(given.folder)
   if trained.is_dir():
     return load_tokenizer(trained)
-  say(f"training the {given.new.tokenizer} tokenizer of {given.key}")
+  logger.info(f"training the {given.new.tokenizer} tokenizer of {given.key}")
   texts = (text for pair in pairs for text in formats.texts(pair))
   made[trained.name] = train_tokenizer(
     texts, kind=given.new.tokenizer, vocab_size=given.new.vocab_size

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import json
+import logging
 import math
 import time
 
@@ -20,6 +21,8 @@ from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
 from mrpo_jax.training.objective import Model
+
+logger = logging.getLogger(__name__)
 
 ADAPTED = " with adapter "  # in the identity of what was imported
 
@@ -70,11 +73,11 @@ def describe_models(
   return described
 
 
-def load_models(described, mesh, say):
+def load_models(described, mesh):
   """{name: Loaded} of the policy and of every reference that is online."""
 
   def read(one):
-    return _base_params(one, mesh, say)
+    return _base_params(one, mesh)
 
   def adapted(one, params):
     return _adapted(one, params, mesh)
@@ -111,16 +114,16 @@ def _models(described, read_base, adapted, copied):
   return loaded
 
 
-def load_reference(one, mesh, say):
+def load_reference(one, mesh):
   """Parameters of one Described reference by itself, to score with."""
-  return _adapted(one, _base_params(one, mesh, say), mesh)[1]
+  return _adapted(one, _base_params(one, mesh), mesh)[1]
 
 
-def _base_params(one, mesh, say):
+def _base_params(one, mesh):
   started, base = time.perf_counter(), one.section.base
   params = jax.block_until_ready(base_params(base, one.model.config, mesh))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
-  say(
+  logger.info(
     f"{one.section.key}: {one.model.config.family}, "
     f"{parameters.count_parameters(one.model.config):,} parameters, "
     f"{base.quantize or base.dtype}, {size:,.1f} MB "

@@ -51,16 +51,15 @@ class Program:
     self.adapter_size = sum(sizes) if policy.adapter is not None else 0
     self.expected = _expected_start(setup, policy.adapter)
 
-  def start(self, scores, say):
+  def start(self, scores):
     """(TrainState, steps done): restored, or else made and measured.
 
     Args:
       scores: score.ScorePlan, of which the method may want to measure.
-      say: receives lines for a person.
     """
     setup = self._setup
     trained, self._trained = self._trained, None  # the state has its own
-    restored = checkpoints.restore(setup.workdir, self.state, say=say)
+    restored = checkpoints.restore(setup.workdir, self.state)
     if restored is not None:
       step, state = restored
       return state, step

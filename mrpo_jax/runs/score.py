@@ -2,6 +2,7 @@
 """Scores of a run's references: what it reads from the store, and fills in."""
 
 import dataclasses
+import logging
 import pathlib
 import signal
 
@@ -17,6 +18,8 @@ from mrpo_jax.references.store import MissingRows, Store
 from mrpo_jax.runs.config import Config
 from mrpo_jax.runs.models import load_reference
 from mrpo_jax.runs.setup import set_up
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "store"  # in the workdir, unless the command names another
 
@@ -70,7 +73,7 @@ class ScorePlan:
     counts = processes.gather(counts)[0]
     return {(name, split): count for name, split, count in counts if count}
 
-  def fill(self, mesh, packing, say, *, part=(0, 1)):
+  def fill(self, mesh, packing, *, part=(0, 1)):
     """Scores what is missing, one reference in memory at a time."""
     missing, packing = self.missing(), _for_scores(packing)
 
@@ -79,7 +82,7 @@ class ScorePlan:
 
     for name in dict.fromkeys(name for name, _ in missing):
       one = self.described[name]
-      params = load_reference(one, mesh, say)
+      params = load_reference(one, mesh)
       for split in self.splits[name]:
         if (name, split) not in missing:
           continue
@@ -97,7 +100,7 @@ class ScorePlan:
             part=part,
             progress=bar.update,
           )
-        say(f"{one.section.key}: scored {scored} pairs of {split}")
+        logger.info(f"{one.section.key}: scored {scored} pairs of {split}")
       del params
     processes.gather(None)  # all is written
 
@@ -137,7 +140,7 @@ class ScorePlan:
     }
 
 
-def fill_or_refuse(scores, setup, refusal, say):
+def fill_or_refuse(scores, setup, refusal):
   """Fills the store; or refuses, naming the flags of `mrpo score`."""
   missing = scores.missing() if refusal is not None else None
   if missing:
@@ -146,7 +149,7 @@ def fill_or_refuse(scores, setup, refusal, say):
       f"{count} pairs of {split} are not scored under reference {name!r}; run "
       f"first: mrpo score {refusal}"
     )
-  scores.fill(setup.mesh, setup.packing, say)
+  scores.fill(setup.mesh, setup.packing)
 
 
 def score_run(
@@ -156,29 +159,26 @@ def score_run(
   store="",
   part=(0, 1),
   allow_changed=False,
-  say=processes.say,
 ):
   """Scores what `train_run` of the same config would, and stops there."""
   if processes.several():  # jax has taken the signal for itself
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  setup = set_up(
-    config, pathlib.Path(workdir), say, allow_changed=allow_changed
-  )
+  setup = set_up(config, pathlib.Path(workdir), allow_changed=allow_changed)
   scores = ScorePlan.of(setup, store, fresh=True)
   if not any(scores.splits.values()):
     raise InputError(
       "no reference has config.references.<name>.mode='scored', so there is "
       "nothing to score"
     )
-  scores.fill(setup.mesh, setup.packing, say, part=part)
+  scores.fill(setup.mesh, setup.packing, part=part)
   for name, one in scores.stores.items():
     if scores.splits[name]:
       key = scores.described[name].section.key
-      say(f"{key}: {len(one.known())} pairs in {one.folder}")
+      logger.info(f"{key}: {len(one.known())} pairs in {one.folder}")
 
 
 def _material(config, described, tokenizer):
-  """What the figures of a reference depend on: see `references.store`."""
+  """Key material of a reference's store: all that its figures depend on."""
   base = described.section.base
   compute = config.policy.compute or base.dtype
   narrowed = "" if compute == base.dtype else f", computed in {compute}"

@@ -53,7 +53,7 @@ class Setup:
     return self.tables[split].views[: self.objective.views]
 
 
-def set_up(config, workdir, say, *, allow_changed=False):
+def set_up(config, workdir, *, allow_changed=False):
   """The Setup of a run, or InputError; writes nothing."""
   content, fixed = config.to_dict(), FIXED
   if config.rounds.count > 1:
@@ -69,13 +69,12 @@ def set_up(config, workdir, say, *, allow_changed=False):
   read = ["train", *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
   pairs = load_pairs(config, read + measured)
-  tokenizers = load_tokenizers(config, workdir, pairs["train"], say)
+  tokenizers = load_tokenizers(config, workdir, pairs["train"])
   tables = {
     split: encode_table(
       split,
       rows,
       tokenizers,
-      say,
       origin=getattr(config.data, split),
       row_length=config.data.row_length,
       chosen_only=method.supervised,
@@ -151,7 +150,7 @@ def abstract_setup(config, mesh, read):
 
 
 def _code():
-  """What else the numbers of a run depend on."""
+  """Versions and settings of code that the numbers of a run depend on."""
   jax_settings = ("default_matmul_precision", "default_prng_impl", "enable_x64")
   return {
     "steps": VERSION,

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import pathlib
 import signal
@@ -25,6 +26,8 @@ from mrpo_jax.training.held_out import HeldOut, learned
 from mrpo_jax.training.log import Log
 from mrpo_jax.training.loop import Due, train
 
+logger = logging.getLogger(__name__)
+
 WATCHED = 10  # steps, over which warnings judge
 
 
@@ -36,7 +39,6 @@ def train_run(
   autoscore=True,
   command="",
   allow_changed=False,
-  say=processes.say,
 ):
   """Trains to `steps`, from the newest checkpoint if there is one.
 
@@ -48,36 +50,35 @@ def train_run(
     command: the flags that `mrpo score` needs, for that refusal.
     allow_changed: go on where the config, the data or a reference is not that
       of the steps before?  What the state was made from stays refused.
-    say: receives lines for a person.
   """
   stop, workdir = _stop_signal(), pathlib.Path(workdir)
   # 1. Everything that can be wrong, before anything is written.
-  setup = set_up(config, workdir, say, allow_changed=allow_changed)
+  setup = set_up(config, workdir, allow_changed=allow_changed)
   done = checkpoints.steps(workdir)
   scores = ScorePlan.of(setup, store, fresh=not done)
   refusal = None if autoscore else command
   ended = done[:1] == [config.steps]  # then nothing reads the scores
   if not ended:
-    fill_or_refuse(scores, setup, refusal, say)
+    fill_or_refuse(scores, setup, refusal)
   # 2. The program, of models on the mesh.
-  models = load_models(setup.described, setup.mesh, say)
+  models = load_models(setup.described, setup.mesh)
   adapter, program = models["policy"].adapter, Program(setup, models)
   del models  # the policy's start is the state's now
   # 3. The state: restored first, else from the start.
-  state, start = program.start(scores, say)
+  state, start = program.start(scores)
   if start == config.steps:
-    say(f"finished before: {workdir} stands at step {start}")
+    logger.info(f"finished before: {workdir} stands at step {start}")
     return
   if ended:  # but the newest checkpoint could not be read
-    fill_or_refuse(scores, setup, refusal, say)
+    fill_or_refuse(scores, setup, refusal)
   if start:
-    say(f"resuming at step {start}")
+    logger.info(f"resuming at step {start}")
   # 4. The workdir is this run's.
   content = {**config.to_dict(), "identity": setup.identity}
-  claim(workdir, content, setup.tokenizers.made, step=start, say=say)
+  claim(workdir, content, setup.tokenizers.made, step=start)
   # 5. The loop.
   due, batches = _due(setup), _batches(setup, scores, start)
-  watch = Watch(setup, None if start else program.expected, say)
+  watch = Watch(setup, None if start else program.expected)
   evaluate = _evaluation(setup, scores, program, watch)
   keep = config.checkpoints.keep
   with (
@@ -89,16 +90,15 @@ def train_run(
       constants=_constants(setup),
       rate=program.learning_rate,
       watch=watch,
-      say=say,
     ) as log,
   ):
     save = _saving(manager, content, setup.objective.policy.config, adapter)
     also = dict(due=due, evaluate=evaluate, save=save, stop=stop)
     step, _ = train(program.step, state, batches, log, **also)
   if step < config.steps:
-    say(f"stopped at step {step}; the same command resumes")
+    logger.info(f"stopped at step {step}; the same command resumes")
   else:
-    say(f"finished: {workdir} stands at step {step}")
+    logger.info(f"finished: {workdir} stands at step {step}")
 
 
 def _stop_signal():
@@ -202,9 +202,9 @@ class Watch:
   evaluation.
   """
 
-  def __init__(self, setup, expected, say):
+  def __init__(self, setup, expected):
     """`expected` is the first loss, where it is known beforehand, or None."""
-    self._setup, self._expected, self._say = setup, expected, say
+    self._setup, self._expected = setup, expected
     self._seen, self._said = [], set()
 
   def __call__(self, step, metrics):
@@ -229,7 +229,7 @@ class Watch:
     for what, sentence in found:
       if what not in self._said:
         self._said.add(what)
-        self._say(f"warning: {sentence}")
+        logger.warning(f"warning: {sentence}")
 
 
 def _check_start(loss, expected, config):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: whose it is, its first file, what may change in it."""
+"""Workdir of a run: config.json, whose run it is, what may change in it."""
 
 import errno
 import fnmatch
 import json
+import logging
 import os
 import typing
 
@@ -11,6 +12,8 @@ from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
 from mrpo_jax.training import checkpoints
+
+logger = logging.getLogger(__name__)
 
 PAIRS = "eval_pairs.jsonl"  # per evaluated pair, written by the trainer
 
@@ -61,7 +64,7 @@ FIXED = (
 
 
 def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
-  """What the workdir says it is; None if it is new.  Changes nothing.
+  """Content of config.json of a workdir; None if it is new.  Changes nothing.
 
   Args:
     workdir: folder of the run.
@@ -121,7 +124,7 @@ def check_length(workdir, steps):
     )
 
 
-def claim(workdir, values, tokenizers=None, *, step=0, say=print):
+def claim(workdir, values, tokenizers=None, *, step=0):
   """The first thing that a new run leaves behind; config.json comes last.
 
   Where a run goes on with other values, each is said; config.json has the new
@@ -132,10 +135,9 @@ def claim(workdir, values, tokenizers=None, *, step=0, say=print):
     values: content of config.json.
     tokenizers: {folder: tokenizer} saved beside it.
     step: from which the run goes on.
-    say: receives one line per key that changed.
   """
   if processes.is_first():
-    _write(workdir, values, tokenizers or {}, step, say)
+    _write(workdir, values, tokenizers or {}, step)
   processes.gather(None)
   if not (workdir / CONFIG).exists():
     raise InputError(
@@ -144,13 +146,13 @@ def claim(workdir, values, tokenizers=None, *, step=0, say=print):
     )
 
 
-def _write(workdir, values, tokenizers, step, say):
+def _write(workdir, values, tokenizers, step):
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if (workdir / CONFIG).exists():
-      _record_changes(workdir, values, step, say)
+      _record_changes(workdir, values, step)
     else:
       for folder, tokenizer in tokenizers.items():
         tokenizer.save_pretrained(workdir / folder)
@@ -161,13 +163,13 @@ def _write(workdir, values, tokenizers, step, say):
     ) from None
 
 
-def _record_changes(workdir, values, step, say):
+def _record_changes(workdir, values, step):
   known = files.read_json(workdir / CONFIG)
   changes = list(differences(values, known))
   for change in changes:
     effect = HARMLESS.get(_below(change.key, HARMLESS))
     alters = f" (changes {effect})" if effect else ""
-    say(f"from step {step} on {change}{alters}")
+    logger.info(f"from step {step} on {change}{alters}")
   if changes:
     before = workdir / f"config-{step}.json"
     if not before.exists():  # else no step was kept since

@@ -4,6 +4,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import pathlib
 import warnings
@@ -16,6 +17,8 @@ from mrpo_jax import processes
 from mrpo_jax.errors import InputError, first_line
 from mrpo_jax.models import lora
 from mrpo_jax.models.families.read import config_from_hf
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-  """Which checkpoints stay, as Orbax asks: the newest ones and the best."""
+  """Orbax's preservation policy: the newest checkpoints and the best stay."""
 
   folder: pathlib.Path
   newest: int
@@ -150,7 +153,7 @@ def steps(workdir):
   return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def restore(workdir, abstract_state, *, say=print):
+def restore(workdir, abstract_state):
   """(step, state) of the newest readable checkpoint, or None if there is none.
 
   An unreadable one is set aside as `broken-<step>` and said; when none can be
@@ -160,7 +163,6 @@ def restore(workdir, abstract_state, *, say=print):
   Args:
     workdir: folder of the run.
     abstract_state: TrainState of jax.ShapeDtypeStruct with shardings.
-    say: receives one line per checkpoint that is set aside.
   """
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   found, broken = steps(workdir), []
@@ -175,7 +177,9 @@ def restore(workdir, abstract_state, *, say=print):
     for path, reason in broken:
       if processes.is_first():
         _set_aside(path)
-      say(f"checkpoint {path} cannot be read ({reason}); using step {step}")
+      logger.warning(
+        f"checkpoint {path} cannot be read ({reason}); using step {step}"
+      )
     return step, state
   if not found:
     return None

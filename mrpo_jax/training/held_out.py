@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -26,12 +27,12 @@ class HeldOut:
   """Packed batches, kept on the host; references that stay are run once."""
 
   batches: list  # of (indices, (views, given))
-  places: list  # of each pair among those of the file
+  file_indices: list  # of each pair, among those of its file
   objective: Objective
-  place: object  # (views, given) on the host -> the same on the mesh
+  to_mesh: Callable  # (views, given) on the host -> the same on the mesh
 
   def __post_init__(self):
-    self._policy = jax.jit(functools.partial(_policy, self.objective))
+    self._policy = jax.jit(functools.partial(evaluated, self.objective))
     self._references = jax.jit(
       functools.partial(reference_figures, self.objective)
     )
@@ -46,12 +47,12 @@ class HeldOut:
     references = train_state.moved_references(state, base, references)
     if self._fixed is None or state.moving:
       self._fixed = [
-        self._references(references, *self.place(*batch))
+        self._references(references, *self.to_mesh(*batch))
         for _, batch in self.batches
       ]
     found, pairs = {}, []
     for (indices, batch), fixed in zip(self.batches, self._fixed, strict=True):
-      views, _ = self.place(*batch)
+      views, _ = self.to_mesh(*batch)
       figures = self._policy(
         references, base, state.params, state.seed, views, fixed
       )
@@ -61,8 +62,8 @@ class HeldOut:
       for name, value_B in values.items():
         value_B = value_B.astype(np.float64)[: len(indices)]
         found.setdefault(name, []).append(value_B)
-      places = [self.places[index] for index in indices]
-      pairs += _records(places, figures, fixed)
+      names = [self.file_indices[index] for index in indices]
+      pairs += _records(names, figures, fixed)
     found = {name: np.concatenate(parts) for name, parts in found.items()}
     return summary(found, lambda value_N: float(np.mean(value_N))), pairs
 
@@ -78,7 +79,8 @@ def learned(objective, state, means):
   return state.replace(method_state=judge(state.method_state, accuracy, K=K))
 
 
-def _policy(objective, references, base, trained, seed, views, fixed):
+def evaluated(objective, references, base, trained, seed, views, fixed):
+  """PolicyFigures of a batch, without the dropout of an adapter."""
   # What a method draws is the same at every evaluation.
   key = jax.random.key(seed)
   figures_of = functools.partial(policy_figures, objective, references)
@@ -87,7 +89,7 @@ def _policy(objective, references, base, trained, seed, views, fixed):
   return summed_figures(figures_of, params, parts, key)
 
 
-def _records(places, figures, fixed):
+def _records(names, figures, fixed):
   """One JSON-ready dict per real pair: sums, so that any margin follows."""
   ref_logp_BCK = reference_logps(figures, fixed)
   policy, lengths, references = processes.whole(
@@ -97,10 +99,10 @@ def _records(places, figures, fixed):
     references = np.zeros((*policy.shape, 0), np.float32)
   return [
     {
-      "pair": place,
+      "pair": name,
       "policy": policy[n].tolist(),
       "references": references[n].T.tolist(),  # [K][C]
       "tokens": lengths[n].astype(int).tolist(),
     }
-    for n, place in enumerate(places)
+    for n, name in enumerate(names)
   ]

@@ -2,6 +2,7 @@
 """The training log: metrics.jsonl, TensorBoard events, progress bar."""
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -12,13 +13,15 @@ import jax
 from mrpo_jax import files, processes
 from mrpo_jax.errors import StoppedRun
 
+logger = logging.getLogger(__name__)
+
 TOKENS = ("tokens/real", "tokens/slots")
 
 
 class Metrics:
   """One JSON object a line, written at once, and TensorBoard beside it."""
 
-  def __init__(self, workdir, *, step, say=print):
+  def __init__(self, workdir, *, step):
     """Keeps the lines up to `step`: later ones will be computed again."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     kept = [line for line in files.read_lines(path) if line["step"] <= step]
@@ -27,7 +30,7 @@ class Metrics:
     elif path.exists():
       path.unlink()
     self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    self._events = _events(workdir, say)
+    self._events = _events(workdir)
 
   def write(self, step, values):
     self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -46,11 +49,11 @@ class Metrics:
       self._events.close()
 
 
-def _events(workdir, say):
+def _events(workdir):
   try:
     from tensorboard.summary import Writer
   except ImportError:
-    say("no TensorBoard events: pip install mrpo-jax[tensorboard]")
+    logger.info("no TensorBoard events: pip install mrpo-jax[tensorboard]")
     return None
   return Writer(str(workdir))
 
@@ -62,7 +65,7 @@ class Log:
   context: leaving it closes the files.
   """
 
-  def __init__(self, workdir, *, start, due, constants, rate, watch, say):
+  def __init__(self, workdir, *, start, due, constants, rate, watch):
     """Opens the files, on the first process, and the progress bar.
 
     Args:
@@ -72,13 +75,12 @@ class Log:
       constants: dict of figures that stand in every line.
       rate: learning rate of a step.
       watch: called as watch(step, metrics), in order, before the line.
-      say: receives lines for a person.
     """
-    self._due, self._constants, self._say = due, constants, say
+    self._due, self._constants = due, constants
     self._rate, self._watch = rate, watch
     self._metrics = None
     if processes.is_first():
-      self._metrics = Metrics(workdir, step=start, say=say)
+      self._metrics = Metrics(workdir, step=start)
     self._bar = processes.bar(total=due.steps, initial=start)
     self._pending = None  # (step, metrics, waited) of a step not yet read
     self._line = None  # (step, values) of a line not yet written
@@ -158,7 +160,7 @@ class Log:
       self._metrics.write(step, values)
     steps = self._due.steps
     if self._bar.disable and (step == 1 or step % max(1, steps // 5) == 0):
-      self._say(f"step {step}/{steps}  loss {values['loss']:.4f}")
+      logger.info(f"step {step}/{steps}  loss {values['loss']:.4f}")
 
 
 def finite(step, metrics):

@@ -51,7 +51,7 @@ def pair_metrics(objective, state, figures, fixed):
 
 
 def _of_each_reference(objective, state, ref_BCK):
-  """What each says and does in the mixture, in the method's unit."""
+  """dict of value_B: each reference in the mixture, in the method's unit."""
   method, names = objective.method, objective.names
   arguments = method.mixing.mean
   weight, _ = method.mixing.shares(state, ref_BCK)
@@ -71,7 +71,7 @@ def _of_each_reference(objective, state, ref_BCK):
 
 
 def _as_they_are(objective, ref_logp_BCK, fixed):
-  """How likely each reference finds the responses, whatever the loss does."""
+  """dict of value_B: each reference by itself, whatever the loss does."""
   values = {}
   size_BCK = {"token_logp": fixed.ref_length_BCK}
   if fixed.character_BC is not None:
@@ -120,7 +120,7 @@ def _rewards(prefix, values):
 
 
 def _needed(figures, fixed):
-  """What only some methods need, worth a curve where it is there."""
+  """dict of value_B: figures that only some methods need."""
   values = {}
   if figures.kl_BC is not None:
     values["kl/chosen"] = figures.kl_BC[:, 0]

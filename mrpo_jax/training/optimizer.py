@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW with warm-up and cosine, from optax."""
+"""Optimizer: AdamW of optax, its schedule, clipping and weight decay."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def make(
 
 
 def clip(norm):
-  """`optax.clip_by_global_norm`, but by one factor for all.
+  """Clipping by the global norm as in optax, but by one factor for all.
 
   Divided by their norm the gradients were second arrays of their size, which
   XLA's CPU backend keeps for both moments.

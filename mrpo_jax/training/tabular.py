@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy that is a table: what a loss asks for, without a language model.
+"""Tabular policy: what a loss asks for, without a language model.
 
 A softmax over a small set of responses, all of them counted, trained by
 full-batch gradient descent.  Nothing is sampled, so where it ends can be
@@ -18,7 +18,7 @@ from mrpo_jax.shapes import check
 
 
 class Task(NamedTuple):
-  """What is trained on: a loss, its references and its pairs."""
+  """A loss, its references and its pairs."""
 
   loss: Callable  # (policy_logp_BC, ref_logp_BCK) -> loss_B
   ref_logp_XYK: jax.Array  # nats
@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
 
 class State(NamedTuple):
-  """Where the descent stands."""
+  """The logits of the descent, and sums over its steps."""
 
   logits_XY: jax.Array
   policy_XY: jax.Array  # sum over the steps that are averaged

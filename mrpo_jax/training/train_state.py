@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run carries from step to step, born sharded."""
+"""State of training from step to step, and the reference that moves with it."""
 
 import dataclasses
 import functools
@@ -81,7 +81,7 @@ def shardings(table, transformation, mesh, method_state, rules=None, moving=()):
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceMoves:
-  """How reference 0 follows the policy; 0 steps mean that it does not."""
+  """Rule by which reference 0 follows the policy; with 0 steps it stays."""
 
   every: int = 0  # TR-DPO: steps between updates
   rate: float = 1.0  # how far it moves then; 1: the policy itself
@@ -90,7 +90,7 @@ class ReferenceMoves:
 
   @property
   def names(self):
-    """What of `TrainState.moving` it needs."""
+    """The entries of `TrainState.moving` that it needs."""
     if self.round:
       return ("reference", "previous")
     return ("reference",) if self.every else ()

@@ -3,6 +3,7 @@
 
 import errno
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -81,7 +82,8 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
     ("--config.loss.beta=nan", "config.loss.beta must be a finite number"),
     ("--config.steps=0", "config.steps must be positive"),
     ("--config.steps=ten", "steps"),
-    ("--config.no.such=1", "config has no section"),
+    ("--config.no.such=1", "config has no section 'no'; known: batch, "),
+    ("--config.polcy.remat=full", "'polcy'; did you mean policy? known: "),
     ("--config.such=1", "config.such is not known"),
     ("--config.loss.name=nll", "'nll' does not take 'beta'"),
     ("--config.references.names=()", "'dpo' needs a reference"),
@@ -281,6 +283,26 @@ def test_a_full_disk_is_said_and_is_no_input_error(capsys, monkeypatch, error):
   monkeypatch.setitem(COMMANDS, "report", fail)
   assert cli.main(["report", "--workdir=W"]) == 1
   assert capsys.readouterr().err.startswith("error: the disk is full")
+
+
+def test_what_is_logged_is_a_line_of_a_command_and_of_no_library(
+  capfd, monkeypatch
+):
+  code = (
+    "import logging, mrpo_jax;"
+    "logging.getLogger('mrpo_jax.runs').warning('quiet')"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+  def report(given):
+    """Logs."""
+    logging.getLogger("mrpo_jax.runs.train").info("step 1/2  loss 0.5000")
+    logging.getLogger("mrpo_jax.runs.train").debug("unseen")
+
+  monkeypatch.setitem(COMMANDS, "report", report)
+  for _ in range(2):  # the second command prints it once, too
+    assert cli.main(["report", "--workdir=W"]) == 0
+  assert capfd.readouterr() == (2 * "step 1/2  loss 0.5000\n", "")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

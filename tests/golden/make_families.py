@@ -37,6 +37,8 @@ import transformers
 HERE = pathlib.Path(__file__).parent
 MATTERS = 0.01  # of the largest logit
 EAGER = dict(attn_implementation="eager")
+# model_type -> its key of what `tiny` calls rms_norm_eps.
+EPSILON = dict(gpt_neox="layer_norm_eps", stablelm="layer_norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -609,8 +611,8 @@ MODELS = dict(
 
 def config_of(golden, **changes):
   settings = copy.deepcopy({**golden.settings, **changes})  # it writes in them
-  if golden.model_type in ("gpt_neox", "stablelm"):
-    settings["layer_norm_eps"] = settings.pop("rms_norm_eps")
+  if golden.model_type in EPSILON:
+    settings[EPSILON[golden.model_type]] = settings.pop("rms_norm_eps")
   if golden.model_type == "gpt_neox":
     settings.pop("num_key_value_heads")
   return transformers.AutoConfig.for_model(golden.model_type, **settings)
@@ -646,7 +648,8 @@ def random_model(name):
       elif "embed" in key or ".wte" in key or ".wpe" in key:
         weight.normal_(0.0, golden.embedding)
       else:
-        fan_in = weight.shape[0 if ".c_" in key else -1]  # GPT-2 transposes
+        inputs = 0 if golden.model_type == "gpt2" else -1  # it transposes
+        fan_in = weight.shape[inputs]
         weight.normal_(0.0, fan_in**-0.5)
   return model.to(golden.dtype)
 

@@ -25,6 +25,7 @@ from mrpo_jax.performance.topology import find_target, read_shape
 from mrpo_jax.runs.config import load
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized
+from tests.material.logged import logged
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/quickstart.py:dpo,debug"
@@ -54,8 +55,8 @@ def found(tmp_path_factory):
   """The JSON and the lines of one plan."""
   to = tmp_path_factory.mktemp("plan") / "plan.json"
   config = _config("sft-base,debug", {"mesh.data": 4, "mesh.fsdp": 2})
-  lines = []
-  plan.run(config, "cpu:8", hbm=2**30, to=str(to), say=lines.append)
+  with logged() as lines:
+    plan.run(config, "cpu:8", hbm=2**30, to=str(to))
   return json.loads(to.read_text()), "\n".join(lines)
 
 
@@ -163,12 +164,12 @@ def test_fit_finds_the_first_that_fits(monkeypatch, capsys, tmp_path):
 
 def test_changes_come_in_order():
   config = _config("mrpo,debug", {})
-  names = [what for what, _ in plan.changes(config, None)]
+  names = [what for what, _ in plan.changes(config)]
   assert names == [
     *("rows", "remat", "mesh", "scored references"),
     *("int8 references", "int4 references"),
   ]
-  flags = dict(plan.changes(config, None))["scored references"]
+  flags = dict(plan.changes(config))["scored references"]
   assert flags["references.base.mode"] == "scored"
   assert flags["policy.remat"] == "full"
 
@@ -207,10 +208,10 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
 def test_a_program_for_tpus_is_read(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # back afterwards
   try:
-    place = find_target("v5p:2x2x1")
+    target = find_target("v5p:2x2x1")
   except InputError as error:
     pytest.skip(str(error))
-  mesh = parallel.make_mesh(data=1, fsdp=4, devices=place.devices)
+  mesh = parallel.make_mesh(data=1, fsdp=4, devices=target.devices)
   P = jax.sharding.PartitionSpec
 
   def argument(shape, *axes):

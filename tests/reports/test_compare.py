@@ -9,6 +9,7 @@ from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.reports import compare
 from mrpo_jax.training.log import Metrics
+from tests.material.logged import logged
 
 
 def make_run(folder, margins, beta=0.5, first=0):
@@ -99,14 +100,14 @@ def test_a_line_cut_short_is_left_out(tmp_path):
 
 
 def test_metrics_keep_the_lines_up_to_the_restored_step(tmp_path):
-  said = []
-  first = Metrics(tmp_path, step=0, say=said.append)
-  for step in (1, 2, 3):
-    first.write(step, {"loss": 0.5})
-  first.close()
-  again = Metrics(tmp_path, step=2, say=said.append)
-  again.write(3, {"loss": 0.25})
-  again.close()
+  with logged() as said:
+    first = Metrics(tmp_path, step=0)
+    for step in (1, 2, 3):
+      first.write(step, {"loss": 0.5})
+    first.close()
+    again = Metrics(tmp_path, step=2)
+    again.write(3, {"loss": 0.25})
+    again.close()
   lines = files.read_lines(tmp_path / "metrics.jsonl")
   assert [line["step"] for line in lines] == [1, 2, 3]
   assert lines[-1]["loss"] == 0.25

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.runs.config import load, read, with_defaults
+from mrpo_jax.runs.config import Folder, load, read, with_defaults
 from mrpo_jax.runs.workdir import differences
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -267,6 +267,84 @@ def test_integers_are_not_trained():
   values["policy"] |= dict(adapter=LORA, quantize="int4")
   with pytest.raises(InputError, match="'int8', but the policy is int4"):
     read(values)
+
+
+def sections(**changes):
+  """The ModelSections of GOOD with other values at dotted keys."""
+  return read(GOOD).changed(changes).models()
+
+
+def test_the_models_of_a_run_have_names_and_keys():
+  found = sections()
+  assert list(found) == ["policy", "base", "other"]
+  keys = [section.key for section in found.values()]
+  assert keys == ["policy", "references.base", "references.other"]
+  assert [one.is_policy for one in found.values()] == [True, False, False]
+
+
+def test_the_path_of_the_policy_is_its_weights_and_its_tokenizer():
+  found = sections(**{"policy.template": "chatml", "policy.tokenizer": "/t"})
+  policy, base, other = found.values()
+  assert base.base == policy.base and base.base.weights == Folder("/models/a")
+  assert base.tokenizer == policy.tokenizer and base.tokenizer.folder == "/t"
+  assert other.base.weights == Folder("/models/b")
+  assert (other.tokenizer.folder, other.tokenizer.template) == ("/models/b", "")
+  # The policy's tokenizer with a template of its own.
+  own = sections(**{"references.other.tokenizer": "policy"})["other"]
+  assert own.tokenizer.folder == "/models/a"
+  own = sections(**{"references.base.template": "zephyr"})["base"]
+  assert own.tokenizer.template == "zephyr"
+
+
+def test_new_models_alike_are_different_weights_but_the_policys_start():
+  new = dict(layers=2, width=8, heads=2, kv_heads=1, mlp_width=8, vocab_size=99)
+  values = changed("policy", dict(path="", new=new))
+  values["references"]["other"] = dict(path="", new=new)
+  policy, base, other = read(values).models().values()
+  assert base.base == policy.base != other.base
+  assert policy.base.weights.key == "policy"
+  assert other.base.weights.key == "references.other"
+  assert base.tokenizer.key == "policy"
+
+
+def test_rules_of_the_mesh_are_changed_for_one_reference():
+  found = sections(
+    **{
+      "mesh.rules": dict(embed=""),
+      "references.other.rules": dict(embed="data"),
+    }
+  )
+  rules = [dict(one.base.rules)["embed"] for one in found.values()]
+  assert rules == [(), (), ("data",)]
+  with pytest.raises(InputError, match="config.references.other.rules.rows is"):
+    sections(**{"references.other.rules": dict(rows="data")})
+
+
+def test_adapters_and_modes_of_models():
+  found = sections(
+    **{
+      "policy.adapter": LORA,
+      "references.other.adapter": "/peft",
+      "references.other.mode": "scored",
+    }
+  )
+  assert found["policy"].adapter.rank == 8 and found["base"].adapter is None
+  assert found["other"].adapter.path == "/peft"
+  assert [one.scored for one in found.values()] == [False, False, True]
+
+
+def test_no_reference_is_called_policy():
+  values = changed("references.names", ("policy",))
+  values["references"]["policy"] = dict(path="policy")
+  with pytest.raises(InputError, match="'policy' is the policy; name the re"):
+    read(values)
+
+
+def test_a_changed_config_is_checked_again():
+  config = read(GOOD).changed({"references.other.mode": "scored", "steps": 20})
+  assert config.references["other"].mode == "scored" and config.steps == 20
+  with pytest.raises(InputError, match="config.steps must be positive"):
+    config.changed({"steps": 0})
 
 
 def test_differences_name_the_keys():

@@ -32,7 +32,7 @@ def leaves(section, where=""):
 def test_every_key_of_a_config_is_explained(config):
   for key in leaves(CONFIGS[config]):
     if key.startswith("loss.") and key.count(".") > 1:
-      continue  # keywords of a choice within the loss: docs/losses.md
+      continue  # keywords of a choice within the loss: docs/guide/losses.md
     kind, about = explain(key).split("\n    ")[:2]
     assert ": " in kind and about
 
@@ -59,7 +59,7 @@ def test_every_key_has_a_meaning_and_a_default_or_none():
     ("references.names", "references.names: tuple of str, default ()\n"),
     ("mesh.rules.embed", "mesh.rules: section, default {}\n"),
     ("loss.gamma", "simpo (1.0)"),
-    ("loss", "docs/losses.md"),
+    ("loss", "docs/guide/losses.md"),
     ("bandit.betas", "bandit.betas: tuple of float, positive, required\n"),
     ("bandit.links.dpo.beta", "loss.beta: keyword\n"),
   ],

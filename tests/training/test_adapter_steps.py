@@ -12,7 +12,7 @@ from mrpo_jax.data import pack
 from mrpo_jax.models import lora, parameters
 from mrpo_jax.training import train_state
 from mrpo_jax.training.figures import policy_parts, reference_figures
-from mrpo_jax.training.held_out import _policy
+from mrpo_jax.training.held_out import evaluated
 from mrpo_jax.training.step import train_step
 from tests.training import test_step
 
@@ -69,7 +69,7 @@ def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   objective = test_step.objective_of()
   fixed = reference_figures(objective, references, (view,), {})
   with_dropout, without = (
-    _policy(objective, references, *given, 0, (view,), fixed)
+    evaluated(objective, references, *given, 0, (view,), fixed)
     for given in (policy, policy_of(dropout=0.0))
   )
   np.testing.assert_array_equal(with_dropout.logp_BC, without.logp_BC)

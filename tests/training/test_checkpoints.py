@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.training import checkpoints, train_state
+from tests.material.logged import logged
 
 LOSS = checkpoints.Best("eval/loss", -1)
 ACCURACY = checkpoints.Best("eval/rewards/accuracies", 1)
@@ -144,10 +145,8 @@ def remove(path):
 
 def restored(workdir):
   """(step, state, what was said)."""
-  said = []
-  step, state = checkpoints.restore(
-    workdir, abstract_of(state_of(0)), say=said.append
-  )
+  with logged() as said:
+    step, state = checkpoints.restore(workdir, abstract_of(state_of(0)))
   return step, state, said
 
 

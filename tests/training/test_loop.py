@@ -44,7 +44,6 @@ class Run:
       constants={"pairs": 8},
       rate=lambda step: step / 10,
       watch=lambda step, metrics: self.read.append(step),
-      say=lambda line: None,
     ) as log:
       self.end = train(
         counting_step(poison),

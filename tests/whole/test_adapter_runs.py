@@ -153,10 +153,10 @@ def config_of(inputs, **changes):
 
 def load(config):
   pairs = load_pairs(config)
-  tokenizers = load_tokenizers(config, "", pairs["train"], print)
+  tokenizers = load_tokenizers(config, "", pairs["train"])
   mesh = mesh_of(config)
   described = describe_models(config, tokenizers, mesh)
-  loaded = load_models(described, mesh, print)
+  loaded = load_models(described, mesh)
   return [Both(described[key], loaded[key]) for key in loaded]
 
 

@@ -25,6 +25,7 @@ from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.setup import mesh_of
 from mrpo_jax.training.objective import Objective
 
+SLOW = pytest.mark.slow
 STEPS = 8  # of the 20
 
 
@@ -37,8 +38,8 @@ def alone(adapter):
   "name,adapter",
   [
     ("fsdp 4 x model 2", None),
-    ("data 2 x context 2 x model 2", None),
-    ("whole policy, split references", meshes.ADAPTER),
+    pytest.param("data 2 x context 2 x model 2", None, marks=SLOW),
+    pytest.param("whole policy, split references", meshes.ADAPTER, marks=SLOW),
   ],
 )
 def test_eight_devices_equal_one(name, adapter):
@@ -91,7 +92,7 @@ def test_all_weights_are_born_split(tmp_path, adapter):
     policy=dict(adapter=adapter),
     second=dict(rules=dict(embed=("fsdp", "data"), kv_heads="")),
   )
-  loaded = load_models(models, mesh, print)
+  loaded = load_models(models, mesh)
   policy, base, second = (loaded[key].params for key in models)
   # V = 512 is in two; D is whole in the policy and its base, where it is 32,
   # and in four in the other, where it is 48.
@@ -113,7 +114,7 @@ def test_all_weights_are_born_split(tmp_path, adapter):
       config.batch, own, tuple(references), ("base", "second"), method
     ),
   )
-  state, _ = Program(setup, loaded).start(None, print)
+  state, _ = Program(setup, loaded).start(None)
   if adapter is None:
     assert local(state.params)["['blocks']['gate']"] == (2, 32, 32)
   else:

@@ -136,9 +136,9 @@ def test_a_missing_row_is_named(inputs, tmp_path):
   for name in ("base", "second"):
     config["references"][name]["mode"] = "scored"
   config = read(config)
-  setup = set_up(config, tmp_path / "w", print)
+  setup = set_up(config, tmp_path / "w")
   plan = ScorePlan.of(setup, "", fresh=True)
-  plan.fill(setup.mesh, setup.packing, print)
+  plan.fill(setup.mesh, setup.packing)
   assert plan.known("train").arrays["ref_logp_BCK"].shape == (40, 2, 2)
   # The third pair becomes another, which nobody has scored.
   setup.tables["train"].fingerprints[2] = 64 * "0"
@@ -327,11 +327,11 @@ def test_each_reference_has_its_beta(inputs):
   """Where none is named it is the loss's, and its default where that is not."""
   config = get_config(f"mrpo,inputs={inputs}").to_dict()
   config["references"]["second"]["beta"] = 0.9
-  assert chosen_method(read(config)).betas == (0.1, 0.9)
+  assert chosen_method(read(config)).mixing.betas == (0.1, 0.9)
   config["loss"]["beta"] = 0.2
-  assert chosen_method(read(config)).betas == (0.2, 0.9)
+  assert chosen_method(read(config)).mixing.betas == (0.2, 0.9)
   config["references"]["second"]["beta"] = None
-  assert chosen_method(read(config)).betas is None
+  assert chosen_method(read(config)).mixing.betas is None
   config["references"]["base"]["beta"] = -1.0
   with pytest.raises(InputError, match="must not be negative"):
     read(config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config: what a config file says, checked in the first second of a run."""
+"""Config of a run: read from a file, completed and checked at once."""
 
 import functools
 import importlib.util

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ModelSection: what a config says of one model of the run, resolved."""
+"""ModelSection: one model of a run, as its config says, resolved."""
 
 import dataclasses
 

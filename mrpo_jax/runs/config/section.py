@@ -105,7 +105,7 @@ def said(sentence, kind=SAID):
 
 
 def problem(sentence, *place, kind=SAID):
-  """What is wrong at a place below a section, as one of pydantic's errors."""
+  """One of pydantic's errors: a sentence on a place below a section."""
   return InitErrorDetails(type=said(sentence, kind), loc=place, input=None)
 
 

@@ -269,7 +269,7 @@ class References(Named):
 
 
 class Loss(Section, extra="allow"):
-  """A loss by name, and its keywords: docs/losses.md lists them by loss."""
+  """A loss by name and its keywords: docs/guide/losses.md lists them."""
 
   # Keywords that many losses take.
   ABOUT: ClassVar = {
@@ -294,7 +294,7 @@ class Loss(Section, extra="allow"):
 
   @property
   def keywords(self):
-    """What `losses.build` is given besides the name."""
+    """Keywords of `losses.build`."""
     return dict(self.model_extra)
 
   @model_serializer(mode="wrap")

@@ -3,6 +3,9 @@
 
 import dataclasses
 import json
+import pathlib
+import re
+import types
 
 import jax
 import numpy as np
@@ -11,12 +14,14 @@ import safetensors.numpy
 
 from mrpo_jax import hub
 from mrpo_jax.hub import inspect, peft
+from mrpo_jax.hub.folder import stored
 from mrpo_jax.models import lora, parameters, transformer
 from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.models.families.family import Family, TensorNames, named
 from mrpo_jax.models.families.read import config_from_hf
 from tests.material.folders import assert_identical
 
+DOCS = pathlib.Path(__file__).parents[3] / "docs"
 KINDS = ("weight", "bias")
 TENSORS = TensorNames(
   layer="tower.floor.{}",
@@ -75,6 +80,31 @@ VALUES = dict(
 def config(monkeypatch):
   monkeypatch.setitem(FAMILIES, "tower", TOWER)
   return config_from_hf(VALUES)
+
+
+def test_the_page_about_adding_a_family_is_true(monkeypatch):
+  import transformers
+
+  page = (DOCS / "learn/add_a_family.md").read_text(encoding="utf-8")
+  file, line, golden = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  starcoder = types.SimpleNamespace()
+  exec(file, starcoder.__dict__)
+  added = {"starcoder": starcoder}
+  exec(line, added)
+  monkeypatch.setitem(FAMILIES, *added["FAMILIES"].popitem())
+  sizes = dict(
+    vocab_size=96,
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=32,
+    intermediate_size=48,
+  )
+  theirs = transformers.AutoConfig.for_model("starcoder2", **sizes).to_dict()
+  config = config_from_hf(sizes | dict(model_type="starcoder2"))
+  assert config == config_from_hf(theirs | dict(architectures=None))
+  names = {one.name for one in jax.tree.leaves(stored(config))}
+  assert "model.layers.{}.mlp.c_proj.bias" in names
+  assert '"starcoder2"' in golden
 
 
 def random_params(config):

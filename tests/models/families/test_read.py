@@ -9,7 +9,7 @@ import pytest
 from mrpo_jax.errors import InputError
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.families import FAMILIES
-from mrpo_jax.models.families.family import UnsupportedModel
+from mrpo_jax.models.families.family import KEYS, UnsupportedModel
 from mrpo_jax.models.families.read import config_from_hf, config_to_hf
 from mrpo_jax.models.rope import Rope
 from tests.material.folders import GOLDEN
@@ -90,16 +90,17 @@ def test_a_config_of_transformers_5_is_read():
   )
 
 
-SIZES = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=32)
+SIZES = dict(width=64, layers=4, heads=32, vocab_size=96, mlp_width=48)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(family):
   import transformers
 
-  sizes = SIZES | dict(vocab_size=96, intermediate_size=48)
-  if family == "gpt2":
-    sizes = dict(vocab_size=96, n_embd=64, n_layer=4, n_head=32)
+  keys = {**KEYS, **FAMILIES[family].keys}
+  sizes = {keys[field]: size for field, size in SIZES.items()}
+  if FAMILIES[family].mlp_factor:  # a default, too
+    sizes.pop(keys["mlp_width"])
   theirs = transformers.AutoConfig.for_model(family, **sizes).to_dict()
   theirs = {k: v for k, v in theirs.items() if k != "architectures"}
   assert config_from_hf(dict(sizes, model_type=family)) == config_from_hf(
