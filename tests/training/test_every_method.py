@@ -33,7 +33,7 @@ def test_five_steps_of_every_method(name):
     method=chosen_method(config),
   )
   objective.check()
-  transformation, _ = optimizer.make(**vars(config.optimizer), steps=5)
+  transformation, _ = optimizer.make(**dict(config.optimizer), steps=5)
   # One part: long and short rows would be two loops to compile.
   rows = pack.pack(
     some_pairs(),

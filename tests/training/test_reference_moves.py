@@ -111,6 +111,7 @@ def test_a_round_of_no_acceleration_is_a_new_run_from_the_outcome():
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/moving_reference.py"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_the_same(tmp_path):
   """Three rounds of three steps; the second half begins inside the last."""
   argv = (

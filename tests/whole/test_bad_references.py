@@ -8,6 +8,8 @@ from mrpo_jax import hub
 from mrpo_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from tests.material.runs import mrpo, train_debug
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):

@@ -34,9 +34,18 @@ PAPER = {
   "mrpo_llama2_mistral": ("",),
   "seven_references": ("vaw", "vdw,multi", "arwc", "window"),
 }
-RUNS = [(name, "debug") for name in NAMES if name not in PAPER]
+# One of them is enough to see a break early.
+QUICK = ("mallows_bandit", "quickstart")
+RUNS = [
+  pytest.param(
+    *(name, "debug"), marks=[] if name in QUICK else [pytest.mark.slow]
+  )
+  for name in NAMES
+  if name not in PAPER
+]
 RUNS += [
-  ("quickstart", f"{run},debug") for run in ("sft-base", "sft-second", "dpo")
+  pytest.param("quickstart", f"{run},debug", marks=pytest.mark.slow)
+  for run in ("sft-base", "sft-second", "dpo")
 ]
 
 

@@ -39,6 +39,7 @@ def test_five_steps_of_a_method(inputs, tmp_path, name):
   assert_five_steps(name, tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_a_memory_outlives_the_run(inputs, tmp_path):
   every = "--config.checkpoint_every=2"
   whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -50,6 +51,7 @@ def test_a_memory_outlives_the_run(inputs, tmp_path):
   assert untimed(resumed) == untimed(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tdpo", "bmc", "aot"])
 def test_evaluation_of_what_needs_more_than_sums(inputs, tmp_path, name):
   more = (f"--config.data.eval={inputs}/pairs.jsonl", "--config.eval_every=5")
@@ -66,6 +68,7 @@ def test_evaluation_of_what_needs_more_than_sums(inputs, tmp_path, name):
   )
 
 
+@pytest.mark.slow
 def test_one_reference_at_a_time_by_held_out_accuracy(inputs, tmp_path):
   more = (
     "--config.loss.weights=thompson",

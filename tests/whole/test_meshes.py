@@ -25,6 +25,7 @@ from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.setup import mesh_of
 from mrpo_jax.training.objective import Objective
 
+SLOW = pytest.mark.slow
 STEPS = 8  # of the 20
 
 
@@ -37,8 +38,8 @@ def alone(adapter):
   "name,adapter",
   [
     ("fsdp 4 x model 2", None),
-    ("data 2 x context 2 x model 2", None),
-    ("whole policy, split references", meshes.ADAPTER),
+    pytest.param("data 2 x context 2 x model 2", None, marks=SLOW),
+    pytest.param("whole policy, split references", meshes.ADAPTER, marks=SLOW),
   ],
 )
 def test_eight_devices_equal_one(name, adapter):

@@ -18,6 +18,7 @@ from mrpo_jax import cli, files
 from mrpo_jax.runs.workdir import PAIRS
 from mrpo_jax.training import checkpoints
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 24
 TINY = (

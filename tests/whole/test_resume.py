@@ -95,6 +95,7 @@ def test_what_changes_no_number_is_no_other_run(done, capsys):
   assert files_of(done) == before
 
 
+@pytest.mark.slow
 def test_a_change_that_is_allowed_is_recorded(done, tmp_path, capsys):
   workdir = copy_of(done, tmp_path)
   known = files.read_json(workdir / "config.json")
@@ -117,6 +118,7 @@ def test_a_change_that_is_allowed_is_recorded(done, tmp_path, capsys):
   assert "steps: 6 -> 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_mesh_goes_on_with_the_same_numbers(done, tmp_path, capsys):
   workdir = copy_of(done, tmp_path)
   shutil.rmtree(workdir / "checkpoints" / "4")
