@@ -101,7 +101,7 @@ def test_a_chunk_is_at_most_an_eighth_of_a_row():
 
 def test_wrong_axes_are_refused(rng):
   hidden_RMD, head_VD, targets_RM = inputs(rng)
-  with pytest.raises(ValueError, match="D=8"):
+  with pytest.raises(ValueError, match="D has size 8 in `hidden_RMD`, but 7"):
     head.token_logps(hidden_RMD, head_VD[:, 1:], targets_RM)
 
 
@@ -232,7 +232,8 @@ def test_other_figures_have_no_gradient(rng):
 
 def test_a_reference_of_another_vocabulary_is_refused(rng):
   hidden_RMD, head_VD = reference(rng)
-  with pytest.raises(ValueError, match=f"V={V}"):
+  message = f"V has size {V} in .*, but {V - 1} in `against_head_VD`"
+  with pytest.raises(ValueError, match=message):
     head.token_figures(*inputs(rng), against=(hidden_RMD, head_VD[1:]))
 
 
