@@ -271,7 +271,7 @@ def test_an_imported_adapter_trains_on(inputs, plain, tmp_path):
 def test_exports_compute_what_was_trained(inputs, tmp_path, request, run):
   workdir = request.getfixturevalue(run)
   content = json.loads((workdir / "config.json").read_text())
-  base = recorded_config(content).models()["policy"].base
+  base = recorded_config("config.json", content).models()["policy"].base
   model = hub.read_config(inputs / "base")
   params = base_params(base, model)
   adapter = lora.Adapter(4, 8.0)
