@@ -103,7 +103,6 @@ def prepare(
   pairs = list(formats.read(common.HH_HARMLESS / "train.jsonl.gz"))
   tokenizer = train_tokenizer(
     (text for pair in pairs for text in formats.texts(pair)),
-    kind="bpe",
     vocab_size=min(config.vocab_size, LARGEST_VOCABULARY),
   )
   folders = []

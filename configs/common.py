@@ -4,7 +4,9 @@
 import pathlib
 import types
 
-HH_HARMLESS = pathlib.Path(__file__).resolve().parent / "hh_harmless"
+HERE = pathlib.Path(__file__).resolve().parent
+HH_HARMLESS = HERE / "hh_harmless"
+TOKENIZERS = HERE / "tokenizers"  # trained on these pairs
 TINY = dict(
   layers=2,
   width=32,
@@ -41,7 +43,7 @@ def shrink(c):
   """The same experiment as a CPU run of a minute: tiny models made on the spot.
 
   Reference 0 stays the policy's start; every further one gets another shape
-  and another tokenizer.  Nothing is downloaded.
+  and, but where it has the policy's, another tokenizer.  Nothing is downloaded.
   """
   c.steps = 8
   c.batch = 8
@@ -62,4 +64,6 @@ def shrink(c):
     if k:
       width = 16 * (k + 2)
       reference.new = dict(TINY, width=width, tokenizer="unigram")
+      if not reference.get("tokenizer"):
+        reference.tokenizer = str(TOKENIZERS / "unigram-512")
   return c

@@ -33,7 +33,7 @@ SHAPES = {
     tokenizer="bpe",
     vocab_size=2048,
   ),
-  # 0.5 M, narrower, fewer layers, and a Unigram vocabulary of its own.
+  # 0.5 M, narrower, fewer layers, and a Unigram tokenizer of its own.
   "second": dict(
     layers=3,
     width=96,
@@ -74,6 +74,8 @@ def supervised(c, name):
   c.batch = 64  # pairs in one optimizer step: 29 steps are an epoch
   c.data.row_length = 256  # prompt and one response; attention is quadratic
   c.policy = dict(path="", new=SHAPES[name])
+  if name == "second":
+    c.policy.tokenizer = str(common.TOKENIZERS / "unigram-1536")
   c.references = dict(names=())
   c.loss = dict(name="nll")
   # From scratch: large steps, short warm-up.

@@ -12,6 +12,7 @@ from mrpo_jax.data.tokenizer import (
   train_tokenizer,
   with_template,
 )
+from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import key_of
 
 logger = logging.getLogger(__name__)
@@ -92,9 +93,13 @@ def _tokenizer(given, workdir, pairs, made):
     return load_tokenizer(given.folder)
   if trained.is_dir():
     return load_tokenizer(trained)
-  logger.info(f"training the {given.new.tokenizer} tokenizer of {given.key}")
+  if given.new.tokenizer != "bpe":
+    raise InputError(
+      f"config.{given.key}.new.tokenizer: only bpe is trained; name the folder "
+      f"of a {given.new.tokenizer} one in config.{given.key}.tokenizer, for "
+      "example configs/tokenizers/unigram-512"
+    )
+  logger.info(f"training the tokenizer of {given.key}")
   texts = (text for pair in pairs for text in formats.texts(pair))
-  made[trained.name] = train_tokenizer(
-    texts, kind=given.new.tokenizer, vocab_size=given.new.vocab_size
-  )
+  made[trained.name] = train_tokenizer(texts, given.new.vocab_size)
   return made[trained.name]

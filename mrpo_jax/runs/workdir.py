@@ -22,7 +22,12 @@ CONFIG = "config.json"
 # word.
 HARMLESS = {
   **dict.fromkeys(
-    ("log_every", "checkpoint_every", "checkpoints"), "no number of the steps"
+    (
+      *("log_every", "checkpoint_every", "checkpoints"),
+      # Places; what stands there is in `identity`.
+      *("policy.tokenizer", "references.*.tokenizer"),
+    ),
+    "no number of the steps",
   ),
   **dict.fromkeys(
     (

@@ -8,9 +8,14 @@ import logging
 
 import pytest
 
+from configs import common
 from mrpo_jax.data.encode import Encoded, encode, encode_all
 from mrpo_jax.data.templates import chat_template
-from mrpo_jax.data.tokenizer import train_tokenizer, with_template
+from mrpo_jax.data.tokenizer import (
+  load_tokenizer,
+  train_tokenizer,
+  with_template,
+)
 
 TEXTS = [
   "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
@@ -70,10 +75,11 @@ def small(*, bos="<bos>", eos="<eos>", pad="<pad>", ends=""):
 
 @pytest.fixture(scope="session")
 def trained():
-  def train(kind):
-    return train_tokenizer(TEXTS, kind=kind, vocab_size=500)
-
-  return {kind: train(kind) for kind in ("bpe", "unigram")}
+  """One of bytes, trained here, and the one of pieces that configs use."""
+  return {
+    "bpe": train_tokenizer(TEXTS, 500),
+    "unigram": load_tokenizer(common.TOKENIZERS / "unigram-512"),
+  }
 
 
 @pytest.fixture(params=["bpe", "unigram"])

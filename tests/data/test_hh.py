@@ -22,7 +22,7 @@ TRAIN = common.HH_HARMLESS / "train.jsonl.gz"
 def encoded():
   pairs = list(formats.read(EVAL))
   texts = (text for pair in pairs for text in formats.texts(pair))
-  tokenizer = train_tokenizer(texts, kind="bpe", vocab_size=2048)
+  tokenizer = train_tokenizer(texts, 2048)
   limits = dict(max_prompt=192, max_response=128)
   views = encode.encode_all(tokenizer, pairs, **limits)
   return [one for one in views if not one.dropped]

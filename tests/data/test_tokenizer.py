@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from configs import common
 from mrpo_jax.data.templates import TEMPLATES, chat_template, load_template
 from mrpo_jax.data.tokenizer import (
   SMALLEST,
@@ -20,7 +21,6 @@ from mrpo_jax.data.tokenizer import (
 )
 from mrpo_jax.errors import InputError
 
-KINDS = ("bpe", "unigram")
 TEXTS = [
   "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
   "Numbers 1 2 3 and words, words, words; nothing else is in here.",
@@ -47,21 +47,23 @@ ODD = [
 ]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["trained", "shipped"])
 def tokenizer(request):
-  return train_tokenizer(TEXTS, kind=request.param, vocab_size=480)
+  """One trained here, byte-level BPE, and the Unigram that configs use."""
+  if request.param == "shipped":
+    return load_tokenizer(common.TOKENIZERS / "unigram-512")
+  return train_tokenizer(TEXTS, 480)
 
 
 def files(folder):
   return {p.name: p.read_bytes() for p in pathlib.Path(folder).iterdir()}
 
 
-def test_the_same_texts_give_the_same_files_in_any_process(tokenizer, tmp_path):
-  kind = type(tokenizer.backend_tokenizer.model).__name__.lower()
-  tokenizer.save_pretrained(tmp_path / "one")
+def test_the_same_texts_give_the_same_files_in_any_process(tmp_path):
+  train_tokenizer(TEXTS, 480).save_pretrained(tmp_path / "one")
   program = (
     "from mrpo_jax.data.tokenizer import train_tokenizer\n"
-    f"trained = train_tokenizer({TEXTS!r}, kind={kind!r}, vocab_size=480)\n"
+    f"trained = train_tokenizer({TEXTS!r}, 480)\n"
     f"trained.save_pretrained({str(tmp_path / 'two')!r})"
   )
   environment = os.environ | {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
@@ -90,7 +92,8 @@ def test_one_bos_and_no_eos_by_default(tokenizer):
   assert ids.count(0) == 1 and 1 not in ids
 
 
-def test_frequent_words_are_one_token(tokenizer):
+def test_frequent_words_are_one_token():
+  tokenizer = train_tokenizer(TEXTS, 480)
   ids = tokenizer("and words", add_special_tokens=False).input_ids
   assert len(ids) < len("and words") // 2
   assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1
@@ -135,7 +138,7 @@ def test_a_fingerprint_tells_what_encodes_differently(tokenizer):
   others[0].chat_template = "{{ messages }}"
   others[1].eos_token = "<pad>"
   others[2].backend_tokenizer.post_processor = processors.ByteLevel()
-  others.append(train_tokenizer(TEXTS[:2], kind="bpe", vocab_size=300))
+  others.append(train_tokenizer(TEXTS[:2], 300))
   assert (
     len({tokenizer_fingerprint(other) for other in [tokenizer, *others]}) == 5
   )
@@ -211,19 +214,15 @@ def test_a_template_file_may_refuse_an_empty_conversation(tmp_path):
         assert load_template(str(path)) == source
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("texts", [[], [""], ["lone \ud800"]])
-def test_few_texts_still_give_a_tokenizer(kind, texts):
-  tokenizer = train_tokenizer(texts, kind=kind, vocab_size=SMALLEST[kind])
+def test_few_texts_still_give_a_tokenizer(texts):
+  tokenizer = train_tokenizer(texts, SMALLEST)
   assert tokenizer.decode(tokenizer("é?").input_ids) == "<bos>é?"
 
 
-def test_an_unknown_kind_or_too_few_tokens_are_refused():
-  with pytest.raises(InputError, match="bpe, unigram"):
-    train_tokenizer(TEXTS, kind="wordpiece", vocab_size=480)
-  for kind in KINDS:
-    with pytest.raises(InputError, match=f"{SMALLEST[kind]} or more"):
-      train_tokenizer(TEXTS, kind=kind, vocab_size=SMALLEST[kind] - 1)
+def test_too_few_tokens_are_refused():
+  with pytest.raises(InputError, match=f"{SMALLEST} or more"):
+    train_tokenizer(TEXTS, SMALLEST - 1)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,17 @@
 import copy
 import dataclasses
 import itertools
+import json
 import random
 
 import pytest
+import tokenizers as rust
+from transformers import PreTrainedTokenizerFast
 
+from configs import common
 from mrpo_jax.data.encode import encode, encode_all
 from mrpo_jax.data.formats import PreferencePair as Pair
-from mrpo_jax.data.tokenizer import SMALLEST, train_tokenizer
+from mrpo_jax.data.tokenizer import SMALLEST, load_tokenizer, train_tokenizer
 from mrpo_jax.data.truncate import Cut, cut_to_fit, fingerprint
 
 TEXTS = [
@@ -56,16 +60,28 @@ def said(content):
 def tokenizers():
   """Of bytes, of letters, and of words: from tight to loose in ASCII."""
 
-  def train(kind, texts, size):
-    return train_tokenizer(texts, kind=kind, vocab_size=size)
-
   return {
-    "bytes": train("bpe", [], SMALLEST["bpe"]),
-    "letters": train("unigram", [], SMALLEST["unigram"]),
-    "ab": train("bpe", ["ab"] * 9, SMALLEST["bpe"] + 1),
-    "words": train("bpe", TEXTS, 500),
-    "pieces": train("unigram", TEXTS, 500),
+    "bytes": train_tokenizer([], SMALLEST),
+    "letters": _letters(common.TOKENIZERS / "unigram-512"),
+    "ab": train_tokenizer(["ab"] * 9, SMALLEST + 1),
+    "words": train_tokenizer(TEXTS, 500),
+    "pieces": load_tokenizer(common.TOKENIZERS / "unigram-512"),
   }
+
+
+def _letters(folder):
+  """The tokenizer of a folder without its pieces of several letters."""
+  tokenizer = load_tokenizer(folder)
+  content = json.loads(tokenizer.backend_tokenizer.to_str())
+  content["model"]["vocab"] = [
+    (piece, score)
+    for piece, score in content["model"]["vocab"]
+    if len(piece) == 1 or piece.startswith("<")
+  ]
+  backend = rust.Tokenizer.from_str(json.dumps(content))
+  return PreTrainedTokenizerFast(
+    tokenizer_object=backend, **tokenizer.special_tokens_map
+  )
 
 
 def fit(tokenizers, pairs, limits):
@@ -147,11 +163,8 @@ def test_a_cut_that_breaks_a_merge_is_cut_again(template, prompt, limits):
   # Two tokens are xy|zk and kw|xy of the one, wxyz|k and k|wxyz of the other;
   # four letters would do, but of them that makes x|yz|k and k|wx|y.
   words = ["xy", "zk", "kw"] * 9, ["wx", "yz"] * 9 + ["wxyz"]
-  size = SMALLEST["bpe"] + 3
-  both = [
-    templated(train_tokenizer(some, kind="bpe", vocab_size=size), template)
-    for some in words
-  ]
+  size = SMALLEST + 3
+  both = [templated(train_tokenizer(some, size), template) for some in words]
   plain = isinstance(prompt, str)
   pair = Pair(prompt, *(s if plain else said(s) for s in ("kwxyzq", "y")))
   cuts = fit(both, [pair], limits)

@@ -9,15 +9,16 @@ import jax
 from configs import common
 from mrpo_jax import hub
 from mrpo_jax.data import formats
-from mrpo_jax.data.tokenizer import train_tokenizer
+from mrpo_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import ModelConfig
 
-# kind and size of the tokenizer; shape of the model.
+SHIPPED = common.TOKENIZERS / "unigram-512"
+# Tokenizer, shipped or of that size; shape of the model.
 MODELS = {
-  "base": (("bpe", 512), dict(width=32, tied=True)),
-  "second": (("unigram", 512), dict(width=48, tied=True)),
-  "third": (("bpe", 350), dict(width=24, layers=2, kv_heads=2)),
+  "base": (512, dict(width=32, tied=True)),
+  "second": (SHIPPED, dict(width=48, tied=True)),
+  "third": (350, dict(width=24, layers=2, kv_heads=2)),
 }
 
 
@@ -43,8 +44,10 @@ def make_inputs(folder):
   write_pairs(folder / "few.jsonl", 8)
   pairs = list(formats.read(folder / "pairs.jsonl"))
   texts = [text for pair in pairs for text in formats.texts(pair)]
-  for name, ((kind, vocab_size), shape) in MODELS.items():
-    tokenizer = train_tokenizer(texts, kind=kind, vocab_size=vocab_size)
+  for name, (kind, shape) in MODELS.items():
+    tokenizer = (
+      load_tokenizer(kind) if kind == SHIPPED else train_tokenizer(texts, kind)
+    )
     config = ModelConfig(
       vocab_size=len(tokenizer),
       bos_id=tokenizer.bos_token_id,

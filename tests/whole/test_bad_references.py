@@ -36,7 +36,7 @@ def models(tmp_path_factory):
     hub.save(folder / name, config, bad, tokenizer=tokenizer)
   # The same letters, but ids of another order.
   other = train_tokenizer(
-    ["numbers like 0123456789 and QWERTY"], kind="bpe", vocab_size=300
+    ["numbers like 0123456789 and QWERTY"], vocab_size=300
   )
   hub.save(folder / "mistokenised", config, params, tokenizer=other)
   return folder

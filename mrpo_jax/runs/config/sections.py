@@ -150,7 +150,9 @@ class New(Section):
   heads: Count = key("heads of queries")
   kv_heads: Count = key("heads of keys and values")
   mlp_width: Count = key("size of the MLP's hidden layer")
-  tokenizer: Literal["bpe", "unigram"] = key("trained on the pairs", "bpe")
+  tokenizer: Literal["bpe", "unigram"] = key(
+    "bpe: trained on the pairs; unigram: in a folder, `tokenizer`", "bpe"
+  )
   vocab_size: Count = key("tokens of its tokenizer")
 
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokenizers of a run: given in folders, found in the workdir, or trained."""
+
+import pytest
+
+from configs import common, quickstart
+from mrpo_jax.data import source
+from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config import read
+from mrpo_jax.runs.data import load_tokenizers
+
+
+def debug_run(**reference):
+  values = quickstart.get_config("mrpo,debug").to_dict()
+  values["references"]["second"] |= reference
+  return read(values)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+  return source.load(common.HH_HARMLESS / "eval.jsonl.gz")[:20]
+
+
+def test_a_new_model_takes_the_tokenizer_of_a_folder(pairs, tmp_path):
+  found = load_tokenizers(debug_run(), tmp_path, pairs)
+  assert list(found.made) == ["tokenizer-policy"]
+  mark = found.identity["references.second.tokenizer"]
+  # Of the one that earlier versions trained on these pairs for each run.
+  assert mark.startswith("b65868747d7f4258")
+  assert mark != found.identity["policy.tokenizer"]
+
+
+def test_unigram_is_read_where_an_older_run_left_it_and_not_trained(
+  pairs, tmp_path
+):
+  new = {**common.TINY, "tokenizer": "unigram"}
+  config = debug_run(tokenizer="", new=new)
+  with pytest.raises(InputError, match="references.second.new.tokenizer"):
+    load_tokenizers(config, tmp_path, pairs)
+  shipped = load_tokenizer(common.TOKENIZERS / "unigram-512")
+  shipped.save_pretrained(tmp_path / "tokenizer-references.second")
+  found = load_tokenizers(config, tmp_path, pairs)
+  mark = found.identity["references.second.tokenizer"]
+  assert mark == tokenizer_fingerprint(shipped)
