@@ -61,6 +61,7 @@ def test_every_key_has_a_meaning_and_a_default_or_none():
     ("loss.gamma", "simpo (1.0)"),
     ("loss", "docs/guide/losses.md"),
     ("bandit.betas", "bandit.betas: tuple of float, positive, required\n"),
+    ("bandit.links", "bandit.links.<name>: section\n"),
     ("bandit.links.dpo.beta", "loss.beta: keyword\n"),
   ],
 )

@@ -267,7 +267,9 @@ def test_an_imported_adapter_trains_on(inputs, plain, tmp_path):
 # Export.
 
 
-@pytest.mark.parametrize("run", ["plain", "finished"])
+@pytest.mark.parametrize(
+  "run", ["plain", pytest.param("finished", marks=pytest.mark.slow)]
+)
 def test_exports_compute_what_was_trained(inputs, tmp_path, request, run):
   workdir = request.getfixturevalue(run)
   content = json.loads((workdir / "config.json").read_text())

@@ -12,7 +12,6 @@ from mrpo_jax.runs.config.section import (
   Positive,
   Section,
   key,
-  lists_as,
 )
 from mrpo_jax.runs.config.sections import Loss, Names
 
@@ -86,10 +85,6 @@ class BanditConfig(Section):
         f"its {pairs} pairs"
       )
     return self
-
-  def to_dict(self):
-    """The content of config.json."""
-    return lists_as(list, self.model_dump())
 
 
 def _check_links(links):

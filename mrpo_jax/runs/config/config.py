@@ -141,10 +141,6 @@ class Config(Section):
       functools.reduce(dict.__getitem__, parents, whole)[name] = value
     return read(whole)
 
-  def to_dict(self):
-    """The content of config.json; a resumed config must compare equal."""
-    return lists_as(list, self.model_dump())
-
 
 def read(values):
   """The Config, or BanditConfig, of a nested dict; complete and checked.

@@ -9,8 +9,8 @@ from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.losses.methods.catalogue import LOSSES
 from mrpo_jax.runs.config.bandit import BanditConfig
 from mrpo_jax.runs.config.config import Config
-from mrpo_jax.runs.config.section import allowed, is_section
-from mrpo_jax.runs.config.sections import Loss, Reference, References
+from mrpo_jax.runs.config.section import Named, allowed, is_section
+from mrpo_jax.runs.config.sections import Loss
 
 INDENT = "    "
 
@@ -61,8 +61,8 @@ def _general(key):
   parts = key.split(".")
   if parts[:1] == ["references"] and parts[1:2] != ["names"]:
     parts[1:2] = ["<name>"] * len(parts[1:2])
-  if parts[:2] == ["bandit", "links"] and parts[2:3] != ["names"]:
-    parts = ["loss", *parts[3:]] if parts[3:] else parts[:2]
+  if parts[:2] == ["bandit", "links"] and parts[2:3] not in ([], ["names"]):
+    parts = ["loss", *parts[3:]] if parts[3:] else [*parts[:2], "<name>"]
   if "rules" in parts:
     parts = parts[: parts.index("rules") + 1]
   return ".".join(parts)
@@ -81,10 +81,11 @@ def _keys_of(kind, where=""):
     yield f"{where}{name}", (first, about)
     for one in sections:
       yield from _keys_of(one, f"{where}{name}.")
-  if kind is References:
-    about = inspect.getdoc(Reference).split("\n")[0]
+  if issubclass(kind, Named):
+    about = inspect.getdoc(kind.each).split("\n")[0]
     yield f"{where}<name>", ("section", about)
-    yield from _keys_of(Reference, f"{where}<name>.")
+    if kind.each is not Loss:  # whose keys stand at `loss`
+      yield from _keys_of(kind.each, f"{where}<name>.")
   if issubclass(kind, Loss):
     for name, about in _keywords().items():
       yield f"{where}{name}", ("keyword", about)

@@ -65,6 +65,10 @@ class Section(pydantic.BaseModel):
           values[name] = field.default
     return values
 
+  def to_dict(self):
+    """As config.json has it; a resumed config must compare equal."""
+    return lists_as(list, self.model_dump())
+
   @pydantic.model_validator(mode="wrap")
   @classmethod
   def _one_sentence(cls, values, validate):
