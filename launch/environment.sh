@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 # Sourced: makes .venv in the repository and installs this package with the
-# extra $1, unless that was done since setup.py changed; then activates it.
+# extras $1 (tpu or tpu,hub), unless that was done since setup.py changed; then
+# activates it.  CONSTRAINTS= (empty) takes the newest versions instead of those
+# that were tested.
+case ${1-} in
+  '' | *[!a-z0-9,]*)
+    echo "error: extras are named like tpu,hub; got '${1-}'" >&2
+    exit 2
+    ;;
+esac
 venv=$(pwd -P)/.venv
 # Its last file names its place: another one if the repository was copied.
 if ! grep -qsF -e "=$venv" -e "=\"$venv" -e "='$venv" .venv/bin/activate; then
@@ -21,9 +29,11 @@ if ! grep -qsF -e "=$venv" -e "=\"$venv" -e "='$venv" .venv/bin/activate; then
   "$python" -m venv --clear .venv
 fi
 mark=.venv/installed-$1
-if ! cmp -s setup.py "$mark"; then
-  .venv/bin/pip install --quiet --disable-pip-version-check -e ".[$1]"
-  cp setup.py "$mark"
+constraints=${CONSTRAINTS-launch/constraints.txt}
+if ! cat setup.py ${constraints:+"$constraints"} | cmp -s - "$mark"; then
+  .venv/bin/pip install --quiet --disable-pip-version-check -e ".[$1]" \
+    ${constraints:+--constraint "$constraints"}
+  cat setup.py ${constraints:+"$constraints"} > "$mark"
 fi
 # shellcheck disable=SC1091
 source .venv/bin/activate

@@ -18,7 +18,8 @@
 # up, and at a preemption, Slurm sends SIGTERM to the processes, not to this
 # shell; mrpo saves, worker.sh makes that exit code 75, and the job goes back
 # into the queue, where the same command resumes.
-EXTRA=${EXTRA-cuda} # of setup.py: cuda for CUDA 13, cuda12 for older drivers
+# Of setup.py: cuda for CUDA 13, cuda12 for older drivers, and what configs need.
+EXTRA=${EXTRA-cuda,hub,tensorboard}
 # DRY_RUN=1 prints the commands instead.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR-.}" # Slurm runs a copy of this file
@@ -32,7 +33,8 @@ SLURM_JOB_ID=${SLURM_JOB_ID-${DRY_RUN:+JOB}}
 [ -n "$SLURM_JOB_ID" ] || fail "no Slurm job; want sbatch launch/slurm.sh $*"
 
 # Once, before all processes want it.
-step bash -c "set -euo pipefail; source launch/environment.sh $EXTRA"
+# shellcheck disable=SC2016 # the inner shell expands it
+step bash -c 'set -euo pipefail; source launch/environment.sh "$1"' bash "$EXTRA"
 code=0
 # Each process ends by itself: the first must not cut short how others save.
 step srun --kill-on-bad-exit=0 --gpu-bind=none \

@@ -11,6 +11,7 @@ source launch/common.sh
 [ $# -gt 2 ] || fail "want bash launch/tpu_vm.sh SHARE MOUNT mrpo train ..."
 share=$1 mount=$2
 shift 2
+UV=0.9.30 # brings a newer Python
 site=https://packages.cloud.google.com/apt
 key=/usr/share/keyrings/cloud.google.asc
 
@@ -18,7 +19,7 @@ apt() { # waits for the updates that a new VM makes
   step sudo apt-get -o DPkg::Lock::Timeout=600 -y "$@"
 }
 install_gcsfuse() {
-  step sudo curl -fsSL -o $key $site/doc/apt-key.gpg
+  step sudo curl -fsSL -o "$key" "$site/doc/apt-key.gpg"
   step sudo bash -c ". /etc/os-release; echo \"deb [signed-by=$key] $site \
 gcsfuse-\$VERSION_CODENAME main\" > /etc/apt/sources.list.d/gcsfuse.list"
   apt update
@@ -44,13 +45,13 @@ mount_share() {
 work() {
   mountpoint -q "$mount" || mount_share
   if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    step bash -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'
+    step python3 -m pip install --quiet --user "uv==$UV"
     step ~/.local/bin/uv python install 3.12
     export PYTHON=~/.local/bin/python3.12
   fi
   # On the share: it outlives the slice.
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$mount/xla}
-  exec bash launch/worker.sh tpu "$@"
+  exec bash launch/worker.sh tpu,hub,tensorboard "$@"
 }
 
 [ -z "${DRY_RUN-}" ] || work "$@"

@@ -169,14 +169,16 @@ def test_a_vm_mounts_the_share_before_it_works(machine, share, mounts):
   lines = machine.dry("launch/tpu_vm.sh", share, "/mnt/no share", *COMMAND)
   assert lines[0] == ["sudo", "mkdir", "-p", "/mnt/no share"]
   assert [*mounts, "/mnt/no share"] in lines[1:-2]
-  assert lines[-2:] == [["source", "launch/environment.sh", "tpu"], COMMAND]
+  extras = "tpu,hub,tensorboard"
+  assert lines[-2:] == [["source", "launch/environment.sh", extras], COMMAND]
 
 
 def test_a_job_installs_once_and_starts_all(machine):
   install, start = machine.dry(
     "launch/slurm.sh", *COMMAND, EXTRA="cuda12", SLURM_CPUS_PER_TASK="7"
   )
-  assert install[-1].endswith("source launch/environment.sh cuda12")
+  assert install[-3].endswith('source launch/environment.sh "$1"')
+  assert install[-2:] == ["bash", "cuda12"]
   assert start[0] == "srun" and "--cpus-per-task=7" in start
   assert start[-len(COMMAND) - 3 :] == [
     *("bash", "launch/worker.sh", "cuda12"),
@@ -191,6 +193,8 @@ def test_a_job_installs_once_and_starts_all(machine):
     (["launch/tpu_pod.sh", "up"], {**TPU, "RUNTIME": ""}, "set RUNTIME"),
     (["launch/tpu_pod.sh", "run", "a"], {**TPU, "SHARE": ""}, "set SHARE"),
     (["launch/tpu_pod.sh", "run"], TPU, "no command"),
+    (["launch/tpu_pod.sh", "up"], {**TPU, "NAME": "a b"}, "want small letters"),
+    (["launch/tpu_pod.sh", "up"], {**TPU, "ADDRESS": "x"}, "want internal"),
     (["launch/tpu_pod.sh", "logs", "1"], TPU, "want up, run"),
     (["launch/tpu_vm.sh", "gs://b", "/mnt/share"], {}, "want bash"),
     (["launch/slurm.sh"], {}, "no command"),
@@ -351,7 +355,7 @@ def variables_of_the_jobset():
 def test_the_jobset_asks_for_the_slice():
   assert yaml.safe_load(JOBSET)["kind"] == "JobSet"  # as the hooks read it
   values = dict(ACCELERATOR="tpu-v5p-slice", TOPOLOGY="2x2x4", HOSTS="4")
-  values |= dict(NAME="n", IMAGE="i", CLAIM="c", CHIPS="4")
+  values |= dict(NAME="n", IMAGE="i", CLAIM="c", CHIPS="4", ACCOUNT="a")
   values["COMMAND"] = shlex.join(COMMAND)
   assert values.keys() == set(variables_of_the_jobset())
   jobset = yaml.safe_load(string.Template(JOBSET).substitute(values))
@@ -362,7 +366,10 @@ def test_the_jobset_asks_for_the_slice():
   assert job["parallelism"] == job["completions"] == 4
   assert job["backoffLimit"] == 0
   pod = job["template"]["spec"]
-  assert pod["restartPolicy"] == "Never"
+  assert pod["restartPolicy"] == "Never" and pod["serviceAccountName"] == "a"
+  assert pod["securityContext"]["runAsUser"] == 1000
+  annotations = job["template"]["metadata"]["annotations"]
+  assert annotations == {"gke-gcsfuse/volumes": "true"}
   assert pod["nodeSelector"] == {
     "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
     "cloud.google.com/gke-tpu-topology": "2x2x4",
@@ -372,7 +379,7 @@ def test_the_jobset_asks_for_the_slice():
     assert container["resources"][kind] == {"google.com/tpu": "4"}
   _, _, script = container["command"]
   assert shlex.split(script) == [
-    *("exec", "bash", "launch/worker.sh", "tpu"),
+    *("exec", "bash", "launch/worker.sh", "tpu,hub,tensorboard"),
     *COMMAND,
   ]
   (share,) = container["volumeMounts"]
@@ -414,9 +421,72 @@ def test_an_environment_is_made_once(machine):
   assert environment(machine, PYTHON="/no/python") == (0, "went on\n", "")
   pip = machine.repository / "pip.log"
   assert pip.read_text().count("-e .[cpu]") == 1
-  (machine.repository / "setup.py").write_text("2\n")
-  assert environment(machine, PYTHON="/no/python")[0] == 0
-  assert pip.read_text().count("-e .[cpu]") == 2
+  assert pip.read_text().endswith("--constraint launch/constraints.txt\n")
+  for name, count in (("setup.py", 2), ("launch/constraints.txt", 3)):
+    (machine.repository / name).write_text("2\n")
+    assert environment(machine, PYTHON="/no/python")[0] == 0
+    assert pip.read_text().count("-e .[cpu]") == count
+  assert environment(machine, CONSTRAINTS="")[0] == 0
+  assert pip.read_text().endswith("-e .[cpu]\n")
+
+
+def test_an_extra_is_a_word_and_no_command(machine):
+  script = 'source launch/environment.sh "$1"'
+  for extra in ("", "a; touch x", "$(touch x)", "../x"):
+    code, output, errors = machine.run("-c", script, "bash", extra)
+    assert (code, output) == (2, "") and "extras are named like" in errors
+  assert not (machine.repository / "x").exists()
+
+
+def test_a_token_is_copied_and_never_shown(machine):
+  code, output, errors = machine.run(
+    *("launch/tpu_pod.sh", "run", *COMMAND),
+    **{**TPU, "DRY_RUN": "1", "HF_TOKEN": "hf_secret"},
+  )
+  assert code == 0 and "hf_secret" not in output + errors
+  copies = [line for line in output.split("\n") if " scp " in line]
+  assert "mrpo:.cache/huggingface/token" in copies[-1]
+  assert not pathlib.Path(shlex.split(copies[-1])[5]).exists()
+
+
+@pytest.mark.parametrize(
+  "address, flag",
+  [("internal", "--internal-ip"), ("iap", "--tunnel-through-iap")],
+)
+def test_vms_without_external_addresses(machine, address, flag):
+  lines = machine.dry(
+    "launch/tpu_pod.sh", "run", *COMMAND, **TPU, ADDRESS=address
+  )
+  _, create, *_ = lines
+  assert "--internal-ips" in create
+  reached = [line for line in lines if {"ssh", "scp"} & {*line}]
+  assert len(reached) == 2 and all(flag in line for line in reached)
+
+
+def test_a_model_is_staged_by_one_worker(machine):
+  lines = machine.dry("launch/tpu_pod.sh", "stage", "org/name", **TPU)
+  assert "--worker=0" in lines[-1]
+  work = shlex.split(lines[-1][7].rpartition("; ")[2])
+  assert work[4:] == [
+    *("hf", "download", "org/name", "--local-dir=/mnt/share/models/org/name")
+  ]
+
+
+def test_every_command_of_the_scripts_is_pinned():
+  for path in (*SCRIPTS, LAUNCH / "Dockerfile"):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"curl[^\n]*\|\s*(ba)?sh", text), path
+  image = (LAUNCH / "Dockerfile").read_text(encoding="utf-8")
+  assert re.search(r"\nARG BASE=python:3\.12\.\d+-slim-bookworm\n", image)
+  assert "\nUSER mrpo\n" in image
+  setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+  required = setup.partition("install_requires")[2].partition("]")[0]
+  wanted = set(re.findall(r'"([\w-]+)>=', required.replace("_", "-")))
+  lines = (LAUNCH / "constraints.txt").read_text().splitlines()
+  pinned = {
+    line.split("==")[0] for line in lines if re.match(r"[\w.-]+==", line)
+  }
+  assert len(wanted) > 10 and wanted <= pinned
 
 
 @pytest.mark.parametrize(
