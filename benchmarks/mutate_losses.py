@@ -34,7 +34,7 @@ TESTS = {
   "related": ("related", "fixture", "all"),
   "mixture": ("mixture", "fixture"),
   "multi": ("mixture", "fixture"),
-  "weighting": ("weighting", "mixture"),
+  "weighting": ("weighting", "scales", "mixture"),
   "metrics": ("metrics",),
   "methods/choices": ("methods",),
   "methods/inputs": ("inputs", "methods"),
