@@ -21,7 +21,8 @@ HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 CALLED = re.compile(
   r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)"
 )
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+BRANCHES = re.compile(r"(?:branch|called)_computations=\{([^}]*)\}")
+CALLS = ("fusion", "call", "async", "conditional", "custom-call")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +45,9 @@ class Instruction:
     ]
 
   @property
-  def bytes(self):
-    """Of its results in the large memory: S(1) is on the chip."""
-    return sum(
-      _width(dtype) * math.prod(sizes)
-      for dtype, sizes, layout in self.shapes
-      if "S(1)" not in layout
-    )
-
-  @property
   def all_bytes(self):
     """Of its results, wherever they lie."""
-    return sum(
-      _width(dtype) * math.prod(sizes) for dtype, sizes, _ in self.shapes
-    )
+    return sum(_width(shape[0]) * size(shape) for shape in self.shapes)
 
   @property
   def called(self):
@@ -66,9 +56,21 @@ class Instruction:
       return [re.search(r"\bbody=%?([\w.-]+)", self.rest).group(1)]
     if branches := BRANCHES.search(self.rest):
       return re.findall(r"%?([\w.-]+)", branches.group(1))
-    if self.opcode in ("fusion", "call", "async-start", "conditional"):
+    if self.opcode.removesuffix("-start") in CALLS:
       return CALLED.findall(self.rest)
     return []
+
+  @property
+  def part(self):
+    """Index of the part of a tuple that it takes; None where it is all."""
+    found = re.search(r"\bindex=(\d+)", self.rest)
+    return int(found.group(1)) if found else None
+
+  @property
+  def target(self):
+    """What a custom call runs; "" of all else."""
+    found = re.search(r'custom_call_target="([^"]*)"', self.rest)
+    return found.group(1) if found else ""
 
   @property
   def scope(self):
@@ -121,6 +123,22 @@ def _closing(text, start):
     if not depth:
       return i
   return len(text)
+
+
+def size(shape):
+  """Elements of one of an instruction's `shapes`."""
+  return math.prod(shape[1])
+
+
+def bytes_of(shape, elements=None):
+  """Bytes of all elements, or so many, in the large memory.
+
+  S(1), S(6), ... are memories on the chip: what lies there does not count.
+  """
+  dtype, _, layout = shape
+  if "S(" in layout:
+    return 0.0
+  return _width(dtype) * (size(shape) if elements is None else elements)
 
 
 def _width(dtype):

@@ -12,15 +12,8 @@ import re
 
 import numpy as np
 
-from mrpo_jax.performance import hlo_text
+from mrpo_jax.performance import hlo_text, hlo_traffic
 
-# Opcodes that move no bytes by themselves.
-FREE = {
-  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
-  *("while", "conditional", "call", "after-all", "partition-id", "iota"),
-  *("optimization-barrier", "opt-barrier", "replica-id", "get-dimension-size"),
-}
-SLICES = ("dynamic-slice", "slice", "gather")
 COLLECTIVES = (
   *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
   *("collective-permute", "ragged-all-to-all", "collective-broadcast"),
@@ -69,16 +62,16 @@ def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
   here = computations[name]
   for one in here.values():
     done.flops += times * _flops(one, here)
-    if one.opcode == "custom-call" and (target := _target(one)):
-      done.kernels[target] = done.kernels.get(target, 0) + times
+    if _is_kernel(one.target):
+      done.kernels[one.target] = done.kernels.get(one.target, 0) + times
     kind = one.opcode.removesuffix("-start")
     if kind == "all-reduce" and "all-reduce-scatter" in name:
       kind = "reduce-scatter"  # as a TPU writes it
     if kind in COLLECTIVES:
       exchange = _collective(one, here, kind, times, mesh_shape)
       done.collectives += [exchange] if exchange.bytes else []
-    if not fused and one.opcode not in FREE:
-      done.bytes += times * _traffic(one, here, computations)
+    if not fused:
+      done.bytes += times * hlo_traffic.traffic(one, here, computations)
     runs = times
     if one.opcode == "while":
       count = _known_trips(one, computations)
@@ -88,7 +81,7 @@ def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
         done.unknown_loops.add(one.scope)
         count = 1
       runs = times * count
-    in_fusion = fused or one.opcode == "fusion"
+    in_fusion = fused or not hlo_traffic.runs(one, computations)
     for called in one.called:
       _walk(computations, called, runs, mesh_shape, trips, done, in_fusion)
 
@@ -110,14 +103,8 @@ def _known_trips(one, computations):
   if not bound.isdecimal() or bounds[0].name not in root.operands:
     return None
   counter = next(name for name in root.operands if name != bounds[0].name)
-  step = _step(one.called[0], _part(here[counter]), computations)
+  step = _step(one.called[0], here[counter].part, computations)
   return math.ceil(int(bound) / step) if step else None
-
-
-def _part(one):
-  """Index of the part of a tuple that it takes; None where it is all."""
-  found = re.search(r"\bindex=(\d+)", one.rest)
-  return int(found.group(1)) if found else None
 
 
 def _step(body, part, computations):
@@ -136,7 +123,7 @@ def _step(body, part, computations):
         one = here[one.operands[part]]
       continue
     if one.opcode == "get-tuple-element":
-      part = _part(one)
+      part = one.part
     one = here[one.operands[0]]
   if one.opcode != "add":
     return None
@@ -150,12 +137,8 @@ def _step(body, part, computations):
   return None
 
 
-def _target(one):
-  """The kernel that a custom call runs, where it is one."""
-  found = re.search(r'custom_call_target="([^"]*)"', one.rest)
-  name = found.group(1) if found else ""
-  is_kernel = name == "tpu_custom_call" or "fmha" in name.lower()
-  return name if is_kernel else None
+def _is_kernel(target):
+  return target == "tpu_custom_call" or "fmha" in target.lower()
 
 
 def _flops(one, here):
@@ -210,73 +193,6 @@ def _convolution_flops(one, here):
     last = (left_size[name] - 1) * spread
     total *= int(((at >= 0) & (at <= last) & (at % spread == 0)).sum())
   return total
-
-
-def _traffic(one, here, computations):
-  """Bytes that an instruction reads and writes, slices as large as they are."""
-  if one.opcode in SLICES:
-    return _slice_of(one, one.operands[0], here) + one.bytes
-  if one.opcode == "dynamic-update-slice":
-    return 2 * here[one.operands[1]].bytes
-  if one.opcode.endswith(("-start", "-done")):
-    return one.bytes if one.opcode.endswith("-done") else 0
-  inner = None
-  if one.opcode == "fusion":
-    inner = computations[one.called[0]]
-  read = sum(
-    _read(here[name], n, inner)
-    for n, name in enumerate(one.operands)
-    if name in here
-  )
-  return read + _written(one, inner)
-
-
-def _read(operand, n, inner):
-  """Bytes read of the n-th operand; of a fusion's what its slices take."""
-  if inner is None:
-    return operand.bytes
-  parameter = next(
-    (
-      i.name
-      for i in inner.values()
-      if i.opcode == "parameter" and i.operands == (str(n),)
-    ),
-    None,
-  )
-  users = [i for i in inner.values() if parameter in i.operands]
-  sizes = [_slice_of(user, parameter, inner) for user in users]
-  if users and None not in sizes:
-    return min(operand.bytes, sum(sizes))
-  return operand.bytes
-
-
-def _slice_of(user, parameter, inner):
-  """Bytes of an operand that an instruction touches, None for all of it."""
-  if user.opcode in SLICES:
-    if user.operands[0] != parameter:
-      return 0
-    return user.all_bytes if inner[parameter].bytes else 0
-  if user.opcode == "dynamic-update-slice":
-    # What is overwritten in place is not read.
-    return 0 if user.operands[0] == parameter else None
-  return None
-
-
-def _written(one, inner):
-  if inner is None:
-    return one.bytes
-  root = hlo_text.root_of(inner)
-  outputs = [root]
-  if root.opcode == "tuple":
-    outputs = [inner[name] for name in root.operands]
-  total = 0
-  for output in outputs:
-    while output.opcode in ("bitcast", "copy") and output.operands[0] in inner:
-      output = inner[output.operands[0]]
-    if output.opcode == "dynamic-update-slice":
-      output = inner[output.operands[1]]
-    total += output.bytes
-  return min(total, one.bytes) if one.bytes else 0
 
 
 def _collective(one, here, kind, times, mesh_shape):
