@@ -9,8 +9,9 @@ the border, and a second BOS where the tokenizer adds one.
 import dataclasses
 import itertools
 
+from mrpo_jax.data.rendered import CANNOT_BE_CUT
 from mrpo_jax.data.templates import chat_template
-from mrpo_jax.data.tokenized import CANNOT_BE_CUT, pair_tokenizer
+from mrpo_jax.data.tokenized import pair_tokenizer
 from mrpo_jax.errors import InputError
 
 PAIRS_AT_ONCE = 333  # three texts a pair: about 1,000 in one tokenizer call

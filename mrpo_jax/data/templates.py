@@ -3,10 +3,11 @@
 
 import dataclasses
 import itertools
+import json
 import pathlib
 import re
 
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, first_line
 
 LARGEST = 100_000  # bytes of a template's file
 FIRST_MARK = 0xF0000  # private characters, one for each turn of a frame
@@ -133,12 +134,49 @@ def _check_syntax(name, source):
 # Rendering, and the places of contents.
 
 
-def render(tokenizer, template, messages, **options):
-  """The text of a conversation; raises whatever the template raises."""
-  # As a batch of one, because an empty conversation alone is an error.
-  return tokenizer.apply_chat_template(
-    [messages], chat_template=template, tokenize=False, **options
-  )[0]
+class Refused(str):
+  """In place of a text: why the template gives none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+  """What a template is given."""
+
+  messages: list
+  answer: bool = False  # does an answer follow?
+
+  def frame_key(self):
+    """JSON of what a frame depends on: all but the contents."""
+    turns = [
+      {**message, "content": chr(FIRST_MARK + i)}
+      for i, message in enumerate(self.messages)
+    ]
+    return json.dumps([turns, self.answer], sort_keys=True)
+
+  @classmethod
+  def of_key(cls, key):
+    """The Conversation of a `frame_key`, a mark in place of each content."""
+    return cls(*json.loads(key))
+
+
+def render(tokenizer, template, conversations):
+  """The text of each Conversation, or Refused."""
+  return [_render(tokenizer, template, one) for one in conversations]
+
+
+def _render(tokenizer, template, conversation):
+  try:
+    # As a batch of one, because an empty conversation alone is an error.
+    return tokenizer.apply_chat_template(
+      [conversation.messages],
+      chat_template=template,
+      tokenize=False,
+      add_generation_prompt=conversation.answer,
+    )[0]
+  except ImportError:  # jinja2 is missing: no fault of the row
+    raise
+  except Exception as error:  # templates fail in any way they like
+    return Refused(first_line(error))
 
 
 def content(message):
@@ -153,19 +191,22 @@ class Frame:
   literals: tuple  # before, between and after the contents
   order: tuple  # index of the turn between two literals
 
+  def until(self, turns, ending):
+    """The Frame of the first so many turns, with another last literal."""
+    kept = [i for i in self.order if i < turns]
+    return Frame((*self.literals[: len(kept)], ending), tuple(kept))
 
-def frame(tokenizer, template, roles, generation=False):
-  """The Frame of a conversation, None where the template refuses it."""
-  turns = [
-    {"role": role, "content": chr(FIRST_MARK + i)}
-    for i, role in enumerate(roles)
-  ]
-  try:
-    text = render(tokenizer, template, turns, add_generation_prompt=generation)
-  except Exception:  # templates fail in any way they like
+
+def frame(tokenizer, template, key):
+  """The Frame of a `frame_key`, None where the template refuses it."""
+  conversation = Conversation.of_key(key)
+  (text,) = render(tokenizer, template, [conversation])
+  if isinstance(text, Refused):
     return None
   parts = MARK.split(text)
   order = tuple(ord(mark) - FIRST_MARK for mark in parts[1::2])
+  if any(i >= len(conversation.messages) for i in order):
+    return None
   return Frame(tuple(parts[::2]), order)
 
 
@@ -180,14 +221,17 @@ class Place:
   stop: int
 
 
-def find(text, frame, contents):
+def find(text, frame, contents, turns=None):
   """A Place for each content, None for one that the template leaves out.
 
   None in place of the list: the text is not the frame around the contents,
-  stripped or not, each once and in order.
+  stripped or not, each once and in order.  With `turns` only the first so many
+  contents are looked for; any text may follow them.
   """
   if frame is None or list(frame.order) != sorted(set(frame.order)):
     return None
+  if turns is not None:
+    frame, contents = frame.until(turns, ""), contents[:turns]
   places = [None] * len(contents)
   before = [0, *itertools.accumulate(map(len, contents))]
   if not text.startswith(frame.literals[0]):
@@ -203,7 +247,7 @@ def find(text, frame, contents):
     lead = said.index(kept)
     places[i] = Place(before[i], len(said), lead, at, at + len(kept))
     at += len(kept) + len(after)
-  return places if at == len(text) else None
+  return places if turns is not None or at == len(text) else None
 
 
 def start_of(places, characters):

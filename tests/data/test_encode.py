@@ -40,6 +40,29 @@ ROLES = (  # no EOS, and a generation prompt that no answer starts with
   " + m['content'] + ';' }}{% endfor %}"
   "{% if add_generation_prompt %}{{ 'assistant: <think>' }}{% endif %}"
 )
+# Mistral's: the system text goes into the last turn if that is the user's.
+SYSTEM_LAST = (
+  "{{ bos_token }}{% if messages[0].role == 'system' %}"
+  "{% set said = messages[0].content + '\n\n' %}{% set ms = messages[1:] %}"
+  "{% else %}{% set said = '' %}{% set ms = messages %}{% endif %}"
+  "{% for m in ms %}{% if m.role == 'user' %}"
+  "{{ '[INST] ' + (said if loop.last else '') + m.content + '[/INST]' }}"
+  "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+# The last answer alone has a block of thoughts, be it empty.
+THOUGHTS_LAST = (
+  "{% for m in messages %}{{ m.role + ': ' }}"
+  "{% set at = loop.index0 %}{% set later = messages[at + 1:] %}"
+  "{% if m.role == 'assistant' and "
+  "'assistant' not in later | map(attribute='role') %}"
+  "{{ '<think></think>' }}{% endif %}{{ m.content + ';' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+SWAPPED = "{{ messages[-1]['content'] + messages[0]['content'] }}"
+UPPER_LAST = (
+  "{% for m in messages %}{{ m.role + ': ' }}"
+  "{{ m.content | upper if loop.last else m.content | lower }};{% endfor %}"
+)
 BOS, EOS, PAD = 0, 1, 2
 A, B, C, AB, BC, SPACE = 3, 4, 5, 6, 7, 8
 BIG = 10**9
@@ -341,6 +364,53 @@ def test_a_broken_template_drops(tokenizer, broken):
   encoded = run(tokenizer, [turn("user", "a")], said("b"), said("c"))
   assert encoded.dropped.startswith("refused by the chat template: ")
   assert "\n" not in encoded.dropped
+
+
+TALK = [turn("user", "Hi"), *said("Hello"), turn("user", "Peru?")]
+
+
+@pytest.mark.parametrize(
+  "template, prompt, ends, starts",
+  [
+    (SYSTEM_LAST, [turn("system", "Be brief."), *TALK[2:]], "[/INST]", " "),
+    (
+      SYSTEM_LAST,
+      [turn("system", "Be brief."), *TALK],
+      "[INST] Hi[/INST] Hello<eos>[INST] Peru?[/INST]",
+      " ",
+    ),
+    # Alone the prompt shows thoughts before Hello, which no whole does.
+    (
+      THOUGHTS_LAST,
+      TALK,
+      "user: Hi;assistant: Hello;user: Peru?;assistant: ",
+      "<think></think>",
+    ),
+    (THOUGHTS_LAST, TALK[2:], "user: Peru?;assistant: ", "<think></think>"),
+  ],
+)
+def test_a_response_begins_after_the_prompts_last_content(
+  trained, template, prompt, ends, starts
+):
+  tokenizer = copy.deepcopy(trained["unigram"])
+  tokenizer.chat_template = template
+  encoded = run(tokenizer, prompt, said("Lima"), said("Quito"))
+  assert encoded.dropped is None
+  assert tokenizer.decode(encoded.prompt_ids).endswith(ends)
+  for ids, word in [
+    (encoded.chosen_ids, "Lima"),
+    (encoded.rejected_ids, "Quito"),
+  ]:
+    assert tokenizer.decode(ids).startswith(starts + word)
+
+
+@pytest.mark.parametrize("template", [SWAPPED, UPPER_LAST])
+def test_a_prompt_whose_end_is_not_found_before_the_answer_drops(
+  tokenizer, template
+):
+  tokenizer.chat_template = template
+  encoded = run(tokenizer, [turn("user", "Peru?")], said("Lima"), said("Quito"))
+  assert encoded.dropped.startswith("prompt rewritten: ")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ DOUBLE = (
   "{% for m in messages %}{{ '|' + m['content'] }}{% endfor %}"
   "{{ messages[-1]['content'][1:] }}"
 )
-SWAPPED = "{{ messages[-1]['content'] + messages[0]['content'] }}"
 BEGINS = (
   "{{ 'x' if 'prompt' in messages[0]['content'] else 'y' }}"
   "{% for m in messages %}{{ '|' + m['content'] }}{% endfor %}"
@@ -272,7 +271,29 @@ def test_a_bos_that_the_text_writes_stays_when_the_prompt_is_cut(tokenizers):
     assert byte.decode(one.prompt_ids) == "<bos>abcdef"
 
 
-@pytest.mark.parametrize("template", [UPPER, DOUBLE, SWAPPED, BEGINS])
+def test_a_prompt_that_is_rewritten_before_an_answer_is_cut(tokenizers):
+  # Alone it ends in "(x)two" and its turn "one" has its brackets.
+  template = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ '(x)' if loop.last }}{{ '<' + m.content + '>' }}"
+    "{% else %}{{ m.content + '.' }}{% endif %}{% endfor %}"
+  )
+  byte = templated(tokenizers["bytes"], template)
+  pair = Pair(chat("one", "b", "two"), said("four"), said("5"))
+  for limits, want, prompt, chosen in [
+    ((99, 99), Cut(), "<bos><one>b.<two>", "four."),
+    ((99, 2), Cut(chosen=2), "<bos><one>b.<two>", "fo"),
+    ((5, 99), Cut(prompt=4), "<bos>two>", "four."),
+    ((4, 99), Cut(prompt=5), "<bos>wo>", "four."),
+  ]:
+    cuts = fit([byte], [pair], limits)
+    assert cuts == [want]
+    one = encoded(byte, [pair], cuts, limits)[0]
+    assert byte.decode(one.prompt_ids) == prompt
+    assert byte.decode(one.chosen_ids) == chosen
+
+
+@pytest.mark.parametrize("template", [UPPER, DOUBLE, BEGINS])
 def test_a_text_that_the_template_changes_is_not_cut(tokenizers, template):
   byte, limits = tokenizers["bytes"], (5, 5)
   changes = templated(byte, template)
