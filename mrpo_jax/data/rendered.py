@@ -8,12 +8,15 @@ import dataclasses
 import os
 
 from mrpo_jax.data import templates
-from mrpo_jax.data.templates import Conversation, Refused
+from mrpo_jax.data.templates import ANSWER, CONTINUE, Conversation, Refused
 
 CANNOT_BE_CUT = "cannot be cut: the chat template changes its text"
 REWRITTEN = (
   "prompt rewritten: the chat template writes its end in another way before an "
   "answer"
+)
+NOT_CONTINUED = (
+  "prompt ends in an assistant turn: it cannot be one with the response's first"
 )
 # Plain text is a prompt and a response with nothing around them.
 PLAIN = [
@@ -105,9 +108,24 @@ def pair_texts(tokenizer, template, frame, pairs, cuts):
 
 
 def conversations(pair):
-  """The Conversation of the prompt alone, then of it and each response."""
-  wholes = [pair.prompt + side for side in (pair.chosen, pair.rejected)]
-  return [Conversation(pair.prompt, answer=True), *map(Conversation, wholes)]
+  """The Conversation of the prompt alone, then of it and each response.
+
+  A response goes on with the turn of the assistant that the prompt ends in.
+  """
+  sides = pair.chosen, pair.rejected
+  if not pair.prompt or pair.prompt[-1].get("role") != "assistant":
+    wholes = [pair.prompt + side for side in sides]
+    return [Conversation(pair.prompt, ANSWER), *map(Conversation, wholes)]
+  *before, last = pair.prompt
+  wholes = []
+  for side in sides:
+    first = side[0] if side else {"role": "assistant", "content": ""}
+    said = last.get("content"), first.get("content")
+    texts = all(isinstance(one, str) for one in said)
+    if first.get("role") != "assistant" or not texts:
+      return NOT_CONTINUED
+    wholes.append([*before, {**first, "content": "".join(said)}, *side[1:]])
+  return [Conversation(pair.prompt, CONTINUE), *map(Conversation, wholes)]
 
 
 def _plain_text(pair, kept):
@@ -134,14 +152,15 @@ def _chat_text(frame, pair, asked, wholes, kept):
     if isinstance(text, Refused):
       return f"refused by the chat template: {text}"
   frames[:] = [frame(one.frame_key()) for one in asked]
-  return _with_border(one)
+  if all(whole.startswith(wholes[0]) for whole in wholes):
+    return one
+  return REWRITTEN if asked[0].ending == CONTINUE else _with_border(one)
 
 
 def _said(pair):
   """The PairText itself, unless it keeps nothing of a response."""
-  prompt = len(pair.contents[0])
-  for response, size in zip(pair.contents[1:], pair.kept, strict=True):
-    if not "".join(response[prompt:])[:size].strip():
+  for whole, size in zip(pair.contents[1:], pair.kept, strict=True):
+    if not "".join(whole)[pair.prompt_size :][:size].strip():
       return "empty response"
   return pair
 
@@ -158,8 +177,6 @@ def _with_border(pair):
   content and to what the template writes there in both cases.
   """
   prompt, *wholes = pair.wholes
-  if all(whole.startswith(prompt) for whole in wholes):
-    return pair
   shared = len(os.path.commonprefix(pair.wholes))
   turns = len(pair.contents[0])
   places = [

@@ -11,6 +11,7 @@ from mrpo_jax.errors import InputError, first_line
 
 LARGEST = 100_000  # bytes of a template's file
 FIRST_MARK = 0xF0000  # private characters, one for each turn of a frame
+ANSWER, CONTINUE = "answer", "continue"  # a new turn, or the last one
 MARK = re.compile("([\U000f0000-\U000ffffd])")
 
 
@@ -143,7 +144,7 @@ class Conversation:
   """What a template is given."""
 
   messages: list
-  answer: bool = False  # does an answer follow?
+  ending: str = ""  # ANSWER or CONTINUE, where more follows
 
   def frame_key(self):
     """JSON of what a frame depends on: all but the contents."""
@@ -151,7 +152,7 @@ class Conversation:
       {**message, "content": chr(FIRST_MARK + i)}
       for i, message in enumerate(self.messages)
     ]
-    return json.dumps([turns, self.answer], sort_keys=True)
+    return json.dumps([turns, self.ending], sort_keys=True)
 
   @classmethod
   def of_key(cls, key):
@@ -171,7 +172,8 @@ def _render(tokenizer, template, conversation):
       [conversation.messages],
       chat_template=template,
       tokenize=False,
-      add_generation_prompt=conversation.answer,
+      add_generation_prompt=conversation.ending == ANSWER,
+      continue_final_message=conversation.ending == CONTINUE,
     )[0]
   except ImportError:  # jinja2 is missing: no fault of the row
     raise

@@ -404,6 +404,50 @@ def test_a_response_begins_after_the_prompts_last_content(
     assert tokenizer.decode(ids).startswith(starts + word)
 
 
+@pytest.mark.parametrize(
+  "template, prompt, chosen",
+  [
+    (
+      CHATML,
+      "<|im_start|>user\nPeru?<|im_end|>\n<|im_start|>assistant\nIt is",
+      " Lima.<|im_end|>\n",
+    ),
+    (INST, "<bos>[INST] Peru? [/INST] It is", " Lima.<eos>"),
+    (None, "<bos>\n\nHuman: Peru?\n\nAssistant: It is", " Lima.<eos>"),
+  ],
+)
+def test_a_prompt_that_ends_in_an_assistant_turn_is_continued(
+  trained, template, prompt, chosen
+):
+  tokenizer = copy.deepcopy(trained["unigram"])
+  tokenizer.chat_template = template
+  turns = [turn("user", "Peru?"), *said("It is")]
+  encoded = run(tokenizer, turns, said(" Lima."), said(" Quito."))
+  assert tokenizer.decode(encoded.prompt_ids) == prompt
+  assert tokenizer.decode(encoded.chosen_ids) == chosen
+  assert encoded.characters == (6, 7)
+  whole = [*turns[:1], *said("It is Lima.")]
+  alone = tokenizer.apply_chat_template(
+    whole, chat_template=chat_template(tokenizer), return_dict=False
+  )
+  assert encoded.prompt_ids + encoded.chosen_ids == alone
+
+
+def test_what_cannot_be_continued_drops(tokenizer):
+  tokenizer.chat_template = CHATML
+  prompt = [turn("user", "Peru?"), *said("It is")]
+  reply = [turn("user", "And?"), *said("Lima")]
+  encoded = run(tokenizer, prompt, reply, said(" Quito."))
+  assert encoded.dropped.startswith("prompt ends in an assistant turn: ")
+  assert run(tokenizer, prompt, said(" "), said("a")).dropped == (
+    "empty response"
+  )
+  assert run(tokenizer, prompt, [], said("a")).dropped == "empty response"
+  tokenizer.chat_template = "{{ messages[0].content }}{{ messages | length }}"
+  encoded = run(tokenizer, prompt, said(" Lima."), said(" Quito."))
+  assert encoded.dropped.startswith("refused by the chat template: continue_")
+
+
 @pytest.mark.parametrize("template", [SWAPPED, UPPER_LAST])
 def test_a_prompt_whose_end_is_not_found_before_the_answer_drops(
   tokenizer, template

@@ -271,6 +271,22 @@ def test_a_bos_that_the_text_writes_stays_when_the_prompt_is_cut(tokenizers):
     assert byte.decode(one.prompt_ids) == "<bos>abcdef"
 
 
+def test_an_assistant_turn_that_is_continued_is_cut_in_two(tokenizers):
+  byte = templated(tokenizers["bytes"], STRIPS)
+  pair = Pair(chat("one", "two"), said(" four"), said("5"))
+  for limits, want, prompt, chosen in [
+    ((99, 99), Cut(), "<bos>Q one A two", " four<eos>"),
+    ((99, 3), Cut(chosen=3), "<bos>Q one A two", " fo"),
+    ((3, 9), Cut(prompt=4), "<bos>wo", " four<eos>"),
+    ((1, 9), Cut(prompt=6), "<bos>", " four<eos>"),
+  ]:
+    cuts = fit([byte], [pair], limits)
+    assert cuts == [want]
+    one = encoded(byte, [pair], cuts, limits)[0]
+    assert byte.decode(one.prompt_ids) == prompt
+    assert byte.decode(one.chosen_ids) == chosen
+
+
 def test_a_prompt_that_is_rewritten_before_an_answer_is_cut(tokenizers):
   # Alone it ends in "(x)two" and its turn "one" has its brackets.
   template = (
