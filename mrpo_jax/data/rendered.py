@@ -8,8 +8,10 @@ import dataclasses
 import os
 
 from mrpo_jax.data import templates
+from mrpo_jax.data.chat import messages, unwritten
 from mrpo_jax.data.templates import ANSWER, CONTINUE, Conversation, Refused
 
+REFUSED = "refused by the chat template: "
 CANNOT_BE_CUT = "cannot be cut: the chat template changes its text"
 REWRITTEN = (
   "prompt rewritten: the chat template writes its end in another way before an "
@@ -37,6 +39,8 @@ class PairText:
   kept: tuple  # characters of each response that are kept, None for all
   texts: list  # as tokenized
   starts: list  # of each: (place in the whole, characters of BOS before it)
+  beside: tuple = (0, 0)  # characters of each response beside its contents
+  unwritten: tuple = ()  # what of the prompt the template passes over
 
   @property
   def prompt_size(self):
@@ -44,10 +48,12 @@ class PairText:
     return sum(map(len, self.contents[0]))
 
   def characters(self):
-    """How many of each response's contents are kept."""
+    """How many of each response are kept; of tool calls only where all is."""
     return tuple(
-      min(size if kept is None else kept, size)
-      for kept, size in zip(self.kept, self.sizes, strict=True)
+      size + beside if kept is None else min(kept, size)
+      for kept, size, beside in zip(
+        self.kept, self.sizes, self.beside, strict=True
+      )
     )
 
   @property
@@ -74,7 +80,7 @@ class PairText:
       written = i in frame.order if frame else said in self.wholes[1]
       if said and not written and role in ("system", "user"):
         found.append(f"a {role} turn")
-    return " and ".join(dict.fromkeys(found)) or None
+    return " and ".join(dict.fromkeys([*found, *self.unwritten])) or None
 
 
 def pair_texts(tokenizer, template, frame, pairs, cuts):
@@ -96,15 +102,19 @@ def pair_texts(tokenizer, template, frame, pairs, cuts):
   for pair, cut, three in zip(pairs, cuts, asked, strict=True):
     kept = (cut.chosen, cut.rejected) if cut else (None, None)
     if three is None:
-      one = _plain_text(pair, kept)
+      found.append(_plain_text(pair, kept))
     elif isinstance(three, str):
-      one = three
+      found.append(three)
     else:
-      one = _chat_text(frame, pair, three, [next(told) for _ in three], kept)
-    if isinstance(one, PairText):
-      one = _cut(tokenizer, one, cut.prompt if cut else 0)
-    found.append(one)
-  return found
+      wholes = [next(told) for _ in three]
+      found.append(_chat_text(frame, pair, three, wholes, kept))
+  found = _with_unwritten(tokenizer, template, asked, found)
+  return [
+    one
+    if isinstance(one, str)
+    else _cut(tokenizer, one, cut.prompt if cut else 0)
+    for one, cut in zip(found, cuts, strict=True)
+  ]
 
 
 def conversations(pair):
@@ -112,23 +122,38 @@ def conversations(pair):
 
   A response goes on with the turn of the assistant that the prompt ends in.
   """
-  sides = pair.chosen, pair.rejected
-  if not pair.prompt or pair.prompt[-1].get("role") != "assistant":
+  sides, ending = (pair.chosen, pair.rejected), ANSWER
+  if pair.prompt and pair.prompt[-1].get("role") == "assistant":
+    wholes, ending = [_continued(pair.prompt, side) for side in sides], CONTINUE
+  else:
     wholes = [pair.prompt + side for side in sides]
-    return [Conversation(pair.prompt, ANSWER), *map(Conversation, wholes)]
-  *before, last = pair.prompt
-  wholes = []
-  for side in sides:
-    first = side[0] if side else {"role": "assistant", "content": ""}
-    said = last.get("content"), first.get("content")
-    texts = all(isinstance(one, str) for one in said)
-    if first.get("role") != "assistant" or not texts:
-      return NOT_CONTINUED
-    wholes.append([*before, {**first, "content": "".join(said)}, *side[1:]])
-  return [Conversation(pair.prompt, CONTINUE), *map(Conversation, wholes)]
+  if None in wholes:
+    return NOT_CONTINUED
+  tools = getattr(pair, "tools", None)
+  return [
+    Conversation(pair.prompt, ending, tools),
+    *(Conversation(whole, tools=tools) for whole in wholes),
+  ]
+
+
+def _continued(prompt, response):
+  """Both as one list of turns, None where two turns cannot be one."""
+  last, first = prompt[-1], response[0] if response else {"content": ""}
+  said = last.get("content"), first.get("content")
+  if (
+    first.get("role", "assistant") != "assistant"
+    or not all(isinstance(one, str) for one in said)
+    or "tool_calls" in last
+    or messages.REASONING[0] in first
+  ):
+    return None
+  joined = {**last, **first, "content": "".join(said)}
+  return [*prompt[:-1], joined, *response[1:]]
 
 
 def _plain_text(pair, kept):
+  if getattr(pair, "tools", None):
+    return "tools beside plain text"
   sides = pair.chosen, pair.rejected
   contents = [[pair.prompt], *([pair.prompt, side] for side in sides)]
   wholes = ["".join(some) for some in contents]
@@ -138,31 +163,74 @@ def _plain_text(pair, kept):
 
 
 def _chat_text(frame, pair, asked, wholes, kept):
-  contents = [list(map(templates.content, one.messages)) for one in asked]
+  contents = [list(map(messages.content, one.messages)) for one in asked]
   roles = tuple(str(turn.get("role")) for turn in pair.prompt)
   if not pair.prompt and isinstance(wholes[0], Refused):
     wholes[0] = ""
-  frames = [None] * 3
-  one = _said(
-    PairText(False, contents, roles, wholes, frames, kept, wholes, [(0, 0)] * 3)
+  frames, starts = [None] * 3, [(0, 0)] * 3
+  sides = pair.chosen, pair.rejected
+  beside = tuple(map(messages.size_beside, sides))
+  calls = tuple(any("tool_calls" in turn for turn in side) for side in sides)
+  one = PairText(
+    False, contents, roles, wholes, frames, kept, wholes, starts, beside
   )
+  one = _said(one, calls)
   if isinstance(one, str):
     return one
   for text in wholes:
     if isinstance(text, Refused):
-      return f"refused by the chat template: {text}"
+      return f"{REFUSED}{text}"
   frames[:] = [frame(one.frame_key()) for one in asked]
   if all(whole.startswith(wholes[0]) for whole in wholes):
     return one
   return REWRITTEN if asked[0].ending == CONTINUE else _with_border(one)
 
 
-def _said(pair):
+def _said(pair, calls=(False, False)):
   """The PairText itself, unless it keeps nothing of a response."""
-  for whole, size in zip(pair.contents[1:], pair.kept, strict=True):
+  for whole, size, has_calls in zip(
+    pair.contents[1:], pair.kept, calls, strict=True
+  ):
     if not "".join(whole)[pair.prompt_size :][:size].strip():
-      return "empty response"
+      if not has_calls:
+        return "empty response"
+      if size is not None:
+        return "cannot be cut: the response is a tool call"
   return pair
+
+
+def _with_unwritten(tokenizer, template, asked, found):
+  """The PairTexts but those of which the template does not write something.
+
+  Reasoning of an earlier turn is only told: templates that write it in the
+  last answer leave it out on purpose.
+  """
+  tried = []  # (index of a pair, text of it, Probe)
+  for at, (one, three) in enumerate(zip(found, asked, strict=True)):
+    if isinstance(one, PairText) and three is not None:
+      turns = len(one.contents[0])
+      if three[0].ending == CONTINUE:
+        turns -= 1
+      for side, start in ((1, 0), (2, turns)):
+        some = unwritten.probes(three[side], start)
+        tried += [(at, one.wholes[side], probe) for probe in some]
+  texts = templates.render(
+    tokenizer, template, [probe.conversation for *_, probe in tried]
+  )
+  found = list(found)
+  for (at, whole, probe), text in zip(tried, texts, strict=True):
+    one = found[at]
+    refused = isinstance(text, Refused) or isinstance(one, str)
+    if refused or not probe.is_unwritten(text, whole):
+      continue
+    reasoning = messages.REASONING[0]
+    earlier = probe.turn is not None and probe.turn < len(one.roles)
+    if probe.what == reasoning and earlier and reasoning in template:
+      what = (*one.unwritten, "reasoning of an earlier turn")
+      found[at] = dataclasses.replace(one, unwritten=what)
+    else:
+      found[at] = f"{REFUSED}it does not write {probe.what}"
+  return found
 
 
 # Where the prompt ends.

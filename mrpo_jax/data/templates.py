@@ -145,14 +145,18 @@ class Conversation:
 
   messages: list
   ending: str = ""  # ANSWER or CONTINUE, where more follows
+  tools: list | None = None
 
   def frame_key(self):
     """JSON of what a frame depends on: all but the contents."""
     turns = [
-      {**message, "content": chr(FIRST_MARK + i)}
+      {
+        **message,
+        "content": _marked(message.get("content"), chr(FIRST_MARK + i)),
+      }
       for i, message in enumerate(self.messages)
     ]
-    return json.dumps([turns, self.ending], sort_keys=True)
+    return json.dumps([turns, self.ending, self.tools], sort_keys=True)
 
   @classmethod
   def of_key(cls, key):
@@ -166,11 +170,16 @@ def render(tokenizer, template, conversations):
 
 
 def _render(tokenizer, template, conversation):
+  turns = [
+    {key: one for key, one in message.items() if one is not None}
+    for message in conversation.messages
+  ]
   try:
     # As a batch of one, because an empty conversation alone is an error.
     return tokenizer.apply_chat_template(
-      [conversation.messages],
+      [turns],
       chat_template=template,
+      tools=conversation.tools,
       tokenize=False,
       add_generation_prompt=conversation.ending == ANSWER,
       continue_final_message=conversation.ending == CONTINUE,
@@ -181,9 +190,11 @@ def _render(tokenizer, template, conversation):
     return Refused(first_line(error))
 
 
-def content(message):
-  """What a turn says, as a string."""
-  return str(message.get("content") or "")
+def _marked(said, mark):
+  """The mark in place of a content, in a part where there are parts."""
+  if isinstance(said, list):
+    return [{"type": "text", "text": mark}]
+  return mark if said is not None else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,8 @@ def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response, progress=None):
 def fingerprint(pair, cut):
   """SHA-256 of a pair and its Cut: equal ones are the same text."""
   parts = [pair.prompt, pair.chosen, pair.rejected, dataclasses.astuple(cut)]
+  if getattr(pair, "tools", None):
+    parts.append(pair.tools)
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

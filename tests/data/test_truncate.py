@@ -472,7 +472,8 @@ def test_one_more_letter_does_not_fit(tokenizers, limits):
   """For a tokenizer of bytes the longest texts are known."""
   byte = tokenizers["bytes"]
   for pair in some_pairs(chats=False):
-    pair = Pair(*(s.replace("<eos>", "") for s in dataclasses.astuple(pair)))
+    sides = pair.prompt, pair.chosen, pair.rejected
+    pair = Pair(*(side.replace("<eos>", "") for side in sides))
     (cut,) = fit([byte], [pair], limits)
     if encoded(byte, [pair], None, (99, 99))[0].dropped:
       continue
