@@ -44,7 +44,8 @@ def encode(tokenizer, pair, *, max_prompt, max_response, cut=None):
   """One PreferencePair as `Encoded`; odd content is dropped, never raised.
 
   Plain text: prompt_ids + response_ids are tokenizer(prompt + response) and
-  one EOS, if the tokenizer has one.  A conversation: they are what
+  one EOS, if the tokenizer has one and the text does not end with it, white
+  space after it or not.  A conversation: they are what
   `apply_chat_template` gives for prompt + response, nothing added; a
   tokenizer without a template uses `chat_template(tokenizer)`.  prompt_ids
   is the longest start that the prompt alone shares with both sequences, so

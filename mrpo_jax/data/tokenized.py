@@ -109,7 +109,11 @@ def _pair_tokens(tokenizer, pair, found):
   ]
   whole = sequences[1:]
   if pair.plain:
-    ends = zip(whole, encodings[1:], pair.kept, strict=True)
+    texts = zip(pair.texts[1:], whole, strict=True)
+    ended = [_writes_end(tokenizer, *text) for text in texts]
+    if any(_is_only_end(tokenizer, said) for _, said in pair.contents[1:]):
+      return "empty response"
+    ends = zip(whole, encodings[1:], pair.kept, ended, strict=True)
     whole = [_one_eos(*end, eos) for end in ends]
   length = _shared_length([sequences[0], *whole])
   if not length and all(s[:1] == [bos] for s in whole):
@@ -129,11 +133,26 @@ def _one_bos(ids, bos):
   return ids
 
 
-def _one_eos(ids, encoding, kept, eos):
-  if kept is None:
-    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-  added = encoding.special_tokens_mask[-1:] == [1]
-  return ids[:-1] if added and ids[-1:] == [eos] else ids
+def _writes_end(tokenizer, text, ids):
+  """Does the text write out EOS at its end, white space after it or not?"""
+  eos = tokenizer.eos_token
+  return (
+    bool(eos)
+    and text.rstrip().endswith(eos)
+    and (tokenizer.eos_token_id in ids)
+  )
+
+
+def _is_only_end(tokenizer, text):
+  eos = tokenizer.eos_token
+  return bool(eos) and not text.replace(eos, "").strip()
+
+
+def _one_eos(ids, encoding, kept, ended, eos):
+  added = encoding.special_tokens_mask[-1:] == [1] and ids[-1:] == [eos]
+  if kept is not None or ended:
+    return ids[:-1] if added else ids
+  return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
 def _shared_length(sequences):

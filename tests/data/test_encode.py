@@ -154,8 +154,18 @@ def assert_split(encoded, alone, chosen, rejected):
     ({}, "<bos>a", "c<eos>", "a", ([BOS, A], [C, EOS], [A, EOS])),
     ({}, "<bos><bos>a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
     ({}, "", "<bos>c", "a", ([BOS], [C, EOS], [A, EOS])),
+    # White space after it does not bring a second.
+    ({}, "a", "c<eos> ", "a", ([BOS, A], [C, EOS, SPACE], [A, EOS])),
+    ({}, "a", "c<eos>\n", "a<eos>", ([BOS, A], [C, EOS], [A, EOS])),
+    ({}, "a<eos> ", "c", "a", ([BOS, A, EOS, SPACE], [C, EOS], [A, EOS])),
     # The tokenizer ends with EOS by itself.
     ({"ends": "<eos>"}, "a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
+    ({"ends": "<eos>"}, "a", "c<eos>", "a", ([BOS, A], [C, EOS], [A, EOS])),
+    (
+      {"ends": "<eos>"},
+      *("a", "c<eos> ", "a"),
+      ([BOS, A], [C, EOS, SPACE], [A, EOS]),
+    ),
     # pad is EOS, or there is none: nothing changes.
     ({"pad": "<eos>"}, "a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
     ({"pad": None}, "a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
@@ -211,6 +221,7 @@ def test_limits_below_one_are_refused(limits):
     ({}, "a", "c", "xyz", "empty response"),  # ids of which there are none
     ({"eos": None}, "a", "c", "xyz", "empty response"),
     ({}, "a", "<eos>", "c", "empty response"),
+    ({}, "a", "c", " <eos> ", "empty response"),
     ({}, "a", "b", "b", "equal responses"),
     ({}, "a", "cx", "c", "equal responses"),  # other text, equal ids
     ({}, "a", "cca", "ccb", "equal responses"),  # equal once cut to two
