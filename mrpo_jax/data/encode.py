@@ -38,6 +38,9 @@ class Encoded:
   response_cut: bool = False  # at a token, not by a Cut
   characters: tuple[int, int] = dataclasses.field(default=(0, 0), compare=False)
   left_out: str | None = None  # by the chat template, "a system turn"
+  # Why its ids are others than earlier code made, "" if they are not: a store
+  # must not give the figures that it has of those.
+  border: str = dataclasses.field(default="", compare=False)
 
 
 def encode(tokenizer, pair, *, max_prompt, max_response, cut=None):
@@ -127,4 +130,5 @@ def _limited(tokenizer, pair, cut, max_prompt, max_response):
     response_cut=response_cut,
     characters=text.characters(),
     left_out=text.left_out(),
+    border=pair.border,
   )

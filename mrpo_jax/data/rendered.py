@@ -41,6 +41,7 @@ class PairText:
   starts: list  # of each: (place in the whole, characters of BOS before it)
   beside: tuple = (0, 0)  # characters of each response beside its contents
   unwritten: tuple = ()  # what of the prompt the template passes over
+  border: str = ""  # what put its prompt's end elsewhere than it once was
 
   @property
   def prompt_size(self):
@@ -181,9 +182,10 @@ def _chat_text(frame, pair, asked, wholes, kept):
     if isinstance(text, Refused):
       return f"{REFUSED}{text}"
   frames[:] = [frame(one.frame_key()) for one in asked]
+  continued = asked[0].ending == CONTINUE
   if all(whole.startswith(wholes[0]) for whole in wholes):
-    return one
-  return REWRITTEN if asked[0].ending == CONTINUE else _with_border(one)
+    return dataclasses.replace(one, border="continued") if continued else one
+  return REWRITTEN if continued else _with_border(one)
 
 
 def _said(pair, calls=(False, False)):
@@ -299,7 +301,9 @@ def _moved_border(pair, ends):
     return REWRITTEN
   frame = pair.frames[1].until(turns, head[ends[0].stop :])
   wholes, frames = [head, *wholes], [frame, *pair.frames[1:]]
-  return dataclasses.replace(pair, wholes=wholes, frames=frames, texts=wholes)
+  return dataclasses.replace(
+    pair, wholes=wholes, frames=frames, texts=wholes, border="moved"
+  )
 
 
 def _cut(tokenizer, pair, prompt):

@@ -78,7 +78,10 @@ def encode_table(
   return Table(
     views=[[view[i] for i in kept] for view in views],
     places=kept,
-    fingerprints=[truncate.fingerprint(pairs[i], cuts[i]) for i in kept],
+    fingerprints=[
+      truncate.fingerprint(pairs[i], cuts[i], [view[i].border for view in views])
+      for i in kept
+    ],
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )

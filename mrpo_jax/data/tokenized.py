@@ -22,6 +22,7 @@ class PairTokens:
   shared: int  # tokens of the prompt that stand in both sequences
   encodings: list  # the tokenizer's, of both sequences
   skipped: list  # tokens left out at their starts
+  border: str  # that of the text, or that it writes EOS before white space
 
   def spans(self, side):
     """Places of prompt and response ids, as (start, stop) in the text."""
@@ -107,14 +108,11 @@ def _pair_tokens(tokenizer, pair, found):
     len(encoding.ids) - len(sequence)
     for sequence, encoding in zip(sequences, encodings, strict=True)
   ]
-  whole = sequences[1:]
+  whole, border = sequences[1:], pair.border
   if pair.plain:
-    texts = zip(pair.texts[1:], whole, strict=True)
-    ended = [_writes_end(tokenizer, *text) for text in texts]
     if any(_is_only_end(tokenizer, said) for _, said in pair.contents[1:]):
       return "empty response"
-    ends = zip(whole, encodings[1:], pair.kept, ended, strict=True)
-    whole = [_one_eos(*end, eos) for end in ends]
+    whole, border = _with_ends(tokenizer, pair, whole, encodings[1:])
   length = _shared_length([sequences[0], *whole])
   if not length and all(s[:1] == [bos] for s in whole):
     length = 1
@@ -124,7 +122,9 @@ def _pair_tokens(tokenizer, pair, found):
   responses = [sequence[length:] for sequence in whole]
   if any(response in ([], [eos]) for response in responses):
     return "empty response"
-  return PairTokens(pair, prompt, responses, length, encodings[1:], skipped[1:])
+  return PairTokens(
+    pair, prompt, responses, length, encodings[1:], skipped[1:], border
+  )
 
 
 def _one_bos(ids, bos):
@@ -133,14 +133,18 @@ def _one_bos(ids, bos):
   return ids
 
 
-def _writes_end(tokenizer, text, ids):
-  """Does the text write out EOS at its end, white space after it or not?"""
-  eos = tokenizer.eos_token
-  return (
-    bool(eos)
-    and text.rstrip().endswith(eos)
-    and (tokenizer.eos_token_id in ids)
-  )
+def _with_ends(tokenizer, pair, whole, encodings):
+  """Ids with one EOS each, and the `border` of the pair."""
+  eos, ends, blind = tokenizer.eos_token, [], []
+  for ids, encoding, kept, text in zip(
+    whole, encodings, pair.kept, pair.texts[1:], strict=True
+  ):
+    written = bool(eos) and text.rstrip().endswith(eos)
+    written = written and tokenizer.eos_token_id in ids
+    given = ids, encoding, kept, tokenizer.eos_token_id
+    ends.append(_one_eos(*given, written))
+    blind.append(_one_eos(*given, False))
+  return ends, "ended" if ends != blind else ""
 
 
 def _is_only_end(tokenizer, text):
@@ -148,9 +152,10 @@ def _is_only_end(tokenizer, text):
   return bool(eos) and not text.replace(eos, "").strip()
 
 
-def _one_eos(ids, encoding, kept, ended, eos):
+def _one_eos(ids, encoding, kept, eos, written):
+  """`written`: does the text end in EOS, white space after it or not?"""
   added = encoding.special_tokens_mask[-1:] == [1] and ids[-1:] == [eos]
-  if kept is not None or ended:
+  if kept is not None or written:
     return ids[:-1] if added else ids
   return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 

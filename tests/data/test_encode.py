@@ -444,6 +444,17 @@ def test_a_prompt_that_ends_in_an_assistant_turn_is_continued(
   assert encoded.prompt_ids + encoded.chosen_ids == alone
 
 
+def test_a_pair_whose_border_was_elsewhere_before_is_marked(tokenizer):
+  for template, prompt in [(SYSTEM_LAST, [turn("system", "Brief"), *TALK])]:
+    tokenizer.chat_template = template
+    assert run(tokenizer, prompt, said("a"), said("b")).border == "moved"
+    assert run(tokenizer, prompt[1:], said("a"), said("b")).border == ""
+    prompt = [*prompt, *said("It")]
+    assert run(tokenizer, prompt, said("a"), said("b")).border == "continued"
+  for text, border in [("<eos>", ""), ("<eos> ", "ended"), (" ", "")]:
+    assert run(small(), "a", "c" + text, "a").border == border
+
+
 def test_what_cannot_be_continued_drops(tokenizer):
   tokenizer.chat_template = CHATML
   prompt = [turn("user", "Peru?"), *said("It is")]

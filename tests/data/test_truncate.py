@@ -538,6 +538,8 @@ def test_a_fingerprint_tells_texts_and_cuts_apart():
     fingerprint(Pair("a", "c", "b"), Cut()),
   }
   assert len(marks) == 6
+  assert fingerprint(pair, Cut(), ["", ""]) in marks
+  assert fingerprint(pair, Cut(), ["", "moved"]) not in marks
   assert fingerprint(Pair("a", "b", "c"), Cut()) in marks
   turns = [{"role": "user", "content": "a"}, {"content": "a", "role": "user"}]
   one, two = (Pair([t], said("b"), said("c")) for t in turns)
