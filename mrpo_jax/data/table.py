@@ -7,6 +7,7 @@ import time
 
 from mrpo_jax import processes
 from mrpo_jax.data import encode, pack, truncate
+from mrpo_jax.data.templates import DEFAULT
 from mrpo_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def encode_table(
       encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
       for tokenizer in tokenizers.views
     ]
-  for line in _template_notes(split, views, tokenizers):
+  chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
+  for line in _template_notes(split, views, tokenizers, chats):
     logger.info(line)
   if chosen_only:
     views = [
@@ -79,7 +81,9 @@ def encode_table(
     views=[[view[i] for i in kept] for view in views],
     places=kept,
     fingerprints=[
-      truncate.fingerprint(pairs[i], cuts[i], [view[i].border for view in views])
+      truncate.fingerprint(
+        pairs[i], cuts[i], [view[i].border for view in views]
+      )
       for i in kept
     ],
     dropped=len(pairs) - len(kept),
@@ -87,10 +91,15 @@ def encode_table(
   )
 
 
-def _template_notes(split, views, tokenizers):
-  """Which template cannot say what the pairs hold, and what it says to that."""
+def _template_notes(split, views, tokenizers, chats):
+  """Which template is used for want of one, and which cannot say all of it."""
   for index, view in enumerate(views):
     users = " and ".join(tokenizers.users(index))
+    if chats and not tokenizers.views[index].chat_template:
+      yield (
+        f"{split}: the tokenizer of {users} has no chat template: its {chats} "
+        f"conversations are written as {DEFAULT!r}; name another in `template`"
+      )
     who = f"{split}: the chat template of {users}"
     refused, silent = {}, {}
     for place, one in enumerate(view):

@@ -63,6 +63,8 @@ TEMPLATES = {
   ),
 }
 
+DEFAULT = "transcript"  # where a tokenizer has no template
+
 
 def load_template(name):
   """Jinja source of a chat template.
@@ -88,7 +90,7 @@ def chat_template(tokenizer):
   """
   if getattr(tokenizer, "chat_template", None):
     return tokenizer.get_chat_template()
-  return template_for(tokenizer, "transcript")
+  return template_for(tokenizer, DEFAULT)
 
 
 def template_for(tokenizer, name):
