@@ -2,6 +2,7 @@
 """Chat templates: named ones, files, and the place of each turn's content."""
 
 import dataclasses
+import datetime
 import itertools
 import json
 import pathlib
@@ -11,6 +12,8 @@ from mrpo_jax.errors import InputError, first_line
 
 LARGEST = 100_000  # bytes of a template's file
 FIRST_MARK = 0xF0000  # private characters, one for each turn of a frame
+DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRSTtuUVwWxXyYZzf"  # of strftime
+FLAGS = "-_0^"  # of those, as glibc has them
 ANSWER, CONTINUE = "answer", "continue"  # a new turn, or the last one
 MARK = re.compile("([\U000f0000-\U000ffffd])")
 
@@ -99,6 +102,35 @@ def template_for(tokenizer, name):
   bos = tokenizer.bos_token_id
   adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
   return ("{{ bos_token }}" if adds_bos and name in TEMPLATES else "") + source
+
+
+def writes_date(template):
+  """Does the text of a conversation depend on the day?"""
+  return "strftime_now" in template
+
+
+def dated(template, date):
+  """The template with `strftime_now` as of that datetime.date, midnight.
+
+  A macro that comes first, so that the day is part of the template: of its
+  text, and of every hash of it.
+  """
+  moment = datetime.datetime.combine(date, datetime.time())
+  seconds = moment.replace(tzinfo=datetime.UTC).timestamp()
+  # Two signs are one; what stands for them must not begin a directive.
+  sign = chr(FIRST_MARK)
+  replaced = [("%%", sign), ("%s", str(int(seconds)))]
+  for letter in DIRECTIVES:
+    for flag in ("", *FLAGS):
+      directive = f"%{flag}{letter}"
+      replaced.append((directive, moment.strftime(directive)))
+  return (
+    "{% macro strftime_now(format) %}{% set said = namespace(text=format) %}"
+    f"{{% for old, new in {replaced!r} if old in format %}}"
+    "{% set said.text = said.text | replace(old, new) %}"
+    f"{{% endfor %}}{{{{ said.text | replace({sign!r}, '%') }}}}"
+    "{% endmacro +%}" + template
+  )
 
 
 def _read(name):
