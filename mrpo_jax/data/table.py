@@ -7,7 +7,7 @@ import time
 
 from mrpo_jax import processes
 from mrpo_jax.data import encode, pack, truncate
-from mrpo_jax.data.templates import DEFAULT
+from mrpo_jax.data.templates import DEFAULT, chat_template, check_syntax
 from mrpo_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ def encode_table(
       not read them.
     **limits: max_prompt and max_response, in tokens.
   """
+  chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
+  if chats:
+    _check_templates(tokenizers)
   started = time.perf_counter()
   times = 1 + len(tokenizers.views)
   with processes.bar(total=times * len(pairs), desc=split) as bar:
@@ -55,7 +58,6 @@ def encode_table(
       encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
       for tokenizer in tokenizers.views
     ]
-  chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
   for line in _template_notes(split, views, tokenizers, chats):
     logger.info(line)
   if chosen_only:
@@ -89,6 +91,14 @@ def encode_table(
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )
+
+
+def _check_templates(tokenizers):
+  """InputError where one is not Jinja: it would refuse every conversation."""
+  for index, tokenizer in enumerate(tokenizers.views):
+    users = " and ".join(tokenizers.users(index))
+    name = f"the chat template of {users} (name another in `template`)"
+    check_syntax(name, chat_template(tokenizer))
 
 
 def _template_notes(split, views, tokenizers, chats):

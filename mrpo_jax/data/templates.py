@@ -82,7 +82,7 @@ def load_template(name):
   if name in TEMPLATES:
     return TEMPLATES[name]
   source = _read(name)
-  _check_syntax(name, source)
+  check_syntax(f"chat template {name}", source)
   return source
 
 
@@ -90,14 +90,30 @@ def chat_template(tokenizer):
   """The template in use: the tokenizer's own, else the transcript's.
 
   The transcript starts with BOS when the tokenizer starts plain text so.
+
+  Raises:
+    InputError: the tokenizer has several, and none that is the default.
   """
-  if getattr(tokenizer, "chat_template", None):
-    return tokenizer.get_chat_template()
-  return template_for(tokenizer, DEFAULT)
+  own = getattr(tokenizer, "chat_template", None)
+  if not own:
+    return template_for(tokenizer, DEFAULT)
+  if isinstance(own, dict) and "default" not in own:
+    names = ", ".join(sorted(own))
+    raise InputError(
+      f"the tokenizer has several chat templates, {names}, and none that is "
+      "the default; name one of them in `template`"
+    )
+  return own["default"] if isinstance(own, dict) else own
 
 
 def template_for(tokenizer, name):
-  """`load_template`; a named one starts with BOS where plain text does."""
+  """`load_template`; a named one starts with BOS where plain text does.
+
+  The name may also be of one of the templates that the tokenizer has.
+  """
+  own = getattr(tokenizer, "chat_template", None)
+  if isinstance(own, dict) and name in own and name not in TEMPLATES:
+    return own[name]
   source = load_template(name)
   bos = tokenizer.bos_token_id
   adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
@@ -152,16 +168,15 @@ def _read(name):
     raise InputError(f"chat template {name}: is not UTF-8") from None
 
 
-def _check_syntax(name, source):
+def check_syntax(name, source):
+  """InputError, "{name} line 2: ...", where a template is not Jinja."""
   import jinja2
   from transformers.utils.chat_template_utils import render_jinja_template
 
   try:
     render_jinja_template([[]], chat_template=source)
   except jinja2.TemplateSyntaxError as error:
-    raise InputError(
-      f"chat template {name} line {error.lineno}: {error.message}"
-    ) from None
+    raise InputError(f"{name} line {error.lineno}: {error.message}") from None
   except Exception:  # that it refuses an empty conversation is no fault
     return
 

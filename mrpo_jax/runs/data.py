@@ -15,7 +15,7 @@ from mrpo_jax.data.tokenizer import (
   with_date,
   with_template,
 )
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.config import key_of
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,9 @@ def load_tokenizers(config, workdir, pairs, known=None):
     origin = given.folder or given.key
     if origin not in bare:
       bare[origin] = _tokenizer(given, workdir, pairs, made)
-    undated = with_template(bare[origin], given.template)
-    tokenizer = with_date(undated, date)
+    with blames(f"config.{section.key}.template", InputError):
+      undated = with_template(bare[origin], given.template)
+      tokenizer = with_date(undated, date)
     if tokenizer is not undated:
       identity["date"] = str(date)
     mark = tokenizer_fingerprint(tokenizer)

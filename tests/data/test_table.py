@@ -10,6 +10,7 @@ import pytest
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.data.table import encode_table
 from mrpo_jax.data.tokenizer import train_tokenizer, with_template
+from mrpo_jax.errors import InputError
 
 
 @dataclasses.dataclass
@@ -68,3 +69,16 @@ def test_the_template_of_a_tokenizer_that_has_none_is_said(tokenizer, table_of):
 def test_nothing_is_said_of_a_template_that_nothing_needs(tokenizer, table_of):
   _, said = table_of([copy.copy(tokenizer)], [TEXT])
   assert len(said) == 1
+
+
+def test_a_template_that_does_not_compile_is_refused_where_it_is_needed(
+  tokenizer, table_of
+):
+  broken = copy.copy(tokenizer)
+  broken.chat_template = "a\n{% if %}"
+  with pytest.raises(InputError) as info:
+    table_of([tokenizer, broken], [TEXT, CHAT])
+  assert str(info.value).startswith(
+    "the chat template of references.first (name another in `template`) line 2:"
+  )
+  assert table_of([tokenizer, broken], [TEXT])[0].dropped == 0

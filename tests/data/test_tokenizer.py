@@ -214,6 +214,21 @@ def test_a_template_has_bos_only_where_plain_text_has_it(tokenizer, tmp_path):
   assert with_template(bare, "alpaca").chat_template == TEMPLATES["alpaca"]
 
 
+def test_one_of_several_templates_is_the_default_or_named(tokenizer, tmp_path):
+  several = copy.deepcopy(tokenizer)
+  several.chat_template = {"rag": "{{ 'rag' }}", "tool_use": "{{ 'tool' }}"}
+  several.save_pretrained(tmp_path)
+  loaded = load_tokenizer(tmp_path)
+  with pytest.raises(InputError) as info:
+    chat_template(loaded)
+  for word in ("rag, tool_use", "`template`"):
+    assert word in str(info.value)
+  assert chat_template(with_template(loaded, "rag")) == "{{ 'rag' }}"
+  assert TEMPLATES["chatml"] in chat_template(with_template(loaded, "chatml"))
+  several.chat_template["default"] = "{{ 'default' }}"
+  assert chat_template(several) == "{{ 'default' }}"
+
+
 @pytest.mark.parametrize(
   "name, content, message",
   [

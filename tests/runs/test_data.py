@@ -82,3 +82,13 @@ def test_the_day_that_a_template_writes_is_that_of_the_run(
   values["data"]["date"] = "yesterday"
   with pytest.raises(InputError, match=r"config\.data\.date must be a day"):
     load_tokenizers(read(values), tmp_path, pairs)
+
+
+def test_a_tokenizer_of_several_templates_names_the_key(pairs, tmp_path):
+  several = load_tokenizer(common.TOKENIZERS / "unigram-512")
+  several.chat_template = {"rag": "a", "tool_use": "b"}
+  several.save_pretrained(tmp_path / "several")
+  given = {"tokenizer": str(tmp_path / "several")}
+  with pytest.raises(InputError, match=r"config\.references\.second\.template"):
+    load_tokenizers(debug_run(**given), tmp_path, pairs)
+  load_tokenizers(debug_run(**given, template="rag"), tmp_path, pairs)
