@@ -119,6 +119,11 @@ def with_date(tokenizer, date):
   return changed
 
 
+def id_count(tokenizer):
+  """One more than the largest id; ids may have holes, `len` counts tokens."""
+  return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def tokenizer_fingerprint(tokenizer):
   """SHA-256 of all that decides the ids of a text: equal ones encode alike.
 

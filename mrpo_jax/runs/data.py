@@ -101,8 +101,8 @@ class Unread:
   bos_token_id: int | None = None
   eos_token_id: int | None = None
 
-  def __len__(self):
-    return self.size
+  def get_vocab(self):
+    return {str(i): i for i in range(self.size)}
 
 
 def abstract_tokenizers(config):
