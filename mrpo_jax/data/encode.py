@@ -9,8 +9,9 @@ the border, and a second BOS where the tokenizer adds one.
 import dataclasses
 import itertools
 
+from mrpo_jax.data.rendered import CANNOT_BE_CUT
 from mrpo_jax.data.templates import chat_template
-from mrpo_jax.data.tokenized import CANNOT_BE_CUT, pair_tokenizer
+from mrpo_jax.data.tokenized import pair_tokenizer
 from mrpo_jax.errors import InputError
 
 PAIRS_AT_ONCE = 333  # three texts a pair: about 1,000 in one tokenizer call
@@ -37,13 +38,17 @@ class Encoded:
   response_cut: bool = False  # at a token, not by a Cut
   characters: tuple[int, int] = dataclasses.field(default=(0, 0), compare=False)
   left_out: str | None = None  # by the chat template, "a system turn"
+  # Why its ids are others than earlier code made, "" if they are not: a store
+  # must not give the figures that it has of those.
+  border: str = dataclasses.field(default="", compare=False)
 
 
 def encode(tokenizer, pair, *, max_prompt, max_response, cut=None):
   """One PreferencePair as `Encoded`; odd content is dropped, never raised.
 
   Plain text: prompt_ids + response_ids are tokenizer(prompt + response) and
-  one EOS, if the tokenizer has one.  A conversation: they are what
+  one EOS, if the tokenizer has one and the text does not end with it, white
+  space after it or not.  A conversation: they are what
   `apply_chat_template` gives for prompt + response, nothing added; a
   tokenizer without a template uses `chat_template(tokenizer)`.  prompt_ids
   is the longest start that the prompt alone shares with both sequences, so
@@ -125,4 +130,5 @@ def _limited(tokenizer, pair, cut, max_prompt, max_response):
     response_cut=response_cut,
     characters=text.characters(),
     left_out=text.left_out(),
+    border=pair.border,
   )

@@ -16,6 +16,7 @@ import pathlib
 import re
 import zlib
 
+from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -33,11 +34,17 @@ ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-  """Three strings, or three lists of {"role", "content"} (conversational)."""
+  """Three strings, or three lists of messages (conversational).
+
+  A message is {"role", "content"}, with "tool_calls", "reasoning_content",
+  "name" and "tool_call_id" where the row has them; beside "tool_calls" the
+  content may be None.  A content may be a list of {"type": "text", "text"}.
+  """
 
   prompt: str | list
   chosen: str | list
   rejected: str | list
+  tools: list | None = None  # descriptions of what may be called
 
 
 def read(path):
@@ -57,6 +64,12 @@ def pairs_of(row, where):
   """The pairs of one row; messages start with `where`, "a.jsonl line 7"."""
   if not isinstance(row, dict):
     raise InputError(f"{where}: is {_kind(row)}, want one object per row")
+  tools = messages.tools(row.get("tools"), f"{where}: tools")
+  pairs = _pairs_of(row, where)
+  return [dataclasses.replace(one, tools=tools) for one in pairs]
+
+
+def _pairs_of(row, where):
   if "chosen" in row and "rejected" in row:
     return [_given_pair(row, where)]
   ranking = _ranking(row, where) if "prompt" in row else None
@@ -262,12 +275,21 @@ def _rows_of_columns(value, where):
 
 
 def _turn(turn, where):
-  if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
+  if (
+    isinstance(turn, dict)
+    and "role" in turn
+    and ("content" in turn or turn.get("tool_calls"))
+  ):
     role = _text(turn["role"], f"{where}.role")
-    content = _text(turn["content"], f"{where}.content")
+    beside = messages.beside_content(turn, role, where)
+    content = turn.get("content")
+    if isinstance(content, list):
+      content = messages.parts(content, f"{where}.content")
+    elif content is not None or "tool_calls" not in beside:
+      content = _text(content, f"{where}.content")
   elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
     role = ROLES.get(_text(turn["from"], f"{where}.from"), "")
-    content = _text(turn["value"], f"{where}.value")
+    content, beside = _text(turn["value"], f"{where}.value"), {}
   else:
     raise InputError(
       f"{where} is {_kind(turn)}, want a message with role and content"
@@ -276,7 +298,7 @@ def _turn(turn, where):
     given = turn.get("from", "")
     known = ", ".join(ROLES)
     raise InputError(f"{where}: unknown role {given!r}; the known are {known}")
-  return {"role": role, "content": content}
+  return {"role": role, "content": content, **beside}
 
 
 def _kind(value):
@@ -373,4 +395,4 @@ def texts(pair):
     if isinstance(side, str):
       yield side
     else:
-      yield from (message["content"] for message in side)
+      yield from map(messages.content, side)

@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 
 from mrpo_jax.data import formats
+from mrpo_jax.data.chat.messages import is_plain
 from mrpo_jax.errors import InputError
 
 SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
@@ -70,6 +71,13 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
 
 def _refuse_unencodable(pairs, path):
   for i, pair in enumerate(pairs, 1):
+    sides = pair.prompt, pair.chosen, pair.rejected
+    turns = [turn for side in sides if isinstance(side, list) for turn in side]
+    if pair.tools or not all(map(is_plain, turns)):
+      raise InputError(
+        f"{path} pair {i}: holds tools, tool calls, reasoning or parts, which "
+        "a TFDS data set of pairs cannot store; name the file in data.train"
+      )
     try:
       "".join(formats.texts(pair)).encode()
     except UnicodeEncodeError:
@@ -82,6 +90,8 @@ def _refuse_unencodable(pairs, path):
 def pair_id(pair):
   """SHA-256 of one pair's content."""
   content = [pair.prompt, pair.chosen, pair.rejected]
+  if pair.tools:
+    content.append(pair.tools)
   text = json.dumps(content, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 

@@ -7,6 +7,7 @@ import time
 
 from mrpo_jax import processes
 from mrpo_jax.data import encode, pack, truncate
+from mrpo_jax.data.templates import DEFAULT, chat_template, check_syntax
 from mrpo_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ def encode_table(
       not read them.
     **limits: max_prompt and max_response, in tokens.
   """
+  chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
+  if chats:
+    _check_templates(tokenizers)
   started = time.perf_counter()
   times = 1 + len(tokenizers.views)
   with processes.bar(total=times * len(pairs), desc=split) as bar:
@@ -54,7 +58,7 @@ def encode_table(
       encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
       for tokenizer in tokenizers.views
     ]
-  for line in _template_notes(split, views, tokenizers):
+  for line in _template_notes(split, views, tokenizers, chats):
     logger.info(line)
   if chosen_only:
     views = [
@@ -78,16 +82,34 @@ def encode_table(
   return Table(
     views=[[view[i] for i in kept] for view in views],
     places=kept,
-    fingerprints=[truncate.fingerprint(pairs[i], cuts[i]) for i in kept],
+    fingerprints=[
+      truncate.fingerprint(
+        pairs[i], cuts[i], [view[i].border for view in views]
+      )
+      for i in kept
+    ],
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )
 
 
-def _template_notes(split, views, tokenizers):
-  """Which template cannot say what the pairs hold, and what it says to that."""
+def _check_templates(tokenizers):
+  """InputError where one is not Jinja: it would refuse every conversation."""
+  for index, tokenizer in enumerate(tokenizers.views):
+    users = " and ".join(tokenizers.users(index))
+    name = f"the chat template of {users} (name another in `template`)"
+    check_syntax(name, chat_template(tokenizer))
+
+
+def _template_notes(split, views, tokenizers, chats):
+  """Which template is used for want of one, and which cannot say all of it."""
   for index, view in enumerate(views):
     users = " and ".join(tokenizers.users(index))
+    if chats and not tokenizers.views[index].chat_template:
+      yield (
+        f"{split}: the tokenizer of {users} has no chat template: its {chats} "
+        f"conversations are written as {DEFAULT!r}; name another in `template`"
+      )
     who = f"{split}: the chat template of {users}"
     refused, silent = {}, {}
     for place, one in enumerate(view):

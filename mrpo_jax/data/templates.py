@@ -2,14 +2,19 @@
 """Chat templates: named ones, files, and the place of each turn's content."""
 
 import dataclasses
+import datetime
 import itertools
+import json
 import pathlib
 import re
 
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, first_line
 
 LARGEST = 100_000  # bytes of a template's file
 FIRST_MARK = 0xF0000  # private characters, one for each turn of a frame
+DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRSTtuUVwWxXyYZzf"  # of strftime
+FLAGS = "-_0^"  # of those, as glibc has them
+ANSWER, CONTINUE = "answer", "continue"  # a new turn, or the last one
 MARK = re.compile("([\U000f0000-\U000ffffd])")
 
 
@@ -61,6 +66,8 @@ TEMPLATES = {
   ),
 }
 
+DEFAULT = "transcript"  # where a tokenizer has no template
+
 
 def load_template(name):
   """Jinja source of a chat template.
@@ -75,7 +82,7 @@ def load_template(name):
   if name in TEMPLATES:
     return TEMPLATES[name]
   source = _read(name)
-  _check_syntax(name, source)
+  check_syntax(f"chat template {name}", source)
   return source
 
 
@@ -83,18 +90,63 @@ def chat_template(tokenizer):
   """The template in use: the tokenizer's own, else the transcript's.
 
   The transcript starts with BOS when the tokenizer starts plain text so.
+
+  Raises:
+    InputError: the tokenizer has several, and none that is the default.
   """
-  if getattr(tokenizer, "chat_template", None):
-    return tokenizer.get_chat_template()
-  return template_for(tokenizer, "transcript")
+  own = getattr(tokenizer, "chat_template", None)
+  if not own:
+    return template_for(tokenizer, DEFAULT)
+  if isinstance(own, dict) and "default" not in own:
+    names = ", ".join(sorted(own))
+    raise InputError(
+      f"the tokenizer has several chat templates, {names}, and none that is "
+      "the default; name one of them in `template`"
+    )
+  return own["default"] if isinstance(own, dict) else own
 
 
 def template_for(tokenizer, name):
-  """`load_template`; a named one starts with BOS where plain text does."""
+  """`load_template`; a named one starts with BOS where plain text does.
+
+  The name may also be of one of the templates that the tokenizer has.
+  """
+  own = getattr(tokenizer, "chat_template", None)
+  if isinstance(own, dict) and name in own and name not in TEMPLATES:
+    return own[name]
   source = load_template(name)
   bos = tokenizer.bos_token_id
   adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
   return ("{{ bos_token }}" if adds_bos and name in TEMPLATES else "") + source
+
+
+def writes_date(template):
+  """Does the text of a conversation depend on the day?"""
+  return "strftime_now" in template
+
+
+def dated(template, date):
+  """The template with `strftime_now` as of that datetime.date, midnight.
+
+  A macro that comes first, so that the day is part of the template: of its
+  text, and of every hash of it.
+  """
+  moment = datetime.datetime.combine(date, datetime.time())
+  seconds = moment.replace(tzinfo=datetime.UTC).timestamp()
+  # Two signs are one; what stands for them must not begin a directive.
+  sign = chr(FIRST_MARK)
+  replaced = [("%%", sign), ("%s", str(int(seconds)))]
+  for letter in DIRECTIVES:
+    for flag in ("", *FLAGS):
+      directive = f"%{flag}{letter}"
+      replaced.append((directive, moment.strftime(directive)))
+  return (
+    "{% macro strftime_now(format) %}{% set said = namespace(text=format) %}"
+    f"{{% for old, new in {replaced!r} if old in format %}}"
+    "{% set said.text = said.text | replace(old, new) %}"
+    f"{{% endfor %}}{{{{ said.text | replace({sign!r}, '%') }}}}"
+    "{% endmacro +%}" + template
+  )
 
 
 def _read(name):
@@ -116,16 +168,15 @@ def _read(name):
     raise InputError(f"chat template {name}: is not UTF-8") from None
 
 
-def _check_syntax(name, source):
+def check_syntax(name, source):
+  """InputError, "{name} line 2: ...", where a template is not Jinja."""
   import jinja2
   from transformers.utils.chat_template_utils import render_jinja_template
 
   try:
     render_jinja_template([[]], chat_template=source)
   except jinja2.TemplateSyntaxError as error:
-    raise InputError(
-      f"chat template {name} line {error.lineno}: {error.message}"
-    ) from None
+    raise InputError(f"{name} line {error.lineno}: {error.message}") from None
   except Exception:  # that it refuses an empty conversation is no fault
     return
 
@@ -133,17 +184,66 @@ def _check_syntax(name, source):
 # Rendering, and the places of contents.
 
 
-def render(tokenizer, template, messages, **options):
-  """The text of a conversation; raises whatever the template raises."""
-  # As a batch of one, because an empty conversation alone is an error.
-  return tokenizer.apply_chat_template(
-    [messages], chat_template=template, tokenize=False, **options
-  )[0]
+class Refused(str):
+  """In place of a text: why the template gives none."""
 
 
-def content(message):
-  """What a turn says, as a string."""
-  return str(message.get("content") or "")
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+  """What a template is given."""
+
+  messages: list
+  ending: str = ""  # ANSWER or CONTINUE, where more follows
+  tools: list | None = None
+
+  def frame_key(self):
+    """JSON of what a frame depends on: all but the contents."""
+    turns = [
+      {
+        **message,
+        "content": _marked(message.get("content"), chr(FIRST_MARK + i)),
+      }
+      for i, message in enumerate(self.messages)
+    ]
+    return json.dumps([turns, self.ending, self.tools], sort_keys=True)
+
+  @classmethod
+  def of_key(cls, key):
+    """The Conversation of a `frame_key`, a mark in place of each content."""
+    return cls(*json.loads(key))
+
+
+def render(tokenizer, template, conversations):
+  """The text of each Conversation, or Refused."""
+  return [_render(tokenizer, template, one) for one in conversations]
+
+
+def _render(tokenizer, template, conversation):
+  turns = [
+    {key: one for key, one in message.items() if one is not None}
+    for message in conversation.messages
+  ]
+  try:
+    # As a batch of one, because an empty conversation alone is an error.
+    return tokenizer.apply_chat_template(
+      [turns],
+      chat_template=template,
+      tools=conversation.tools,
+      tokenize=False,
+      add_generation_prompt=conversation.ending == ANSWER,
+      continue_final_message=conversation.ending == CONTINUE,
+    )[0]
+  except ImportError:  # jinja2 is missing: no fault of the row
+    raise
+  except Exception as error:  # templates fail in any way they like
+    return Refused(first_line(error))
+
+
+def _marked(said, mark):
+  """The mark in place of a content, in a part where there are parts."""
+  if isinstance(said, list):
+    return [{"type": "text", "text": mark}]
+  return mark if said is not None else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,19 +253,22 @@ class Frame:
   literals: tuple  # before, between and after the contents
   order: tuple  # index of the turn between two literals
 
+  def until(self, turns, ending):
+    """The Frame of the first so many turns, with another last literal."""
+    kept = [i for i in self.order if i < turns]
+    return Frame((*self.literals[: len(kept)], ending), tuple(kept))
 
-def frame(tokenizer, template, roles, generation=False):
-  """The Frame of a conversation, None where the template refuses it."""
-  turns = [
-    {"role": role, "content": chr(FIRST_MARK + i)}
-    for i, role in enumerate(roles)
-  ]
-  try:
-    text = render(tokenizer, template, turns, add_generation_prompt=generation)
-  except Exception:  # templates fail in any way they like
+
+def frame(tokenizer, template, key):
+  """The Frame of a `frame_key`, None where the template refuses it."""
+  conversation = Conversation.of_key(key)
+  (text,) = render(tokenizer, template, [conversation])
+  if isinstance(text, Refused):
     return None
   parts = MARK.split(text)
   order = tuple(ord(mark) - FIRST_MARK for mark in parts[1::2])
+  if any(i >= len(conversation.messages) for i in order):
+    return None
   return Frame(tuple(parts[::2]), order)
 
 
@@ -180,14 +283,17 @@ class Place:
   stop: int
 
 
-def find(text, frame, contents):
+def find(text, frame, contents, turns=None):
   """A Place for each content, None for one that the template leaves out.
 
   None in place of the list: the text is not the frame around the contents,
-  stripped or not, each once and in order.
+  stripped or not, each once and in order.  With `turns` only the first so many
+  contents are looked for; any text may follow them.
   """
   if frame is None or list(frame.order) != sorted(set(frame.order)):
     return None
+  if turns is not None:
+    frame, contents = frame.until(turns, ""), contents[:turns]
   places = [None] * len(contents)
   before = [0, *itertools.accumulate(map(len, contents))]
   if not text.startswith(frame.literals[0]):
@@ -203,7 +309,7 @@ def find(text, frame, contents):
     lead = said.index(kept)
     places[i] = Place(before[i], len(said), lead, at, at + len(kept))
     at += len(kept) + len(after)
-  return places if at == len(text) else None
+  return places if turns is not None or at == len(text) else None
 
 
 def start_of(places, characters):

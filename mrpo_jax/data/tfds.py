@@ -49,7 +49,8 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     for i, pair in enumerate(self._pairs):
-      yield i, {key: _turns(value) for key, value in vars(pair).items()}
+      sides = ("prompt", "chosen", "rejected")
+      yield i, {key: _turns(getattr(pair, key)) for key in sides}
 
 
 def _turns(value):

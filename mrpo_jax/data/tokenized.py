@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs tokenized: as texts, as whole sequences of ids, and their border.
+"""Pairs tokenized: as whole sequences of ids, and their border.
 
 `encode` limits it to a length, `truncate` finds places of tokens in it.
 Below, a string in place of a result is the reason to drop the pair.
@@ -8,79 +8,21 @@ Below, a string in place of a result is the reason to drop the pair.
 import dataclasses
 import functools
 
-from mrpo_jax.data import templates
+from mrpo_jax.data import rendered, templates
 from mrpo_jax.errors import first_line
-
-CANNOT_BE_CUT = "cannot be cut: the chat template changes its text"
-# Plain text is a prompt and a response with nothing around them.
-PLAIN = [
-  templates.Frame(("", ""), (0,)),
-  *[templates.Frame(("", "", ""), (0, 1))] * 2,
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class PairText:
-  """A pair as texts: the prompt alone, then it and each response."""
-
-  plain: bool  # no chat template
-  contents: list  # of the turns of each text; plain text has one on each side
-  roles: tuple  # of the turns of the prompt; none in plain text
-  wholes: list  # the three texts, nothing cut
-  frames: list  # of each, see `templates.find`
-  kept: tuple  # characters of each response that are kept, None for all
-  texts: list  # as tokenized
-  starts: list  # of each: (place in the whole, characters of BOS before it)
-
-  @property
-  def prompt_size(self):
-    """Characters of the prompt's contents."""
-    return sum(map(len, self.contents[0]))
-
-  def characters(self):
-    """How many of each response's contents are kept."""
-    return tuple(
-      min(size if kept is None else kept, size)
-      for kept, size in zip(self.kept, self.sizes, strict=True)
-    )
-
-  @property
-  def sizes(self):
-    """Characters of each response's contents."""
-    return [
-      sum(map(len, contents)) - self.prompt_size
-      for contents in self.contents[1:]
-    ]
-
-  def can_be_cut(self):
-    """Are the contents found in all three texts?"""
-    return all(self.places(i) is not None for i in range(3))
-
-  def places(self, i):
-    """Where the contents stand in a whole text, see `templates.find`."""
-    return templates.find(self.wholes[i], self.frames[i], self.contents[i])
-
-  def left_out(self):
-    """The turns of the prompt that the template does not write, in words."""
-    frame, found = self.frames[1], []
-    for i, role in enumerate(self.roles):
-      said = self.contents[0][i].strip()
-      written = i in frame.order if frame else said in self.wholes[1]
-      if said and not written and role in ("system", "user"):
-        found.append(f"a {role} turn")
-    return " and ".join(dict.fromkeys(found)) or None
 
 
 @dataclasses.dataclass(frozen=True)
 class PairTokens:
   """A pair as ids of any length, split into prompt and responses."""
 
-  text: PairText
+  text: rendered.PairText
   prompt: list
   responses: list
   shared: int  # tokens of the prompt that stand in both sequences
   encodings: list  # the tokenizer's, of both sequences
   skipped: list  # tokens left out at their starts
+  border: str  # that of the text, or that it writes EOS before white space
 
   def spans(self, side):
     """Places of prompt and response ids, as (start, stop) in the text."""
@@ -103,84 +45,16 @@ def pair_tokenizer(tokenizer, template):
 
   It calls the tokenizer once for all texts of a kind.
   """
-  frame = functools.cache(
+  frame = functools.lru_cache(maxsize=10_000)(
     functools.partial(templates.frame, tokenizer, template)
   )
 
   def tokenize_pairs(pairs, cuts):
-    some = [
-      _pair_text(tokenizer, template, frame, pair, cut)
-      for pair, cut in zip(pairs, cuts, strict=True)
-    ]
+    some = rendered.pair_texts(tokenizer, template, frame, pairs, cuts)
     found = _tokenize(tokenizer, some)
     return [_pair_tokens(tokenizer, one, found) for one in some]
 
   return tokenize_pairs
-
-
-def _pair_text(tokenizer, template, frame, pair, cut):
-  plain = isinstance(pair.prompt, str)
-  kept = (cut.chosen, cut.rejected) if cut else (None, None)
-  wholes = [pair.prompt + side for side in (pair.chosen, pair.rejected)]
-  if plain:
-    contents = [[pair.prompt, side] for side in (pair.chosen, pair.rejected)]
-    contents.insert(0, [pair.prompt])
-  else:
-    turns = [pair.prompt, *wholes]
-    contents = [list(map(templates.content, some)) for some in turns]
-  for response, size in zip(contents[1:], kept, strict=True):
-    if not "".join(response[len(contents[0]) :])[:size].strip():
-      return "empty response"
-  if plain:
-    roles, texts, frames = [()], [pair.prompt, *wholes], PLAIN
-  else:
-    try:
-      texts = [templates.render(tokenizer, template, some) for some in wholes]
-      texts.insert(0, _render_prompt(tokenizer, template, pair.prompt))
-    except ImportError:  # jinja2 is missing: no fault of the row
-      raise
-    except Exception as error:  # templates fail in any way they like
-      return f"refused by the chat template: {first_line(error)}"
-    roles = [tuple(str(t.get("role")) for t in some) for some in turns]
-    frames = [frame(roles[0], generation=True), *map(frame, roles[1:])]
-  starts = [(0, 0)] * 3
-  whole = PairText(
-    plain, contents, roles[0], texts, frames, kept, texts, starts
-  )
-  return _cut(tokenizer, whole, cut.prompt if cut else 0)
-
-
-def _cut(tokenizer, pair, prompt):
-  """The PairText with its texts cut."""
-  texts, starts, bos = [], [], tokenizer.bos_token
-  for i, (whole, kept) in enumerate(
-    zip(pair.wholes, (None, *pair.kept), strict=True)
-  ):
-    start, stop, head = 0, len(whole), ""
-    if prompt or kept is not None:
-      places = pair.places(i)
-      if places is None:
-        return CANNOT_BE_CUT
-    if prompt:
-      head = bos if bos and whole.startswith(bos) else ""
-      start = templates.start_of(places[: len(pair.contents[0])], prompt)
-      start = max(start, len(head))
-    if kept is not None:
-      stop = templates.stop_of(places, pair.prompt_size + kept)
-    texts.append(head + whole[start:stop])
-    starts.append((start, len(head)))
-  return dataclasses.replace(pair, texts=texts, starts=starts)
-
-
-def _render_prompt(tokenizer, template, turns):
-  try:
-    return templates.render(
-      tokenizer, template, turns, add_generation_prompt=True
-    )
-  except Exception:
-    if turns:
-      raise
-    return ""
 
 
 def _tokenize(tokenizer, pairs):
@@ -234,10 +108,11 @@ def _pair_tokens(tokenizer, pair, found):
     len(encoding.ids) - len(sequence)
     for sequence, encoding in zip(sequences, encodings, strict=True)
   ]
-  whole = sequences[1:]
+  whole, border = sequences[1:], pair.border
   if pair.plain:
-    ends = zip(whole, encodings[1:], pair.kept, strict=True)
-    whole = [_one_eos(*end, eos) for end in ends]
+    if any(_is_only_end(tokenizer, said) for _, said in pair.contents[1:]):
+      return "empty response"
+    whole, border = _with_ends(tokenizer, pair, whole, encodings[1:])
   length = _shared_length([sequences[0], *whole])
   if not length and all(s[:1] == [bos] for s in whole):
     length = 1
@@ -247,7 +122,9 @@ def _pair_tokens(tokenizer, pair, found):
   responses = [sequence[length:] for sequence in whole]
   if any(response in ([], [eos]) for response in responses):
     return "empty response"
-  return PairTokens(pair, prompt, responses, length, encodings[1:], skipped[1:])
+  return PairTokens(
+    pair, prompt, responses, length, encodings[1:], skipped[1:], border
+  )
 
 
 def _one_bos(ids, bos):
@@ -256,11 +133,31 @@ def _one_bos(ids, bos):
   return ids
 
 
-def _one_eos(ids, encoding, kept, eos):
-  if kept is None:
-    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-  added = encoding.special_tokens_mask[-1:] == [1]
-  return ids[:-1] if added and ids[-1:] == [eos] else ids
+def _with_ends(tokenizer, pair, whole, encodings):
+  """Ids with one EOS each, and the `border` of the pair."""
+  eos, ends, blind = tokenizer.eos_token, [], []
+  for ids, encoding, kept, text in zip(
+    whole, encodings, pair.kept, pair.texts[1:], strict=True
+  ):
+    written = bool(eos) and text.rstrip().endswith(eos)
+    written = written and tokenizer.eos_token_id in ids
+    given = ids, encoding, kept, tokenizer.eos_token_id
+    ends.append(_one_eos(*given, written))
+    blind.append(_one_eos(*given, False))
+  return ends, "ended" if ends != blind else ""
+
+
+def _is_only_end(tokenizer, text):
+  eos = tokenizer.eos_token
+  return bool(eos) and not text.replace(eos, "").strip()
+
+
+def _one_eos(ids, encoding, kept, eos, written):
+  """`written`: does the text end in EOS, white space after it or not?"""
+  added = encoding.special_tokens_mask[-1:] == [1] and ids[-1:] == [eos]
+  if kept is not None or written:
+    return ids[:-1] if added else ids
+  return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
 def _shared_length(sequences):

@@ -106,6 +106,24 @@ def with_template(tokenizer, template):
   return changed
 
 
+def with_date(tokenizer, date):
+  """The tokenizer, its template as of that datetime.date if it writes one.
+
+  Templates that call `strftime_now` give another text every day.
+  """
+  template = templates.chat_template(tokenizer)
+  if not templates.writes_date(template):
+    return tokenizer
+  changed = copy.copy(tokenizer)
+  changed.chat_template = templates.dated(template, date)
+  return changed
+
+
+def id_count(tokenizer):
+  """One more than the largest id; ids may have holes, `len` counts tokens."""
+  return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def tokenizer_fingerprint(tokenizer):
   """SHA-256 of all that decides the ids of a text: equal ones encode alike.
 

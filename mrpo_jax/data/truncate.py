@@ -57,9 +57,16 @@ def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response, progress=None):
   return cuts
 
 
-def fingerprint(pair, cut):
-  """SHA-256 of a pair and its Cut: equal ones are the same text."""
+def fingerprint(pair, cut, borders=()):
+  """SHA-256 of a pair and its Cut: equal ones are the same text.
+
+  `borders` are the `border` of its Encoded; "" does not count.
+  """
   parts = [pair.prompt, pair.chosen, pair.rejected, dataclasses.astuple(cut)]
+  if getattr(pair, "tools", None):
+    parts.append(pair.tools)
+  if named := sorted({*borders} - {""}):
+    parts.append({"borders": named})
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

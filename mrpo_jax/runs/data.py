@@ -2,17 +2,20 @@
 """Pairs and tokenizers of a run."""
 
 import dataclasses
+import datetime
 import logging
 import pathlib
 
+from mrpo_jax import processes
 from mrpo_jax.data import formats, source
 from mrpo_jax.data.tokenizer import (
   load_tokenizer,
   tokenizer_fingerprint,
   train_tokenizer,
+  with_date,
   with_template,
 )
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.config import key_of
 
 logger = logging.getLogger(__name__)
@@ -42,20 +45,47 @@ def load_pairs(config, splits=SPLITS):
   return {split: source.load(name) for split, name in names.items() if name}
 
 
-def load_tokenizers(config, workdir, pairs):
-  """Loads each model's tokenizer, or trains it on the training text."""
+def load_tokenizers(config, workdir, pairs, known=None):
+  """Loads each model's tokenizer, or trains it on the training text.
+
+  `known` is the `identity` of the run that goes on: its date is that of chat
+  templates that write one.
+  """
   views, view_of, made, identity, bare = {}, {}, {}, {}, {}
+  date = _date(config.data.date, known or {})
   for section in _in_order(config):
     given = section.tokenizer
     origin = given.folder or given.key
     if origin not in bare:
       bare[origin] = _tokenizer(given, workdir, pairs, made)
-    tokenizer = with_template(bare[origin], given.template)
+    with blames(f"config.{section.key}.template", InputError):
+      undated = with_template(bare[origin], given.template)
+      tokenizer = with_date(undated, date)
+    if tokenizer is not undated:
+      identity["date"] = str(date)
     mark = tokenizer_fingerprint(tokenizer)
     identity[f"{section.key}.tokenizer"] = mark
     views.setdefault(mark, tokenizer)
     view_of[section.name] = list(views).index(mark)
+  if "date" in identity:
+    logger.info(
+      f"a chat template writes the day: in this run it is {date}, also when it "
+      "resumes; for another run to have the same text set config.data.date"
+    )
   return Tokenizers(list(views.values()), view_of, made, identity)
+
+
+def _date(given, known):
+  """The day of a run; that of process 0 where it is today."""
+  try:
+    if day := given or known.get("date"):
+      return datetime.date.fromisoformat(day)
+  except ValueError:
+    raise InputError(
+      f"config.data.date must be a day like 2024-07-26, got {given!r}"
+    ) from None
+  today = processes.gather(str(datetime.date.today()))[0]
+  return datetime.date.fromisoformat(today)
 
 
 def _in_order(config):
@@ -71,8 +101,8 @@ class Unread:
   bos_token_id: int | None = None
   eos_token_id: int | None = None
 
-  def __len__(self):
-    return self.size
+  def get_vocab(self):
+    return {str(i): i for i in range(self.size)}
 
 
 def abstract_tokenizers(config):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax import hub, parallel
+from mrpo_jax.data.tokenizer import id_count
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, weights
@@ -61,7 +62,6 @@ def describe_models(
     view = tokenizers.view_of[name]
     model = _model_config(section.base.weights, tokenizers, read)
     _check_length(config.data, section, model)
-    _check_vocabulary(section, tokenizers.views[view], model)
     with blames(f"config.{section.key}", InputError):
       parallel.param_shardings(model, mesh, dict(section.base.rules))
     computation = _computation(config.policy, section, model, mesh)
@@ -142,12 +142,32 @@ def _check_length(data, section, model):
     )
 
 
-def _check_vocabulary(section, tokenizer, model):
-  if len(tokenizer) > model.vocab_size:
-    raise InputError(
-      f"config.{section.key}: its tokenizer has {len(tokenizer)} tokens, the "
-      f"model only {model.vocab_size}"
-    )
+def check_ids(described, tokenizers, tables):
+  """InputError where a pair has an id for which a model has no embedding.
+
+  A tokenizer may have more of them: those that no pair uses do no harm.
+
+  Args:
+    described: {name: Described}.
+    tokenizers: runs.data.Tokenizers.
+    tables: {split: data.table.Table}.
+  """
+  for one in described.values():
+    view, size = one.model.view, one.model.config.vocab_size
+    tokenizer = tokenizers.views[view]
+    if id_count(tokenizer) <= size:
+      continue
+    for split, table in tables.items():
+      for place, pair in zip(table.places, table.views[view], strict=True):
+        ids = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
+        largest = max(max(some, default=0) for some in ids)
+        if largest >= size:
+          token = tokenizer.convert_ids_to_tokens(largest)
+          raise InputError(
+            f"config.{one.section.key}: pair {place} of config.data.{split} "
+            f"has the token {token!r}, id {largest}; the model has only "
+            f"{size} ids: give it its own tokenizer, or leave the pair out"
+          )
 
 
 def starts_alike(policy, adapter, reference):
@@ -303,7 +323,7 @@ def _model_config(made, tokenizers, read):
     return ModelConfig(
       **{name: getattr(new, name) for name in shape},
       head_dim=new.width // new.heads,
-      vocab_size=len(tokenizer),
+      vocab_size=id_count(tokenizer),
       tied=True,
       bos_id=tokenizer.bos_token_id,
       eos_id=tokenizer.eos_token_id,

@@ -20,7 +20,7 @@ from mrpo_jax.runs.data import (
   load_pairs,
   load_tokenizers,
 )
-from mrpo_jax.runs.models import describe_models
+from mrpo_jax.runs.models import check_ids, describe_models
 from mrpo_jax.runs.workdir import (
   FIXED,
   check_length,
@@ -69,7 +69,9 @@ def set_up(config, workdir, *, allow_changed=False):
   read = ["train", *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
   pairs = load_pairs(config, read + measured)
-  tokenizers = load_tokenizers(config, workdir, pairs["train"])
+  tokenizers = load_tokenizers(
+    config, workdir, pairs["train"], (known or {}).get("identity")
+  )
   tables = {
     split: encode_table(
       split,
@@ -84,6 +86,7 @@ def set_up(config, workdir, *, allow_changed=False):
     for split, rows in pairs.items()
   }
   described = describe_models(config, tokenizers, mesh)
+  check_ids(described, tokenizers, tables)
   objective = _objective(config, method, described)
   identity = {
     **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},

@@ -40,6 +40,29 @@ ROLES = (  # no EOS, and a generation prompt that no answer starts with
   " + m['content'] + ';' }}{% endfor %}"
   "{% if add_generation_prompt %}{{ 'assistant: <think>' }}{% endif %}"
 )
+# Mistral's: the system text goes into the last turn if that is the user's.
+SYSTEM_LAST = (
+  "{{ bos_token }}{% if messages[0].role == 'system' %}"
+  "{% set said = messages[0].content + '\n\n' %}{% set ms = messages[1:] %}"
+  "{% else %}{% set said = '' %}{% set ms = messages %}{% endif %}"
+  "{% for m in ms %}{% if m.role == 'user' %}"
+  "{{ '[INST] ' + (said if loop.last else '') + m.content + '[/INST]' }}"
+  "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+# The last answer alone has a block of thoughts, be it empty.
+THOUGHTS_LAST = (
+  "{% for m in messages %}{{ m.role + ': ' }}"
+  "{% set at = loop.index0 %}{% set later = messages[at + 1:] %}"
+  "{% if m.role == 'assistant' and "
+  "'assistant' not in later | map(attribute='role') %}"
+  "{{ '<think></think>' }}{% endif %}{{ m.content + ';' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+SWAPPED = "{{ messages[-1]['content'] + messages[0]['content'] }}"
+UPPER_LAST = (
+  "{% for m in messages %}{{ m.role + ': ' }}"
+  "{{ m.content | upper if loop.last else m.content | lower }};{% endfor %}"
+)
 BOS, EOS, PAD = 0, 1, 2
 A, B, C, AB, BC, SPACE = 3, 4, 5, 6, 7, 8
 BIG = 10**9
@@ -131,8 +154,18 @@ def assert_split(encoded, alone, chosen, rejected):
     ({}, "<bos>a", "c<eos>", "a", ([BOS, A], [C, EOS], [A, EOS])),
     ({}, "<bos><bos>a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
     ({}, "", "<bos>c", "a", ([BOS], [C, EOS], [A, EOS])),
+    # White space after it does not bring a second.
+    ({}, "a", "c<eos> ", "a", ([BOS, A], [C, EOS, SPACE], [A, EOS])),
+    ({}, "a", "c<eos>\n", "a<eos>", ([BOS, A], [C, EOS], [A, EOS])),
+    ({}, "a<eos> ", "c", "a", ([BOS, A, EOS, SPACE], [C, EOS], [A, EOS])),
     # The tokenizer ends with EOS by itself.
     ({"ends": "<eos>"}, "a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
+    ({"ends": "<eos>"}, "a", "c<eos>", "a", ([BOS, A], [C, EOS], [A, EOS])),
+    (
+      {"ends": "<eos>"},
+      *("a", "c<eos> ", "a"),
+      ([BOS, A], [C, EOS, SPACE], [A, EOS]),
+    ),
     # pad is EOS, or there is none: nothing changes.
     ({"pad": "<eos>"}, "a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
     ({"pad": None}, "a", "c", "a", ([BOS, A], [C, EOS], [A, EOS])),
@@ -188,6 +221,7 @@ def test_limits_below_one_are_refused(limits):
     ({}, "a", "c", "xyz", "empty response"),  # ids of which there are none
     ({"eos": None}, "a", "c", "xyz", "empty response"),
     ({}, "a", "<eos>", "c", "empty response"),
+    ({}, "a", "c", " <eos> ", "empty response"),
     ({}, "a", "b", "b", "equal responses"),
     ({}, "a", "cx", "c", "equal responses"),  # other text, equal ids
     ({}, "a", "cca", "ccb", "equal responses"),  # equal once cut to two
@@ -341,6 +375,108 @@ def test_a_broken_template_drops(tokenizer, broken):
   encoded = run(tokenizer, [turn("user", "a")], said("b"), said("c"))
   assert encoded.dropped.startswith("refused by the chat template: ")
   assert "\n" not in encoded.dropped
+
+
+TALK = [turn("user", "Hi"), *said("Hello"), turn("user", "Peru?")]
+
+
+@pytest.mark.parametrize(
+  "template, prompt, ends, starts",
+  [
+    (SYSTEM_LAST, [turn("system", "Be brief."), *TALK[2:]], "[/INST]", " "),
+    (
+      SYSTEM_LAST,
+      [turn("system", "Be brief."), *TALK],
+      "[INST] Hi[/INST] Hello<eos>[INST] Peru?[/INST]",
+      " ",
+    ),
+    # Alone the prompt shows thoughts before Hello, which no whole does.
+    (
+      THOUGHTS_LAST,
+      TALK,
+      "user: Hi;assistant: Hello;user: Peru?;assistant: ",
+      "<think></think>",
+    ),
+    (THOUGHTS_LAST, TALK[2:], "user: Peru?;assistant: ", "<think></think>"),
+  ],
+)
+def test_a_response_begins_after_the_prompts_last_content(
+  trained, template, prompt, ends, starts
+):
+  tokenizer = copy.deepcopy(trained["unigram"])
+  tokenizer.chat_template = template
+  encoded = run(tokenizer, prompt, said("Lima"), said("Quito"))
+  assert encoded.dropped is None
+  assert tokenizer.decode(encoded.prompt_ids).endswith(ends)
+  for ids, word in [
+    (encoded.chosen_ids, "Lima"),
+    (encoded.rejected_ids, "Quito"),
+  ]:
+    assert tokenizer.decode(ids).startswith(starts + word)
+
+
+@pytest.mark.parametrize(
+  "template, prompt, chosen",
+  [
+    (
+      CHATML,
+      "<|im_start|>user\nPeru?<|im_end|>\n<|im_start|>assistant\nIt is",
+      " Lima.<|im_end|>\n",
+    ),
+    (INST, "<bos>[INST] Peru? [/INST] It is", " Lima.<eos>"),
+    (None, "<bos>\n\nHuman: Peru?\n\nAssistant: It is", " Lima.<eos>"),
+  ],
+)
+def test_a_prompt_that_ends_in_an_assistant_turn_is_continued(
+  trained, template, prompt, chosen
+):
+  tokenizer = copy.deepcopy(trained["unigram"])
+  tokenizer.chat_template = template
+  turns = [turn("user", "Peru?"), *said("It is")]
+  encoded = run(tokenizer, turns, said(" Lima."), said(" Quito."))
+  assert tokenizer.decode(encoded.prompt_ids) == prompt
+  assert tokenizer.decode(encoded.chosen_ids) == chosen
+  assert encoded.characters == (6, 7)
+  whole = [*turns[:1], *said("It is Lima.")]
+  alone = tokenizer.apply_chat_template(
+    whole, chat_template=chat_template(tokenizer), return_dict=False
+  )
+  assert encoded.prompt_ids + encoded.chosen_ids == alone
+
+
+def test_a_pair_whose_border_was_elsewhere_before_is_marked(tokenizer):
+  for template, prompt in [(SYSTEM_LAST, [turn("system", "Brief"), *TALK])]:
+    tokenizer.chat_template = template
+    assert run(tokenizer, prompt, said("a"), said("b")).border == "moved"
+    assert run(tokenizer, prompt[1:], said("a"), said("b")).border == ""
+    prompt = [*prompt, *said("It")]
+    assert run(tokenizer, prompt, said("a"), said("b")).border == "continued"
+  for text, border in [("<eos>", ""), ("<eos> ", "ended"), (" ", "")]:
+    assert run(small(), "a", "c" + text, "a").border == border
+
+
+def test_what_cannot_be_continued_drops(tokenizer):
+  tokenizer.chat_template = CHATML
+  prompt = [turn("user", "Peru?"), *said("It is")]
+  reply = [turn("user", "And?"), *said("Lima")]
+  encoded = run(tokenizer, prompt, reply, said(" Quito."))
+  assert encoded.dropped.startswith("prompt ends in an assistant turn: ")
+  assert run(tokenizer, prompt, said(" "), said("a")).dropped == (
+    "empty response"
+  )
+  assert run(tokenizer, prompt, [], said("a")).dropped == "empty response"
+  tokenizer.chat_template = "{{ messages[0].content }}{{ messages | length }}"
+  encoded = run(tokenizer, prompt, said(" Lima."), said(" Quito."))
+  assert encoded.dropped.startswith("refused by the chat template: continue_")
+
+
+@pytest.mark.parametrize("template", [SWAPPED, UPPER_LAST])
+def test_a_prompt_whose_end_is_not_found_before_the_answer_drops(
+  tokenizer, template
+):
+  tokenizer.chat_template = template
+  encoded = run(tokenizer, [turn("user", "Peru?")], said("Lima"), said("Quito"))
+  assert encoded.dropped.startswith("prompt rewritten: ")
 
 
 @pytest.mark.parametrize(

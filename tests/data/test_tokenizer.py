@@ -2,6 +2,7 @@
 """Trained tokenizers: the same each time, lossless, and loadable."""
 
 import copy
+import datetime
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from mrpo_jax.data.tokenizer import (
   load_tokenizer,
   tokenizer_fingerprint,
   train_tokenizer,
+  with_date,
   with_template,
 )
 from mrpo_jax.errors import InputError
@@ -171,6 +173,36 @@ def test_a_template_leaves_the_tokenizer_given_alone(tokenizer):
   assert with_template(tokenizer, "") is tokenizer
 
 
+@pytest.mark.parametrize(
+  "source, text",
+  [
+    ("{{ strftime_now('%d %b %Y') }}", "06 Jul 2024"),
+    # A line break at its start stays; a number without its zero.
+    ("\n {{ strftime_now(format='%-d %B, %A') }}", "\n 6 July, Saturday"),
+    ("{{ strftime_now('%%Y is %Y, %%%Y') }}", "%Y is 2024, %2024"),
+    ("{{ strftime_now('%H:%M %p %s') }}", "00:00 AM 1720224000"),
+    (
+      "{% macro day() %}{{ strftime_now('%F') }}{% endmacro %}"
+      "{% if strftime_now is defined %}{{ day() }}{% endif %}",
+      "2024-07-06",
+    ),
+  ],
+)
+def test_a_template_with_a_date_is_that_of_a_day(tokenizer, source, text):
+  dated = copy.deepcopy(tokenizer)
+  dated.chat_template = source
+  marks = {tokenizer_fingerprint(dated)}
+  for day in (datetime.date(2024, 7, 6), datetime.date(2025, 8, 9)):
+    one = with_date(dated, day)
+    said = one.apply_chat_template([{"role": "user"}], tokenize=False)
+    assert (said == text) == (day.day == 6)
+    marks.add(tokenizer_fingerprint(one))
+  assert len(marks) == 3
+  assert dated.chat_template == source
+  # Without a date nothing changes, nor does what it is known by.
+  assert with_date(tokenizer, day) is tokenizer
+
+
 def test_a_template_has_bos_only_where_plain_text_has_it(tokenizer, tmp_path):
   path = tmp_path / "mine.jinja"
   path.write_text("{{ messages }}\n", encoding="utf-8")
@@ -180,6 +212,21 @@ def test_a_template_has_bos_only_where_plain_text_has_it(tokenizer, tmp_path):
   bare = copy.deepcopy(tokenizer)
   bare.backend_tokenizer.post_processor = None
   assert with_template(bare, "alpaca").chat_template == TEMPLATES["alpaca"]
+
+
+def test_one_of_several_templates_is_the_default_or_named(tokenizer, tmp_path):
+  several = copy.deepcopy(tokenizer)
+  several.chat_template = {"rag": "{{ 'rag' }}", "tool_use": "{{ 'tool' }}"}
+  several.save_pretrained(tmp_path)
+  loaded = load_tokenizer(tmp_path)
+  with pytest.raises(InputError) as info:
+    chat_template(loaded)
+  for word in ("rag, tool_use", "`template`"):
+    assert word in str(info.value)
+  assert chat_template(with_template(loaded, "rag")) == "{{ 'rag' }}"
+  assert TEMPLATES["chatml"] in chat_template(with_template(loaded, "chatml"))
+  several.chat_template["default"] = "{{ 'default' }}"
+  assert chat_template(several) == "{{ 'default' }}"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ DOUBLE = (
   "{% for m in messages %}{{ '|' + m['content'] }}{% endfor %}"
   "{{ messages[-1]['content'][1:] }}"
 )
-SWAPPED = "{{ messages[-1]['content'] + messages[0]['content'] }}"
 BEGINS = (
   "{{ 'x' if 'prompt' in messages[0]['content'] else 'y' }}"
   "{% for m in messages %}{{ '|' + m['content'] }}{% endfor %}"
@@ -272,7 +271,45 @@ def test_a_bos_that_the_text_writes_stays_when_the_prompt_is_cut(tokenizers):
     assert byte.decode(one.prompt_ids) == "<bos>abcdef"
 
 
-@pytest.mark.parametrize("template", [UPPER, DOUBLE, SWAPPED, BEGINS])
+def test_an_assistant_turn_that_is_continued_is_cut_in_two(tokenizers):
+  byte = templated(tokenizers["bytes"], STRIPS)
+  pair = Pair(chat("one", "two"), said(" four"), said("5"))
+  for limits, want, prompt, chosen in [
+    ((99, 99), Cut(), "<bos>Q one A two", " four<eos>"),
+    ((99, 3), Cut(chosen=3), "<bos>Q one A two", " fo"),
+    ((3, 9), Cut(prompt=4), "<bos>wo", " four<eos>"),
+    ((1, 9), Cut(prompt=6), "<bos>", " four<eos>"),
+  ]:
+    cuts = fit([byte], [pair], limits)
+    assert cuts == [want]
+    one = encoded(byte, [pair], cuts, limits)[0]
+    assert byte.decode(one.prompt_ids) == prompt
+    assert byte.decode(one.chosen_ids) == chosen
+
+
+def test_a_prompt_that_is_rewritten_before_an_answer_is_cut(tokenizers):
+  # Alone it ends in "(x)two" and its turn "one" has its brackets.
+  template = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ '(x)' if loop.last }}{{ '<' + m.content + '>' }}"
+    "{% else %}{{ m.content + '.' }}{% endif %}{% endfor %}"
+  )
+  byte = templated(tokenizers["bytes"], template)
+  pair = Pair(chat("one", "b", "two"), said("four"), said("5"))
+  for limits, want, prompt, chosen in [
+    ((99, 99), Cut(), "<bos><one>b.<two>", "four."),
+    ((99, 2), Cut(chosen=2), "<bos><one>b.<two>", "fo"),
+    ((5, 99), Cut(prompt=4), "<bos>two>", "four."),
+    ((4, 99), Cut(prompt=5), "<bos>wo>", "four."),
+  ]:
+    cuts = fit([byte], [pair], limits)
+    assert cuts == [want]
+    one = encoded(byte, [pair], cuts, limits)[0]
+    assert byte.decode(one.prompt_ids) == prompt
+    assert byte.decode(one.chosen_ids) == chosen
+
+
+@pytest.mark.parametrize("template", [UPPER, DOUBLE, BEGINS])
 def test_a_text_that_the_template_changes_is_not_cut(tokenizers, template):
   byte, limits = tokenizers["bytes"], (5, 5)
   changes = templated(byte, template)
@@ -377,7 +414,7 @@ def test_plain_text_is_what_the_cut_keeps(tokenizers, limits):
           for kept in (cut.chosen, cut.rejected)
         ]
         assert says == [
-          "<bos>" + prompt + side + end * (not side.endswith("<eos>"))
+          "<bos>" + prompt + side + end * (not side.rstrip().endswith("<eos>"))
           for side, end in zip(sides, ends, strict=True)
         ]
 
@@ -435,7 +472,8 @@ def test_one_more_letter_does_not_fit(tokenizers, limits):
   """For a tokenizer of bytes the longest texts are known."""
   byte = tokenizers["bytes"]
   for pair in some_pairs(chats=False):
-    pair = Pair(*(s.replace("<eos>", "") for s in dataclasses.astuple(pair)))
+    sides = pair.prompt, pair.chosen, pair.rejected
+    pair = Pair(*(side.replace("<eos>", "") for side in sides))
     (cut,) = fit([byte], [pair], limits)
     if encoded(byte, [pair], None, (99, 99))[0].dropped:
       continue
@@ -500,6 +538,8 @@ def test_a_fingerprint_tells_texts_and_cuts_apart():
     fingerprint(Pair("a", "c", "b"), Cut()),
   }
   assert len(marks) == 6
+  assert fingerprint(pair, Cut(), ["", ""]) in marks
+  assert fingerprint(pair, Cut(), ["", "moved"]) not in marks
   assert fingerprint(Pair("a", "b", "c"), Cut()) in marks
   turns = [{"role": "user", "content": "a"}, {"content": "a", "role": "user"}]
   one, two = (Pair([t], said("b"), said("c")) for t in turns)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizers of a run: given in folders, found in the workdir, or trained."""
 
+import datetime
+import logging
+
 import pytest
 
 from configs import common, quickstart
@@ -43,3 +46,49 @@ def test_unigram_is_read_where_an_older_run_left_it_and_not_trained(
   found = load_tokenizers(config, tmp_path, pairs)
   mark = found.identity["references.second.tokenizer"]
   assert mark == tokenizer_fingerprint(shipped)
+
+
+def test_the_day_that_a_template_writes_is_that_of_the_run(
+  pairs, tmp_path, monkeypatch, caplog
+):
+  template = tmp_path / "dated.jinja"
+  template.write_text("{{ strftime_now('%F') }}{{ messages }}")
+
+  class Later(datetime.date):
+    @classmethod
+    def today(cls):
+      return cls(2031, 1, 2)
+
+  monkeypatch.setattr(datetime, "date", Later)
+  none = load_tokenizers(debug_run(), tmp_path, pairs)
+  assert "date" not in none.identity and "writes the day" not in caplog.text
+  dated = debug_run(template=str(template))
+  with caplog.at_level(logging.INFO, "mrpo_jax"):
+    first = load_tokenizers(dated, tmp_path, pairs)
+  assert first.identity["date"] == "2031-01-02"
+  assert "in this run it is 2031-01-02" in caplog.text
+  assert first.identity["policy.tokenizer"] == none.identity["policy.tokenizer"]
+
+  # A run that goes on has the day that it began with; another may be named.
+  known = first.identity | {"date": "2030-05-06"}
+  again = load_tokenizers(dated, tmp_path, pairs, known)
+  assert again.identity["date"] == "2030-05-06"
+  values = dated.to_dict()
+  values["data"]["date"] = "2030-05-06"
+  named = load_tokenizers(read(values), tmp_path, pairs)
+  assert named.identity == again.identity != first.identity
+  assert "date" not in dated.to_dict()["data"]
+
+  values["data"]["date"] = "yesterday"
+  with pytest.raises(InputError, match=r"config\.data\.date must be a day"):
+    load_tokenizers(read(values), tmp_path, pairs)
+
+
+def test_a_tokenizer_of_several_templates_names_the_key(pairs, tmp_path):
+  several = load_tokenizer(common.TOKENIZERS / "unigram-512")
+  several.chat_template = {"rag": "a", "tool_use": "b"}
+  several.save_pretrained(tmp_path / "several")
+  given = {"tokenizer": str(tmp_path / "several")}
+  with pytest.raises(InputError, match=r"config\.references\.second\.template"):
+    load_tokenizers(debug_run(**given), tmp_path, pairs)
+  load_tokenizers(debug_run(**given, template="rag"), tmp_path, pairs)

@@ -104,6 +104,11 @@ class Data(Section):
   max_response: Count = key("tokens of a response, which keeps its start", 512)
   row_length: Count = key("tokens of a packed row", 2048)
   rows: Whole = key("rows of a micro-batch; 0: one per shard of the mesh", 0)
+  date: str = key(
+    "day that chat templates write, 2024-07-26; empty: that of the run's start",
+    "",
+    exclude_if=lambda date: not date,  # runs of before have no such key
+  )
 
 
 class Mesh(Ruled):

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages of a chat: tool calls, reasoning and parts, beside role and text."""
+
+import json
+
+from mrpo_jax.errors import InputError
+
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is ours
+TOOL_ROLES = ("tool", "function", "observation", "ipython")
+TEXT = "text"  # the one type of part that a language model reads
+
+
+def parts(value, where):
+  """A content given as a list of parts; each is {"type": "text", "text"}."""
+  found = []
+  for i, part in enumerate(value):
+    part = without_nulls(part)
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != TEXT or not isinstance(part.get("text"), str):
+      raise InputError(
+        f"{where}[{i}] is a part of type {kind!r}, want "
+        '{"type": "text", "text": ...}: only text can be trained on'
+      )
+    found.append({"type": TEXT, "text": part["text"]})
+  return found
+
+
+def beside_content(turn, role, where):
+  """What a message holds beside role and content: {} of an ordinary one.
+
+  Lists and texts that are empty, and nulls, count as absent.
+  """
+  found = {}
+  if calls := _objects(turn.get("tool_calls"), f"{where}.tool_calls"):
+    for i, call in enumerate(calls):
+      named = call.get("function", call)
+      if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+        raise InputError(
+          f"{where}.tool_calls[{i}] names no function; want "
+          '{"function": {"name": ..., "arguments": {...}}}'
+        )
+    found["tool_calls"] = calls
+  said = [turn[key] for key in REASONING if turn.get(key)]
+  if said:
+    if not isinstance(said[0], str):
+      raise InputError(f"{where}.{REASONING[0]} is not a string; give one")
+    found[REASONING[0]] = said[0]
+  if role in TOOL_ROLES:
+    given = {key: turn.get(key) for key in ("name", "tool_call_id")}
+    found |= {key: one for key, one in given.items() if isinstance(one, str)}
+  return found
+
+
+def tools(value, where):
+  """Descriptions of tools: a list of objects or the JSON of one; else None."""
+  return _objects(value, where) or None
+
+
+def _objects(value, where):
+  if isinstance(value, str) and value.strip():  # as Parquet files hold it
+    try:
+      value = json.loads(value)
+    except ValueError:
+      raise InputError(f"{where} is a string that is not JSON") from None
+  if not value or isinstance(value, str):
+    return []
+  value = without_nulls(value)
+  if not isinstance(value, list) or not all(
+    isinstance(one, dict) for one in value
+  ):
+    raise InputError(f"{where} is not a list of objects; give one")
+  try:
+    return json.loads(json.dumps(value))
+  except (TypeError, ValueError):
+    raise InputError(f"{where} holds what JSON cannot; give texts") from None
+
+
+def without_nulls(value):
+  """The nested value without keys that are null: Parquet fills unions so."""
+  if isinstance(value, dict):
+    return {k: without_nulls(v) for k, v in value.items() if v is not None}
+  if isinstance(value, list):
+    return [without_nulls(one) for one in value]
+  return value
+
+
+def is_plain(message):
+  """Is it a role and a text, nothing else?"""
+  return message.keys() == {"role", "content"} and isinstance(
+    message["content"], str
+  )
+
+
+def content(message):
+  """What a turn says, as a string."""
+  said = message.get("content")
+  if isinstance(said, list) and all(isinstance(one, dict) for one in said):
+    return "".join(str(part.get("text", "")) for part in said)
+  return str(said or "")
+
+
+def size_beside(messages):
+  """Characters of tool calls and reasoning, the former as JSON."""
+  held = [
+    {k: one[k] for k in ("tool_calls", REASONING[0]) if k in one}
+    for one in messages
+  ]
+  return sum(len(json.dumps(one)) for one in held if one)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A split as token ids: what is said of it, and what it refuses."""
+
+import copy
+import dataclasses
+import logging
+
+import pytest
+
+from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data.table import encode_table
+from mrpo_jax.data.tokenizer import train_tokenizer, with_template
+from mrpo_jax.errors import InputError
+
+
+@dataclasses.dataclass
+class Tokenizers:
+  """Those of a run whose models have one each."""
+
+  views: list
+
+  def users(self, index):
+    return [["policy", "references.first"][index]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return train_tokenizer([], 259)
+
+
+def turns(role, text):
+  return [{"role": role, "content": text}]
+
+
+CHAT = PreferencePair(
+  turns("user", "a"), turns("assistant", "b"), turns("assistant", "c")
+)
+TEXT = PreferencePair("a", "b", "c")
+
+
+@pytest.fixture
+def table_of(caplog):
+  def table_of(tokenizers, pairs):
+    with caplog.at_level(logging.INFO, "mrpo_jax"):
+      table = encode_table(
+        "train",
+        pairs,
+        Tokenizers(tokenizers),
+        origin="pairs.jsonl",
+        row_length=512,
+        max_prompt=256,
+        max_response=256,
+      )
+    return table, [record.getMessage() for record in caplog.records]
+
+  return table_of
+
+
+def test_the_template_of_a_tokenizer_that_has_none_is_said(tokenizer, table_of):
+  chatml = with_template(tokenizer, "chatml")
+  _, said = table_of([tokenizer, chatml], [CHAT, TEXT, CHAT])
+  assert said[0] == (
+    "train: the tokenizer of policy has no chat template: its 2 conversations "
+    "are written as 'transcript'; name another in `template`"
+  )
+  assert len(said) == 2 and "train: 3 of 3 pairs" in said[1]
+
+
+def test_nothing_is_said_of_a_template_that_nothing_needs(tokenizer, table_of):
+  _, said = table_of([copy.copy(tokenizer)], [TEXT])
+  assert len(said) == 1
+
+
+def test_a_template_that_does_not_compile_is_refused_where_it_is_needed(
+  tokenizer, table_of
+):
+  broken = copy.copy(tokenizer)
+  broken.chat_template = "a\n{% if %}"
+  with pytest.raises(InputError) as info:
+    table_of([tokenizer, broken], [TEXT, CHAT])
+  assert str(info.value).startswith(
+    "the chat template of references.first (name another in `template`) line 2:"
+  )
+  assert table_of([tokenizer, broken], [TEXT])[0].dropped == 0
