@@ -7,18 +7,21 @@ Where a row ranks several responses, every strictly ordered pair comes out.
 """
 
 import dataclasses
-import gzip
-import io
 import itertools
-import json
 import math
-import pathlib
 import re
-import zlib
 
+from mrpo_jax.data.row_files import rows_of
 from mrpo_jax.errors import InputError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+# Keys that mean something; PROMPTS hold a prompt or a part of it.
+PROMPTS = ("prompt", "conversations", "instruction")
+KNOWN = (
+  *PROMPTS,
+  *("chosen", "rejected", "system", "input", "history", "text", "tools"),
+  *("responses", "completions", "outputs", "ranked"),
+  *("scores", "score", "ranks", "rank"),
+)
 LAYOUTS = (
   "{prompt, chosen, rejected} {chosen, rejected} "
   "{conversations, chosen, rejected} {instruction, chosen, rejected} "
@@ -26,7 +29,6 @@ LAYOUTS = (
 )
 ROLES = {"human": "user", "gpt": "assistant"}
 ROLES |= {role: role for role in ("user", "assistant", "system")}
-BOM = b"\xef\xbb\xbf"
 # Anthropic's transcripts, and the "## Human:" form of WebGPT's copies.
 ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
 
@@ -42,15 +44,7 @@ class PreferencePair:
 
 def read(path):
   """Iterates over a file's pairs; rows are checked as they are reached."""
-  path = pathlib.Path(path)
-  if not path.name.lower().endswith(SUFFIXES):
-    known = ", ".join(SUFFIXES)
-    raise InputError(f"{path}: unknown file type; the known are {known}")
-  if path.is_dir():
-    raise InputError(f"{path}: is a directory; name a file in it")
-  if not path.exists():
-    raise InputError(f"{path}: no such file; check the path")
-  return _pairs_of_file(path)
+  return _pairs_of_rows(path, rows_of(path, KNOWN, PROMPTS))
 
 
 def pairs_of(row, where):
@@ -291,80 +285,17 @@ def _kind(value):
 # Files.
 
 
-def _pairs_of_file(path):
-  parquet = path.name.lower().endswith(".parquet")
-  rows = pairs = 0
-  for where, row in (_parquet_rows if parquet else _json_rows)(path):
-    rows += 1
+def _pairs_of_rows(path, rows):
+  count = pairs = 0
+  for where, row in rows:
+    count += 1
     for pair in pairs_of(row, where):
       pairs += 1
       yield pair
-  if not rows:
+  if not count:
     raise InputError(f"{path}: has no rows; give at least one pair")
   if not pairs:
     raise InputError(f"{path}: no row prefers a response; give unequal scores")
-
-
-def _json_rows(path):
-  name = path.name.lower()
-  try:
-    with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
-      if name.endswith((".json", ".json.gz")):
-        whole = file.read()
-        if whole.removeprefix(BOM).lstrip().startswith(b"["):
-          for i, row in enumerate(_parsed(whole, path), 1):
-            yield f"{path} row {i}", row
-          return
-        # The hub is full of .json files that hold JSON lines.
-        file = io.BytesIO(whole)
-      # Bytes, because a str would also be split at U+2028.
-      for i, line in enumerate(file, 1):
-        if line.strip():
-          yield f"{path} line {i}", _parsed(line.rstrip(), path, i)
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise _damaged(path, "gzip", error) from None
-  except OSError as error:
-    raise InputError(
-      f"{path}: cannot be read: {error.strerror or error}"
-    ) from None
-
-
-def _parsed(text, path, line=1):
-  try:
-    return json.loads(text.decode("utf-8-sig"))
-  except UnicodeDecodeError as error:
-    line += error.object[: error.start].count(b"\n")
-    problem = "is not UTF-8; save the file as UTF-8"
-  except json.JSONDecodeError as error:
-    line += error.lineno - 1
-    problem = f"is not JSON ({error.msg}, column {error.colno}); want one "
-    problem += "object per line, or in a .json file a list of objects"
-  except (ValueError, RecursionError) as error:
-    problem = f"is not usable JSON ({error}); remove it"
-  raise InputError(f"{path} line {line}: {problem}")
-
-
-def _parquet_rows(path):
-  import pyarrow
-  import pyarrow.parquet
-
-  number = 0
-  try:
-    with pyarrow.parquet.ParquetFile(path) as table:
-      for batch in table.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-          number += 1
-          yield f"{path} row {number}", row
-  except UnicodeDecodeError:
-    where = f"{path} after row {number}"
-    raise InputError(f"{where}: a text is not UTF-8; write it anew") from None
-  except (pyarrow.ArrowException, OSError) as error:
-    raise _damaged(path, "Parquet", error) from None
-
-
-def _damaged(path, kind, error):
-  reason = " ".join(str(error).split())
-  return InputError(f"{path}: damaged {kind} file ({reason}); copy it again")
 
 
 def texts(pair):

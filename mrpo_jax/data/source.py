@@ -11,7 +11,7 @@ import tempfile
 
 import numpy as np
 
-from mrpo_jax.data import formats
+from mrpo_jax.data import formats, row_files
 from mrpo_jax.errors import InputError
 
 SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
@@ -24,7 +24,7 @@ def load(name):
   The split is "train" where none is given.
   """
   name = str(name)
-  if pathlib.Path(name).is_file() or name.lower().endswith(formats.SUFFIXES):
+  if pathlib.Path(name).is_file() or name.lower().endswith(row_files.SUFFIXES):
     return list(formats.read(name))
   place, split = name, "train"
   if not pathlib.Path(name).exists() and (match := SPLIT.fullmatch(name)):
