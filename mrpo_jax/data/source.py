@@ -11,7 +11,8 @@ import tempfile
 
 import numpy as np
 
-from mrpo_jax.data import formats, row_files
+from mrpo_jax.data import formats
+from mrpo_jax.data.reading import row_files
 from mrpo_jax.errors import InputError
 
 SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")

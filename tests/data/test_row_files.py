@@ -11,8 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mrpo_jax.data import formats, row_files
+from mrpo_jax.data import formats
 from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data.reading import row_files
 from mrpo_jax.errors import InputError
 
 PLAIN = {"prompt": "Sky?", "chosen": " Blue.", "rejected": " Green."}
