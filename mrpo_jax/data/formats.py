@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 
-from mrpo_jax.data.reading import dialogues
+from mrpo_jax.data.reading import dialogues, values
 from mrpo_jax.data.reading.row_files import rows_of
 from mrpo_jax.errors import InputError
 
@@ -33,8 +33,6 @@ LAYOUTS = (
   "{messages, chosen, rejected} {instruction, chosen, rejected} "
   "{prompt, responses, scores or ranks} {prompt, ranked} {text, score}"
 )
-ROLES = {"human": "user", "gpt": "assistant"}
-ROLES |= {role: role for role in ("user", "assistant", "system")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,9 @@ def read(path):
 def pairs_of(row, where):
   """The pairs of one row; messages start with `where`, "a.jsonl line 7"."""
   if not isinstance(row, dict):
-    raise InputError(f"{where}: is {_kind(row)}, want one object per row")
+    raise InputError(
+      f"{where}: is {values.kind_of(row)}, want one object per row"
+    )
   pairs = _pairs_of(_given(row), where)
   if pairs is None and "chosen" in row and "rejected" in row:
     pairs = [_given_pair(row, where)]  # says which is null
@@ -103,7 +103,7 @@ def _pairs_of(row, where):
 
 def _given_pair(row, where):
   chosen, rejected = (
-    _text_or_turns(row[key], f"{where}: {key}", empty=False)
+    values.as_text_or_turns(row[key], f"{where}: {key}", empty=False)
     for key in ("chosen", "rejected")
   )
   key, prompt = _prompt(row, where)
@@ -119,7 +119,7 @@ def _prompt(row, where):
   """
   given = [key for key in PROMPTS if row.get(key) not in (None, "")]
   if row.get("prompt") is not None:
-    return "prompt", _text_or_turns(row["prompt"], f"{where}: prompt")
+    return "prompt", values.as_text_or_turns(row["prompt"], f"{where}: prompt")
   if "instruction" in row and "input" in given:
     given.remove("input")  # it is a part of it
   if not given:
@@ -131,11 +131,11 @@ def _prompt(row, where):
     )
   key = given[0]
   if key in TURNS:
-    return key, _turns(row[key], f"{where}: {key}")
+    return key, values.as_turns(row[key], f"{where}: {key}")
   if key == "instruction":
     asked = _instruction(row, where)
   else:
-    asked = _text_or_turns(row[key], f"{where}: {key}")
+    asked = values.as_text_or_turns(row[key], f"{where}: {key}")
   return key, _history(row, where) + _as_turns("user", asked)
 
 
@@ -195,7 +195,7 @@ def _refuse_guess(row, pair, where):
   blank = not pair.prompt or dialogues.says_nothing(pair.prompt)
   for key, value in row.items():
     if value is None:  # a prompt's
-      _text(value, f"{where}: {key}", "a string or a list of messages")
+      values.as_text(value, f"{where}: {key}", "a string or a list of messages")
     if key not in IMPLICIT and _may_be_prompt(value, blank):
       raise InputError(
         f"{where}: chosen and rejected would be read with the prompt "
@@ -227,22 +227,23 @@ def _short(prompt):
 
 
 def _instruction(row, where):
-  parts = [_text(row["instruction"], f"{where}: instruction")]
+  parts = [values.as_text(row["instruction"], f"{where}: instruction")]
   if row.get("input") not in (None, ""):
-    parts.append(_text(row["input"], f"{where}: input"))
+    parts.append(values.as_text(row["input"], f"{where}: input"))
   return "\n".join(parts)
 
 
 def _history(row, where):
   turns = []
-  history = _list(row.get("history") or [], f"{where}: history")
+  history = values.as_list(row.get("history") or [], f"{where}: history")
   for i, turn in enumerate(history):
     if not isinstance(turn, list) or len(turn) != 2:
       raise InputError(
-        f"{where}: history[{i}] is {_kind(turn)}, want [question, answer]"
+        f"{where}: history[{i}] is {values.kind_of(turn)}, want "
+        "[question, answer]"
       )
     for role, text in zip(("user", "assistant"), turn, strict=True):
-      text = _text(text, f"{where}: history[{i}]")
+      text = values.as_text(text, f"{where}: history[{i}]")
       turns.append({"role": role, "content": text})
   return turns
 
@@ -250,7 +251,7 @@ def _history(row, where):
 def _system(row, where):
   """The text of the system turn that a column holds, None without one."""
   given = {
-    _text(row[key], f"{where}: {key}")
+    values.as_text(row[key], f"{where}: {key}")
     for key in SYSTEMS
     if row.get(key) is not None
   }
@@ -316,13 +317,13 @@ def _as_turns(role, value):
 
 def _responses(value, where):
   return [
-    _text_or_turns(one, f"{where}[{i}]", empty=False)
-    for i, one in enumerate(_list(value, where))
+    values.as_text_or_turns(one, f"{where}[{i}]", empty=False)
+    for i, one in enumerate(values.as_list(value, where))
   ]
 
 
 def _scores(value, responses, where):
-  scores = _list(value, where)
+  scores = values.as_list(value, where)
   if len(scores) != len(responses):
     raise InputError(
       f"{where} has {len(scores)} entries for {len(responses)} "
@@ -331,75 +332,9 @@ def _scores(value, responses, where):
   for i, score in enumerate(scores):
     number = isinstance(score, int | float) and not isinstance(score, bool)
     if not number or not -math.inf < score < math.inf:
-      kind = score if number else _kind(score)
+      kind = score if number else values.kind_of(score)
       raise InputError(f"{where}[{i}] is {kind}, want a finite number")
   return scores
-
-
-def _list(value, where):
-  if not isinstance(value, list):
-    raise InputError(f"{where} is {_kind(value)}, want a list")
-  return value
-
-
-def _text_or_turns(value, where, empty=True):
-  if not isinstance(value, list | dict):
-    return _text(value, where, "a string or a list of messages")
-  turns = _turns(value, where)
-  if not turns and not empty:
-    raise InputError(f"{where} is an empty list, want at least one message")
-  return turns
-
-
-def _text(value, where, want="a string"):
-  if not isinstance(value, str):
-    raise InputError(f"{where} is {_kind(value)}, want {want}")
-  return value
-
-
-def _turns(value, where):
-  if isinstance(value, dict):
-    value = _rows_of_columns(value, where)
-  turns = _list(value, where)
-  return [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
-
-
-def _rows_of_columns(value, where):
-  # TFDS and Hugging Face turn a list of objects into an object of lists.
-  columns = [v for v in value.values() if isinstance(v, list)]
-  if not columns:
-    return [value]
-  if len(columns) < len(value) or len({len(c) for c in columns}) > 1:
-    raise InputError(f"{where} has lists of unequal length; give one each")
-  rows = zip(*columns, strict=True)
-  return [dict(zip(value, row, strict=True)) for row in rows]
-
-
-def _turn(turn, where):
-  if isinstance(turn, dict) and {"role", "content"} <= turn.keys():
-    role = _text(turn["role"], f"{where}.role")
-    content = _text(turn["content"], f"{where}.content")
-  elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
-    role = ROLES.get(_text(turn["from"], f"{where}.from"), "")
-    content = _text(turn["value"], f"{where}.value")
-  else:
-    raise InputError(
-      f"{where} is {_kind(turn)}, want a message with role and content"
-    )
-  if not role:
-    given = turn.get("from", "")
-    known = ", ".join(ROLES)
-    raise InputError(f"{where}: unknown role {given!r}; the known are {known}")
-  return {"role": role, "content": content}
-
-
-def _kind(value):
-  if isinstance(value, dict):
-    return f"an object with the keys {', '.join(map(repr, value)) or 'none'}"
-  kinds = {bool: "a boolean", int: "a number", float: "a number"}
-  kinds |= {str: "a string", list: "a list", type(None): "null"}
-  kinds |= {bytes: "bytes that are not UTF-8"}
-  return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 # Files.
