@@ -8,11 +8,14 @@ Where a row ranks several responses, every strictly ordered pair comes out.
 
 import dataclasses
 import itertools
+import logging
 import math
 
 from mrpo_jax.data.reading import dialogues, values
 from mrpo_jax.data.reading.row_files import rows_of
 from mrpo_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 TURNS = ("conversations", "messages")  # keys of turns that lead to a response
 QUESTIONS = ("question", "query", "input")
@@ -31,7 +34,8 @@ KNOWN = (
 LAYOUTS = (
   "{prompt, chosen, rejected} {chosen, rejected} {question, chosen, rejected} "
   "{messages, chosen, rejected} {instruction, chosen, rejected} "
-  "{prompt, responses, scores or ranks} {prompt, ranked} {text, score}"
+  "{prompt, responses, scores or ranks} {prompt, ranked} {text, score} "
+  "{instruction, completions of response and overall_score}"
 )
 
 
@@ -46,7 +50,12 @@ class PreferencePair:
 
 def read(path):
   """Iterates over a file's pairs; rows are checked as they are reached."""
-  return _pairs_of_rows(path, rows_of(path, KNOWN, PROMPTS))
+  return pairs_of_rows(rows(path), path)
+
+
+def rows(path):
+  """Iterates over (place in words, row) of a file."""
+  return rows_of(path, KNOWN, PROMPTS)
 
 
 def pairs_of(row, where):
@@ -292,10 +301,25 @@ def _ranking(row, where):
     responses = _responses(row[given[0]], f"{where}: {given[0]}")
     scores = _scores(row[order[0]], responses, f"{where}: {order[0]}")
     return responses, [-s for s in scores] if "rank" in order[0] else scores
+  if "completions" in row:
+    return _scored_objects(row["completions"], f"{where}: completions")
   if "ranked" in row:
     best_first = _responses(row["ranked"], f"{where}: ranked")
     return best_first, range(len(best_first), 0, -1)
   return None
+
+
+def _scored_objects(value, where):
+  """UltraFeedback: each response is an object, with its score beside it."""
+  if not isinstance(value, list | dict) or not all(
+    isinstance(one, dict) for one in value if isinstance(value, list)
+  ):
+    return None
+  responses, scores = (
+    values.column(value, key, where) for key in ("response", "overall_score")
+  )
+  responses = _responses(responses, f"{where}.response")
+  return responses, _scores(scores, responses, f"{where}.overall_score")
 
 
 def _ordered(responses, scores):
@@ -340,17 +364,27 @@ def _scores(value, responses, where):
 # Files.
 
 
-def _pairs_of_rows(path, rows):
-  count = pairs = 0
-  for where, row in rows:
+def pairs_of_rows(rows, where):
+  """Iterates over the pairs of (place, row); `where` is named if there is none.
+
+  How many rows prefer no response is said at the end.
+  """
+  count = pairs = without = 0
+  for place, row in rows:
+    found = pairs_of(row, place)
     count += 1
-    for pair in pairs_of(row, where):
-      pairs += 1
-      yield pair
+    pairs += len(found)
+    without += not found
+    yield from found
   if not count:
-    raise InputError(f"{path}: has no rows; give at least one pair")
+    raise InputError(f"{where}: has no rows; give at least one pair")
   if not pairs:
-    raise InputError(f"{path}: no row prefers a response; give unequal scores")
+    raise InputError(f"{where}: no row prefers a response; give unequal scores")
+  if without:
+    logger.info(
+      f"{where}: {without} of {count} rows prefer no response: all that they "
+      "have are equally good, or there are not two"
+    )
 
 
 def texts(pair):

@@ -13,6 +13,16 @@ def as_list(value, where):
   return value
 
 
+def column(value, key, where):
+  """The values of one key in a list of objects, or in an object of lists."""
+  if isinstance(value, dict) and key in value:
+    return as_list(value[key], f"{where}.{key}")
+  for i, one in enumerate(value):
+    if not isinstance(one, dict) or one.get(key) is None:
+      raise InputError(f"{where}[{i}] has no {key}; give one each")
+  return [one[key] for one in value]
+
+
 def as_text_or_turns(value, where, empty=True):
   """A string, or the turns of a value; `empty`: may there be none?"""
   if not isinstance(value, list | dict):

@@ -95,7 +95,10 @@ class Checkpoints(Section):
 
 
 class Data(Section):
-  """Preference pairs: files, prepared TFDS directories or hub names."""
+  """Preference pairs: files, folders or globs of them, TFDS, hub names.
+
+  Several have commas between them, or are a list.
+  """
 
   train: str = key("pairs to train on")
   eval: str = key("held-out pairs to evaluate on", "")
@@ -104,6 +107,16 @@ class Data(Section):
   max_response: Count = key("tokens of a response, which keeps its start", 512)
   row_length: Count = key("tokens of a packed row", 2048)
   rows: Whole = key("rows of a micro-batch; 0: one per shard of the mesh", 0)
+
+  @classmethod
+  def filled(cls, values):
+    values = super().filled(values)
+    if isinstance(values, dict):
+      lists = {k: one for k, one in values.items() if isinstance(one, tuple)}
+      for name, given in lists.items():
+        if given and all(isinstance(one, str) for one in given):
+          values[name] = ",".join(given)  # text, so that flags can change it
+    return values
 
 
 class Mesh(Ruled):
