@@ -179,7 +179,7 @@ def inspect(given):
 
 
 def prepare(given):
-  """Turn a file of preference rows into a TFDS data set, once."""
+  """Turn files of preference rows into a TFDS data set, once."""
   from mrpo_jax.data import source
 
   print(source.prepare(given.data, given.to, split=given.split))

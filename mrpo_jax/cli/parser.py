@@ -195,7 +195,9 @@ FLAGS = {
   "prepare": Command(
     "--data=FILE --to=DIR [--split=NAME]",
     (
-      Flag("data", "file of preference rows", "FILE", required=True),
+      Flag(
+        "data", "rows, as config.data.train names them", "FILE", required=True
+      ),
       Flag("to", "folder of the data set", "DIR", required=True),
       Flag("split", "its split", "NAME", "train"),
     ),

@@ -7,29 +7,37 @@ Where a row ranks several responses, every strictly ordered pair comes out.
 """
 
 import dataclasses
-import gzip
-import io
 import itertools
-import json
+import logging
 import math
-import pathlib
-import re
-import zlib
 
 from mrpo_jax.data.chat import messages
+from mrpo_jax.data.reading import dialogues, values
+from mrpo_jax.data.reading.row_files import rows_of
 from mrpo_jax.errors import InputError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-LAYOUTS = (
-  "{prompt, chosen, rejected} {chosen, rejected} "
-  "{conversations, chosen, rejected} {instruction, chosen, rejected} "
-  "{prompt, responses, scores or ranks} {prompt, ranked} {text, score}"
+logger = logging.getLogger(__name__)
+
+TURNS = ("conversations", "messages")  # keys of turns that lead to a response
+QUESTIONS = ("question", "query", "input")
+# Keys that mean something; PROMPTS hold a prompt or a part of it.
+PROMPTS = ("prompt", *TURNS, "instruction", *QUESTIONS)
+SYSTEMS = ("system", "system_prompt")
+RESPONSES, ORDERS = (
+  ("responses", "completions", "outputs"),
+  ("scores", "score", "ranks", "rank"),
 )
-ROLES = {"human": "user", "gpt": "assistant"}
-ROLES |= {role: role for role in ("user", "assistant", "system")}
-BOM = b"\xef\xbb\xbf"
-# Anthropic's transcripts, and the "## Human:" form of WebGPT's copies.
-ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
+IMPLICIT = ("chosen", "rejected", "text", "score", "tools", *SYSTEMS)
+KNOWN = (
+  *("chosen", "rejected", "history", "text", "ranked", "tools"),
+  *(*PROMPTS, *SYSTEMS, *RESPONSES, *ORDERS),
+)
+LAYOUTS = (
+  "{prompt, chosen, rejected} {chosen, rejected} {question, chosen, rejected} "
+  "{messages, chosen, rejected} {instruction, chosen, rejected} "
+  "{prompt, responses, scores or ranks} {prompt, ranked} {text, score} "
+  "{instruction, completions of response and overall_score}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,147 +57,280 @@ class PreferencePair:
 
 def read(path):
   """Iterates over a file's pairs; rows are checked as they are reached."""
-  path = pathlib.Path(path)
-  if not path.name.lower().endswith(SUFFIXES):
-    known = ", ".join(SUFFIXES)
-    raise InputError(f"{path}: unknown file type; the known are {known}")
-  if path.is_dir():
-    raise InputError(f"{path}: is a directory; name a file in it")
-  if not path.exists():
-    raise InputError(f"{path}: no such file; check the path")
-  return _pairs_of_file(path)
+  return pairs_of_rows(rows(path), path)
+
+
+def rows(path):
+  """Iterates over (place in words, row) of a file."""
+  return rows_of(path, KNOWN, PROMPTS)
 
 
 def pairs_of(row, where):
   """The pairs of one row; messages start with `where`, "a.jsonl line 7"."""
   if not isinstance(row, dict):
-    raise InputError(f"{where}: is {_kind(row)}, want one object per row")
+    raise InputError(
+      f"{where}: is {values.kind_of(row)}, want one object per row"
+    )
+  pairs = _pairs_of(_given(row), where)
+  if pairs is None and "chosen" in row and "rejected" in row:
+    pairs = [_given_pair(row, where)]  # says which is null
+  if pairs is None:
+    keys = ", ".join(map(repr, row)) or "none"
+    raise InputError(
+      f"{where}: a key is missing; the row's keys are {keys}; "
+      f"give one of the layouts {LAYOUTS}"
+    )
+  system = _system(row, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
-  pairs = _pairs_of(row, where)
-  return [dataclasses.replace(one, tools=tools) for one in pairs]
+  return [
+    dataclasses.replace(_with_system(system, pair, where), tools=tools)
+    for pair in pairs
+  ]
 
 
-def _pairs_of(row, where):
-  if "chosen" in row and "rejected" in row:
-    return [_given_pair(row, where)]
-  ranking = _ranking(row, where) if "prompt" in row else None
-  if ranking:
-    prompt = _text_or_turns(row["prompt"], f"{where}: prompt")
-    return [
-      _explicit(prompt, *_as_turns(prompt, pair), where)
-      for pair in _ordered(*ranking)
-    ]
-  if "text" in row and "score" in row:
-    texts = _responses(row, "text", where)
-    scores = _scores(row, "score", texts, where)
-    return [_implicit(*pair, where) for pair in _ordered(texts, scores)]
-  keys = ", ".join(map(repr, row)) or "none"
-  raise InputError(
-    f"{where}: a key is missing; the row's keys are {keys}; "
-    f"give one of the layouts {LAYOUTS}"
-  )
+def _given(row):
+  """A row without nulls: in Parquet every row has every column.
+
+  Where all prompts are null they stay, for a refusal to name them.
+  """
+  given = {key: value for key, value in row.items() if value is not None}
+  if given.keys().isdisjoint(PROMPTS):
+    given |= {key: None for key in PROMPTS if key in row}
+  return given
 
 
 # Layouts.
 
 
+def _pairs_of(row, where):
+  """The pairs of a row; None if it has no layout."""
+  if "chosen" in row and "rejected" in row:
+    return [_given_pair(row, where)]
+  key, prompt = _prompt(row, where)
+  if key and (ranking := _ranking(row, where)):
+    if not isinstance(prompt, str):
+      responses, scores = ranking
+      ranking = [_as_turns("assistant", one) for one in responses], scores
+    return [
+      _explicit(row, key, prompt, *pair, where) for pair in _ordered(*ranking)
+    ]
+  if "text" in row and "score" in row:
+    texts = _responses(row["text"], f"{where}: text")
+    scores = _scores(row["score"], texts, f"{where}: score")
+    return [_implicit(row, *pair, where) for pair in _ordered(texts, scores)]
+  return None
+
+
 def _given_pair(row, where):
   chosen, rejected = (
-    _text_or_turns(row[key], f"{where}: {key}", empty=False)
+    values.as_text_or_turns(row[key], f"{where}: {key}", empty=False)
     for key in ("chosen", "rejected")
   )
-  if "prompt" in row:
-    prompt = _text_or_turns(row["prompt"], f"{where}: prompt")
-    return _explicit(prompt, chosen, rejected, where)
-  if "conversations" in row:
-    prompt = _turns(row["conversations"], f"{where}: conversations")
-    return _explicit(_system(row, where) + prompt, chosen, rejected, where)
-  if "instruction" in row and isinstance(chosen, str):
-    prompt = _alpaca_prompt(row, where)
-    chosen, rejected = _as_turns(prompt, (chosen, rejected))
-    return _explicit(prompt, chosen, rejected, where)
-  return _implicit(chosen, rejected, where)
+  key, prompt = _prompt(row, where)
+  if key:
+    return _explicit(row, key, prompt, chosen, rejected, where)
+  return _implicit(row, chosen, rejected, where)
 
 
-def _explicit(prompt, chosen, rejected, where):
-  texts = [isinstance(value, str) for value in (prompt, chosen, rejected)]
-  if texts == [True, False, False]:
-    # UltraFeedback: both lists begin with the turns that lead to the response.
-    if "assistant" not in (chosen[0]["role"], rejected[0]["role"]):
-      return _implicit(chosen, rejected, where)
-    prompt = [{"role": "user", "content": prompt}]
-  elif len(set(texts)) > 1:
+def _prompt(row, where):
+  """(key, text or turns) of the prompt that a row names, (None, None) if none.
+
+  A question in a column of its own is a turn.
+  """
+  given = [key for key in PROMPTS if row.get(key) not in (None, "")]
+  if row.get("prompt") is not None:
+    return "prompt", values.as_text_or_turns(row["prompt"], f"{where}: prompt")
+  if "instruction" in row and "input" in given:
+    given.remove("input")  # it is a part of it
+  if not given:
+    return None, None
+  if len(given) > 1 and "conversations" not in given:
+    names = " and ".join(map(repr, given))
+    raise InputError(
+      f"{where}: {names} could each be the prompt; name one of them prompt"
+    )
+  key = given[0]
+  if key in TURNS:
+    return key, values.as_turns(row[key], f"{where}: {key}")
+  if key == "instruction":
+    asked = _instruction(row, where)
+  else:
+    asked = values.as_text_or_turns(row[key], f"{where}: {key}")
+  return key, _history(row, where) + _as_turns("user", asked)
+
+
+def _explicit(row, key, prompt, chosen, rejected, where):
+  """The pair of a prompt and two responses, which may repeat it."""
+  sides = [chosen, rejected]
+  kinds = {isinstance(side, str) for side in sides}
+  if key != "prompt" and kinds == {True}:
+    sides, kinds = [_as_turns("assistant", one) for one in sides], {False}
+  if kinds == {False}:
+    prompt = _as_turns("user", prompt)
+  if kinds != {isinstance(prompt, str)}:
     raise InputError(
       f"{where}: prompt, chosen and rejected mix strings and message lists; "
       "give three of one kind"
     )
-  return PreferencePair(prompt, chosen, rejected)
+  if isinstance(prompt, str):
+    return PreferencePair(prompt, *dialogues.after_text(prompt, *sides))
+  exact = not isinstance(row[key], str)
+  split = dialogues.after_turns(prompt, *sides, where, exact=exact)
+  return PreferencePair(*split)
 
 
-def _implicit(chosen, rejected, where):
-  if isinstance(chosen, str) != isinstance(rejected, str):
+def _implicit(row, chosen, rejected, where):
+  is_text = isinstance(chosen, str)
+  if is_text != isinstance(rejected, str):
     raise InputError(
       f"{where}: one response is a string, the other a message list; "
       "give two of one kind"
     )
-  shorter = min(len(chosen), len(rejected))
-  differs = (i for i in range(shorter) if chosen[i] != rejected[i])
-  shared = next(differs, shorter)
-  if not isinstance(chosen, str):
-    shared = min(shared, shorter - 1)
-  elif turns := [m.end() for m in ASSISTANT.finditer(chosen[:shared])]:
-    shared = turns[-1]
+  split = dialogues.split_texts if is_text else dialogues.split_turns
+  pair = PreferencePair(*split(chosen, rejected, where))
+  _refuse_guess(row, pair, where)
+  return pair
+
+
+def _refuse_guess(row, pair, where):
+  """InputError where what two responses share may not be the prompt.
+
+  It is, where it has the turns or the marks of a dialogue.  Else it is a guess,
+  which does not stand against another column that may be the prompt.
+  """
+  sides = pair.chosen, pair.rejected
+  if any(map(dialogues.says_nothing, sides)) or sides[0] == sides[1]:
+    return
+  if isinstance(pair.prompt, str):
+    certain = dialogues.is_dialogue(pair.prompt)
   else:
-    # One character stays: a text that is the other's beginning is a response.
-    shared = _word_boundary(chosen, rejected, min(shared, max(shorter - 1, 0)))
-  return PreferencePair(chosen[:shared], chosen[shared:], rejected[shared:])
+    certain = any(turn["role"] == "user" for turn in pair.prompt)
+  if certain:
+    return
+  if _system(row, where):
+    raise InputError(
+      f"{where}: a system text stands beside texts that name no prompt; "
+      "name the column of the prompt prompt"
+    )
+  blank = not pair.prompt or dialogues.says_nothing(pair.prompt)
+  for key, value in row.items():
+    if value is None:  # a prompt's
+      values.as_text(value, f"{where}: {key}", "a string or a list of messages")
+    if key not in IMPLICIT and _may_be_prompt(value, blank):
+      raise InputError(
+        f"{where}: chosen and rejected would be read with the prompt "
+        f"{_short(pair.prompt)}, which is what both begin with, but {key!r} "
+        "holds text too; name the column of the prompt prompt, or leave out "
+        "the others"
+      )
 
 
-def _word_boundary(chosen, rejected, shared):
-  following = chosen[shared : shared + 1] + rejected[shared : shared + 1]
-  if following and not following.isspace():
-    while shared and not chosen[shared - 1].isspace():
-      shared -= 1
-  # As TRL does it: the space goes with the word after it, as in tokenizers.
-  return shared - chosen[:shared].endswith(" ")
+def _may_be_prompt(value, one_word):
+  """Does a column hold turns, or a text of several words, or of one?"""
+  if isinstance(value, str):
+    return len(value.split()) > (0 if one_word else 1)
+  if isinstance(value, dict):
+    if value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"}:
+      return True
+    value = [*value.values()]
+  return isinstance(value, list) and any(
+    _may_be_prompt(one, one_word) for one in value
+  )
 
 
-def _alpaca_prompt(row, where):
-  prompt = _system(row, where)
-  history = _list(row.get("history") or [], f"{where}: history")
+def _short(prompt):
+  text = repr(prompt)
+  return text if len(text) <= 60 else f"{text[:40]} ... {text[-16:]}"
+
+
+# Parts of layouts.
+
+
+def _instruction(row, where):
+  parts = [values.as_text(row["instruction"], f"{where}: instruction")]
+  if row.get("input") not in (None, ""):
+    parts.append(values.as_text(row["input"], f"{where}: input"))
+  return "\n".join(parts)
+
+
+def _history(row, where):
+  turns = []
+  history = values.as_list(row.get("history") or [], f"{where}: history")
   for i, turn in enumerate(history):
     if not isinstance(turn, list) or len(turn) != 2:
       raise InputError(
-        f"{where}: history[{i}] is {_kind(turn)}, want [question, answer]"
+        f"{where}: history[{i}] is {values.kind_of(turn)}, want "
+        "[question, answer]"
       )
     for role, text in zip(("user", "assistant"), turn, strict=True):
-      text = _text(text, f"{where}: history[{i}]")
-      prompt.append({"role": role, "content": text})
-  parts = [_text(row["instruction"], f"{where}: instruction")]
-  if row.get("input") not in (None, ""):
-    parts.append(_text(row["input"], f"{where}: input"))
-  return [*prompt, {"role": "user", "content": "\n".join(parts)}]
+      text = values.as_text(text, f"{where}: history[{i}]")
+      turns.append({"role": role, "content": text})
+  return turns
 
 
 def _system(row, where):
-  if row.get("system") in (None, ""):
-    return []
-  text = _text(row["system"], f"{where}: system")
-  return [{"role": "system", "content": text}]
+  """The text of the system turn that a column holds, None without one."""
+  given = {
+    values.as_text(row[key], f"{where}: {key}")
+    for key in SYSTEMS
+    if row.get(key) is not None
+  }
+  given = {text for text in given if text.strip()}
+  if len(given) > 1:
+    raise InputError(f"{where}: {' and '.join(SYSTEMS)} differ; give one")
+  return given.pop() if given else None
+
+
+def _with_system(system, pair, where):
+  """The pair with a system turn before its prompt; a text becomes turns."""
+  if system is None:
+    return pair
+  parts = pair.prompt, pair.chosen, pair.rejected
+  if isinstance(pair.prompt, str):
+    if dialogues.is_dialogue(pair.prompt):
+      parts = dialogues.turns_of(parts[0], parts[1:], where)
+    else:
+      roles = ("user", "assistant", "assistant")
+      parts = [*map(_as_turns, roles, parts)]
+  prompt, *sides = parts
+  turn = {"role": "system", "content": system}
+  if prompt and prompt[0]["role"] == "system":
+    if prompt[0] != turn:
+      raise InputError(
+        f"{where}: the prompt begins with another system turn than the row's "
+        "column says; give one"
+      )
+    return PreferencePair(prompt, *sides)
+  return PreferencePair([turn, *prompt], *sides)
 
 
 def _ranking(row, where):
   """Responses and their scores, higher is better; None without such keys."""
-  given = [k for k in ("responses", "completions", "outputs") if k in row]
-  order = [k for k in ("scores", "score", "ranks", "rank") if k in row]
+  given = [key for key in RESPONSES if key in row]
+  order = [key for key in ORDERS if key in row]
   if given and order:
-    responses = _responses(row, given[0], where)
-    scores = _scores(row, order[0], responses, where)
+    responses = _responses(row[given[0]], f"{where}: {given[0]}")
+    scores = _scores(row[order[0]], responses, f"{where}: {order[0]}")
     return responses, [-s for s in scores] if "rank" in order[0] else scores
+  if "completions" in row:
+    return _scored_objects(row["completions"], f"{where}: completions")
   if "ranked" in row:
-    best_first = _responses(row, "ranked", where)
+    best_first = _responses(row["ranked"], f"{where}: ranked")
     return best_first, range(len(best_first), 0, -1)
   return None
+
+
+def _scored_objects(value, where):
+  """UltraFeedback: each response is an object, with its score beside it."""
+  if not isinstance(value, list | dict) or not all(
+    isinstance(one, dict) for one in value if isinstance(value, list)
+  ):
+    return None
+  responses, scores = (
+    values.column(value, key, where) for key in ("response", "overall_score")
+  )
+  responses = _responses(responses, f"{where}.response")
+  return responses, _scores(scores, responses, f"{where}.overall_score")
 
 
 def _ordered(responses, scores):
@@ -199,194 +340,62 @@ def _ordered(responses, scores):
       yield better, worse
 
 
-def _as_turns(prompt, responses):
-  """Answers given as strings become turns where the prompt has turns."""
-  if isinstance(prompt, str):
-    return responses
-  return [
-    [{"role": "assistant", "content": r}] if isinstance(r, str) else r
-    for r in responses
-  ]
+def _as_turns(role, value):
+  """A text as a list of one turn; turns stay."""
+  if isinstance(value, str):
+    return [{"role": role, "content": value}]
+  return value
 
 
 # Values.
 
 
-def _responses(row, key, where):
-  values = _list(row[key], f"{where}: {key}")
+def _responses(value, where):
   return [
-    _text_or_turns(value, f"{where}: {key}[{i}]", empty=False)
-    for i, value in enumerate(values)
+    values.as_text_or_turns(one, f"{where}[{i}]", empty=False)
+    for i, one in enumerate(values.as_list(value, where))
   ]
 
 
-def _scores(row, key, responses, where):
-  scores = _list(row[key], f"{where}: {key}")
+def _scores(value, responses, where):
+  scores = values.as_list(value, where)
   if len(scores) != len(responses):
     raise InputError(
-      f"{where}: {key} has {len(scores)} entries for {len(responses)} "
+      f"{where} has {len(scores)} entries for {len(responses)} "
       "responses; give one each"
     )
   for i, score in enumerate(scores):
     number = isinstance(score, int | float) and not isinstance(score, bool)
     if not number or not -math.inf < score < math.inf:
-      kind = score if number else _kind(score)
-      raise InputError(f"{where}: {key}[{i}] is {kind}, want a finite number")
+      kind = score if number else values.kind_of(score)
+      raise InputError(f"{where}[{i}] is {kind}, want a finite number")
   return scores
-
-
-def _list(value, where):
-  if not isinstance(value, list):
-    raise InputError(f"{where} is {_kind(value)}, want a list")
-  return value
-
-
-def _text_or_turns(value, where, empty=True):
-  if not isinstance(value, list | dict):
-    return _text(value, where, "a string or a list of messages")
-  turns = _turns(value, where)
-  if not turns and not empty:
-    raise InputError(f"{where} is an empty list, want at least one message")
-  return turns
-
-
-def _text(value, where, want="a string"):
-  if not isinstance(value, str):
-    raise InputError(f"{where} is {_kind(value)}, want {want}")
-  return value
-
-
-def _turns(value, where):
-  if isinstance(value, dict):
-    value = _rows_of_columns(value, where)
-  turns = _list(value, where)
-  return [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
-
-
-def _rows_of_columns(value, where):
-  # TFDS and Hugging Face turn a list of objects into an object of lists.
-  columns = [v for v in value.values() if isinstance(v, list)]
-  if not columns:
-    return [value]
-  if len(columns) < len(value) or len({len(c) for c in columns}) > 1:
-    raise InputError(f"{where} has lists of unequal length; give one each")
-  rows = zip(*columns, strict=True)
-  return [dict(zip(value, row, strict=True)) for row in rows]
-
-
-def _turn(turn, where):
-  if (
-    isinstance(turn, dict)
-    and "role" in turn
-    and ("content" in turn or turn.get("tool_calls"))
-  ):
-    role = _text(turn["role"], f"{where}.role")
-    beside = messages.beside_content(turn, role, where)
-    content = turn.get("content")
-    if isinstance(content, list):
-      content = messages.parts(content, f"{where}.content")
-    elif content is not None or "tool_calls" not in beside:
-      content = _text(content, f"{where}.content")
-  elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
-    role = ROLES.get(_text(turn["from"], f"{where}.from"), "")
-    content, beside = _text(turn["value"], f"{where}.value"), {}
-  else:
-    raise InputError(
-      f"{where} is {_kind(turn)}, want a message with role and content"
-    )
-  if not role:
-    given = turn.get("from", "")
-    known = ", ".join(ROLES)
-    raise InputError(f"{where}: unknown role {given!r}; the known are {known}")
-  return {"role": role, "content": content, **beside}
-
-
-def _kind(value):
-  if isinstance(value, dict):
-    return f"an object with the keys {', '.join(map(repr, value)) or 'none'}"
-  kinds = {bool: "a boolean", int: "a number", float: "a number"}
-  kinds |= {str: "a string", list: "a list", type(None): "null"}
-  kinds |= {bytes: "bytes that are not UTF-8"}
-  return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 # Files.
 
 
-def _pairs_of_file(path):
-  parquet = path.name.lower().endswith(".parquet")
-  rows = pairs = 0
-  for where, row in (_parquet_rows if parquet else _json_rows)(path):
-    rows += 1
-    for pair in pairs_of(row, where):
-      pairs += 1
-      yield pair
-  if not rows:
-    raise InputError(f"{path}: has no rows; give at least one pair")
+def pairs_of_rows(rows, where):
+  """Iterates over the pairs of (place, row); `where` is named if there is none.
+
+  How many rows prefer no response is said at the end.
+  """
+  count = pairs = without = 0
+  for place, row in rows:
+    found = pairs_of(row, place)
+    count += 1
+    pairs += len(found)
+    without += not found
+    yield from found
+  if not count:
+    raise InputError(f"{where}: has no rows; give at least one pair")
   if not pairs:
-    raise InputError(f"{path}: no row prefers a response; give unequal scores")
-
-
-def _json_rows(path):
-  name = path.name.lower()
-  try:
-    with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
-      if name.endswith((".json", ".json.gz")):
-        whole = file.read()
-        if whole.removeprefix(BOM).lstrip().startswith(b"["):
-          for i, row in enumerate(_parsed(whole, path), 1):
-            yield f"{path} row {i}", row
-          return
-        # The hub is full of .json files that hold JSON lines.
-        file = io.BytesIO(whole)
-      # Bytes, because a str would also be split at U+2028.
-      for i, line in enumerate(file, 1):
-        if line.strip():
-          yield f"{path} line {i}", _parsed(line.rstrip(), path, i)
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise _damaged(path, "gzip", error) from None
-  except OSError as error:
-    raise InputError(
-      f"{path}: cannot be read: {error.strerror or error}"
-    ) from None
-
-
-def _parsed(text, path, line=1):
-  try:
-    return json.loads(text.decode("utf-8-sig"))
-  except UnicodeDecodeError as error:
-    line += error.object[: error.start].count(b"\n")
-    problem = "is not UTF-8; save the file as UTF-8"
-  except json.JSONDecodeError as error:
-    line += error.lineno - 1
-    problem = f"is not JSON ({error.msg}, column {error.colno}); want one "
-    problem += "object per line, or in a .json file a list of objects"
-  except (ValueError, RecursionError) as error:
-    problem = f"is not usable JSON ({error}); remove it"
-  raise InputError(f"{path} line {line}: {problem}")
-
-
-def _parquet_rows(path):
-  import pyarrow
-  import pyarrow.parquet
-
-  number = 0
-  try:
-    with pyarrow.parquet.ParquetFile(path) as table:
-      for batch in table.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-          number += 1
-          yield f"{path} row {number}", row
-  except UnicodeDecodeError:
-    where = f"{path} after row {number}"
-    raise InputError(f"{where}: a text is not UTF-8; write it anew") from None
-  except (pyarrow.ArrowException, OSError) as error:
-    raise _damaged(path, "Parquet", error) from None
-
-
-def _damaged(path, kind, error):
-  reason = " ".join(str(error).split())
-  return InputError(f"{path}: damaged {kind} file ({reason}); copy it again")
+    raise InputError(f"{where}: no row prefers a response; give unequal scores")
+  if without:
+    logger.info(
+      f"{where}: {without} of {count} rows prefer no response: all that they "
+      "have are equally good, or there are not two"
+    )
 
 
 def texts(pair):

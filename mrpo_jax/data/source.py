@@ -3,7 +3,9 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import pathlib
 import re
 import sys
@@ -13,25 +15,57 @@ import numpy as np
 
 from mrpo_jax.data import formats
 from mrpo_jax.data.chat.messages import is_plain
+from mrpo_jax.data.reading import shards, values
 from mrpo_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def load(name):
-  """All pairs of a file, "DIR[:split]" prepared by TFDS, or "org/name[:split]".
+  """All pairs of what a name stands for.
 
-  The split is "train" where none is given.
+  Args:
+    name: a file, a glob, a folder of files of one kind ("DIR[:split]"), one
+      prepared by TFDS ("DIR[:split]"), "org/name[:split]" on the hub, or
+      several of them with commas between.  The split is "train" where none is
+      given, in a folder of files all of it.
+
+  Raises:
+    InputError: it stands for nothing, or a row in it is no pair.
   """
   name = str(name)
-  if pathlib.Path(name).is_file() or name.lower().endswith(formats.SUFFIXES):
-    return list(formats.read(name))
-  place, split = name, "train"
+  parts = [name]
+  if "," in name and not pathlib.Path(name).exists():
+    parts = [part.strip() for part in name.split(",")]
+  pairs = [pair for part in parts for pair in _load(part)]
+  texts = sum(isinstance(pair.prompt, str) for pair in pairs)
+  if 0 < texts < len(pairs):
+    logger.info(
+      f"{name}: {texts} of {len(pairs)} pairs are plain text, the others "
+      "conversations; a chat template is for these alone"
+    )
+  return pairs
+
+
+def _load(name):
+  place, split = name, None
   if not pathlib.Path(name).exists() and (match := SPLIT.fullmatch(name)):
     place, split = match.groups()
+  files = shards.files_of(name)
+  if files is None and split is not None:
+    files = shards.files_of(place, split)
+  if files is not None:
+    rows = itertools.chain.from_iterable(map(formats.rows, files))
+    where = files[0] if len(files) == 1 else name
+    return list(formats.pairs_of_rows(rows, where))
+  split = split or "train"
   if place and pathlib.Path(place).is_dir():
-    return _pairs(_tfds_rows(place, split), f"{place} split {split}")
+    rows, where = _tfds_rows(place, split), f"{place} split {split}"
+    ours = "fingerprint" in (_metadata(pathlib.Path(place)) or {})
+    return _prepared(rows) if ours else _pairs(rows, where)
   if HUB_NAME.fullmatch(place):
     return _pairs(_hub_rows(place, split), f"{place} split {split}")
   raise InputError(
@@ -41,7 +75,7 @@ def load(name):
 
 
 def prepare(path, to, *, name="preference_pairs", split="train"):
-  """Writes a file's pairs as a TFDS data set; returns its directory for `load`.
+  """Writes what `load` reads as a TFDS data set; returns its directory.
 
   The directory `to`/`name`/1.0.0 appears complete or not at all.  Where it
   stands already, it must hold the same pairs and split; then nothing is done.
@@ -50,7 +84,7 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
     raise InputError(f"{name!r}: TFDS names are lower case, digits and _")
   if not re.fullmatch(r"\w+", split):
     raise InputError(f"{split!r}: a split is named by letters, digits and _")
-  pairs = list(formats.read(path))
+  pairs = load(path)
   _refuse_unencodable(pairs, path)
   metadata = {"fingerprint": fingerprint(pairs), "split": split}
 
@@ -130,15 +164,30 @@ def _metadata(directory):
 
 
 def _pairs(rows, where):
-  pairs = []
-  for i, row in enumerate(rows, 1):
-    row = _text_values(row)
-    if isinstance(row, dict):
-      row = {key: _unwrapped(value) for key, value in row.items()}
-    pairs += formats.pairs_of(row, f"{where} row {i}")
-  if not pairs:
+  rows = [(f"{where} row {i}", _row(row)) for i, row in enumerate(rows, 1)]
+  if not rows:
     raise InputError(f"{where}: holds no pairs; give another split")
-  return pairs
+  return list(formats.pairs_of_rows(rows, where))
+
+
+def _prepared(rows):
+  """Pairs as `prepare` has read them: nothing is left to be understood."""
+  return [
+    formats.PreferencePair(
+      **{
+        key: values.as_text_or_turns(value, key)
+        for key, value in _row(row).items()
+      }
+    )
+    for row in rows
+  ]
+
+
+def _row(row):
+  row = _text_values(row)
+  if isinstance(row, dict):
+    row = {key: _unwrapped(value) for key, value in row.items()}
+  return row
 
 
 def _text_values(value):

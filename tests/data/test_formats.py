@@ -192,18 +192,6 @@ def test_scored_transcripts_are_ordered_and_split(human):
   assert formats.pairs_of(row | {"score": [1, 1]}, "row 1") == []
 
 
-def test_columns_of_messages_read_like_lists_of_messages():
-  row = {
-    "prompt": {"role": ["system", "user"], "content": ["S", "Sky?"]},
-    "chosen": {"role": ["assistant"], "content": ["Blue."]},
-    "rejected": {"from": ["gpt"], "value": ["Green."]},
-  }
-  pair = only(row)
-  assert pair.prompt == [{"role": "system", "content": "S"}, user("Sky?")]
-  assert (pair.chosen, pair.rejected) == ([bot("Blue.")], [bot("Green.")])
-  assert only(row | {"prompt": {"role": [], "content": []}}).prompt == []
-
-
 def test_a_real_file_comes_through_whole():
   pairs = list(formats.read(SAMPLE))
   rows = [json.loads(text) for text in SAMPLE.read_text().split("\n") if text]

@@ -172,6 +172,16 @@ def test_what_is_wrong_is_named(key, value, match):
     read(changed(key, value))
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_list_of_files_is_text_with_commas(kind):
+  given = changed("data.train", kind(["a.jsonl", "shards/"]))
+  assert read(given).data.train == "a.jsonl,shards/"
+  assert with_defaults(given)["data"]["train"] == "a.jsonl,shards/"
+  for wrong in (kind(["a.jsonl", 1]), kind([])):
+    with pytest.raises(InputError, match="config.data.train must be of type"):
+      read(changed("data.train", wrong))
+
+
 @pytest.mark.parametrize(
   "key", ["steps", "batch", "data.train", "optimizer.peak_lr"]
 )

@@ -95,7 +95,10 @@ class Checkpoints(Section):
 
 
 class Data(Section):
-  """Preference pairs: files, prepared TFDS directories or hub names."""
+  """Preference pairs: files, folders or globs of them, TFDS, hub names.
+
+  Several have commas between them, or are a list.
+  """
 
   train: str = key("pairs to train on")
   eval: str = key("held-out pairs to evaluate on", "")
@@ -109,6 +112,16 @@ class Data(Section):
     "",
     exclude_if=lambda date: not date,  # runs of before have no such key
   )
+
+  @classmethod
+  def filled(cls, values):
+    values = super().filled(values)
+    if isinstance(values, dict):
+      lists = {k: one for k, one in values.items() if isinstance(one, tuple)}
+      for name, given in lists.items():
+        if given and all(isinstance(one, str) for one in given):
+          values[name] = ",".join(given)  # text, so that flags can change it
+    return values
 
 
 class Mesh(Ruled):

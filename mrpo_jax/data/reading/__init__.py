@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading rows: files, values, and the dialogues that stand in them."""

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole dialogues: the start that two of them share is the prompt.
+
+As messages, or as text with Anthropic's marks "\\n\\nHuman:" and
+"\\n\\nAssistant:", also in the "## Human:" form of WebGPT's copies.
+"""
+
+import re
+
+from mrpo_jax.errors import InputError
+
+ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
+MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):|(?:^|\n)## (Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+NO_ANSWER = {"role": "assistant", "content": ""}
+ASKS = ("user", "system", "developer")  # roles whose turns belong to a prompt
+
+
+def says_nothing(side):
+  """A response without a word, as text or as messages."""
+  if isinstance(side, str):
+    return not side.strip()
+  values = [v for turn in side for key, v in turn.items() if key != "role"]
+  return not any(v.strip() if isinstance(v, str) else v for v in values)
+
+
+def has_answer(turns):
+  return any(turn["role"] == "assistant" for turn in turns)
+
+
+def shared_length(one, other):
+  """How many characters, or messages, two start with alike."""
+  together = enumerate(zip(one, other, strict=False))
+  return next(
+    (i for i, (a, b) in together if a != b), min(len(one), len(other))
+  )
+
+
+# The start that two share.
+
+
+def split_turns(chosen, rejected, where):
+  """(prompt, chosen, rejected) of two whole conversations.
+
+  Equal ones keep their last message as the response.  Where one is the
+  beginning of the other, its response is empty.
+
+  Raises:
+    InputError: both go on with answers, but first with other questions.
+  """
+  shared = shared_length(chosen, rejected)
+  if chosen == rejected:
+    shared -= 1
+  sides = [side[shared:] or [NO_ANSWER] for side in (chosen, rejected)]
+  asks = [side[0]["role"] in ASKS for side in sides]
+  is_start = shared in (len(chosen), len(rejected))
+  if any(asks) and not is_start and all(map(has_answer, sides)):
+    raise InputError(
+      f"{where}: chosen and rejected differ first in message {shared + 1}, "
+      f"which is no answer: {sides[asks.index(True)][0]['role']}; give both "
+      "the same prompt"
+    )
+  return chosen[:shared], *sides
+
+
+def split_texts(chosen, rejected, where):
+  """(prompt, chosen, rejected) of two dialogues, or texts that share words.
+
+  Dialogues are split after the last mark of an answer that they share, other
+  texts at a word.  A dialogue that ends before an answer, or where the other
+  one has a further turn, has an empty response.
+
+  Raises:
+    InputError: both are dialogues, but no answer begins where they agree.
+  """
+  shared = shared_length(chosen, rejected)
+  shorter, longer = sorted((chosen, rejected), key=len)
+  ends = [m.end() for m in ASSISTANT.finditer(chosen[:shared])]
+  answered = [bool(ASSISTANT.search(text)) for text in (chosen, rejected)]
+  is_start = shared == len(shorter) < len(longer)
+  if is_start and any(answered) and MARK.match(longer, shared):
+    return shorter, chosen[shared:], rejected[shared:]
+  if ends:
+    shared = ends[-1]
+  elif all(answered):
+    raise InputError(
+      f"{where}: chosen and rejected are dialogues that differ before an "
+      "answer begins; give both the same prompt"
+    )
+  elif any(answered) and all(map(MARK.match, (chosen, rejected))):
+    sides = chosen[shared:], rejected[shared:]
+    return chosen[:shared], *(
+      side if has else "" for side, has in zip(sides, answered, strict=True)
+    )
+  else:
+    # One character stays: a text that is the other's beginning is a response.
+    shared = min(shared, max(len(shorter) - 1, 0))
+    shared = _word_boundary(chosen, rejected, shared)
+  return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _word_boundary(chosen, rejected, shared):
+  following = chosen[shared : shared + 1] + rejected[shared : shared + 1]
+  if following and not following.isspace():
+    while shared and not chosen[shared - 1].isspace():
+      shared -= 1
+  # As TRL does it: the space goes with the word after it, as in tokenizers.
+  return shared - chosen[:shared].endswith(" ")
+
+
+# Responses that repeat a prompt that is given.
+
+
+def after_text(prompt, *sides):
+  """Texts without a prompt of several words, if all of them begin with it."""
+  if prompt.split()[1:] and all(side.startswith(prompt) for side in sides):
+    return [side[len(prompt) :] for side in sides]
+  return sides
+
+
+def after_turns(prompt, chosen, rejected, where, *, exact):
+  """(prompt, chosen, rejected) of responses that may be whole conversations.
+
+  Where both are, the prompt is the start that they share.
+
+  Args:
+    prompt: turns.
+    chosen, rejected: turns.
+    where: begins the message.
+    exact: must the conversations begin with the same turns as the prompt, or
+      is it enough that one of them has its text or a part of it?
+
+  Raises:
+    InputError: they begin with another prompt.
+  """
+  sides = chosen, rejected
+  whole = [side[0]["role"] in ASKS for side in sides]
+  if not any(whole) or any(map(says_nothing, sides)):
+    return prompt, *sides
+  if all(whole):
+    start, *sides = split_turns(chosen, rejected, where)
+    if start:
+      prompt = _agreed(prompt, start, exact)
+  else:
+    sides = [
+      _after(prompt, side) if asks else side
+      for side, asks in zip(sides, whole, strict=True)
+    ]
+  if prompt is None or None in sides:
+    raise InputError(
+      f"{where}: chosen and rejected begin with turns that are not the "
+      "prompt's; leave out the prompt, or those turns"
+    )
+  return prompt, *sides
+
+
+def _agreed(prompt, start, exact):
+  """The turns of both; None where they say different things."""
+  (system, asked), (other, begun) = map(_apart, (prompt, start))
+  if system and other and system != other:
+    return None
+  system = system or other
+  if says_nothing(asked):
+    return system + begun
+  if exact:
+    if begun[: len(asked)] == asked:
+      return system + begun
+    return system + asked if begun and asked[-len(begun) :] == begun else None
+  said = _words(asked[-1])
+  found = (_words(turn) for turn in begun if turn["role"] == "user")
+  same = any(words and (words in said or said in words) for words in found)
+  return system + begun if same else None
+
+
+def _after(prompt, side):
+  """What comes after the prompt in a conversation; None if it is another."""
+  for given in (prompt, _apart(prompt)[1]):
+    rest = side[len(given) :]
+    asks = rest and rest[0]["role"] in ASKS and has_answer(rest)
+    if given and side[: len(given)] == given and not asks:
+      return rest or [NO_ANSWER]
+  return None if has_answer(side) else side
+
+
+def _apart(turns):
+  """(the system turn or none, the others)."""
+  count = 1 if turns and turns[0]["role"] == "system" else 0
+  return turns[:count], turns[count:]
+
+
+def _words(turn):
+  return " ".join(str(turn["content"]).split())
+
+
+# The turns of a text.
+
+
+def is_dialogue(text):
+  """Does a text, or what is left of one, have the marks of an answer?"""
+  return isinstance(text, str) and bool(ASSISTANT.search(text))
+
+
+def turns_of(prompt, responses, where):
+  """A dialogue's prompt and responses, which are texts, as lists of turns.
+
+  White space around what is said is left out.  A response of None stays.
+  Where one is empty, all are.
+
+  Raises:
+    InputError: the prompt has no such marks, or a response begins with a
+      question.
+  """
+  start = _turns(prompt)
+  if start is None:
+    raise InputError(
+      f"{where}: the prompt has no turns that begin with Human: and "
+      "Assistant:, or text before the first"
+    )
+  if start[-1] == NO_ANSWER:
+    start = start[:-1]
+  if any(one is not None and says_nothing(one) for one in responses):
+    return start, *([NO_ANSWER] for _ in responses)  # a pair that is dropped
+  return start, *(_response(prompt, start, one, where) for one in responses)
+
+
+def _response(prompt, start, response, where):
+  if response is None:
+    return None
+  whole = _turns(prompt + response)
+  found = whole[len(start) :]
+  if whole[: len(start)] != start or found[0]["role"] != "assistant":
+    raise InputError(
+      f"{where}: a response does not begin after Assistant: with the answer"
+    )
+  return found
+
+
+def _turns(text):
+  """None unless it is a dialogue from its first word on."""
+  marks = list(MARK.finditer(text))
+  if not marks or text[: marks[0].start()].strip():
+    return None
+  ends = [mark.start() for mark in marks[1:]] + [len(text)]
+  return [
+    {
+      "role": ROLES[mark[1] or mark[2]],
+      "content": text[mark.end() : end].strip(),
+    }
+    for mark, end in zip(marks, ends, strict=True)
+  ]

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of JSON lines, JSON and Parquet files, each with its place in words."""
+
+import gzip
+import io
+import json
+import pathlib
+import stat
+import zlib
+
+from mrpo_jax.errors import InputError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+BOM = b"\xef\xbb\xbf"
+LONGEST = 2**28  # bytes of one line, and of what always may be unpacked
+RATIO = 100  # unpacked bytes for each byte of a file; text has 3 to 20
+# What turns are made of in Parquet: other fields of theirs are not read.
+PLAIN = {"STRING", "JSON", "ENUM", "NONE", "INT", "UNKNOWN"}
+STORED = {"BYTE_ARRAY", "BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"}
+
+
+def rows_of(path, known=(), prompts=()):
+  """Iterates over (place in words, row) of a file; places are checked at once.
+
+  Args:
+    path: of a regular file with one of SUFFIXES.
+    known: names of columns that mean something.  Of a Parquet file only these
+      are read; every other one is null in its rows.
+    prompts: those of them that hold prompts.  Where a Parquet file has none of
+      them, the texts of all other columns are read too.
+
+  Raises:
+    InputError: there is no such file, or it is none that can be read; while
+      iterating: it is damaged, unpacks to far more than text would, or a row
+      is not one.
+  """
+  path = pathlib.Path(path)
+  if not path.name.lower().endswith(SUFFIXES):
+    suffixes = ", ".join(SUFFIXES)
+    raise InputError(f"{path}: unknown file type; the known are {suffixes}")
+  try:
+    kind = path.stat().st_mode
+  except FileNotFoundError:
+    raise InputError(f"{path}: no such file; check the path") from None
+  except OSError as error:
+    raise _unreadable(path, error) from None
+  if stat.S_ISDIR(kind):
+    raise InputError(f"{path}: is a directory; name a file in it")
+  if not stat.S_ISREG(kind):
+    raise InputError(
+      f"{path}: is a pipe, a socket or a device; write it to a file"
+    )
+  if path.name.lower().endswith(".parquet"):
+    return _parquet_rows(path, known, prompts)
+  return _json_rows(path)
+
+
+# JSON.
+
+
+def _json_rows(path):
+  name = path.name.lower()
+  most = max(LONGEST, RATIO * path.stat().st_size)
+  try:
+    with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
+      if name.endswith((".json", ".json.gz")):
+        whole = file.read(most + 1)
+        _refuse_bomb(path, len(whole), most)
+        if whole.removeprefix(BOM).lstrip().startswith(b"["):
+          for i, row in enumerate(_parsed(whole, path), 1):
+            yield f"{path} row {i}", row
+          return
+        # The hub is full of .json files that hold JSON lines.
+        file = io.BytesIO(whole)
+      # Bytes, because a str would also be split at U+2028.
+      lines = iter(lambda: file.readline(LONGEST + 1), b"")
+      for i, line in enumerate(lines, 1):
+        _refuse_bomb(path, file.tell(), most)
+        if len(line) > LONGEST:
+          raise InputError(f"{path} line {i}: more than {LONGEST} bytes")
+        if line.strip():
+          yield f"{path} line {i}", _parsed(line.rstrip(), path, i)
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise _damaged(path, "gzip", error) from None
+  except OSError as error:
+    raise _unreadable(path, error) from None
+
+
+def _refuse_bomb(path, unpacked, most):
+  if unpacked > most:
+    raise InputError(
+      f"{path}: unpacks to more than {most} bytes, {RATIO} times its size, "
+      "which text does not; unpack it yourself if it is meant so"
+    )
+
+
+def _parsed(text, path, line=1):
+  try:
+    return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
+  except UnicodeDecodeError as error:
+    line += error.object[: error.start].count(b"\n")
+    problem = "is not UTF-8; save the file as UTF-8"
+  except json.JSONDecodeError as error:
+    line += error.lineno - 1
+    problem = f"is not JSON ({error.msg}, column {error.colno}); want one "
+    problem += "object per line, or in a .json file a list of objects"
+  except (ValueError, RecursionError) as error:
+    problem = f"is not usable JSON ({error}); remove it"
+  raise InputError(f"{path} line {line}: {problem}")
+
+
+def _object(pairs):
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError(f"the key {_twice([key for key, _ in pairs])!r} is twice")
+  return found
+
+
+def _twice(names):
+  return next(name for i, name in enumerate(names) if name in names[:i])
+
+
+# Parquet.
+
+
+def _parquet_rows(path, known, prompts):
+  import pyarrow
+  import pyarrow.parquet
+
+  number = 0
+  try:
+    with pyarrow.parquet.ParquetFile(path) as table:
+      columns = _columns(path, table, known, prompts)
+      unread = dict.fromkeys(table.schema_arrow.names)
+      for batch in table.iter_batches(batch_size=1024, columns=columns):
+        for row in batch.to_pylist():
+          number += 1
+          yield f"{path} row {number}", unread | row
+  except InputError:
+    raise
+  except UnicodeDecodeError:
+    where = f"{path} after row {number}"
+    raise InputError(f"{where}: a text is not UTF-8; write it anew") from None
+  except (pyarrow.ArrowException, OSError) as error:
+    raise _damaged(path, "Parquet", error) from None
+  except (ValueError, TypeError, OverflowError) as error:
+    reason = " ".join(str(error).split())
+    raise InputError(
+      f"{path} after row {number}: a column cannot be read ({reason}); leave "
+      "it out of the file"
+    ) from None
+
+
+def _columns(path, table, known, prompts):
+  """Paths of the leaves to read; refuses a name that stands twice."""
+  names = table.schema_arrow.names
+  _refuse_twice(path, "", table.schema_arrow)
+  some_text = not set(prompts).intersection(names)
+  metadata, found = table.metadata, []
+  unpacked = 0
+  for j in range(metadata.num_columns):
+    leaf = metadata.schema.column(j)
+    name = max(
+      (name for name in names if f"{leaf.path}.".startswith(f"{name}.")),
+      key=len,
+    )
+    kind = leaf.logical_type.type
+    if name in known:
+      taken = (
+        leaf.path == name or kind in PLAIN and leaf.physical_type in STORED
+      )
+    else:
+      taken = some_text and kind == "STRING"
+    if taken:
+      found.append(leaf.path)
+      unpacked += sum(
+        metadata.row_group(i).column(j).total_uncompressed_size
+        for i in range(metadata.num_row_groups)
+      )
+  _refuse_bomb(path, unpacked, max(LONGEST, RATIO * path.stat().st_size))
+  return found
+
+
+def _refuse_twice(path, where, fields):
+  """InputError where two columns, or two fields of one, have one name."""
+  import pyarrow
+
+  names = [field.name for field in fields]
+  if len(set(names)) < len(names):
+    raise InputError(
+      f"{path}: the column {where + _twice(names)!r} is twice; keep one"
+    )
+  for field in fields:
+    kind = field.type
+    while pyarrow.types.is_nested(kind) and hasattr(kind, "value_type"):
+      kind = kind.value_type
+    if pyarrow.types.is_struct(kind):
+      _refuse_twice(path, f"{where}{field.name}.", kind)
+
+
+# Refusals.
+
+
+def _unreadable(path, error):
+  return InputError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def _damaged(path, kind, error):
+  reason = " ".join(str(error).split())
+  return InputError(f"{path}: damaged {kind} file ({reason}); copy it again")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of a row, checked: texts, lists, and messages in every form."""
+
+from mrpo_jax.data.chat import messages
+from mrpo_jax.errors import InputError
+
+ROLES = {"human": "user", "gpt": "assistant"}
+ROLES |= {role: role for role in ("user", "assistant", "system")}
+
+
+def as_list(value, where):
+  if not isinstance(value, list):
+    raise InputError(f"{where} is {kind_of(value)}, want a list")
+  return value
+
+
+def column(value, key, where):
+  """The values of one key in a list of objects, or in an object of lists."""
+  if isinstance(value, dict) and key in value:
+    return as_list(value[key], f"{where}.{key}")
+  for i, one in enumerate(value):
+    if not isinstance(one, dict) or one.get(key) is None:
+      raise InputError(f"{where}[{i}] has no {key}; give one each")
+  return [one[key] for one in value]
+
+
+def as_text_or_turns(value, where, empty=True):
+  """A string, or the turns of a value; `empty`: may there be none?"""
+  if not isinstance(value, list | dict):
+    return as_text(value, where, "a string or a list of messages")
+  turns = as_turns(value, where)
+  if not turns and not empty:
+    raise InputError(f"{where} is an empty list, want at least one message")
+  return turns
+
+
+def as_text(value, where, want="a string"):
+  if not isinstance(value, str):
+    raise InputError(f"{where} is {kind_of(value)}, want {want}")
+  return value
+
+
+def as_turns(value, where):
+  """A list of {"role", "content"} of a list, one message, or columns."""
+  if isinstance(value, dict):
+    value = _rows_of_columns(value, where)
+  turns = as_list(value, where)
+  return [_turn(_named(turn), f"{where}[{i}]") for i, turn in enumerate(turns)]
+
+
+def _named(turn):
+  """A message without nulls; of role and content only if it has from, value."""
+  if not isinstance(turn, dict):
+    return turn
+  given = {key: value for key, value in turn.items() if value is not None}
+  if {"from", "value"} <= given.keys():
+    return given
+  kept = {key: turn[key] for key in ("role", "content") if key in turn}
+  return given | kept  # a null of theirs is refused by name
+
+
+def _rows_of_columns(value, where):
+  """One message as a list; also what TFDS and Hugging Face make of a list.
+
+  They turn a list of objects into an object of lists.
+  """
+  if isinstance(value.get("role") or value.get("from"), str):
+    return [value]
+  value = {key: column for key, column in value.items() if column is not None}
+  columns = [v for v in value.values() if isinstance(v, list)]
+  if not columns:
+    return [value]
+  if len(columns) < len(value) or len({len(c) for c in columns}) > 1:
+    raise InputError(f"{where} has lists of unequal length; give one each")
+  rows = zip(*columns, strict=True)
+  return [dict(zip(value, row, strict=True)) for row in rows]
+
+
+def _turn(turn, where):
+  if (
+    isinstance(turn, dict)
+    and "role" in turn
+    and ("content" in turn or turn.get("tool_calls"))
+  ):
+    role = as_text(turn["role"], f"{where}.role")
+    beside = messages.beside_content(turn, role, where)
+    content = turn.get("content")
+    if isinstance(content, list):
+      content = messages.parts(content, f"{where}.content")
+    elif content is not None or "tool_calls" not in beside:
+      content = as_text(content, f"{where}.content")
+  elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
+    role = ROLES.get(as_text(turn["from"], f"{where}.from"), "")
+    content, beside = as_text(turn["value"], f"{where}.value"), {}
+  else:
+    raise InputError(
+      f"{where} is {kind_of(turn)}, want a message with role and content"
+    )
+  if not role:
+    given = turn.get("from", "")
+    known = ", ".join(ROLES)
+    raise InputError(f"{where}: unknown role {given!r}; the known are {known}")
+  return {"role": role, "content": content, **beside}
+
+
+def kind_of(value):
+  """What a value is, in words."""
+  if isinstance(value, dict):
+    return f"an object with the keys {', '.join(map(repr, value)) or 'none'}"
+  kinds = {bool: "a boolean", int: "a number", float: "a number"}
+  kinds |= {str: "a string", list: "a list", type(None): "null"}
+  kinds |= {bytes: "bytes that are not UTF-8"}
+  return kinds.get(type(value), f"a {type(value).__name__}")

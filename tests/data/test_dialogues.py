@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole dialogues as responses: the start they share is the prompt, once."""
+
+import itertools
+
+import pytest
+
+from mrpo_jax.data import formats
+from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.errors import InputError
+
+
+def user(text):
+  return {"role": "user", "content": text}
+
+
+def bot(text):
+  return {"role": "assistant", "content": text}
+
+
+def system(text):
+  return {"role": "system", "content": text}
+
+
+def only(**row):
+  (pair,) = formats.pairs_of(row, "row 1")
+  return pair
+
+
+def refused(**row):
+  with pytest.raises(InputError, match="^row 1: ") as found:
+    formats.pairs_of(row, "row 1")
+  return str(found.value)
+
+
+Q, OWL, CAT = user("Name a bird."), bot("Owl."), bot("Cat.")
+PAIR = PreferencePair([Q], [OWL], [CAT])
+EMPTY = [bot("")]
+
+
+# The prompt stands in the responses again.
+
+
+@pytest.mark.parametrize(
+  "prompt", [[Q], Q, "Name a bird.", "Name  a bird.\n", "a bird", "", []]
+)
+def test_a_prompt_that_both_responses_repeat_stands_once(prompt):
+  assert only(prompt=prompt, chosen=[Q, OWL], rejected=[Q, CAT]) == PAIR
+
+
+@pytest.mark.parametrize(
+  "repeats", [*itertools.product([True, False], repeat=2)]
+)
+def test_each_response_may_repeat_the_prompt_or_not(repeats):
+  sides = [
+    [Q, answer] if again else [answer]
+    for answer, again in zip((OWL, CAT), repeats, strict=True)
+  ]
+  assert only(prompt=[Q], chosen=sides[0], rejected=sides[1]) == PAIR
+
+
+@pytest.mark.parametrize(
+  "prompt, start",
+  [
+    ([system("S"), Q], [Q]),
+    ([Q], [system("S"), Q]),
+    ("Name a bird.", [system("S"), Q]),
+    ([system("S"), Q], [system("S"), Q]),
+  ],
+)
+def test_a_system_turn_of_prompt_or_responses_stays(prompt, start):
+  pair = only(prompt=prompt, chosen=[*start, OWL], rejected=[*start, CAT])
+  assert pair == PreferencePair([system("S"), Q], [OWL], [CAT])
+
+
+def test_what_both_responses_share_after_the_prompt_belongs_to_it():
+  start = [Q, OWL, user("Another.")]
+  row = {"chosen": [*start, bot("Emu.")], "rejected": [*start, CAT]}
+  pair = PreferencePair(start, [bot("Emu.")], [CAT])
+  assert only(**row) == only(prompt=[Q], **row) == pair
+  assert only(prompt=Q["content"], **row) == pair
+
+
+def test_responses_may_repeat_the_last_turn_of_the_prompt_alone():
+  prompt = [user("Hi"), bot("Yo"), Q]
+  pair = only(prompt=prompt, chosen=[Q, OWL], rejected=[Q, CAT])
+  assert pair == PreferencePair(prompt, [OWL], [CAT])
+
+
+@pytest.mark.parametrize("key", ["question", "instruction", "query", "input"])
+def test_a_column_of_the_question_may_stand_beside_whole_conversations(key):
+  row = {key: "Name a bird."}
+  assert only(**row, chosen=[Q, OWL], rejected=[Q, CAT]) == PAIR
+
+
+def test_a_text_prompt_that_both_texts_repeat_stands_once():
+  row = {"chosen": "Name a bird: owl", "rejected": "Name a bird: cat"}
+  pair = PreferencePair("Name a bird:", " owl", " cat")
+  assert only(prompt="Name a bird:", **row) == pair
+  dialogue = "\n\nHuman: Bird?\n\nAssistant:"
+  whole = {"chosen": dialogue + " Owl", "rejected": dialogue + " Cat"}
+  pair = PreferencePair(dialogue, " Owl", " Cat")
+  assert only(prompt=dialogue, **whole) == only(**whole) == pair
+
+
+def test_answers_that_begin_with_the_one_word_of_a_prompt_stay():
+  row = {"prompt": "Owls", "chosen": "Owls fly.", "rejected": "Owls bark."}
+  assert only(**row) == PreferencePair(*row.values())
+
+
+@pytest.mark.parametrize("prompt", [[user("Name a fish.")], "Name a fish."])
+@pytest.mark.parametrize("sides", [([Q, OWL], [Q, CAT]), ([Q, OWL], [CAT])])
+def test_responses_that_begin_with_another_prompt_are_refused(prompt, sides):
+  text = refused(prompt=prompt, chosen=sides[0], rejected=sides[1])
+  assert "begin with turns that are not the prompt's" in text
+
+
+def test_two_system_turns_are_refused():
+  prompt, start = [system("S"), Q], [system("T"), Q]
+  row = {"chosen": [*start, OWL], "rejected": [*start, CAT]}
+  assert "not the prompt's" in refused(prompt=prompt, **row)
+
+
+# One response is the beginning of the other.
+
+
+def test_a_conversation_that_ends_where_the_other_answers_is_empty():
+  pair = PreferencePair([Q], [OWL], EMPTY)
+  row = {"chosen": [Q, OWL], "rejected": [Q]}
+  assert only(**row) == only(prompt=[Q], **row) == pair
+  row = {"chosen": [Q], "rejected": [Q, OWL]}
+  assert only(**row) == PreferencePair([Q], EMPTY, [OWL])
+
+
+def test_a_conversation_that_is_the_beginning_of_the_other_is_empty():
+  more = [user("Thanks"), bot("Bye")]
+  pair = only(chosen=[Q, OWL, *more], rejected=[Q, OWL])
+  assert pair == PreferencePair([Q, OWL], more, EMPTY)
+
+
+HUMAN = "\n\nHuman: Bird?"
+
+
+@pytest.mark.parametrize(
+  "rest", ["\n\nAssistant: Owl", " Or fish?\n\nAssistant: Cod"]
+)
+def test_a_dialogue_that_ends_before_an_answer_is_empty(rest):
+  pair = only(chosen=HUMAN + rest, rejected=HUMAN)
+  assert (pair.prompt, pair.rejected) == (HUMAN, "")
+  pair = only(chosen=HUMAN, rejected=HUMAN + rest)
+  assert (pair.prompt, pair.chosen) == (HUMAN, "")
+
+
+def test_a_dialogue_that_is_the_beginning_of_the_other_is_empty():
+  start, more = HUMAN + "\n\nAssistant: Owl", "\n\nHuman: Ta\n\nAssistant: Bye"
+  pair = only(chosen=start + more, rejected=start)
+  assert pair == PreferencePair(start, more, "")
+
+
+def test_an_answer_that_is_the_beginning_of_the_other_is_an_answer():
+  start = HUMAN + "\n\nAssistant:"
+  pair = only(chosen=start + " Owl, I think", rejected=start + " Owl")
+  assert pair == PreferencePair(start, " Owl, I think", " Owl")
+
+
+# They differ in what is asked.
+
+
+@pytest.mark.parametrize("start", [[], [user("Hi"), bot("Yo")], [system("S")]])
+def test_conversations_that_ask_different_things_are_refused(start):
+  row = {"chosen": [*start, Q, OWL], "rejected": [*start, user("Fish?"), CAT]}
+  text = refused(**row)
+  assert f"differ first in message {len(start) + 1}, which is no ans" in text
+
+
+def test_dialogues_that_ask_different_things_are_refused():
+  answer = "\n\nAssistant: Owl"
+  row = {"chosen": HUMAN + answer, "rejected": "\n\nHuman: Fish?" + answer}
+  assert "differ before an answer begins" in refused(**row)
