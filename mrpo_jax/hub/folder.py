@@ -9,6 +9,8 @@ import math
 import pathlib
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import safetensors
 
 from mrpo_jax import files
@@ -17,6 +19,7 @@ from mrpo_jax.models import parameters
 from mrpo_jax.models.families import FAMILIES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 
 
 def fingerprint(path):
@@ -59,6 +62,17 @@ def read_object(file):
     return json.loads(file.read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as error:
     raise InputError(f"{file}: not JSON ({error})") from None
+
+
+def generation_config(folder):
+  """The content of generation_config.json; {} where there is none."""
+  file = pathlib.Path(folder) / GENERATION
+  if not file.is_file():
+    return {}
+  values = read_object(file)
+  if not isinstance(values, dict):
+    raise InputError(f"{file}: want a JSON object")
+  return values
 
 
 def _weight_map(folder):
@@ -134,6 +148,16 @@ def read_tensor(infos, name):
   # A file that stays open keeps what was read of it in memory.
   with safetensors.safe_open(infos[name].path, framework="np") as file:
     return file.get_tensor(name)
+
+
+def floating(dtype):
+  """The dtype of that name or kind; InputError where it is no float of jax."""
+  dtype = jnp.dtype(dtype)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise InputError(f"dtype={dtype.name} is no floating type")
+  if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    raise InputError(f"dtype={dtype.name} needs jax_enable_x64")
+  return dtype
 
 
 def refuse_names(where, missing, unexpected):

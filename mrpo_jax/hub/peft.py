@@ -19,8 +19,8 @@ import safetensors.numpy
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.hub.folder import read_object, refuse_names, stored
-from mrpo_jax.hub.write import write_beside, write_tensors
+from mrpo_jax.hub.folder import floating, read_object, refuse_names, stored
+from mrpo_jax.hub.write import finite, write_beside, write_tensors
 from mrpo_jax.models import lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -91,7 +91,15 @@ def load(path, config):
 
 
 def save(
-  path, config, adapter, arrays, *, base=None, tokenizer=None, card=None
+  path,
+  config,
+  adapter,
+  arrays,
+  *,
+  base=None,
+  tokenizer=None,
+  card=None,
+  dtype=None,
 ):
   """Writes a folder that `load` and PEFT read, or nothing at all.
 
@@ -103,9 +111,10 @@ def save(
     base: folder or name of the base model.
     tokenizer: a transformers tokenizer to put beside the weights.
     card: text of the folder's README.md.
+    dtype: floating type of the file; None keeps that of the arrays.
 
   Raises:
-    InputError: the folder is taken.
+    InputError: the folder is taken, or a number is not finite in that dtype.
     OSError: the disk refuses.
   """
   matrices, tensors, modules = _matrices(config), {}, {}
@@ -114,6 +123,10 @@ def save(
   for names in modules.values():
     parts = [(matrices[name], arrays["blocks"][name]) for name in names]
     tensors |= _module_tensors(parts)
+  if dtype is not None:
+    with np.errstate(over="ignore"):  # refused by `finite`
+      tensors = {k: one.astype(floating(dtype)) for k, one in tensors.items()}
+  tensors = {name: finite(name, one) for name, one in tensors.items()}
   values = _peft_config(matrices, modules, adapter, base)
   with files.new_folder(path) as partial:
     files.write_json(partial / CONFIG, values, sort_keys=False)
