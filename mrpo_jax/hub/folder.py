@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hugging Face model folder: its files, and which tensor holds which leaf."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -120,22 +121,28 @@ class TensorInfo(NamedTuple):
   shape: tuple[int, ...]
 
 
+@contextlib.contextmanager
+def whole(path):
+  """Turns what safetensors says of a broken file into InputError."""
+  try:
+    yield
+  except safetensors.SafetensorError as error:
+    raise InputError(
+      f"{path}: not a whole safetensors file ({error}); fetch it again"
+    ) from None
+
+
 def tensor_infos(folder):
   """{name: TensorInfo} of a folder, from the headers of its files."""
   infos = {}
   for path in _files(folder):
-    try:
-      with safetensors.safe_open(path, framework="np") as file:
-        for name in file.keys():
-          if name in infos:
-            raise InputError(f"{path}: {name} stands in {infos[name].path} too")
-          tensor = file.get_slice(name)
-          shape = tuple(tensor.get_shape())
-          infos[name] = TensorInfo(path, tensor.get_dtype(), shape)
-    except safetensors.SafetensorError as error:
-      raise InputError(
-        f"{path}: not a whole safetensors file ({error}); fetch it again"
-      ) from None
+    with whole(path), safetensors.safe_open(path, framework="np") as file:
+      for name in file.keys():
+        if name in infos:
+          raise InputError(f"{path}: {name} stands in {infos[name].path} too")
+        tensor = file.get_slice(name)
+        shape = tuple(tensor.get_shape())
+        infos[name] = TensorInfo(path, tensor.get_dtype(), shape)
   if not (folder / WEIGHTS).is_file():
     for name, shard in _weight_map(folder).items():
       if name not in infos or infos[name].path != folder / shard:

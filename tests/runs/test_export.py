@@ -62,7 +62,7 @@ def run_of(workdir, source, poison=False, **policy):
     adapter = lora.Adapter(**config.policy.adapter.model_dump())
     table = lora.adapter_table(parameters.table(model), adapter)
     params = lora.init_adapters(table, jax.random.key(0))
-    meta["adapter"] = vars(adapter)
+    meta["adapter"] = adapter.to_json()
   if poison:
     params["norm"] = params["norm"].at[0].set(jnp.inf)
   state = train_state.create(params, optax.sgd(0.1), {})
