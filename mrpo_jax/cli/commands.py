@@ -101,11 +101,19 @@ def export(given):
   config.checkpoints.best, or the one of a step that is kept.
 
   A run that trained an adapter gives a folder of PEFT; --merge-adapters adds
-  it to its base and gives a whole model.
+  it to its base and gives a whole model.  The folder has the tokenizer, the
+  chat template that was trained with and the source's generation_config.json.
+  --dtype is that of the weights; unless given, they stay as trained.
   """
   from mrpo_jax.runs.export import export
 
-  export(given.workdir, given.to, step=given.step, merge=given.merge_adapters)
+  export(
+    given.workdir,
+    given.to,
+    step=given.step,
+    merge=given.merge_adapters,
+    dtype=given.dtype,
+  )
 
 
 def report(given):

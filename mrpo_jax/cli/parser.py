@@ -11,6 +11,7 @@ from typing import NamedTuple
 from mrpo_jax.cli.commands import COMMANDS, STORE_ACTIONS
 from mrpo_jax.errors import InputError, did_you_mean
 
+DTYPES = ("float32", "bfloat16", "float16")  # of weights that are written
 EPILOG = """\
 mrpo train --help lists the flags of that command, mrpo help config [KEY] the
 keys of a config.
@@ -89,6 +90,13 @@ def two_lengths(text):
   return lengths
 
 
+def dtype(text):
+  """The name of a type of weights."""
+  if text not in DTYPES:
+    raise argparse.ArgumentTypeError(f"{text!r}; want {', '.join(DTYPES)}")
+  return text
+
+
 def new_file(text):
   """The path of a file in a folder that is there; or ""."""
   if text and not pathlib.Path(text).resolve().parent.is_dir():
@@ -157,6 +165,13 @@ FLAGS = {
       Flag("to", "folder to write", "DIR", required=True),
       Flag("step", "checkpoint: newest, best or a step", "STEP", "newest"),
       Flag("merge-adapters", "write a whole model, not its adapter"),
+      Flag(
+        "dtype",
+        f"{', '.join(DTYPES)} (default: as trained)",
+        "TYPE",
+        None,
+        dtype,
+      ),
     ),
   ),
   "report": Command(

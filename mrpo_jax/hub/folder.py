@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hugging Face model folder: its files, and which tensor holds which leaf."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -9,6 +10,8 @@ import math
 import pathlib
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import safetensors
 
 from mrpo_jax import files
@@ -17,6 +20,7 @@ from mrpo_jax.models import parameters
 from mrpo_jax.models.families import FAMILIES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 
 
 def fingerprint(path):
@@ -59,6 +63,17 @@ def read_object(file):
     return json.loads(file.read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as error:
     raise InputError(f"{file}: not JSON ({error})") from None
+
+
+def generation_config(folder):
+  """The content of generation_config.json; {} where there is none."""
+  file = pathlib.Path(folder) / GENERATION
+  if not file.is_file():
+    return {}
+  values = read_object(file)
+  if not isinstance(values, dict):
+    raise InputError(f"{file}: want a JSON object")
+  return values
 
 
 def _weight_map(folder):
@@ -106,22 +121,28 @@ class TensorInfo(NamedTuple):
   shape: tuple[int, ...]
 
 
+@contextlib.contextmanager
+def whole(path):
+  """Turns what safetensors says of a broken file into InputError."""
+  try:
+    yield
+  except safetensors.SafetensorError as error:
+    raise InputError(
+      f"{path}: not a whole safetensors file ({error}); fetch it again"
+    ) from None
+
+
 def tensor_infos(folder):
   """{name: TensorInfo} of a folder, from the headers of its files."""
   infos = {}
   for path in _files(folder):
-    try:
-      with safetensors.safe_open(path, framework="np") as file:
-        for name in file.keys():
-          if name in infos:
-            raise InputError(f"{path}: {name} stands in {infos[name].path} too")
-          tensor = file.get_slice(name)
-          shape = tuple(tensor.get_shape())
-          infos[name] = TensorInfo(path, tensor.get_dtype(), shape)
-    except safetensors.SafetensorError as error:
-      raise InputError(
-        f"{path}: not a whole safetensors file ({error}); fetch it again"
-      ) from None
+    with whole(path), safetensors.safe_open(path, framework="np") as file:
+      for name in file.keys():
+        if name in infos:
+          raise InputError(f"{path}: {name} stands in {infos[name].path} too")
+        tensor = file.get_slice(name)
+        shape = tuple(tensor.get_shape())
+        infos[name] = TensorInfo(path, tensor.get_dtype(), shape)
   if not (folder / WEIGHTS).is_file():
     for name, shard in _weight_map(folder).items():
       if name not in infos or infos[name].path != folder / shard:
@@ -134,6 +155,16 @@ def read_tensor(infos, name):
   # A file that stays open keeps what was read of it in memory.
   with safetensors.safe_open(infos[name].path, framework="np") as file:
     return file.get_tensor(name)
+
+
+def floating(dtype):
+  """The dtype of that name or kind; InputError where it is no float of jax."""
+  dtype = jnp.dtype(dtype)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise InputError(f"dtype={dtype.name} is no floating type")
+  if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    raise InputError(f"dtype={dtype.name} needs jax_enable_x64")
+  return dtype
 
 
 def refuse_names(where, missing, unexpected):

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +17,16 @@ import safetensors
 import safetensors.numpy
 
 from mrpo_jax import files
-from mrpo_jax.errors import InputError
-from mrpo_jax.hub.folder import read_object, refuse_names, stored
-from mrpo_jax.hub.write import write_beside, write_tensors
-from mrpo_jax.models import lora
+from mrpo_jax.errors import InputError, blames
+from mrpo_jax.hub import patterns
+from mrpo_jax.hub.folder import (
+  floating,
+  read_object,
+  refuse_names,
+  stored,
+  whole,
+)
+from mrpo_jax.hub.write import finite, write_beside, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -50,22 +55,17 @@ def load(path, config):
     (adapter, arrays): lora.Adapter without dropout, and float32 arrays of
     the host in the shape of `lora.adapter_table`.  Of a module that holds
     several leaves (a fused query, key and value), each gets its own `a`.
-    Where modules differ in rank, smaller ones are filled up with zeros.
+    Where modules or layers differ in rank, smaller ones are filled up with
+    zeros; where they differ in scale, the adapter has it for each layer.
 
   Raises:
     InputError or OSError: names the file, the key or the tensor that is wrong.
   """
   folder = pathlib.Path(path)
   values = _read_config(folder)
-  file = folder / WEIGHTS
-  if not file.is_file():
-    raise InputError(f"{folder}: there is no {WEIGHTS}")
-  try:
+  file = _weights(folder)
+  with whole(file):
     tensors = safetensors.numpy.load_file(file)
-  except safetensors.SafetensorError as error:
-    raise InputError(
-      f"{file}: not a whole safetensors file ({error})"
-    ) from None
   matrices = _matrices(config)
   targets = tuple(
     name
@@ -73,25 +73,28 @@ def load(path, config):
     if any(names[0] in tensors for names in _names(one))
   )
   _check_names(file, tensors, [matrices[name] for name in targets])
-  own = {name: _adapter_of(values, _module(matrices[name])) for name in targets}
-  scales = {adapter.scale for adapter in own.values()}
-  if not math.isclose(min(scales), max(scales)):
-    raise InputError(
-      f"{folder / CONFIG}: alpha / rank differs between modules: "
-      f"{', '.join(map(str, sorted(scales)))}"
+  with blames(folder / CONFIG, InputError):
+    own = patterns.adapters(
+      values, {name: _modules(matrices[name]) for name in targets}
     )
-  widest = max(own.values(), key=lambda adapter: adapter.rank)
+  adapter = dataclasses.replace(patterns.joined(own), targets=targets)
   blocks = {
-    name: _widened(
-      _pair(file, tensors, matrices[name], adapter.rank), widest.rank
-    )
-    for name, adapter in own.items()
+    name: _pair(file, tensors, matrices[name], layers, adapter.rank)
+    for name, layers in own.items()
   }
-  return dataclasses.replace(widest, targets=targets), {"blocks": blocks}
+  return adapter, {"blocks": blocks}
 
 
 def save(
-  path, config, adapter, arrays, *, base=None, tokenizer=None, card=None
+  path,
+  config,
+  adapter,
+  arrays,
+  *,
+  base=None,
+  tokenizer=None,
+  card=None,
+  dtype=None,
 ):
   """Writes a folder that `load` and PEFT read, or nothing at all.
 
@@ -103,9 +106,10 @@ def save(
     base: folder or name of the base model.
     tokenizer: a transformers tokenizer to put beside the weights.
     card: text of the folder's README.md.
+    dtype: floating type of the file; None keeps that of the arrays.
 
   Raises:
-    InputError: the folder is taken.
+    InputError: the folder is taken, or a number is not finite in that dtype.
     OSError: the disk refuses.
   """
   matrices, tensors, modules = _matrices(config), {}, {}
@@ -114,6 +118,10 @@ def save(
   for names in modules.values():
     parts = [(matrices[name], arrays["blocks"][name]) for name in names]
     tensors |= _module_tensors(parts)
+  if dtype is not None:
+    with np.errstate(over="ignore"):  # refused by `finite`
+      tensors = {k: one.astype(floating(dtype)) for k, one in tensors.items()}
+  tensors = {name: finite(name, one) for name, one in tensors.items()}
   values = _peft_config(matrices, modules, adapter, base)
   with files.new_folder(path) as partial:
     files.write_json(partial / CONFIG, values, sort_keys=False)
@@ -122,10 +130,18 @@ def save(
 
 
 def fingerprint(path):
-  """SHA-256, in hex, over the contents of both files."""
+  """SHA-256, in hex, over the contents of both files.
+
+  A pattern that tells layers apart once counted for none of them, and what
+  was scored then is not what the folder says: it has another fingerprint.
+  """
   folder = pathlib.Path(path)
-  _read_config(folder)
+  values = _read_config(folder)
   found = [files.sha256_of(folder / name) for name in (CONFIG, WEIGHTS)]
+  with blames(folder / CONFIG, InputError):
+    apart = patterns.tell_layers_apart(values, _adapted(folder))
+  if apart:
+    found.append(hashlib.sha256(b"patterns of whole names").hexdigest())
   return hashlib.sha256(bytes.fromhex("".join(found))).hexdigest()
 
 
@@ -160,26 +176,44 @@ def _read_config(folder):
       f"{file}: init_lora_weights={start!r} changes the base model; convert "
       "the adapter to a plain LoRA when saving it"
     )
-  for key, pattern, kinds in (
-    ("r", "rank_pattern", int),
-    ("lora_alpha", "alpha_pattern", (int, float)),
-  ):
+  kinds_of = {"r": int, "lora_alpha": (int, float)}
+  for key, pattern in patterns.KEYS.items():
     own = values.get(pattern) or {}
     if not isinstance(own, dict):
       raise InputError(f"{file}: {pattern}={own!r}; want an object")
     numbers = {key: values.get(key)}
     numbers |= {f"{pattern}.{module}": value for module, value in own.items()}
     for name, n in numbers.items():
-      if isinstance(n, bool) or not isinstance(n, kinds) or not n > 0:
+      if (
+        isinstance(n, bool)
+        or not isinstance(n, kinds_of[key])
+        or not 0 < n < 1e38
+      ):
         raise InputError(f"{file}: {name}={n!r}; want a positive number")
   return values
 
 
+def _weights(folder):
+  """The file of the tensors."""
+  file = folder / WEIGHTS
+  if not file.is_file():
+    raise InputError(f"{folder}: there is no {WEIGHTS}")
+  return file
+
+
+def _adapted(folder):
+  """The names of the modules that the file has tensors for."""
+  file = _weights(folder)
+  with whole(file), safetensors.safe_open(file, framework="np") as tensors:
+    names = {name.rpartition(".lora_")[0] for name in tensors.keys()}
+  return [name.removeprefix(PREFIX) for name in names]
+
+
 def _names(one):
   """(names of `a`, names of `b`) of the tensors of all layers."""
-  modules = [PREFIX + name.removesuffix(".weight") for _, name in one.tensors()]
   return tuple(
-    [f"{module}.lora_{kind}.weight" for module in modules] for kind in "AB"
+    [f"{PREFIX}{module}.lora_{kind}.weight" for module in _modules(one)]
+    for kind in "AB"
   )
 
 
@@ -194,20 +228,27 @@ def _check_names(file, tensors, matrices):
     raise InputError(f"{file}: holds no tensor")
 
 
-def _pair(file, tensors, one, rank):
-  """{"a", "b"} of one leaf, all layers stacked."""
+def _pair(file, tensors, one, adapters, widest):
+  """{"a", "b"} of one leaf, all layers stacked.
+
+  `adapters` has the Adapter of each layer; a smaller rank than the widest is
+  filled up with zeros, which change nothing and stay zero.
+  """
   inputs, outputs = _sizes(one)
-  rows = _outputs(one)
-  a_names, b_names = _names(one)
-  shape = (rank, math.prod(inputs))
-  a = [_tensor(file, tensors, name, shape).T for name in a_names]
-  b = [
-    _tensor(file, tensors, name, (rows, rank))[_rows(one)].T for name in b_names
-  ]
+  size, rows = math.prod(inputs), _outputs(one)
+  a, b = [], []
+  for adapter, *names in zip(adapters, *_names(one), strict=True):
+    shapes = (adapter.rank, size), (rows, adapter.rank)
+    narrow, wide = map(
+      lambda name, shape: _tensor(file, tensors, name, shape), names, shapes
+    )
+    more = (0, widest - adapter.rank)
+    a.append(np.pad(narrow.T, [(0, 0), more]))
+    b.append(np.pad(wide[_rows(one)].T, [more, (0, 0)]))
   L = one.spec.shape[0]
   return {
-    "a": np.stack(a).reshape(L, *inputs, rank),
-    "b": np.stack(b).reshape(L, rank, *outputs),
+    "a": np.stack(a).reshape(L, *inputs, widest),
+    "b": np.stack(b).reshape(L, widest, *outputs),
   }
 
 
@@ -237,33 +278,9 @@ def _module(one):
   return one.name.partition("{}.")[2].removesuffix(".weight")
 
 
-def _adapter_of(values, module):
-  """The Adapter that a config gives to a module: its own rank, its own alpha.
-
-  Patterns are regular expressions for the end of a module's name, as in PEFT.
-  """
-
-  def own(key, default):
-    for pattern, value in (values.get(key) or {}).items():
-      if re.fullmatch(rf"(.*\.)?({pattern})", module):
-        return value
-    return default
-
-  return lora.Adapter(
-    rank=own("rank_pattern", values["r"]),
-    alpha=float(own("alpha_pattern", values["lora_alpha"])),
-    rslora=bool(values.get("use_rslora")),
-  )
-
-
-def _widened(pair, rank):
-  """A pair of a larger rank: zeros that change nothing and stay zero."""
-  more = rank - pair["a"].shape[-1]
-  a, b = pair["a"], pair["b"]
-  return {
-    "a": np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)]),
-    "b": np.pad(b, [(0, 0), (0, more)] + [(0, 0)] * (b.ndim - 2)),
-  }
+def _modules(one):
+  """The whole name of the module of each layer."""
+  return [name.removesuffix(".weight") for _, name in one.tensors()]
 
 
 def _tensor(file, tensors, name, shape):
@@ -314,20 +331,24 @@ def _flat(array, first):
 
 def _peft_config(matrices, modules, adapter, base):
   targets = [name for names in modules.values() for name in names]
-  ranks, alphas = {}, {}
+  ranks, alphas, scales = {}, {}, dict(adapter.scales)
   for first, *others in modules.values():
-    if others:  # the same scale at a rank that is so many times as large
-      module, times = _module(matrices[first]), 1 + len(others)
-      ranks[module] = times * adapter.rank
-      factor = math.sqrt(times) if adapter.rslora else times
-      alphas[module] = adapter.alpha * factor
-  alpha = adapter.alpha
+    one, times = matrices[first], 1 + len(others)
+    # Of several leaves: the same scale at a rank that is so many times larger.
+    factor = math.sqrt(times) if adapter.rslora else times
+    if others:
+      ranks[_module(one)] = times * adapter.rank
+    if first in scales:
+      own = [_number(s * adapter.divisor * factor) for s in scales[first]]
+      alphas |= dict(zip(_modules(one), own, strict=True))
+    elif others:
+      alphas[_module(one)] = adapter.alpha * factor
   return {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": base,
     "r": adapter.rank,
-    "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+    "lora_alpha": _number(adapter.alpha),
     "rank_pattern": ranks,
     "alpha_pattern": alphas,
     "use_rslora": adapter.rslora,
@@ -337,6 +358,11 @@ def _peft_config(matrices, modules, adapter, base):
     "bias": "none",
     "inference_mode": True,
   }
+
+
+def _number(value):
+  """An integer as JSON has it, else the float."""
+  return int(value) if float(value).is_integer() else value
 
 
 def _module_names(matrices, targets):

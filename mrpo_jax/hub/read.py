@@ -14,6 +14,7 @@ from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub.folder import (
   config_file,
+  floating,
   read_object,
   read_tensor,
   refuse_names,
@@ -69,7 +70,7 @@ def load(path, *, dtype=None, mesh=None, rules=None):
   if dtype is None:
     # Without jax_enable_x64, a stored float64 becomes float32.
     dtype = jax.dtypes.canonicalize_dtype(read_tensor(infos, embed).dtype)
-  dtype = _floating(dtype)
+  dtype = floating(dtype)
   params = jax.tree.map(
     lambda one, to: _leaf(infos, names, one, dtype, to), leaves, shardings
   )
@@ -175,12 +176,3 @@ def _write_layer(leaf, layer, index):
   return jax.lax.dynamic_update_slice(
     leaf, layer.reshape(ones + layer.shape), start
   )
-
-
-def _floating(dtype):
-  dtype = jnp.dtype(dtype)
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise InputError(f"dtype={dtype.name} is no floating type")
-  if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-    raise InputError(f"dtype={dtype.name} needs jax_enable_x64")
-  return dtype

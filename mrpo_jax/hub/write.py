@@ -3,6 +3,7 @@
 
 import math
 import shutil
+from typing import NamedTuple
 
 import huggingface_hub
 import jax
@@ -13,33 +14,55 @@ import safetensors.numpy
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.hub.folder import INDEX, stored
+from mrpo_jax.hub.folder import (
+  GENERATION,
+  INDEX,
+  Stored,
+  floating,
+  stored,
+)
 from mrpo_jax.models.families.read import config_to_hf
 
 SHARD_BYTES = 5 * 10**9  # of one file that `save` writes
 
 
-def save(path, config, params, *, tokenizer=None, card=None):
+def save(
+  path,
+  config,
+  params,
+  *,
+  tokenizer=None,
+  card=None,
+  dtype=None,
+  generation=None,
+):
   """Writes a folder that `load` and transformers read, or nothing at all.
 
   Args:
     path: the folder to make; it must not exist, or be empty.
     config: ModelConfig.
-    params: tree of arrays in the shape of `parameters.table(config)`; their
-      dtype is that of the file.
+    params: tree of arrays in the shape of `parameters.table(config)`.
     tokenizer: a transformers tokenizer to put beside the weights.
     card: text of the folder's README.md.
+    dtype: floating type of the file; None keeps that of each leaf.
+    generation: the content of generation_config.json, {} for no such file;
+      None for the model's first and end tokens.
 
   Raises:
-    InputError: the folder is taken, or the parameters do not fit the config.
+    InputError: the folder is taken, the parameters do not fit the config, or
+      one is not finite in that dtype.
     OSError: the disk refuses.
   """
-  contents = _contents(config, params)
-  values = config_to_hf(config, params["embed"].dtype.name)
+  dtype = None if dtype is None else floating(dtype)
+  contents = _contents(config, params, dtype)
+  values = config_to_hf(config, (dtype or params["embed"].dtype).name)
+  if generation is None:
+    ids = dict(bos_token_id=config.bos_id, eos_token_id=config.eos_id)
+    generation = {key: values.get(key, own) for key, own in ids.items()}
   with files.new_folder(path) as partial:
     files.write_json(partial / "config.json", values, sort_keys=False)
-    ids = {key: values.get(key) for key in ("bos_token_id", "eos_token_id")}
-    files.write_json(partial / "generation_config.json", ids, sort_keys=False)
+    if generation:
+      files.write_json(partial / GENERATION, generation, sort_keys=False)
     _write_shards(partial, contents)
     write_beside(partial, tokenizer, card)
 
@@ -61,8 +84,17 @@ def write_tensors(file, arrays, like):
   shutil.copymode(like, file)  # safetensors lets the owner alone read
 
 
-def _contents(config, params):
-  """{name of a tensor: its [(Stored, leaf, index of the layer)]}, checked."""
+class Part(NamedTuple):
+  """What one leaf gives to one stored tensor."""
+
+  stored: Stored
+  leaf: jax.Array
+  index: tuple[int, ...]  # of the layer
+  dtype: np.dtype  # of the file
+
+
+def _contents(config, params, dtype):
+  """{name of a tensor: its Parts}, checked."""
   leaves, treedef = jax.tree.flatten(stored(config))
   contents = {}
   for one, leaf in zip(leaves, treedef.flatten_up_to(params), strict=True):
@@ -72,7 +104,8 @@ def _contents(config, params):
         f"{one.name} is {leaf.dtype}{leaf.shape}; want floats{shape}"
       )
     for index, name in one.tensors():
-      contents.setdefault(name, []).append((one, leaf, index))
+      part = Part(one, leaf, index, dtype or leaf.dtype)
+      contents.setdefault(name, []).append(part)
   return contents
 
 
@@ -85,7 +118,7 @@ def _write_shards(folder, contents):
     max_shard_size=SHARD_BYTES,
   )
   for shard, names in plan.filename_to_tensors.items():
-    arrays = {name: _tensor(contents[name]) for name in names}
+    arrays = {name: _tensor(name, contents[name]) for name in names}
     write_tensors(folder / shard, arrays, like=folder / "config.json")
   if plan.is_sharded:
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
@@ -94,14 +127,23 @@ def _write_shards(folder, contents):
 
 def _bytes(parts):
   """Size of one stored tensor."""
-  one, leaf, _ = parts[0]
-  return math.prod(one.shape) * leaf.dtype.itemsize
+  return math.prod(parts[0].stored.shape) * parts[0].dtype.itemsize
 
 
-def _tensor(parts):
+def _tensor(name, parts):
   """The array of one stored tensor; one layer of each leaf on the host."""
-  one, leaf, _ = parts[0]
-  tensor = np.empty(one.shape, leaf.dtype)
-  for one, leaf, index in parts:
-    one.view(tensor)[...] = np.asarray(leaf[index])
+  tensor = np.empty(parts[0].stored.shape, parts[0].dtype)
+  for one, leaf, index, _ in parts:
+    with np.errstate(over="ignore"):  # refused by `finite`
+      one.view(tensor)[...] = np.asarray(leaf[index])
+  return finite(name, tensor)
+
+
+def finite(name, tensor):
+  """The tensor; InputError where a number of it is not finite."""
+  if not np.isfinite(tensor).all():
+    raise InputError(
+      f"{name} holds numbers that are not finite in {tensor.dtype}; nothing is "
+      "written"
+    )
   return tensor

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import qwix
 
 from mrpo_jax.models import parameters, weights
@@ -20,11 +21,32 @@ class Adapter:
   targets: tuple[str, ...] = ("all",)  # leaves of the blocks
   rslora: bool = False
   dropout: float = 0.0  # of the adapters' input, in training alone
+  # (leaf, its scale in each layer) of those that have scales of their own.
+  scales: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
   @property
   def scale(self):
     """alpha / rank, or alpha / sqrt(rank): rsLoRA, arXiv:2312.03732."""
-    return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+    return self.alpha / self.divisor
+
+  @property
+  def divisor(self):
+    """What an alpha is divided by."""
+    return math.sqrt(self.rank) if self.rslora else self.rank
+
+  def to_json(self):
+    """A dict for json.dump; `scales` where there are some."""
+    values = dataclasses.asdict(self)
+    values["scales"] = dict(self.scales)
+    return {k: one for k, one in values.items() if k != "scales" or one}
+
+  @classmethod
+  def of_json(cls, values):
+    """The Adapter that `to_json` wrote."""
+    scales = values.get("scales", {}).items()
+    scales = tuple((leaf, tuple(own)) for leaf, own in scales)
+    targets = tuple(values["targets"])
+    return cls(**{**values, "targets": targets, "scales": scales})
 
 
 def is_lora(node):
@@ -107,21 +129,24 @@ def init_adapters(table, key):
   return jax.tree.unflatten(treedef, arrays)
 
 
-def attach(params, arrays, adapter):
+def attach(params, arrays, adapter, place=jnp.asarray):
   """The same tree with LoRA leaves: `arrays` beside the matrices they change.
 
   Args:
     params: tree of a model; its leaves are shared, not copied.
     arrays: tree of arrays in the shape of `adapter_table`.
     adapter: Adapter.
+    place: puts the scales [L] of a leaf, as float32, to where it is used.
   """
-  blocks = dict(params["blocks"])
+  blocks, scales = dict(params["blocks"]), dict(adapter.scales)
   for name, pair in arrays["blocks"].items():
+    own = scales.get(name)
     blocks[name] = weights.LoRA(
       blocks[name],
       pair["a"],
       pair["b"],
       scale=adapter.scale,
+      scales=None if own is None else place(np.asarray(own, np.float32)),
       dropout=adapter.dropout,
     )
   return {**params, "blocks": blocks}
@@ -191,10 +216,11 @@ def merge(params):
       leaf.b.astype(jnp.float32).reshape(L, rank, -1),
       precision="highest",
     )
-    whole = weights.dense(base, jnp.float32) + leaf.scale * change.reshape(
-      base.shape
-    )
-    return whole.astype(kind)
+    scale = leaf.scale
+    if leaf.scales is not None:
+      scale = leaf.scales[:, None, None]
+    change = (scale * change).reshape(base.shape)
+    return (weights.dense(base, jnp.float32) + change).astype(kind)
 
   return jax.tree.map(
     merged,

@@ -35,6 +35,7 @@ class LoRA:
   a: jax.Array | None  # [L, *inputs, rank]; None where `split` took it out
   b: jax.Array | None  # [L, rank, *outputs]
   scale: float = flax.struct.field(pytree_node=False)
+  scales: jax.Array | None = None  # [L], in its place where layers differ
   key: jax.Array | None = None  # [L] of the dropout; None drops nothing
   dropout: float = flax.struct.field(pytree_node=False, default=0.0)
 
@@ -60,7 +61,10 @@ def project(x, leaf, einsum):
     into, out_of = _through_rank(einsum)
     narrow = _dense_product(_dropped(x, leaf), leaf.a, into)
     change = _dense_product(narrow, leaf.b, out_of)
-    return project(x, leaf.base, einsum) + leaf.scale * change
+    scale = leaf.scale
+    if leaf.scales is not None:  # of this layer: a scan has sliced it
+      scale = leaf.scales.astype(change.dtype)
+    return project(x, leaf.base, einsum) + scale * change
   if isinstance(leaf, qwix.QArray):
     # The backward pass keeps the integers: kept as floats, the weights of all
     # layers would stand in memory at once.

@@ -2,27 +2,40 @@
 """Export of a checkpoint as a Hugging Face folder."""
 
 import functools
+import logging
 import os
 import pathlib
 
+import jax
+
 from mrpo_jax import files, hub
-from mrpo_jax.data.tokenizer import load_tokenizer, with_template
+from mrpo_jax.data.tokenizer import (
+  load_tokenizer,
+  tokenizer_fingerprint,
+  with_template,
+)
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
+from mrpo_jax.hub.folder import generation_config, read_object
 from mrpo_jax.models import lora
 from mrpo_jax.runs.config import BanditConfig, Folder
-from mrpo_jax.runs.models import base_params
+from mrpo_jax.runs.models import ADAPTED, base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
 from mrpo_jax.training import checkpoints
 
+logger = logging.getLogger(__name__)
 
-def export(workdir, to, *, step="newest", merge=False):
+DEFAULT = "transcript"  # the template of a tokenizer that has none
+
+
+def export(workdir, to, *, step="newest", merge=False, dtype=None):
   """A checkpoint of a run as a Hugging Face folder; see `checkpoints.find`.
 
   Of a run that trained an adapter, that adapter as PEFT writes it; with
-  `merge` the whole model, the adapter added to its base.
+  `merge` the whole model, the adapter added to its base.  `dtype` is that of
+  the files; None keeps the one that was trained.
   """
   workdir = pathlib.Path(workdir)
   if not (workdir / CONFIG).exists():
@@ -35,35 +48,91 @@ def export(workdir, to, *, step="newest", merge=False):
   # The config of that step.
   config = recorded_config(f"{workdir} step {step}", meta["config"])
   section = config.models()["policy"]
-  given, weights = section.tokenizer, section.base.weights
-  tokenizer = with_template(
-    load_tokenizer(given.folder or workdir / f"tokenizer-{given.key}"),
-    given.template,
+  identity = meta["config"].get("identity", {})
+  beside = dict(tokenizer=_tokenizer(section, workdir, identity), dtype=dtype)
+  card = functools.partial(
+    card_text, meta["config"], step, _metrics(workdir, step)
   )
-  metrics = {
+  if adapter is not None and not merge:
+    base, text = _origin(section), card(library="peft")
+    peft.save(to, model, adapter, params, base=base, card=text, **beside)
+  else:
+    if adapter is not None:
+      _check_base(section, identity)
+      base = base_params(section.base, model)
+      params = lora.merge(lora.attach(base, params, adapter))
+    text = card(library="transformers")
+    generation = _generation(section, params, dtype)
+    hub.save(to, model, params, card=text, generation=generation, **beside)
+  print(f"step {step} of {workdir} is now {to}")
+
+
+def _metrics(workdir, step):
+  """Of each figure the newest up to that step."""
+  return {
     key: value
     for line in files.read_lines(workdir / "metrics.jsonl")
     if line["step"] <= step
-    for key, value in line.items()  # of each figure the newest
+    for key, value in line.items()
   }
-  text = functools.partial(card_text, meta["config"], step, metrics)
-  beside = dict(tokenizer=tokenizer, card=text(library="transformers"))
-  if adapter is None:
-    hub.save(to, model, params, **beside)
-  elif merge:
-    base = base_params(section.base, model)
-    whole = lora.merge(lora.attach(base, params, adapter))
-    hub.save(to, model, whole, **beside)
-  else:
-    peft.save(
-      to,
-      model,
-      adapter,
-      params,
-      base=os.path.abspath(weights.path)
-      if isinstance(weights, Folder)
-      else None,
-      tokenizer=tokenizer,
-      card=text(library="peft"),
+
+
+def _tokenizer(section, workdir, identity):
+  """The policy's tokenizer with the chat template that it was trained with."""
+  given = section.tokenizer
+  folder = given.folder or workdir / f"tokenizer-{given.key}"
+  tokenizer = with_template(load_tokenizer(folder), given.template)
+  if tokenizer_fingerprint(tokenizer) != identity.get("policy.tokenizer"):
+    logger.warning(
+      f"warning: the tokenizer of {folder}, or its chat template, is not the "
+      "one that was trained with; the export has it as it is now"
     )
-  print(f"step {step} of {workdir} is now {to}")
+  if not tokenizer.chat_template:
+    logger.info(
+      f"{folder} has no chat template: the export has {DEFAULT!r}, in which "
+      "the run gives conversations"
+    )
+  return with_template(tokenizer, "" if tokenizer.chat_template else DEFAULT)
+
+
+def _origin(section):
+  """The folder of the policy's weights; None where they were made here."""
+  weights = section.base.weights
+  return os.path.abspath(weights.path) if isinstance(weights, Folder) else None
+
+
+def _check_base(section, identity):
+  """Raises InputError where the base is not the one that was trained on."""
+  folder = _origin(section)
+  known = identity.get("policy", "").partition(ADAPTED)[0].split(" ")[0]
+  if folder and known and hub.fingerprint(folder) != known:
+    raise InputError(
+      f"{folder} is not the model that the adapter was trained on: its "
+      "config.json or its weights have changed; put them back, or export "
+      "without --merge-adapters"
+    )
+
+
+def _generation(section, params, dtype):
+  """The source's generation_config.json; None where there is no source.
+
+  Says where the source has another type of weights than the export.
+  """
+  folder = _origin(section)
+  if folder is None:
+    return None
+  file = pathlib.Path(folder) / "config.json"
+  if not file.is_file():
+    logger.warning(
+      f"warning: {file} is gone, and what stood beside it: "
+      "generation_config.json has the first and the end token alone"
+    )
+    return None
+  values, here = read_object(file), jax.tree.leaves(params)[0].dtype.name
+  there = values.get("dtype") or values.get("torch_dtype") or here
+  if dtype is None and there != here:
+    logger.info(
+      f"the weights are {here}, as trained; those of {folder} are {there}: "
+      f"--dtype={there} writes that"
+    )
+  return generation_config(folder)

@@ -282,7 +282,11 @@ def _adapted(one, params, mesh, *, abstract=False):
     to = split(adapter)[1]
     arrays = arrays if abstract else jax.device_put(arrays, to)
   arrays = parallel.abstract(arrays, to) if abstract else arrays
-  return adapter, lora.attach(params, arrays, adapter)
+  put, everywhere = jax.device_put, parallel.replicated(mesh)
+  put = parallel.abstract if abstract else put
+  return adapter, lora.attach(
+    params, arrays, adapter, lambda scales: put(scales, everywhere)
+  )
 
 
 def _computation(policy, section, model, mesh):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run, from its config to its last checkpoint."""
 
-import dataclasses
 import functools
 import logging
 import math
@@ -189,7 +188,7 @@ def _saving(manager, content, policy, adapter):
     "model": config_to_hf(policy, content["policy"]["dtype"]),
   }
   if adapter is not None:
-    about["adapter"] = dataclasses.asdict(adapter)
+    about["adapter"] = adapter.to_json()
 
   def save(step, state, figures):
     meta = {"step": step, "pairs": step * content["batch"], **about}

@@ -310,6 +310,5 @@ def policy(workdir, step):
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
   model, adapter = config_from_hf(meta["model"]), meta.get("adapter")
   if adapter is not None:
-    adapter["targets"] = tuple(adapter["targets"])
-    adapter = lora.Adapter(**adapter)
+    adapter = lora.Adapter.of_json(adapter)
   return params, model, adapter, meta

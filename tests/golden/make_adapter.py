@@ -40,6 +40,31 @@ ADAPTERS = dict(  # name -> its base model, and what it asks of PEFT
   phi3=("phi3_partial", ALL),
   gpt_neox=("gpt_neox_sequential", ALL),
   gpt2=("gpt2_inner", ALL | dict(target_modules=["c_attn", "c_fc"])),
+  # Ranks and alphas of their own, for layers and for modules; the first
+  # pattern that is the end of a module's whole name counts.
+  patterns=(
+    "llama_gqa_tied",
+    dict(
+      r=4,
+      lora_alpha=8,
+      target_modules="all-linear",
+      rank_pattern={"layers.1.self_attn.o_proj": 2, "o_proj": 3, "up_proj": 5},
+      alpha_pattern={
+        "model.layers.0.self_attn.q_proj": 64,
+        "self_attn.[qk]_proj": 6,
+        r"layers\.1\.mlp\.(up|down)_proj": 1.5,
+      },
+    ),
+  ),
+  patterns_phi3=(
+    "phi3_partial",
+    ALL
+    | dict(
+      use_rslora=True,
+      rank_pattern={"1.self_attn.qkv_proj": 3},
+      alpha_pattern={"layers.0.mlp.gate_up_proj": 9, "down_proj": 1},
+    ),
+  ),
 )
 
 

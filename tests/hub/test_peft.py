@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import shutil
@@ -36,8 +37,11 @@ def table():
   return parameters.table(model())
 
 
+PATTERNS = ["patterns", "patterns_phi3"]
+
+
 @pytest.mark.parametrize(
-  "name", ["plain", "rslora", "phi3", "gpt_neox", "gpt2"]
+  "name", ["plain", "rslora", "phi3", "gpt_neox", "gpt2", *PATTERNS]
 )
 def test_logits_are_those_of_peft(name):
   folder = GOLDEN / f"adapter_{name}"
@@ -194,6 +198,90 @@ def test_a_smaller_rank_is_filled_with_zeros(tmp_path):
   assert query["a"][..., :3].all()
 
 
+def scales_of(folder):
+  """{leaf: scale of each layer} of an adapter of two layers."""
+  adapter, _ = peft.load(folder, model())
+  own = dict(adapter.scales)
+  return {name: own.get(name, (adapter.scale,) * 2) for name in adapter.targets}
+
+
+@pytest.mark.parametrize(
+  "pattern,query",
+  [
+    ({"model.layers.0.self_attn.q_proj": 64}, (16, 1.5)),
+    ({"layers.1.self_attn.q_proj": 64}, (1.5, 16)),
+    ({"1.self_attn.q_proj": 64}, (1.5, 16)),
+    ({"q_proj": 64}, (16, 16)),
+    ({"self_attn.q_proj": 64}, (16, 16)),
+    # Of several the first counts, be it the more general one.
+    ({"q_proj": 64, "layers.0.self_attn.q_proj": 8}, (16, 16)),
+    ({"layers.0.self_attn.q_proj": 8, "q_proj": 64}, (2, 16)),
+    # They are regular expressions.
+    ({r"layers\.[1-9]\..*": 64}, (1.5, 16)),
+    ({"layers.(0|5).self_attn.(q|k)_proj": 64}, (16, 1.5)),
+    ({"^model.*0.self_attn.q_proj": 64}, (16, 1.5)),
+  ],
+)
+def test_a_pattern_is_the_end_of_a_whole_name_as_in_peft(
+  tmp_path, pattern, query
+):
+  scales = scales_of(changed(tmp_path, alpha_pattern=pattern))
+  assert scales["query"] == query
+  assert scales["value"][0] == 1.5
+
+
+def test_a_pattern_that_tells_layers_apart_has_a_fingerprint_of_its_own(
+  tmp_path,
+):
+  def of(name, **values):
+    folder = changed(tmp_path / name, **values)
+    parts = [folder / peft.CONFIG, folder / peft.WEIGHTS]
+    contents = [hashlib.sha256(path.read_bytes()).digest() for path in parts]
+    plain = hashlib.sha256(b"".join(contents)).hexdigest()
+    return peft.fingerprint(folder) == plain
+
+  # What was read before as it is read now keeps the one that it had.
+  assert of("none") and of("empty", alpha_pattern={})
+  assert of("module", alpha_pattern={"q_proj": 6, "self_attn.o_proj": 6})
+  assert of("wild", rank_pattern={"[qvo]_p.*": 4})
+  assert not of("layer", alpha_pattern={"model.layers.0.self_attn.q_proj": 64})
+  assert not of("number", alpha_pattern={"1.self_attn.q_proj": 64})
+  assert not of("all", alpha_pattern={r"layers\..*": 64})
+
+
+def test_layers_of_one_matrix_may_differ_in_rank_and_scale(tmp_path):
+  adapter, arrays = peft.load(GOLDEN / "adapter_patterns", model())
+  assert (adapter.rank, adapter.scale) == (5, 8 / 5)
+  scales = dict(adapter.scales)
+  assert scales["query"] == (16, 1.5) and scales["key"] == (1.5, 1.5)
+  assert scales["out"] == pytest.approx((8 / 3, 4))
+  assert scales["down"] == (2, 1.5 / 4) and scales["up"] == (8 / 5, 0.3)
+  assert scales["value"] == scales["gate"] == (2, 2)
+  out = arrays["blocks"]["out"]
+  assert out["a"].shape[-1] == out["b"].shape[1] == 5
+  assert not out["a"][0, ..., 3:].any() and out["a"][0, ..., :3].all()
+  assert not out["b"][1, 2:].any() and out["b"][1, :2].all()
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_scales_of_layers_are_written_as_patterns(tmp_path, name):
+  source, to = GOLDEN / f"adapter_{name}", tmp_path / "a"
+  values = json.loads((source / peft.CONFIG).read_text())
+  config, params = hub.load(GOLDEN / values["base_model_name_or_path"])
+  adapter, arrays = peft.load(source, config)
+  # As a checkpoint keeps it.
+  text = json.dumps(adapter.to_json())
+  assert lora.Adapter.of_json(json.loads(text)) == adapter
+  peft.save(to, config, adapter, arrays)
+  again, read = peft.load(to, config)
+  tokens = np.arange(12)[None]
+  want, got = (
+    transformer.apply(config, lora.attach(params, pair, one), tokens)
+    for pair, one in ((arrays, adapter), (read, again))
+  )
+  assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+
+
 def changed(tmp_path, **values):
   folder = tmp_path / "a"
   shutil.copytree(PLAIN, folder)
@@ -210,8 +298,27 @@ def changed(tmp_path, **values):
     (dict(bias="lora_only"), "bias='lora_only' is not computed"),
     (dict(modules_to_save=["lm_head"]), "modules_to_save=.*lm_head"),
     (dict(layers_to_transform=[0]), "layers_to_transform"),
-    (dict(rank_pattern={"q_proj": 8}), "alpha / rank differs.*0.75, 1.5"),
-    (dict(alpha_pattern={"q_proj": 8}), "alpha / rank differs.*1.5, 2.0"),
+    (
+      dict(rank_pattern={"q_proj": 8}),
+      r"layers.0.self_attn.q_proj.lora_A.weight has shape \(4, 32\); want \(8",
+    ),
+    (
+      dict(alpha_pattern={"k_proj": 8}),
+      "adapter_config.json: alpha_pattern.k_proj is no module of this adapter; "
+      "want the end of a name like model.layers.0.self_attn.o_proj",
+    ),
+    (
+      dict(rank_pattern={"layers.2.self_attn.q_proj": 4}),
+      "rank_pattern.layers.2.self_attn.q_proj is no module",
+    ),
+    (dict(alpha_pattern={"_proj": 8}), "alpha_pattern._proj is no module"),
+    (dict(alpha_pattern={"q_proj.": 8}), "alpha_pattern.q_proj. is no module"),
+    (
+      dict(alpha_pattern={"q_proj(": 8}),
+      r"alpha_pattern.q_proj\( is no regular expression",
+    ),
+    (dict(alpha_pattern={"q_proj": float("inf")}), "q_proj=inf; want a pos"),
+    (dict(lora_alpha=float("nan")), "lora_alpha=nan; want a positive"),
     (dict(rank_pattern={"q_proj": 0}), "rank_pattern.q_proj=0; want a pos"),
     (dict(rank_pattern=[8]), r"rank_pattern=\[8\]; want an object"),
     (dict(of_tomorrow=1), "of_tomorrow=1 is not computed"),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters: made, attached, split off and merged."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,32 @@ def test_merged_computes_the_same():
   want = logits(adapted(), TOKENS_BT)
   gap = np.abs(logits(merged, TOKENS_BT) - want).max()
   assert gap < 1e-6 * np.abs(want).max()
+
+
+OWN = dataclasses.replace(ADAPTER, scales=(("out", (0.5, 3.0)),))
+
+
+def test_scales_of_layers_are_those_of_two_adapters():
+  def of(scale):
+    arrays = adapters_of()
+    factors = jnp.asarray([0.5, 3.0])[:, None, None] / scale
+    arrays["blocks"]["out"]["b"] *= factors
+    return lora.attach(params_of(), arrays, ADAPTER)
+
+  own = lora.attach(params_of(), adapters_of(), OWN)
+  want = logits(of(ADAPTER.scale), TOKENS_BT)
+  scale = np.abs(want).max()
+  assert np.abs(logits(own, TOKENS_BT) - want).max() < 1e-6 * scale
+  assert np.abs(logits(lora.merge(own), TOKENS_BT) - want).max() < 1e-6 * scale
+  assert np.abs(logits(adapted(), TOKENS_BT) - want).max() > 1e-2 * scale
+
+
+def test_scales_of_layers_are_frozen():
+  frozen, trained = lora.split(lora.attach(params_of(), adapters_of(), OWN))
+  assert set(trained["blocks"]["out"]) == {"a", "b"}
+  np.testing.assert_array_equal(frozen["blocks"]["out"].scales, [0.5, 3.0])
+  again = lora.join(frozen, trained)
+  assert again["blocks"]["out"].scales is frozen["blocks"]["out"].scales
 
 
 def test_merged_keeps_the_dtype_and_sums_in_float32():

@@ -264,6 +264,26 @@ def test_an_imported_adapter_trains_on(inputs, plain, tmp_path):
   assert train(inputs, workdir, *more) == 2
 
 
+def test_scales_of_layers_train_on_and_come_back(inputs, tmp_path):
+  config = hub.read_config(inputs / "third")  # of two layers
+  given = lora.Adapter(2, 3.0, ("query", "up"), scales=(("query", (0.5, 6.0)),))
+  table = lora.adapter_table(parameters.table(config), given)
+  arrays = parameters.map_specs(lambda one: np.full(one.shape, 0.1), table)
+  peft.save(tmp_path / "a", config, given, arrays)
+  more = (
+    f"--config.policy.path={inputs}/third",
+    f"--config.policy.adapter.path={tmp_path}/a",
+    f"--config.references.base.adapter={tmp_path}/a",
+    "--config.steps=2",
+  )
+  assert train(inputs, tmp_path / "w", *more) == 0
+  losses = [x["loss"] for x in untimed(tmp_path / "w")]
+  assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+  workdir, to = f"--workdir={tmp_path}/w", f"--to={tmp_path}/to"
+  assert mrpo("export", workdir, to) == 0
+  assert peft.load(tmp_path / "to", config)[0] == given
+
+
 # Export.
 
 

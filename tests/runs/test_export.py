@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports carry what stood beside the weights that a run started from."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mrpo_jax import files, hub
+from mrpo_jax.data.templates import TEMPLATES
+from mrpo_jax.data.tokenizer import (
+  load_tokenizer,
+  tokenizer_fingerprint,
+  with_template,
+)
+from mrpo_jax.errors import InputError
+from mrpo_jax.hub import peft
+from mrpo_jax.models import lora, parameters
+from mrpo_jax.models.families.read import config_to_hf
+from mrpo_jax.runs.config import read
+from mrpo_jax.runs.export import export
+from mrpo_jax.training import checkpoints, train_state
+from tests.material.config import get_config
+from tests.material.runs import mrpo
+
+GENERATION = {"eos_token_id": [1, 7], "temperature": 0.6, "do_sample": True}
+ADAPTER = dict(rank=2, alpha=4.0)
+
+
+@pytest.fixture
+def source(inputs, tmp_path):
+  """A bfloat16 model that ends with two tokens, and no chat template."""
+  folder = tmp_path / "source"
+  config, params = hub.load(inputs / "base", dtype="bfloat16")
+  tokenizer = load_tokenizer(inputs / "base")
+  hub.save(folder, config, params, tokenizer=tokenizer, generation=GENERATION)
+  return folder
+
+
+def run_of(workdir, source, poison=False, **policy):
+  """A workdir that stands at step 1: the start of the run, and no more."""
+  values = get_config(f"dpo,inputs={source.parent}").to_dict()
+  values["policy"] |= {"path": str(source), **policy}
+  config = read(values)
+  section = config.models()["policy"]
+  tokenizer = with_template(
+    load_tokenizer(section.tokenizer.folder), section.tokenizer.template
+  )
+  content = config.to_dict() | {
+    "identity": {
+      "policy": hub.fingerprint(source),
+      "policy.tokenizer": tokenizer_fingerprint(tokenizer),
+    }
+  }
+  model, params = hub.load(source, dtype=config.policy.dtype)
+  meta = {"config": content, "model": config_to_hf(model, "float32")}
+  if config.policy.adapter:
+    adapter = lora.Adapter(**config.policy.adapter.model_dump())
+    table = lora.adapter_table(parameters.table(model), adapter)
+    params = lora.init_adapters(table, jax.random.key(0))
+    meta["adapter"] = adapter.to_json()
+  if poison:
+    params["norm"] = params["norm"].at[0].set(jnp.inf)
+  state = train_state.create(params, optax.sgd(0.1), {})
+  files.write_json(workdir / "config.json", content)
+  files.write_lines(workdir / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
+  with checkpoints.manager(workdir) as manager:
+    checkpoints.save(manager, 1, state, meta)
+  return workdir
+
+
+def test_an_export_has_the_generation_config_of_its_source(source, tmp_path):
+  workdir = run_of(tmp_path, source)
+  export(workdir, tmp_path / "to")
+  assert files.read_json(tmp_path / "to/generation_config.json") == GENERATION
+  (source / "generation_config.json").unlink()
+  export(workdir, tmp_path / "without")
+  assert not (tmp_path / "without/generation_config.json").exists()
+
+
+def test_a_merged_adapter_has_it_too(source, tmp_path):
+  workdir = run_of(tmp_path, source, adapter=ADAPTER)
+  export(workdir, tmp_path / "to", merge=True)
+  assert files.read_json(tmp_path / "to/generation_config.json") == GENERATION
+
+
+def test_a_source_that_is_gone_is_said(source, tmp_path, caplog, inputs):
+  workdir = run_of(tmp_path, source, tokenizer=f"{inputs}/base")
+  shutil.rmtree(source)
+  with caplog.at_level("INFO", "mrpo_jax"):
+    export(workdir, tmp_path / "to")
+  assert f"warning: {source}/config.json is gone" in caplog.text
+  ids = files.read_json(tmp_path / "to/generation_config.json")
+  assert ids == {"bos_token_id": 0, "eos_token_id": 1}
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "[1]"])
+def test_a_generation_config_that_is_none_is_named(source, tmp_path, text):
+  workdir = run_of(tmp_path, source)
+  (source / "generation_config.json").write_text(text)
+  with pytest.raises(InputError, match="source/generation_config.json: "):
+    export(workdir, tmp_path / "to")
+  assert not (tmp_path / "to").exists()
+
+
+# The type of the weights.
+
+
+def test_another_type_than_the_sources_is_said(source, tmp_path, caplog):
+  workdir = run_of(tmp_path, source)
+  with caplog.at_level("INFO", "mrpo_jax"):
+    export(workdir, tmp_path / "to")
+  assert "the weights are float32, as trained" in caplog.text
+  assert "--dtype=bfloat16 writes that" in caplog.text
+  assert hub.load(tmp_path / "to")[1]["embed"].dtype == jnp.float32
+
+
+def test_the_type_that_is_asked_for_is_written(source, tmp_path, caplog):
+  workdir, to = run_of(tmp_path, source), tmp_path / "to"
+  argv = [f"--workdir={workdir}", f"--to={to}", "--dtype=bfloat16"]
+  assert mrpo("export", *argv) == 0
+  assert "as trained" not in caplog.text
+  assert files.read_json(to / "config.json")["dtype"] == "bfloat16"
+  weights = [path / "model.safetensors" for path in (to, source)]
+  assert len({path.stat().st_size for path in weights}) == 1
+  for a, b in zip(*map(_leaves, (to, source)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def _leaves(folder):
+  return jax.tree.leaves(hub.load(folder)[1])
+
+
+def test_an_adapter_has_the_type_that_is_asked_for(source, tmp_path):
+  workdir, to = run_of(tmp_path, source, adapter=ADAPTER), tmp_path / "to"
+  export(workdir, to, dtype="bfloat16")
+  config = hub.read_config(source)
+  adapter, arrays = peft.load(to, config)
+  assert adapter.scale == 2.0
+  sizes = [(folder / peft.WEIGHTS).stat().st_size for folder in (to,)]
+  export(workdir, tmp_path / "wide")
+  assert sizes[0] < 0.7 * (tmp_path / "wide" / peft.WEIGHTS).stat().st_size
+  a = arrays["blocks"]["up"]["a"]
+  np.testing.assert_array_equal(a, a.astype(jnp.bfloat16).astype("float32"))
+
+
+def test_an_unknown_type_is_one_line(tmp_path, capsys):
+  argv = [f"--workdir={tmp_path}", f"--to={tmp_path}/a", "--dtype=int8"]
+  assert mrpo("export", *argv) == 2
+  error = capsys.readouterr().err
+  assert "--dtype: 'int8'; want float32, bfloat16, float16" in error
+
+
+def test_weights_that_are_not_finite_are_not_written(source, tmp_path):
+  workdir = run_of(tmp_path, source, poison=True)
+  with pytest.raises(
+    InputError, match="model.norm.weight.*not finite in float"
+  ):
+    export(workdir, tmp_path / "to")
+  assert not (tmp_path / "to").exists()
+
+
+# The chat template.
+
+
+def test_a_named_template_goes_out(source, tmp_path):
+  workdir = run_of(tmp_path, source, template="chatml")
+  export(workdir, tmp_path / "to")
+  template = load_tokenizer(tmp_path / "to").chat_template
+  assert template == "{{ bos_token }}" + TEMPLATES["chatml"]
+
+
+def test_the_template_of_a_tokenizer_without_one_goes_out(
+  source, tmp_path, caplog
+):
+  workdir = run_of(tmp_path, source)
+  with caplog.at_level("INFO", "mrpo_jax"):
+    export(workdir, tmp_path / "to")
+  assert "has no chat template: the export has 'transcript'" in caplog.text
+  there = load_tokenizer(tmp_path / "to")
+  assert there.chat_template == "{{ bos_token }}" + TEMPLATES["transcript"]
+  # The run that goes on from the export reads its pairs as this one did.
+  before = tokenizer_fingerprint(load_tokenizer(source))
+  assert tokenizer_fingerprint(there) == before
+
+
+def test_a_template_that_has_changed_since_is_said(source, tmp_path, caplog):
+  file = tmp_path / "mine.jinja"
+  file.write_text("{{ messages[0]['content'] }}")
+  workdir = run_of(tmp_path, source, template=str(file))
+  export(workdir, tmp_path / "same")
+  assert "not the one that was trained with" not in caplog.text
+  file.write_text("{{ messages[0]['content'] }}.")
+  export(workdir, tmp_path / "other")
+  assert "its chat template, is not the one that was trained" in caplog.text
+
+
+# The base of an adapter.
+
+
+def test_an_adapter_is_not_merged_into_another_base(source, tmp_path):
+  workdir = run_of(tmp_path, source, adapter=ADAPTER)
+  file = source / "config.json"
+  values = json.loads(file.read_text()) | {"rope_theta": 7.0}
+  file.write_text(json.dumps(values))
+  with pytest.raises(InputError, match="not the model that the adapter was"):
+    export(workdir, tmp_path / "to", merge=True)
+  export(workdir, tmp_path / "adapter")
