@@ -11,6 +11,11 @@ import shutil
 from mrpo_jax.errors import InputError
 
 
+def at_home(path):
+  """A path with the user's home in place of ~; what is no text as it is."""
+  return os.path.expanduser(path) if isinstance(path, str) else path
+
+
 @contextlib.contextmanager
 def new_folder(path):
   """A folder to fill, which gets its name only when all has gone well.
@@ -54,7 +59,23 @@ def write_json(path, value, *, sort_keys=True):
 
 
 def read_json(path):
-  return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  """The object in a JSON file; InputError where it holds no such thing."""
+  with open(path, "rb") as file:
+    return parsed(file.read(), path)
+
+
+def parsed(text, where):
+  """The object in JSON as bytes; `where` is said if it is none."""
+  try:
+    value = json.loads(text.decode("utf-8-sig"))
+  except UnicodeDecodeError:
+    raise InputError(f"{where} is not UTF-8") from None
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{where} is not JSON ({error})") from None
+  if not isinstance(value, dict):
+    kind = {list: "a list", str: "a text", type(None): "null"}.get(type(value))
+    raise InputError(f"{where} holds {kind or repr(value)[:20]}, not an object")
+  return value
 
 
 def write_lines(path, values):
@@ -62,12 +83,23 @@ def write_lines(path, values):
 
 
 def read_lines(path):
-  """Complete JSON lines of a file; a last line cut short is left out."""
-  path = pathlib.Path(path)
-  if not path.exists():
+  """Complete JSON lines of a file, an object each.
+
+  A last line cut short is left out.
+
+  Raises:
+    InputError: a line is no object; names it.
+  """
+  try:
+    with open(path, "rb") as file:
+      lines = file.read().split(b"\n")[:-1]
+  except FileNotFoundError:
     return []
-  lines = path.read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines[:-1] if line]
+  return [
+    parsed(line, f"{path} line {number}")
+    for number, line in enumerate(lines, 1)
+    if line
+  ]
 
 
 def sha256_of(path):

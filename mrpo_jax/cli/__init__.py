@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `mrpo`: from its arguments to an exit code."""
 
-import errno
 import logging
 import os
 import sys
 
+from mrpo_jax.cli import ends, streams
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import MEETING, parse, parsers, process_flags
-from mrpo_jax.errors import InputError, StoppedRun, did_you_mean
+from mrpo_jax.errors import InputError, blames, did_you_mean
 
 
 class Lines(logging.Handler):
@@ -26,15 +26,31 @@ LINES = Lines()
 
 def main(argv=None):
   """Runs one command; returns the exit code."""
-  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv is None:
+    streams.take()
   try:
+    argv = _words(sys.argv[1:] if argv is None else argv)
     topic = _help_topic(argv)
-    if topic is not None:
-      print(_help(*topic))
-      return 0 if argv else 2
-  except InputError as error:
-    return _fail(*_said(error))
-  return _run(argv)
+    if topic is None:
+      _run(argv)
+      return 0
+    print(_help(*topic))
+    return 0 if argv else 2
+  except (Exception, KeyboardInterrupt) as error:
+    said = ends.said(error)
+    if said is None:
+      raise
+    code, line = said
+    print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _words(argv):
+  """The arguments, refused where they are no text."""
+  for word in argv:
+    with blames(f"{word!r} is not UTF-8", UnicodeError):
+      word.encode()
+  return list(argv)
 
 
 def _help_topic(argv):
@@ -75,63 +91,21 @@ def _run(argv):
 
   from mrpo_jax import processes
 
-  # What a library logs on its way up is said once, by `_fail` or a traceback.
+  # What a library logs on its way up is said once, by `main` or a traceback.
   absl_logging.set_verbosity(absl_logging.FATAL)
   logger = logging.getLogger("mrpo_jax")
   logger.setLevel(logging.INFO)
   logger.addHandler(LINES)  # once, however often
   logger.propagate = False  # libraries give the root handlers of their own
   try:
-    if argv[0] in MEETING:
-      from mrpo_jax.cli.flags import meet
+    with ends.of_threads():
+      if argv[0] in MEETING:
+        from mrpo_jax.cli.flags import meet
 
-      meet(*process_flags(argv))  # first: what is wrong then ends all of them
-    COMMANDS[argv[0]](parse(argv))
+        meet(*process_flags(argv))  # first: what is wrong then ends all of them
+      COMMANDS[argv[0]](parse(argv))
     processes.leave()
-  except Exception as error:
-    said = _said(error)
+  except (Exception, KeyboardInterrupt) as error:
     if processes.several():
-      processes.end(*(said or processes.fault(error)))
-    if said is None:
-      raise
-    return _fail(*said)
-  except KeyboardInterrupt:
-    if processes.several():
-      processes.end(130, "interrupted")
+      processes.end(*(ends.said(error) or processes.fault(error)))
     raise
-  return 0
-
-
-def _said(error):
-  """(exit code, line) of what the user can mend; None for a fault."""
-  if isinstance(error, InputError):
-    return 2, _one_line(error)
-  if isinstance(error, StoppedRun):
-    return 1, _one_line(f"{error}; the last checkpoint is kept")
-  if isinstance(
-    error, (PermissionError, FileNotFoundError, NotADirectoryError)
-  ):
-    return 2, f"{error.filename}: {error.strerror}"
-  if _disk_is_full(error):
-    return 1, "the disk is full; make room, the same command resumes"
-  return None
-
-
-def _disk_is_full(error):
-  """Checkpoint libraries wrap what the system said, or only quote it."""
-  while error is not None:
-    if getattr(error, "errno", None) == errno.ENOSPC:
-      return True
-    if os.strerror(errno.ENOSPC) in str(error):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
-
-
-def _one_line(message):
-  return " ".join(str(message).split("\n"))
-
-
-def _fail(code, line):
-  print(f"error: {line}", file=sys.stderr)
-  return code

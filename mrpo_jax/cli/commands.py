@@ -7,6 +7,7 @@ What they work with is imported inside them, so that help needs no jax.
 import tempfile
 
 from mrpo_jax.errors import InputError
+from mrpo_jax.files import at_home
 
 
 def train(given):
@@ -182,7 +183,7 @@ def inspect(given):
         f"--mesh: {part!r}; want like {'=1,'.join(parallel.AXES)}=1"
       )
     sizes[axis] = int(size)
-  for line in inspect.lines(given.rest[0], sizes):
+  for line in inspect.lines(at_home(given.rest[0]), sizes):
     print(line)
 
 

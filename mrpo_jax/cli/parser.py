@@ -4,12 +4,14 @@
 import argparse
 import functools
 import inspect
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 from mrpo_jax.cli.commands import COMMANDS, STORE_ACTIONS
 from mrpo_jax.errors import InputError, did_you_mean
+from mrpo_jax.files import at_home
 
 DTYPES = ("float32", "bfloat16", "float16")  # of weights that are written
 EPILOG = """\
@@ -25,8 +27,10 @@ where process 0 of N listens at HOST:PORT; --processes=1 is one by itself
 wherever it runs.  All see one workdir; process 0 writes.  When one ends, all
 end: with its message, or where it was killed within a minute.
 
-Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault.
+Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault; 130
+interrupted.
 """
+PATHS = ("DIR", "FILE", "FILE[:args]")  # values in which ~ is the user's home
 
 
 class Flag(NamedTuple):
@@ -98,10 +102,19 @@ def dtype(text):
 
 
 def new_file(text):
-  """The path of a file in a folder that is there; or ""."""
-  if text and not pathlib.Path(text).resolve().parent.is_dir():
-    raise argparse.ArgumentTypeError(f"{text}: no such folder")
-  return text
+  """The path of a file that can be written; or ""."""
+  path = at_home(text)
+  folder = pathlib.Path(path).resolve().parent
+  problem = None
+  if not folder.is_dir():
+    problem = "no such folder"
+  elif pathlib.Path(path).is_dir():
+    problem = "is a folder; name a file"
+  elif not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    problem = "cannot be written"
+  if path and problem:
+    raise argparse.ArgumentTypeError(f"{text}: {problem}")
+  return path
 
 
 # Flags.
@@ -235,7 +248,8 @@ class Parser(argparse.ArgumentParser):
   def add(self, flag):
     about, kind = flag.about, dict(action="store_true")
     if flag.value:
-      kind = dict(metavar=flag.value, default=flag.default, type=flag.type)
+      read = at_home if flag.value in PATHS and flag.type is str else flag.type
+      kind = dict(metavar=flag.value, default=flag.default, type=read)
       about += " (required)" if flag.required else ""
       about += f" (default: {flag.default})" if flag.default else ""
     if flag is CONFIG:

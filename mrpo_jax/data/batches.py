@@ -2,6 +2,7 @@
 """Batches of packed rows: which pairs a step sees follows from (seed, step)."""
 
 import dataclasses
+import sys
 
 import grain
 import numpy as np
@@ -104,8 +105,16 @@ def training_batches(views, packing, *, seed, start=0, known=NOTHING):
     known: Known of the same pairs.
   """
   order = grain.MapDataset.range(len(views[0])).seed(seed).shuffle().repeat()
-  batches = order.batch(packing.batch)[start:]
-  batches = batches.map(lambda indices: _batch(views, packing, indices, known))
+  size = packing.batch
+  # Grain's own batches of endless data have a length that, for batches of one,
+  # no machine's integer holds.
+  steps = grain.MapDataset.range(start, sys.maxsize // size)
+
+  def batch(step):
+    places = range(step * size, (step + 1) * size)
+    return _batch(views, packing, np.array([order[i] for i in places]), known)
+
+  batches = steps.map(batch)
   reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
   return enumerate(batches.to_iter_dataset(reading), start + 1)
 

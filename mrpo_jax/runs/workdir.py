@@ -3,7 +3,6 @@
 
 import errno
 import fnmatch
-import json
 import logging
 import os
 import typing
@@ -86,9 +85,9 @@ def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
       raise InputError(f"{workdir} holds checkpoints but no {CONFIG}")
     return None
   try:
-    known = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError:
-    raise InputError(f"{path} is not JSON; use another --workdir") from None
+    known = files.read_json(path)
+  except InputError as error:
+    raise InputError(f"{error}; use another --workdir") from None
   refuse_other(workdir, values, known, allow_changed, fixed)
   return known
 

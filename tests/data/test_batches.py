@@ -42,6 +42,25 @@ def test_an_epoch_holds_every_pair_once_and_the_next_has_another_order():
   assert batches[:5] != batches[5:]
 
 
+@pytest.mark.parametrize("batch", [1, 2, 10, 30])
+def test_the_order_of_pairs_is_the_same_in_batches_of_any_size(batch):
+  span = np.lcm(4, batch)
+
+  def spans(packing):
+    each = span // packing.batch
+    views = [view for _, ((view,), _) in steps(3 * each, packing)]
+    parts = [views[n : n + each] for n in range(0, len(views), each)]
+    return [sorted(p for v in part for p in prompts(v)) for part in parts]
+
+  assert spans(Packing(batch=batch, length=16, rows=1)) == spans(PACKING)
+
+
+def test_the_last_step_that_a_run_may_have_is_reached():
+  one = Packing(batch=1, length=16, rows=1)
+  ((step, _),) = steps(1, one, start=10**12)
+  assert step == 10**12 + 1
+
+
 def test_the_seed_decides():
   one, two = ([prompts(r) for _, ((r,), _) in steps(3, seed=s)] for s in (0, 1))
   assert one != two

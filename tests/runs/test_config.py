@@ -363,3 +363,30 @@ def test_differences_name_the_keys():
   found = list(differences(here, there))
   assert found == [("b.c", 3, 2), ("e", 5, None)]
   assert list(map(str, found)) == ["b.c: 3 -> 2", "e: 5 -> None"]
+
+
+def test_the_tilde_is_home_in_every_path_of_a_config(monkeypatch):
+  monkeypatch.setenv("HOME", "/h")
+  given = {
+    **dict.fromkeys(("data.train", "data.eval", "data.validation"), "~/a"),
+    **{f"policy.{key}": "~/b" for key in ("path", "tokenizer", "template")},
+    "policy.adapter": dict(path="~/c"),
+    **{f"references.other.{key}": "~/d" for key in ("path", "adapter")},
+    **{f"references.other.{key}": "~/e" for key in ("tokenizer", "template")},
+  }
+  values = GOOD
+  for key, value in given.items():
+    *parents, name = key.split(".")
+    values = copy.deepcopy(values)
+    section = values
+    for parent in parents:
+      section = section.setdefault(parent, {})
+    section[name] = value
+  text = json.dumps(read(values).to_dict())
+  assert "~" not in text
+  assert [text.count(f"/h/{letter}") for letter in "abcde"] == [3, 3, 1, 2, 2]
+
+
+def test_a_path_that_is_no_unicode_is_refused():
+  with pytest.raises(InputError, match="data.train must be Unicode text"):
+    read(changed("data.train", "a\udcff"))

@@ -9,11 +9,26 @@ import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mrpo_jax.errors import did_you_mean
+from mrpo_jax.files import at_home
+
+
+def _place(given):
+  """A path with ~ as the user's home; another thing as it is."""
+  if not isinstance(given, str):
+    return given
+  try:
+    given.encode()
+  except UnicodeError:
+    raise said(f"must be Unicode text, got {given!r}") from None
+  return at_home(given)
+
 
 Count = typing.Annotated[int, annotated_types.Gt(0)]
 Whole = typing.Annotated[int, annotated_types.Ge(0)]
 Positive = typing.Annotated[float, annotated_types.Gt(0)]
 NotNegative = typing.Annotated[float, annotated_types.Ge(0)]
+# A file, a folder or a name; ~ is the user's home.
+Place = typing.Annotated[str, pydantic.BeforeValidator(_place)]
 SAID, UNKNOWN = "said", "unknown"  # errors whose sentence is made
 WANTED = {  # by the name of pydantic's error
   "int_type": "of type int",

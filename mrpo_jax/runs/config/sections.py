@@ -17,6 +17,7 @@ from mrpo_jax.runs.config.section import (
   Count,
   Named,
   NotNegative,
+  Place,
   Positive,
   Section,
   Whole,
@@ -100,9 +101,11 @@ class Data(Section):
   Several have commas between them, or are a list.
   """
 
-  train: str = key("pairs to train on")
-  eval: str = key("held-out pairs to evaluate on", "")
-  validation: str = key("held-out pairs that weights of references measure", "")
+  train: Place = key("pairs to train on")
+  eval: Place = key("held-out pairs to evaluate on", "")
+  validation: Place = key(
+    "held-out pairs that weights of references measure", ""
+  )
   max_prompt: Count = key("tokens of a prompt, which keeps its end", 512)
   max_response: Count = key("tokens of a response, which keeps its start", 512)
   row_length: Count = key("tokens of a packed row", 2048)
@@ -177,9 +180,11 @@ class New(Section):
 class ModelKeys(Section):
   """A model of the run."""
 
-  path: str = key("Hugging Face folder; empty: a model as in `new`", "")
-  tokenizer: str = key("folder of its tokenizer; empty: that of the model", "")
-  template: str = key("chat template, a name or a file; empty: its own", "")
+  path: Place = key("Hugging Face folder; empty: a model as in `new`", "")
+  tokenizer: Place = key(
+    "folder of its tokenizer; empty: that of the model", ""
+  )
+  template: Place = key("chat template, a name or a file; empty: its own", "")
   dtype: Literal["float32", "bfloat16", "float16"] = key(
     "type of the weights", "float32"
   )
@@ -218,7 +223,7 @@ class NewAdapter(Section):
 class ImportedAdapter(Section):
   """An adapter that is trained on; the rest stands in its folder."""
 
-  path: str = key("folder of PEFT to go on from; empty: a new one", "")
+  path: Place = key("folder of PEFT to go on from; empty: a new one", "")
   dropout: Annotated[float, Ge(0), Lt(1)] = key(
     "of the adapter's input, in training alone", 0.0
   )
@@ -275,7 +280,7 @@ class Reference(ModelKeys, Ruled):
     "run in every step, or once before", "online"
   )
   beta: NotNegative = key("beta of this reference; 0: that of the loss", 0.0)
-  adapter: str = key("folder of PEFT, an adapter on top of `path`", "")
+  adapter: Place = key("folder of PEFT, an adapter on top of `path`", "")
   new: New | None = _new()
   rules: Rules = key("changes of mesh.rules for this reference", {})
 

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command ends: exit code and line of what users can mend.
+
+The one place that knows the exceptions of the system and of libraries.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+
+from mrpo_jax.errors import InputError, StoppedRun, first_line
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# No fault of what was given: the same command may succeed later.
+PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+SMALLER = (
+  "give it fewer config.data.rows, a smaller config.data.row_length, "
+  "config.policy.remat='full' or more devices"
+)
+
+
+def said(error):
+  """(exit code, line) of what the user can mend; None for a fault of ours.
+
+  Of an exception that was raised from another, the first that can be said.
+  """
+  if _disk_is_full(error):
+    return 1, "the disk is full; make room, the same command resumes"
+  while error is not None:
+    for kind, of in KINDS.items():
+      if isinstance(error, kind) and (found := of(error)):
+        return found[0], " ".join(str(found[1]).split("\n"))
+    error = error.__cause__
+  return None
+
+
+@contextlib.contextmanager
+def of_threads():
+  """What a thread of a library cannot go on from ends the command, too.
+
+  Most libraries hand it on by themselves, after a traceback of the thread.
+  """
+  failed, before = [], threading.excepthook
+
+  def take(given):
+    if said(given.exc_value) is None:
+      before(given)
+    else:
+      failed.append(given.exc_value)
+
+  threading.excepthook = take
+  try:
+    yield
+  finally:
+    threading.excepthook = before
+  if failed:
+    raise failed[0]
+
+
+def _of_system(error):
+  if isinstance(error, ConnectionError) or error.errno in PASSING:
+    code = 1
+  else:
+    code = 2
+  if error.strerror is None:
+    return code, f"{type(error).__name__}: {first_line(error)}"
+  places = (error.filename, error.filename2)
+  where = " -> ".join(os.fsdecode(one) for one in places if _is_path(one))
+  return code, f"{where}: {error.strerror}" if where else error.strerror
+
+
+def _is_path(name):
+  return isinstance(name, str | bytes | os.PathLike)
+
+
+def _of_text(error):
+  if isinstance(error, UnicodeDecodeError):
+    around = error.object[max(0, error.start - 20) : error.end + 20]
+    return 2, f"a text is not {error.encoding}: {bytes(around)!r}"
+  return 2, f"a text or a path is no Unicode: {first_line(error)}"
+
+
+def _of_device(error):
+  """What XLA raises; None where it is another thing than memory."""
+  text = str(error).lower()
+  if "resource_exhausted" in text and "memory" in text:
+    return 2, f"out of memory: {first_line(error)}; {SMALLER}"
+  return None
+
+
+# The first that fits counts.
+KINDS = {
+  InputError: lambda error: (2, error),
+  StoppedRun: lambda error: (1, f"{error}; the last checkpoint is kept"),
+  KeyboardInterrupt: lambda error: (130, "interrupted"),
+  MemoryError: lambda error: (2, f"out of memory: {first_line(error)}"),
+  OSError: _of_system,
+  UnicodeError: _of_text,
+  RuntimeError: _of_device,
+}
+
+
+def _disk_is_full(error):
+  """Checkpoint libraries wrap what the system said, or only quote it."""
+  texts = [os.strerror(number) for number in FULL]
+  while error is not None:
+    if getattr(error, "errno", None) in FULL:
+      return True
+    if any(text in str(error) for text in texts):
+      return True
+    error = error.__cause__ or error.__context__
+  return False

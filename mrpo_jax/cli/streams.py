@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard streams of the command: UTF-8, and their reader may leave."""
+
+import io
+import os
+import sys
+
+
+def take():
+  """Makes standard output and errors such streams; before all else.
+
+  Where the locale is not UTF-8, neither are paths in Python: then this starts
+  the same command again in Python's UTF-8 mode.
+  """
+  if sys.getfilesystemencoding() != "utf-8":
+    again = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+    os.execv(sys.executable, again)
+  for number in range(3):  # a file that is opened later must not get these
+    try:
+      os.fstat(number)
+    except OSError:
+      _to_nowhere(number)
+  sys.stdout, sys.stderr = _stream(sys.stdout, 1), _stream(sys.stderr, 2)
+
+
+class Output(io.FileIO):
+  """A stream whose reader may leave: `| head -1` ends no training."""
+
+  def write(self, data):
+    try:
+      return super().write(data)
+    except OSError as error:
+      _to_nowhere(self.fileno())  # also at Python's own end
+      if isinstance(error, BrokenPipeError):
+        return len(data)
+      raise
+
+
+def _stream(given, number):
+  return io.TextIOWrapper(
+    io.BufferedWriter(Output(number, "w", closefd=False)),
+    encoding=getattr(given, "encoding", "utf-8"),
+    errors="backslashreplace",
+    line_buffering=True,
+  )
+
+
+def _to_nowhere(number):
+  nowhere = os.open(os.devnull, os.O_RDWR)
+  if nowhere != number:
+    os.dup2(nowhere, number)
+    os.close(nowhere)

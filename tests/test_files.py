@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is not the JSON that it should be is refused by name; ~ is home."""
+
+import pytest
+
+from mrpo_jax import files
+from mrpo_jax.errors import InputError
+
+WRONG = {
+  b"null": "holds null, not an object",
+  b"[1]": "holds a list, not an object",
+  b'"x"': "holds a text, not an object",
+  b"3": "holds 3, not an object",
+  b"{": "is not JSON",
+  b"[" * 100_000: "is not JSON",
+  b"\xff\xfe{}": "is not UTF-8",
+}
+
+
+@pytest.mark.parametrize("content,match", WRONG.items())
+def test_what_holds_no_object_is_refused_by_name(tmp_path, content, match):
+  path = tmp_path / "config.json"
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=f"config.json {match}"):
+    files.read_json(path)
+  path.write_bytes(b'{"step": 1}\n\n' + content + b"\n")
+  with pytest.raises(InputError, match=f"config.json line 3 {match}"):
+    files.read_lines(path)
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path):
+  path = tmp_path / "lines"
+  assert files.read_lines(path) == []
+  path.write_bytes(b'{"a": "\xc3\xbc"}\n{"a": \xff')
+  assert files.read_lines(path) == [{"a": "ü"}]
+
+
+def test_home_stands_for_the_tilde(monkeypatch):
+  monkeypatch.setenv("HOME", "/h")
+  assert [files.at_home(x) for x in ("~", "~/a", "a~", "./~", "", None)] == [
+    *("/h", "/h/a", "a~", "./~", "", None)
+  ]
