@@ -140,15 +140,26 @@ def abstract_setup(config, mesh, read):
     workdir=None,
     method=method,
     mesh=mesh,
-    # Of all processes that there would be.
-    packing=dataclasses.replace(
-      _packing(config, mesh, method), process=0, processes=1
-    ),
+    packing=_packing(config, mesh, method).whole(),
     tokenizers=tokenizers,
     tables={},
     described=described,
     objective=_objective(config, method, described),
     identity={},
+  )
+
+
+def resized(setup, config):
+  """The Setup of a config that differs in sizes alone, on the same data."""
+  mesh = mesh_of(config)
+  described = describe_models(config, setup.tokenizers, mesh, mark=str)
+  return dataclasses.replace(
+    setup,
+    config=config,
+    mesh=mesh,
+    packing=_packing(config, mesh, setup.method),
+    described=described,
+    objective=_objective(config, setup.method, described),
   )
 
 
