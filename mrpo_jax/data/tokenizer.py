@@ -8,13 +8,21 @@ takes seconds; calling it does.
 import copy
 import hashlib
 import json
+import logging
 import pathlib
 
 from mrpo_jax.data import templates
 from mrpo_jax.errors import InputError, first_line
 
+logger = logging.getLogger(__name__)
+
 SPECIAL = ("<bos>", "<eos>", "<pad>")  # ids 0, 1, 2
 SMALLEST = len(SPECIAL) + 256  # and every byte
+# Mistral's files had tiktoken's pattern in the place of their own.
+WRONG_PATTERN = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -80,14 +88,24 @@ def load_tokenizer(folder, template=""):
   # Without files, transformers 5 makes an empty one for some model types.
   if not any((folder / name).is_file() for name in FILES):
     raise InputError(f"{folder}: no tokenizer here (want tokenizer.json)")
+  wrong = _pattern(folder) == WRONG_PATTERN
   try:
     tokenizer = AutoTokenizer.from_pretrained(
-      str(folder), local_files_only=True, trust_remote_code=False
+      str(folder),
+      local_files_only=True,
+      trust_remote_code=False,
+      # It looks itself whether the model is one of Mistral's.
+      **({"fix_mistral_regex": True} if wrong else {}),
     )
   except Exception as error:  # tokenizers raises bare Exception
     raise InputError(
       f"{folder}: no tokenizer loads: {first_line(error)}"
     ) from error
+  if wrong and _first_pattern(_parts(tokenizer)) != WRONG_PATTERN:
+    logger.info(
+      f"{folder}: its tokenizer splits words by the pattern that Mistral "
+      "published by mistake; transformers' fix is applied (fix_mistral_regex)"
+    )
   return with_template(tokenizer, template)
 
 
@@ -104,6 +122,26 @@ def with_template(tokenizer, template):
   changed = copy.copy(tokenizer)
   changed.chat_template = templates.template_for(tokenizer, template)
   return changed
+
+
+def _pattern(folder):
+  """By what a tokenizer splits words first, None where that is no pattern."""
+  try:
+    content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return _first_pattern(json.loads(content))
+  except (OSError, ValueError):
+    return None  # loading it says why
+
+
+def _first_pattern(parts):
+  try:
+    return parts["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+  except (TypeError, KeyError, IndexError):
+    return None
+
+
+def _parts(tokenizer):
+  return json.loads(tokenizer.backend_tokenizer.to_str())
 
 
 def with_date(tokenizer, date):
@@ -130,7 +168,7 @@ def tokenizer_fingerprint(tokenizer):
   Names and folders do not count, nor the pad token, lengths and padding,
   which `encode` does not use.
   """
-  parts = json.loads(tokenizer.backend_tokenizer.to_str())
+  parts = _parts(tokenizer)
   parts |= {"truncation": None, "padding": None}
   parts["ends"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
   parts["chat_template"] = templates.chat_template(tokenizer)

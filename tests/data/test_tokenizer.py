@@ -4,6 +4,7 @@
 import copy
 import datetime
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -15,6 +16,7 @@ from configs import common
 from mrpo_jax.data.templates import TEMPLATES, chat_template, load_template
 from mrpo_jax.data.tokenizer import (
   SMALLEST,
+  WRONG_PATTERN,
   load_tokenizer,
   tokenizer_fingerprint,
   train_tokenizer,
@@ -163,6 +165,37 @@ def test_a_named_template_is_set_and_goes_into_the_fingerprint(
   # That of the transcript is what a tokenizer without a template uses.
   bare = load_tokenizer(tmp_path / "saved", "")
   assert not bare.chat_template and tokenizer_fingerprint(bare) == marks[0]
+
+
+@pytest.mark.parametrize(
+  "family, pattern, fixed",
+  [
+    ("mistral3", WRONG_PATTERN, True),
+    ("llama", WRONG_PATTERN, False),
+    ("mistral3", WRONG_PATTERN.replace("{1,3}", ""), False),
+  ],
+)
+def test_the_wrong_pattern_that_mistral_published_is_fixed(
+  family, pattern, fixed, tmp_path, caplog
+):
+  from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  # transformers looks at large vocabularies alone.
+  letters = {letter: i for i, letter in enumerate("HeloWrd")}
+  vocab = letters | {f"<{i}>": i for i in range(len(letters), 100_002)}
+  backend = Tokenizer(models.BPE(vocab, []))
+  split = pre_tokenizers.Split(Regex(pattern), "isolated")
+  byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte])
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+  tokenizer.save_pretrained(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+  with caplog.at_level(logging.INFO, "mrpo_jax"):
+    loaded = load_tokenizer(tmp_path).backend_tokenizer
+  words = [text for text, _ in loaded.pre_tokenizer.pre_tokenize_str("HelloW")]
+  assert words == (["Hello", "W"] if fixed else ["HelloW"])
+  assert ("fix is applied" in caplog.text) == fixed
 
 
 def test_a_template_leaves_the_tokenizer_given_alone(tokenizer):
