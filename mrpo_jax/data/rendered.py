@@ -122,8 +122,13 @@ def conversations(pair):
   """The Conversation of the prompt alone, then of it and each response.
 
   A response goes on with the turn of the assistant that the prompt ends in.
+  One without a turn of the assistant is empty: nothing in it is an answer.
   """
   sides, ending = (pair.chosen, pair.rejected), ANSWER
+  if not all(any(map(messages.is_answer, side)) for side in sides):
+    return "empty response"
+  if not all(messages.is_answer(side[0]) for side in sides):
+    return "response begins with another turn than the assistant's"
   if pair.prompt and pair.prompt[-1].get("role") == "assistant":
     wholes, ending = [_continued(pair.prompt, side) for side in sides], CONTINUE
   else:
@@ -139,10 +144,10 @@ def conversations(pair):
 
 def _continued(prompt, response):
   """Both as one list of turns, None where two turns cannot be one."""
-  last, first = prompt[-1], response[0] if response else {"content": ""}
+  last, first = prompt[-1], response[0]
   said = last.get("content"), first.get("content")
   if (
-    first.get("role", "assistant") != "assistant"
+    first.get("role") != "assistant"
     or not all(isinstance(one, str) for one in said)
     or "tool_calls" in last
     or messages.REASONING[0] in first

@@ -231,6 +231,17 @@ def test_limits_below_one_are_refused(limits):
     ({"bos": None, "eos": None}, "a", "b", "c", "empty prompt"),
     ({}, [turn("user", "a")], said(" "), said("b"), "empty response"),
     ({}, [turn("user", "a")], [], said("b"), "empty response"),
+    # No turn of it is the assistant's, or the first is not.
+    ({}, [turn("user", "a")], [turn("user", "c")], said("b"), "empty response"),
+    ({}, [turn("user", "a")], [turn("tool", "c")], said("b"), "empty response"),
+    ({}, said("a"), [turn("user", "b"), *said("c")], [], "empty response"),
+    (
+      {},
+      [turn("user", "a")],
+      [turn("user", "b"), *said("c")],
+      said("b"),
+      "response begins with another turn",
+    ),
     ({}, [turn("user", "a")], said("b"), said("b"), "equal responses"),
     ({}, [turn("user", "a\ud800")], said("b"), said("c"), "not encodable: "),
     (
@@ -460,6 +471,9 @@ def test_what_cannot_be_continued_drops(tokenizer):
   prompt = [turn("user", "Peru?"), *said("It is")]
   reply = [turn("user", "And?"), *said("Lima")]
   encoded = run(tokenizer, prompt, reply, said(" Quito."))
+  assert encoded.dropped.startswith("response begins with another turn")
+  other = [turn("model", "Lima")]
+  encoded = run(tokenizer, prompt, other, said(" Quito."))
   assert encoded.dropped.startswith("prompt ends in an assistant turn: ")
   assert run(tokenizer, prompt, said(" "), said("a")).dropped == (
     "empty response"

@@ -7,6 +7,7 @@ from mrpo_jax.errors import InputError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is ours
 TOOL_ROLES = ("tool", "function", "observation", "ipython")
+ASKING_ROLES = ("system", "developer", "user", "human")
 TEXT = "text"  # the one type of part that a language model reads
 
 
@@ -82,6 +83,11 @@ def without_nulls(value):
   if isinstance(value, list):
     return [without_nulls(one) for one in value]
   return value
+
+
+def is_answer(message):
+  """Is it the turn of the model, by whichever name?"""
+  return message.get("role") not in (*ASKING_ROLES, *TOOL_ROLES)
 
 
 def is_plain(message):
