@@ -8,7 +8,8 @@ import json
 import pathlib
 import re
 
-from mrpo_jax.errors import InputError, first_line
+from mrpo_jax.data.chat.sandbox import OverBudget, sandbox
+from mrpo_jax.errors import InputError
 
 LARGEST = 100_000  # bytes of a template's file
 FIRST_MARK = 0xF0000  # private characters, one for each turn of a frame
@@ -170,15 +171,10 @@ def _read(name):
 
 def check_syntax(name, source):
   """InputError, "{name} line 2: ...", where a template is not Jinja."""
-  import jinja2
-  from transformers.utils.chat_template_utils import render_jinja_template
-
-  try:
-    render_jinja_template([[]], chat_template=source)
-  except jinja2.TemplateSyntaxError as error:
-    raise InputError(f"{name} line {error.lineno}: {error.message}") from None
-  except Exception:  # that it refuses an empty conversation is no fault
-    return
+  # That it refuses an empty conversation is no fault.
+  (answer,) = _answers(name, source, [{"conversations": [[]]}])
+  if answer.get("line"):
+    raise InputError(f"{name} line {answer['line']}: {answer['error']}")
 
 
 # Rendering, and the places of contents.
@@ -214,29 +210,36 @@ class Conversation:
 
 
 def render(tokenizer, template, conversations):
-  """The text of each Conversation, or Refused."""
-  return [_render(tokenizer, template, one) for one in conversations]
+  """What `apply_chat_template` gives of each Conversation, or Refused.
 
-
-def _render(tokenizer, template, conversation):
-  turns = [
-    {key: one for key, one in message.items() if one is not None}
-    for message in conversation.messages
+  Raises:
+    InputError: the template takes too much time or memory, or writes too much.
+  """
+  requests = [
+    {
+      **tokenizer.special_tokens_map,
+      "conversations": [list(map(_without_none, one.messages))],
+      "tools": one.tools,
+      "add_generation_prompt": one.ending == ANSWER,
+      "continue_final_message": one.ending == CONTINUE,
+    }
+    for one in conversations
   ]
+  return [
+    answer["text"] if "text" in answer else Refused(answer["error"])
+    for answer in _answers("a chat template", template, requests)
+  ]
+
+
+def _answers(name, template, requests):
   try:
-    # As a batch of one, because an empty conversation alone is an error.
-    return tokenizer.apply_chat_template(
-      [turns],
-      chat_template=template,
-      tools=conversation.tools,
-      tokenize=False,
-      add_generation_prompt=conversation.ending == ANSWER,
-      continue_final_message=conversation.ending == CONTINUE,
-    )[0]
-  except ImportError:  # jinja2 is missing: no fault of the row
-    raise
-  except Exception as error:  # templates fail in any way they like
-    return Refused(first_line(error))
+    return sandbox.render(template, requests)
+  except OverBudget as error:
+    raise InputError(f"{name} {error}; name another in `template`") from None
+
+
+def _without_none(message):
+  return {key: one for key, one in message.items() if one is not None}
 
 
 def _marked(said, mark):

@@ -11,6 +11,7 @@ import jax
 from mrpo_jax import losses, parallel, processes
 from mrpo_jax.data import pack, source
 from mrpo_jax.data.batches import Packing
+from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.table import encode_table
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.config import BEST, Config
@@ -85,6 +86,7 @@ def set_up(config, workdir, *, allow_changed=False):
     )
     for split, rows in pairs.items()
   }
+  sandbox.close()
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
   objective = _objective(config, method, described)
