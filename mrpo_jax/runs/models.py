@@ -21,10 +21,12 @@ from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
+from mrpo_jax.training import optimizer
 from mrpo_jax.training.objective import Model
 
 logger = logging.getLogger(__name__)
 
+COARSE = 0.1  # share of the weights that steps may miss without a word
 ADAPTED = " with adapter "  # in the identity of what was imported
 
 
@@ -182,6 +184,22 @@ def starts_alike(policy, adapter, reference):
     # Of a new adapter the dropout drops zeros.
     and not (imported and adapter.dropout)
   )
+
+
+def warn_of_lost_steps(config, params):
+  """Says where the policy's weights are too coarse for the learning rate."""
+  _, trained = lora.split(params)
+  if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(trained)):
+    return
+  rate = config.optimizer.peak_lr
+  share = float(optimizer.lost_share(trained, rate))
+  if share > COARSE:
+    logger.warning(
+      f"warning: in policy.dtype={config.policy.dtype!r} a step of "
+      f"optimizer.peak_lr={rate:g} is rounded away in {share:.0%} of the "
+      "weights, which stay as they are; policy.dtype='float32' with "
+      "policy.compute='bfloat16' trains them and computes as fast"
+    )
 
 
 def base_params(base, model, mesh=None):
