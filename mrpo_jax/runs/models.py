@@ -21,6 +21,7 @@ from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
+from mrpo_jax.runs.config.models import POLICY_BASE, adapter_of_start
 from mrpo_jax.training import optimizer
 from mrpo_jax.training.objective import Model
 
@@ -61,6 +62,7 @@ def describe_models(
   """
   described, identity_of = {}, mark or functools.cache(_identity)
   for name, section in config.models().items():
+    _say_start(config, section)
     view = tokenizers.view_of[name]
     model = _model_config(section.base.weights, tokenizers, read)
     _check_length(config.data, section, model)
@@ -73,6 +75,23 @@ def describe_models(
       identity_of(section.base) + _adapter_identity(section),
     )
   return described
+
+
+def _say_start(config, section):
+  """Says which adapter a reference has whose path means the policy's start."""
+  if section.is_policy:
+    return
+  start = adapter_of_start(config.policy, config.references[section.name])
+  if start and section.adapter.path == start:
+    logger.info(
+      f"{section.key}: the policy's start, with its adapter {start}; "
+      f"path={POLICY_BASE!r} is the model without it"
+    )
+  elif start:
+    logger.info(
+      f"{section.key}: the policy's model with the adapter "
+      f"{section.adapter.path} in place of {start}"
+    )
 
 
 def load_models(described, mesh):
