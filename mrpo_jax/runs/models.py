@@ -21,10 +21,13 @@ from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
+from mrpo_jax.runs.config.models import POLICY_BASE, adapter_of_start
+from mrpo_jax.training import optimizer
 from mrpo_jax.training.objective import Model
 
 logger = logging.getLogger(__name__)
 
+COARSE = 0.1  # share of the weights that steps may miss without a word
 ADAPTED = " with adapter "  # in the identity of what was imported
 
 
@@ -59,6 +62,7 @@ def describe_models(
   """
   described, identity_of = {}, mark or functools.cache(_identity)
   for name, section in config.models().items():
+    _say_start(config, section)
     view = tokenizers.view_of[name]
     model = _model_config(section.base.weights, tokenizers, read)
     _check_length(config.data, section, model)
@@ -71,6 +75,23 @@ def describe_models(
       identity_of(section.base) + _adapter_identity(section),
     )
   return described
+
+
+def _say_start(config, section):
+  """Says which adapter a reference has whose path means the policy's start."""
+  if section.is_policy:
+    return
+  start = adapter_of_start(config.policy, config.references[section.name])
+  if start and section.adapter.path == start:
+    logger.info(
+      f"{section.key}: the policy's start, with its adapter {start}; "
+      f"path={POLICY_BASE!r} is the model without it"
+    )
+  elif start:
+    logger.info(
+      f"{section.key}: the policy's model with the adapter "
+      f"{section.adapter.path} in place of {start}"
+    )
 
 
 def load_models(described, mesh):
@@ -182,6 +203,22 @@ def starts_alike(policy, adapter, reference):
     # Of a new adapter the dropout drops zeros.
     and not (imported and adapter.dropout)
   )
+
+
+def warn_of_lost_steps(config, params):
+  """Says where the policy's weights are too coarse for the learning rate."""
+  _, trained = lora.split(params)
+  if all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(trained)):
+    return
+  rate = config.optimizer.peak_lr
+  share = float(optimizer.lost_share(trained, rate))
+  if share > COARSE:
+    logger.warning(
+      f"warning: in policy.dtype={config.policy.dtype!r} a step of "
+      f"optimizer.peak_lr={rate:g} is rounded away in {share:.0%} of the "
+      "weights, which stay as they are; policy.dtype='float32' with "
+      "policy.compute='bfloat16' trains them and computes as fast"
+    )
 
 
 def base_params(base, model, mesh=None):

@@ -15,7 +15,7 @@ from mrpo_jax.data.batches import evaluation_batches, training_batches
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
-from mrpo_jax.runs.models import load_models
+from mrpo_jax.runs.models import load_models, warn_of_lost_steps
 from mrpo_jax.runs.program import Program, compile_ahead
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import best, set_up
@@ -60,6 +60,7 @@ def train_run(
   ahead = None if ended else _prepare(setup, scores, refusal)
   # 2. The program, of models on the mesh.
   models = load_models(setup.described, setup.mesh)
+  warn_of_lost_steps(config, models["policy"].params)
   adapter, program = models["policy"].adapter, Program(setup, models, ahead)
   del models  # the policy's start is the state's now
   # 3. The state: restored first, else from the start.

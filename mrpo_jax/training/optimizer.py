@@ -52,6 +52,27 @@ def make(
   return optax.GradientTransformation(init, chain.update), schedule
 
 
+@jax.jit
+def lost_share(params, rate):
+  """Share of the weights to which a step of that size, up or down, is nothing.
+
+  AdamW's steps are about as large as the learning rate.  Added to a weight in
+  bfloat16 those below 1/512 to 1/256 of it are rounded away, each by itself.
+  """
+
+  def lost(weight):
+    kind, wide = jnp.finfo(weight.dtype), widen(weight)
+    # A cast there and back again is one that XLA may leave out.
+    up, down = (
+      jax.lax.reduce_precision(wide + step, kind.nexp, kind.nmant)
+      for step in (rate, -rate)
+    )
+    return jnp.sum((up == wide) & (down == wide), dtype=jnp.float32)
+
+  leaves = jax.tree.leaves(params)
+  return sum(map(lost, leaves)) / sum(leaf.size for leaf in leaves)
+
+
 def clip(norm):
   """Clipping by the global norm as in optax, but by one factor for all.
 

@@ -343,6 +343,30 @@ def test_adapters_and_modes_of_models():
   assert [one.scored for one in found.values()] == [False, False, True]
 
 
+def test_the_path_of_the_policy_is_its_start_with_an_imported_adapter():
+  values = changed("policy.adapter", dict(path="/sft", dropout=0.1))
+  found = read(values).models()
+  assert found["base"].adapter.path == "/sft"
+  assert found["base"].adapter.dropout == 0.0
+  assert found["base"].base == found["policy"].base
+  assert found["other"].adapter is None
+  # Without it, and with another one in its place.
+  values["references"]["base"] = dict(path="policy-base")
+  off = read(values).models()["base"]
+  assert off.adapter is None and off.base == found["policy"].base
+  assert off.tokenizer == found["policy"].tokenizer
+  values["references"]["base"] = dict(path="policy", adapter="/other")
+  assert read(values).models()["base"].adapter.path == "/other"
+
+
+def test_a_new_adapter_is_off_in_the_policys_start():
+  values = changed("policy.adapter", LORA)
+  assert read(values).models()["base"].adapter is None
+  start = read(values).models()["base"]
+  values["references"]["base"] = dict(path="policy-base")
+  assert read(values).models()["base"] == start
+
+
 def test_no_reference_is_called_policy():
   values = changed("references.names", ("policy",))
   values["references"]["policy"] = dict(path="policy")

@@ -57,3 +57,36 @@ def test_clipping_leaves_a_gradient_of_zero():
   zero = {"weight": jnp.zeros(3)}
   got, _ = optimizer.clip(1.0).update(zero, optax.EmptyState())
   np.testing.assert_array_equal(got["weight"], zero["weight"])
+
+
+@pytest.mark.parametrize(
+  "dtype,rate,share",
+  [
+    # Of 1.0, 0.25 and 2^-10; from 1 up bfloat16 counts in 1/128.
+    ("bfloat16", 2**-7, 0),
+    ("bfloat16", 2**-9, 1 / 3),
+    ("bfloat16", 2**-11, 2 / 3),
+    ("bfloat16", 2**-20, 1),
+    ("float16", 2**-9, 0),
+    ("float16", 2**-12, 1 / 3),
+    ("float32", 2**-20, 0),
+  ],
+)
+def test_steps_below_the_rounding_of_a_weight_are_lost(dtype, rate, share):
+  params = {"weight": jnp.asarray([1.0, 0.25, 2**-10], dtype)}
+  assert float(optimizer.lost_share(params, rate)) == pytest.approx(share)
+
+
+def test_the_share_of_lost_steps_is_that_of_a_step(rng):
+  params = {"weight": jnp.asarray(rng.normal(0, 0.02, 9999), jnp.bfloat16)}
+  grads = {"weight": jnp.asarray(rng.normal(0, 1, 9999), jnp.float32)}
+  for rate in (1e-4, 1e-5, 1e-6):
+    transformation, _ = optimizer.make(peak_lr=rate, steps=9, warmup=0.0)
+    updates, _ = transformation.update(
+      grads, transformation.init(params), params
+    )
+    after = optax.apply_updates(params, updates)
+    unchanged = float(jnp.mean(after["weight"] == params["weight"]))
+    assert float(optimizer.lost_share(params, rate)) == pytest.approx(
+      unchanged, abs=0.01
+    )

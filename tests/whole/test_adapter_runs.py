@@ -231,26 +231,36 @@ def test_adapter_references_share_one_base(inputs, plain, tmp_path):
   assert not buffers(shared) & buffers(policy.params)
   assert not alike(policy, one)
   # An imported adapter: the reference with the same one is its start.
-  config = config_of(inputs, policy_adapter=dict(path=str(to)), one_=other)
-  policy, base, one = load(config)
-  assert alike(policy, one)
-  assert not alike(policy, base)
+  off = dict(path="policy-base")
+  config = config_of(
+    inputs, policy_adapter=dict(path=str(to)), one_=other, off_=off
+  )
+  policy, base, one, off = load(config)
+  assert alike(policy, one) and alike(policy, base)
+  assert not alike(policy, off)
+  assert buffers(lora.strip(base.params)) == buffers(off.params)
+  assert not buffers(base.params) & buffers(lora.split(policy.params)[1])
+  for a, b in zip(
+    *(jax.tree.leaves(x.params) for x in (one, base)), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
   for a, b in zip(
     jax.tree.leaves(policy.params), jax.tree.leaves(one.params), strict=True
   ):
     np.testing.assert_array_equal(a, b)
 
 
-def test_an_imported_adapter_trains_on(inputs, plain, tmp_path):
+def test_an_imported_adapter_trains_on(inputs, plain, tmp_path, capsys):
   to, workdir = tmp_path / "adapter", tmp_path / "w"
   assert mrpo("export", f"--workdir={plain}", f"--to={to}") == 0
   more = (
     f"--config.policy.adapter.path={to}",
-    f"--config.references.base.adapter={to}",
     "--config.steps=2",
     "--config.optimizer.peak_lr=3e-2",
   )
   assert train(inputs, workdir, *more) == 0
+  said = f"references.base: the policy's start, with its adapter {to}; path="
+  assert said in capsys.readouterr().out
   losses = [x["loss"] for x in untimed(workdir)]
   assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
   before, after = (
@@ -264,6 +274,40 @@ def test_an_imported_adapter_trains_on(inputs, plain, tmp_path):
   assert train(inputs, workdir, *more) == 2
 
 
+def test_with_its_adapter_off_the_start_is_another_reference(
+  inputs, plain, tmp_path
+):
+  to, workdir = tmp_path / "adapter", tmp_path / "w"
+  assert mrpo("export", f"--workdir={plain}", f"--to={to}") == 0
+  more = (
+    f"--config.policy.adapter.path={to}",
+    "--config.references.base.path=policy-base",
+    "--config.steps=1",
+  )
+  assert train(inputs, workdir, *more) == 0
+  # It begins where the run before it ended.
+  first, last = untimed(workdir)[0]["loss"], untimed(plain)[-1]
+  assert first == pytest.approx(last["eval/loss"], abs=1e-5)
+  assert first < 0.68
+
+
+def test_a_base_that_moves_starts_with_the_imported_adapter(
+  inputs, plain, tmp_path
+):
+  to, workdir = tmp_path / "adapter", tmp_path / "w"
+  assert mrpo("export", f"--workdir={plain}", f"--to={to}") == 0
+  more = (
+    f"--config.policy.adapter.path={to}",
+    "--config.reference_update.every=1",
+    "--config.steps=2",
+    "--config.optimizer.peak_lr=3e-2",
+  )
+  assert train(inputs, workdir, *more) == 0
+  # At rate 1 the reference is the policy before every step.
+  losses = [x["loss"] for x in untimed(workdir)]
+  assert losses == pytest.approx([math.log(2)] * 2, abs=1e-6)
+
+
 def test_scales_of_layers_train_on_and_come_back(inputs, tmp_path):
   config = hub.read_config(inputs / "third")  # of two layers
   given = lora.Adapter(2, 3.0, ("query", "up"), scales=(("query", (0.5, 6.0)),))
@@ -273,7 +317,6 @@ def test_scales_of_layers_train_on_and_come_back(inputs, tmp_path):
   more = (
     f"--config.policy.path={inputs}/third",
     f"--config.policy.adapter.path={tmp_path}/a",
-    f"--config.references.base.adapter={tmp_path}/a",
     "--config.steps=2",
   )
   assert train(inputs, tmp_path / "w", *more) == 0

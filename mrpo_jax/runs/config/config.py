@@ -10,7 +10,11 @@ import pydantic
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.bandit import BanditConfig
-from mrpo_jax.runs.config.models import POLICY, models_of
+from mrpo_jax.runs.config.models import (
+  POLICY,
+  is_of_policy,
+  models_of,
+)
 from mrpo_jax.runs.config.section import (
   Count,
   Section,
@@ -22,7 +26,6 @@ from mrpo_jax.runs.config.section import (
 from mrpo_jax.runs.config.sections import (
   Checkpoints,
   Data,
-  ImportedAdapter,
   Loss,
   Mesh,
   Optimizer,
@@ -82,7 +85,7 @@ class Config(Section):
     """With what each reference takes from the policy where that is its path."""
     policy, inherited = self.policy, {}
     for name, one in self.references.items():
-      is_policy = one.path == POLICY
+      is_policy = is_of_policy(one)
       dtype = one.dtype or (policy.dtype if is_policy else "float32")
       taken = {"dtype": dtype}
       if is_policy and policy.quantize:
@@ -123,11 +126,6 @@ class Config(Section):
           f"{moves} moves the first reference: config.{where}.{name} must be "
           f"{want!r}, got {getattr(base, name)!r}"
         )
-    if isinstance(policy.adapter, ImportedAdapter):
-      raise InputError(
-        f"{moves} moves the first reference, but an imported adapter does not "
-        "start where it does; merge the adapter into a model first"
-      )
 
   def models(self):
     """{"policy" or name of a reference: ModelSection}, the policy first."""

@@ -6,7 +6,8 @@ import dataclasses
 from mrpo_jax import parallel
 from mrpo_jax.runs.config.sections import ImportedAdapter, New, NewAdapter
 
-POLICY = "policy"  # its name among the models; a path that means it
+POLICY = "policy"  # its name among the models; a path that means its start
+POLICY_BASE = "policy-base"  # a path: the same without an imported adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,18 @@ def key_of(name):
   return name if name == POLICY else f"references.{name}"
 
 
+def is_of_policy(reference):
+  """Has it the weights of the policy's start?"""
+  return reference.path in (POLICY, POLICY_BASE)
+
+
+def adapter_of_start(policy, reference):
+  """The folder of the adapter that it has of the policy's start, or ""."""
+  if reference.path == POLICY and isinstance(policy.adapter, ImportedAdapter):
+    return policy.adapter.path
+  return ""
+
+
 def models_of(config):
   """{name: ModelSection} of a Config, the policy first."""
   rules = parallel.rules_of(config.mesh.rules, "config.mesh.rules")
@@ -92,21 +105,21 @@ def models_of(config):
   found = {POLICY: policy}
   for name, one in config.references.items():
     weights = policy.base.weights
-    if one.path != POLICY:
+    if not is_of_policy(one):
       weights = _weights(name, one, config.seed)
     own = parallel.rules_of(
       rules | one.rules, f"config.references.{name}.rules"
     )
     tokenizer = _tokenizer(name, one)
-    if tokenizer.folder == POLICY:
+    if tokenizer.folder in (POLICY, POLICY_BASE):
       template = one.template or policy.tokenizer.template
       tokenizer = dataclasses.replace(policy.tokenizer, template=template)
-    adapter = one.adapter and ImportedAdapter(path=one.adapter)
+    adapter = one.adapter or adapter_of_start(config.policy, one)
     found[name] = ModelSection(
       name,
       _base(one, weights, own),
       tokenizer,
-      adapter or None,
+      ImportedAdapter(path=adapter) if adapter else None,
       config.seed,
       scored=one.mode == "scored",
     )

@@ -271,7 +271,7 @@ class Policy(ModelKeys):
 
 
 class Reference(ModelKeys, Ruled):
-  """One of them; with the path "policy" it is the policy's start."""
+  """One of them; path "policy": its start, "policy-base": without adapter."""
 
   dtype: Literal["", "float32", "bfloat16", "float16"] = key(
     "type of the weights; empty: the policy's, or float32", ""
