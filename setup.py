@@ -18,6 +18,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["mrpo_jax", "mrpo_jax.*"]),
+  package_data={"mrpo_jax": ["py.typed"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

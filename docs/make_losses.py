@@ -9,13 +9,9 @@ import pathlib
 import re
 
 from mrpo_jax import losses
+from mrpo_jax.losses.arguments import arrays_of, keywords_of
 from mrpo_jax.losses.methods.catalogue import PUBLISHED
-from mrpo_jax.losses.methods.inputs import (
-  FIGURES,
-  INPUTS,
-  arrays_of,
-  keywords_of,
-)
+from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS
 
 PAGE = pathlib.Path(__file__).parent / "guide" / "losses.md"
 HEAD = """\

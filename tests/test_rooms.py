@@ -19,7 +19,7 @@ WINGS = ("losses", "models", "data")
 ENGINES = ("references", "training")
 MAY = {
   **{name: {*GROUND[:place]} for place, name in enumerate(GROUND)},
-  "losses": {"shapes"},
+  "losses": {"errors", "shapes"},
   "models": {"errors", "shapes", "rows"},
   "data": {"errors", "shapes", "text", "rows", "processes", "progress"},
   "parallel": {*GROUND, "models"},

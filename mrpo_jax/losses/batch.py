@@ -7,7 +7,9 @@ change the value of every other pair.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import checked
 from mrpo_jax.losses.pair import dpo, margin
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
@@ -31,9 +33,15 @@ def _sorted(value_B, valid_B):
   return jnp.where(valid_B, sorted_B, 0.0)
 
 
+@checked
 def aot(
-  policy_logp_BC, ref_logp_BC, *, beta=0.1, label_smoothing=0.0, valid_B=None
-):
+  policy_logp_BC: ArrayLike,
+  ref_logp_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  label_smoothing: ArrayLike = 0.0,
+  valid_B: ArrayLike | None = None,
+) -> jax.Array:
   """Alignment by optimal transport: compare sorted margins, not paired ones.
 
       d    = sort(log p_w - log p_l) - sort(log r_w - log r_l)
@@ -71,7 +79,14 @@ def aot(
   return dpo(gap_BC, beta=beta, label_smoothing=label_smoothing)
 
 
-def aot_unpaired(logratio_BC, *, beta=0.1, label_smoothing=0.0, valid_B=None):
+@checked
+def aot_unpaired(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  label_smoothing: ArrayLike = 0.0,
+  valid_B: ArrayLike | None = None,
+) -> jax.Array:
   """Alignment by optimal transport between chosen and rejected rewards.
 
       d    = sort(r_w) - sort(r_l)
@@ -102,7 +117,14 @@ def aot_unpaired(logratio_BC, *, beta=0.1, label_smoothing=0.0, valid_B=None):
   return dpo(sorted_BC, beta=beta, label_smoothing=label_smoothing)
 
 
-def dr_dpo(logratio_BC, *, beta=0.1, beta_prime=1.0, valid_B=None):
+@checked
+def dr_dpo(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  beta_prime: ArrayLike = 1.0,
+  valid_B: ArrayLike | None = None,
+) -> jax.Array:
   """Distributionally robust DPO: a soft minimum over the batch.
 
       loss = -beta' * log mean_B exp(-dpo_B / beta')
@@ -136,9 +158,15 @@ def dr_dpo(logratio_BC, *, beta=0.1, beta_prime=1.0, valid_B=None):
   return jnp.where(count > 0, -beta_prime * total, 0.0)
 
 
+@checked
 def adaptive_beta(
-  margin_B, running_margin, *, beta=0.1, strength=0.6, valid_B=None
-):
+  margin_B: ArrayLike,
+  running_margin: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  strength: ArrayLike = 0.6,
+  valid_B: ArrayLike | None = None,
+) -> jax.Array:
   """beta-DPO's batch-level beta: larger where the pairs are easy.
 
       beta' = max( beta * (1 + strength * (mean_B margin - running)), 1e-3 )
@@ -165,7 +193,9 @@ def adaptive_beta(
   return jnp.maximum(beta * (1.0 + strength * gap), MIN_BETA)
 
 
-def masked_moments(margin_B, valid_B=None):
+def masked_moments(
+  margin_B: ArrayLike, valid_B: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
   """(mean, population standard deviation) over the valid pairs; 0 for none.
 
   >>> import jax.numpy as jnp

@@ -8,14 +8,19 @@ the margin inside any loss that takes `scale_B`.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import checked
 from mrpo_jax.losses.pair import MAX_EXPONENT, dpo, margin
 from mrpo_jax.shapes import check, widen
 
 MIN_DISPERSION = 1e-4  # so that a certain model's scale is finite
 
 
-def normalised_entropy(entropy_sum, count, *, vocab_size):
+@checked
+def normalised_entropy(
+  entropy_sum: ArrayLike, count: ArrayLike, *, vocab_size: int
+) -> jax.Array:
   """Mean next-token entropy as a share of the largest possible.
 
       H = sum_t entropy_t / count / log V
@@ -40,7 +45,8 @@ def normalised_entropy(entropy_sum, count, *, vocab_size):
   return jnp.where(count > 0, mean / jnp.log(float(vocab_size)), 0.0)
 
 
-def neg_log_dispersion(normalised_entropy_BC):
+@checked
+def neg_log_dispersion(normalised_entropy_BC: ArrayLike) -> jax.Array:
   """-log of the entropy share, averaged over both responses of a pair.
 
       -log phi(x)  ~  -log( (H(y_w) + H(y_l)) / 2 )
@@ -65,7 +71,10 @@ def neg_log_dispersion(normalised_entropy_BC):
   return -jnp.log(jnp.maximum(mean_B, MIN_DISPERSION))
 
 
-def dispersion_scale(neg_log_dispersion_B, *, mean):
+@checked
+def dispersion_scale(
+  neg_log_dispersion_B: ArrayLike, *, mean: ArrayLike
+) -> jax.Array:
   """c(x): the factor on a pair's margin, 1 on average over the data set.
 
       c = -log phi(x) / mean over the data set of -log phi(x)
@@ -89,7 +98,14 @@ def dispersion_scale(neg_log_dispersion_B, *, mean):
   return jax.lax.stop_gradient(widen(neg_log_dispersion_B) / mean)
 
 
-def mallows_theta(logratio_BC, scale_B, *, beta=0.1, label_smoothing=0.0):
+@checked
+def mallows_theta(
+  logratio_BC: ArrayLike,
+  scale_B: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  label_smoothing: ArrayLike = 0.0,
+) -> jax.Array:
   """MallowsPO with Spearman's distance: DPO with a factor per prompt.
 
       loss = -log sigmoid( c(x) * beta * (r_w - r_l) )
@@ -123,9 +139,15 @@ def mallows_theta(logratio_BC, scale_B, *, beta=0.1, label_smoothing=0.0):
 SMOOTHINGS = ("cubic", "sigmoid", "none")
 
 
+@checked
 def mallows_phi(
-  logratio_BC, phi_B, *, beta=0.1, smoothing="cubic", epsilon=0.1
-):
+  logratio_BC: ArrayLike,
+  phi_B: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  smoothing: str = "cubic",
+  epsilon: ArrayLike = 0.1,
+) -> jax.Array:
   """MallowsPO with Kendall's distance: a link that jumps at 0, smoothed.
 
       s    = beta * (r_w - r_l)

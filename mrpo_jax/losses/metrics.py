@@ -3,7 +3,9 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import Weights, checked
 from mrpo_jax.losses.mixture import power_mean, trust_region
 from mrpo_jax.losses.weighting import normalised_weight
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
@@ -12,7 +14,10 @@ ALONE = 0.99  # of the mixture: the others move its logarithm by 0.01 nats
 SATURATED = (0.01, 0.99)  # of a gradient scale
 
 
-def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
+@checked
+def preference_metrics(
+  policy_logp_BC: ArrayLike, ref_logp_BC: ArrayLike, *, beta: ArrayLike = 0.1
+) -> dict[str, jax.Array]:
   """Implicit rewards and how often they agree with the label.
 
       reward(y) = beta * (log p(y) - log r(y))
@@ -49,9 +54,15 @@ def preference_metrics(policy_logp_BC, ref_logp_BC, *, beta=0.1):
   }
 
 
+@checked
 def reference_metrics(
-  ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
-):
+  ref_logp_BCK: ArrayLike,
+  weight: Weights,
+  *,
+  p: float = -1,
+  epsilon_max: ArrayLike | None = None,
+  adaptive_epsilon: bool = True,
+) -> dict[str, jax.Array]:
   """Margin, accuracy, weight and responsibility of each reference.
 
   Args:
@@ -97,9 +108,15 @@ def reference_metrics(
   }
 
 
+@checked
 def reference_relations(
-  ref_logp_BCK, weight, *, p=-1, epsilon_max=None, adaptive_epsilon=True
-):
+  ref_logp_BCK: ArrayLike,
+  weight: Weights,
+  *,
+  p: float = -1,
+  epsilon_max: ArrayLike | None = None,
+  adaptive_epsilon: bool = True,
+) -> dict[str, jax.Array]:
   """Agreement of the references, and pairs where they cancel their weights.
 
   Args:
@@ -144,7 +161,8 @@ def reference_relations(
   }
 
 
-def gradient_metrics(margin_B):
+@checked
+def gradient_metrics(margin_B: ArrayLike) -> dict[str, jax.Array]:
   """The factor on a pair's gradient in DPO, and where it is saturated.
 
       gradient_scale = sigmoid(-m),   m = beta * ( log-ratio margin )

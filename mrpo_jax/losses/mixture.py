@@ -8,12 +8,17 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import Weights, checked
 from mrpo_jax.losses.weighting import adaptive_weights, normalised_weight
 from mrpo_jax.shapes import check, widen
 
 
-def power_mean(ref_logp_BCK, weight_BK, *, p):
+@checked
+def power_mean(
+  ref_logp_BCK: ArrayLike, weight_BK: Weights, *, p: float
+) -> jax.Array:
   """Log of the weighted power mean of K reference probabilities.
 
       r(y) = ( sum_k  w_k * r_k(y)^p )^(1/p)
@@ -59,7 +64,8 @@ def power_mean(ref_logp_BCK, weight_BK, *, p):
   return jax.nn.logsumexp(term_BCK, axis=-1) / p
 
 
-def harmonic(ref_logp_BCK, weight_BK):
+@checked
+def harmonic(ref_logp_BCK: ArrayLike, weight_BK: Weights) -> jax.Array:
   """`power_mean` with p = -1: MRPO's virtual reference.
 
   >>> import jax.numpy as jnp
@@ -70,7 +76,8 @@ def harmonic(ref_logp_BCK, weight_BK):
   return power_mean(ref_logp_BCK, weight_BK, p=-1)
 
 
-def geometric(ref_logp_BCK, weight_BK):
+@checked
+def geometric(ref_logp_BCK: ArrayLike, weight_BK: Weights) -> jax.Array:
   """`power_mean` with p = 0: the weighted mean of the log-probabilities.
 
   >>> import jax.numpy as jnp
@@ -80,7 +87,8 @@ def geometric(ref_logp_BCK, weight_BK):
   return power_mean(ref_logp_BCK, weight_BK, p=0)
 
 
-def arithmetic(ref_logp_BCK, weight_BK):
+@checked
+def arithmetic(ref_logp_BCK: ArrayLike, weight_BK: Weights) -> jax.Array:
   """`power_mean` with p = 1: the mixture of the references.
 
   >>> import jax.numpy as jnp
@@ -91,7 +99,8 @@ def arithmetic(ref_logp_BCK, weight_BK):
   return power_mean(ref_logp_BCK, weight_BK, p=1)
 
 
-def minimum(ref_logp_BCK, weight_BK):
+@checked
+def minimum(ref_logp_BCK: ArrayLike, weight_BK: Weights) -> jax.Array:
   """`power_mean` with p = -inf: the smallest, over weights above 0.
 
   >>> import jax.numpy as jnp
@@ -102,7 +111,8 @@ def minimum(ref_logp_BCK, weight_BK):
   return power_mean(ref_logp_BCK, weight_BK, p=-math.inf)
 
 
-def maximum(ref_logp_BCK, weight_BK):
+@checked
+def maximum(ref_logp_BCK: ArrayLike, weight_BK: Weights) -> jax.Array:
   """`power_mean` with p = inf: the largest, over weights above 0.
 
   >>> import jax.numpy as jnp
@@ -113,7 +123,13 @@ def maximum(ref_logp_BCK, weight_BK):
   return power_mean(ref_logp_BCK, weight_BK, p=math.inf)
 
 
-def trust_region(ref_logp_BCK, *, epsilon_max=0.1, adaptive=True):
+@checked
+def trust_region(
+  ref_logp_BCK: ArrayLike,
+  *,
+  epsilon_max: ArrayLike = 0.1,
+  adaptive: bool = True,
+) -> jax.Array:
   """Clips the other references into a band around reference 0 (CTRO).
 
       b(y)   = mean_k log r_k(y)
@@ -161,15 +177,16 @@ def trust_region(ref_logp_BCK, *, epsilon_max=0.1, adaptive=True):
   )
 
 
+@checked
 def virtual_reference(
-  ref_logp_BCK,
+  ref_logp_BCK: ArrayLike,
   *,
-  weight=None,
-  epsilon_max=0.1,
-  adaptive_epsilon=True,
-  p=-1,
-  official_weights=False,
-):
+  weight: Weights | None = None,
+  epsilon_max: ArrayLike | None = 0.1,
+  adaptive_epsilon: bool = True,
+  p: float = -1,
+  official_weights: bool = False,
+) -> jax.Array:
   """K references become one: weigh what came in, then clip, then mix.
 
   Args:

@@ -4,17 +4,33 @@
 No gradient flows through a reference, anywhere.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import PairLoss, Weights, checked
 from mrpo_jax.losses.mixture import power_mean, trust_region, virtual_reference
 from mrpo_jax.losses.pair import dpo, margin
 from mrpo_jax.losses.rewards import f_dpo
-from mrpo_jax.losses.weighting import normalised_weight, uniform_weights
+from mrpo_jax.losses.weighting import (
+  check_weight,
+  normalised_weight,
+  uniform_weights,
+)
 from mrpo_jax.shapes import check, widen
 
 
-def mrpo(policy_logp_BC, ref_logp_BCK, *, beta=0.1, pair_loss=dpo, **virtual):
+@checked
+def mrpo(
+  policy_logp_BC: ArrayLike,
+  ref_logp_BCK: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  pair_loss: PairLoss = dpo,
+  **virtual: Any,
+) -> jax.Array:
   """Multi-reference preference optimization.
 
       log r~ = virtual reference of r_0 .. r_{K-1}
@@ -49,16 +65,17 @@ def mrpo(policy_logp_BC, ref_logp_BCK, *, beta=0.1, pair_loss=dpo, **virtual):
   return pair_loss(widen(policy_logp_BC) - ref_logp_BC, beta=beta)
 
 
+@checked
 def multi_dpo(
-  policy_logp_BC,
-  ref_logp_BCK,
+  policy_logp_BC: ArrayLike,
+  ref_logp_BCK: ArrayLike,
   *,
-  beta=0.1,
-  weight=None,
-  epsilon_max=None,
-  adaptive_epsilon=True,
-  pair_loss=dpo,
-):
+  beta: ArrayLike = 0.1,
+  weight: Weights | None = None,
+  epsilon_max: ArrayLike | None = None,
+  adaptive_epsilon: bool = True,
+  pair_loss: PairLoss = dpo,
+) -> jax.Array:
   """The weighted sum of one pair loss per reference.
 
       loss = sum_k  w_k * pair_loss(policy - log r_k)
@@ -134,7 +151,10 @@ def weighted_losses(
   return jnp.sum(weight_BK * loss_BK, axis=-1)
 
 
-def optimistic_reference(ref_margin_B, *, floor=0.0):
+@checked
+def optimistic_reference(
+  ref_margin_B: ArrayLike, *, floor: ArrayLike = 0.0
+) -> jax.Array:
   """A reference that is never wrong by more than the floor.
 
       Delta_ref = max( log r(y_w) - log r(y_l), floor )
@@ -159,7 +179,14 @@ def optimistic_reference(ref_margin_B, *, floor=0.0):
   return jnp.maximum(jax.lax.stop_gradient(widen(ref_margin_B)), floor)
 
 
-def hypo(policy_logp_BC, ref_logp_BC, *, beta=0.1, floor=0.0):
+@checked
+def hypo(
+  policy_logp_BC: ArrayLike,
+  ref_logp_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  floor: ArrayLike = 0.0,
+) -> jax.Array:
   """DPO against an optimistic reference.
 
       loss = -log sigmoid( beta * (Delta_policy - max(Delta_ref, floor)) )
@@ -185,7 +212,14 @@ def hypo(policy_logp_BC, ref_logp_BC, *, beta=0.1, floor=0.0):
   return -jax.nn.log_sigmoid(beta * (margin(policy_logp_BC) - ref_B))
 
 
-def mnpo(policy_margin_B, ref_margin_BK, *, weight=None, eta=0.0075):
+@checked
+def mnpo(
+  policy_margin_B: ArrayLike,
+  ref_margin_BK: ArrayLike,
+  *,
+  weight: Weights | None = None,
+  eta: ArrayLike = 0.0075,
+) -> jax.Array:
   """Multiplayer Nash preference optimization: a squared margin to several.
 
       loss = ( Delta_policy - sum_k w_k Delta_k - 1 / (2 eta) )^2
@@ -214,12 +248,18 @@ def mnpo(policy_margin_B, ref_margin_BK, *, weight=None, eta=0.0075):
   ref_margin_BK = jax.lax.stop_gradient(widen(ref_margin_BK))
   # As log-probabilities of a pair whose rejected response has 0.
   ref_BCK = jnp.stack([ref_margin_BK, jnp.zeros_like(ref_margin_BK)], axis=1)
-  weight = uniform_weights(ref_BCK) if weight is None else weight
+  if weight is None:
+    weight = uniform_weights(ref_BCK)
+  else:
+    check_weight(weight, ref_margin_BK=ref_margin_BK)
   mixed_BC = power_mean(ref_BCK, weight, p=0)
   return jnp.square(widen(policy_margin_B) - margin(mixed_BC) - 0.5 / eta)
 
 
-def forward_kl_dpo(policy_logp_BC, ref_logp_BC, *, beta=0.1):
+@checked
+def forward_kl_dpo(
+  policy_logp_BC: ArrayLike, ref_logp_BC: ArrayLike, *, beta: ArrayLike = 0.1
+) -> jax.Array:
   """DPO of the forward KL, whose exact reference is the arithmetic mixture.
 
       loss = -log sigmoid( beta * [ r(y_l) / p(y_l) - r(y_w) / p(y_w) ] )

@@ -12,15 +12,19 @@ MallowsPO's dispersion or any other per-prompt temperature.  Mean log-ratios
 (per response token) may be given in place of sums.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import PairLoss, checked
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 MAX_EXPONENT = 80.0  # exp of it is finite in float32, with room for factors
 
 
-def margin(logratio_BC):
+def margin(logratio_BC: ArrayLike) -> jax.Array:
   """Delta_B = r_w - r_l: how much more the policy moved towards the chosen.
 
   Args:
@@ -38,7 +42,9 @@ def margin(logratio_BC):
   return logratio_BC[:, CHOSEN] - logratio_BC[:, REJECTED]
 
 
-def rescaled(value_B, scale_B, /, **pairs):
+def rescaled(
+  value_B: ArrayLike, scale_B: ArrayLike, /, **pairs: ArrayLike
+) -> jax.Array:
   """scale * value, where the scale is one number or one per pair.
 
   Args:
@@ -61,7 +67,14 @@ def _scaled_margin(logratio_BC, scale_B):
   return rescaled(margin(logratio_BC), scale_B, logratio_BC=logratio_BC)
 
 
-def dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.0):
+@checked
+def dpo(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  scale_B: ArrayLike = 1.0,
+  label_smoothing: ArrayLike = 0.0,
+) -> jax.Array:
   """Direct preference optimization, with conservative label smoothing.
 
       m    = beta * scale * (r_w - r_l)
@@ -93,7 +106,14 @@ def dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.0):
   return keep_B - label_smoothing * jax.nn.log_sigmoid(-margin_B)
 
 
-def robust_dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.1):
+@checked
+def robust_dpo(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  scale_B: ArrayLike = 1.0,
+  label_smoothing: float = 0.1,
+) -> jax.Array:
   """DPO whose expectation under flipped labels is DPO under the true ones.
 
       m    = beta * scale * (r_w - r_l)
@@ -123,8 +143,7 @@ def robust_dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.1):
   """
   if not 0 <= label_smoothing < 0.5:
     raise ValueError(
-      f"label_smoothing of robust_dpo must be in [0, 0.5), got "
-      f"{label_smoothing}"
+      f"robust_dpo: label_smoothing must be in [0, 0.5), got {label_smoothing}"
     )
   margin_B = beta * _scaled_margin(logratio_BC, scale_B)
   keep_B = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(margin_B)
@@ -132,7 +151,10 @@ def robust_dpo(logratio_BC, *, beta=0.1, scale_B=1.0, label_smoothing=0.1):
   return (keep_B + flip_B) / (1.0 - 2.0 * label_smoothing)
 
 
-def hinge(logratio_BC, *, beta=0.1, scale_B=1.0):
+@checked
+def hinge(
+  logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1, scale_B: ArrayLike = 1.0
+) -> jax.Array:
   """Sequence likelihood calibration with a reference: a hinge on the margin.
 
       loss = max(0, 1 - beta * scale * (r_w - r_l))
@@ -158,7 +180,10 @@ def hinge(logratio_BC, *, beta=0.1, scale_B=1.0):
   return jax.nn.relu(1.0 - beta * _scaled_margin(logratio_BC, scale_B))
 
 
-def ipo(logratio_BC, *, beta=0.1, scale_B=1.0):
+@checked
+def ipo(
+  logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1, scale_B: ArrayLike = 1.0
+) -> jax.Array:
   """Identity preference optimization: the margin shall be 1 / (2 beta).
 
       loss = ( scale * (r_w - r_l) - 1 / (2 beta) )^2
@@ -184,7 +209,14 @@ def ipo(logratio_BC, *, beta=0.1, scale_B=1.0):
   return jnp.square(_scaled_margin(logratio_BC, scale_B) - 0.5 / beta)
 
 
-def exo(logratio_BC, *, beta=0.1, scale_B=1.0, epsilon=1e-3):
+@checked
+def exo(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  scale_B: ArrayLike = 1.0,
+  epsilon: float = 1e-3,
+) -> jax.Array:
   """Efficient exact optimization on pairs: a reverse KL to smoothed labels.
 
       q    = sigmoid(beta * scale * (r_w - r_l))
@@ -212,7 +244,7 @@ def exo(logratio_BC, *, beta=0.1, scale_B=1.0, epsilon=1e-3):
   True
   """
   if not 0 < epsilon < 1:
-    raise ValueError(f"epsilon of exo must be in (0, 1), got {epsilon}")
+    raise ValueError(f"exo: epsilon must be in (0, 1), got {epsilon}")
   margin_B = beta * _scaled_margin(logratio_BC, scale_B)
   log_right_B = jax.nn.log_sigmoid(margin_B)
   log_wrong_B = jax.nn.log_sigmoid(-margin_B)
@@ -220,7 +252,14 @@ def exo(logratio_BC, *, beta=0.1, scale_B=1.0, epsilon=1e-3):
   return right_B + jnp.exp(log_wrong_B) * (log_wrong_B - jnp.log(epsilon))
 
 
-def discopop(logratio_BC, *, beta=0.1, scale_B=1.0, temperature=0.05):
+@checked
+def discopop(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  scale_B: ArrayLike = 1.0,
+  temperature: ArrayLike = 0.05,
+) -> jax.Array:
   """Discovered preference optimization: logistic below, exponential above.
 
       m    = beta * scale * (r_w - r_l),  t = sigmoid(m / temperature)
@@ -253,9 +292,15 @@ def discopop(logratio_BC, *, beta=0.1, scale_B=1.0, temperature=0.05):
   return -jnp.expm1(log_switch_B) * logistic_B + jnp.exp(exponent_B)
 
 
+@checked
 def focal_dpo(
-  logratio_BC, *, beta=0.1, scale_B=1.0, gamma=0.5, detach_weight=True
-):
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  scale_B: ArrayLike = 1.0,
+  gamma: ArrayLike = 0.5,
+  detach_weight: bool = True,
+) -> jax.Array:
   """DPO that looks away from pairs which the policy still ranks wrongly.
 
       p    = sigmoid(beta * scale * (r_w - r_l))
@@ -291,7 +336,10 @@ def focal_dpo(
   return -weight_B * log_right_B
 
 
-def combine(losses, weights):
+@checked
+def combine(
+  losses: Iterable[PairLoss], weights: Iterable[ArrayLike]
+) -> PairLoss:
   """A weighted sum of pair losses, itself a pair loss.
 
       loss = sum_i  weight_i * loss_i
@@ -321,7 +369,8 @@ def combine(losses, weights):
       f"{len(weights)} weights"
     )
 
-  def combined(logratio_BC, *, beta=0.1):
+  @checked
+  def combined(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
     pairs = zip(losses, weights, strict=True)
     return sum(weight * loss(logratio_BC, beta=beta) for loss, weight in pairs)
 

@@ -5,9 +5,13 @@ They take other things than the log-probabilities of a pair: parameters,
 advantages, rewards, denoising errors.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import checked
 from mrpo_jax.losses.pair import margin
 from mrpo_jax.shapes import check, widen
 
@@ -24,7 +28,8 @@ def _leaves(function, first, second):
   return jax.tree.map(leaf, first, second)
 
 
-def accelerate(params, previous, *, alpha=0.3):
+@checked
+def accelerate(params: Any, previous: Any, *, alpha: ArrayLike = 0.3) -> Any:
   """Accelerated preference optimization: extrapolate between two rounds.
 
       params + alpha * (params - previous)
@@ -51,7 +56,8 @@ def accelerate(params, previous, *, alpha=0.3):
   return _leaves(lambda p, q: p + alpha * (p - q), params, previous)
 
 
-def ema(average, params, *, rate):
+@checked
+def ema(average: Any, params: Any, *, rate: ArrayLike) -> Any:
   """Moves a running average of parameters towards the newest.
 
       average + rate * (params - average)
@@ -77,7 +83,8 @@ def ema(average, params, *, rate):
   return _leaves(lambda a, p: (1 - rate) * a + rate * p, average, params)
 
 
-def bradley_terry(reward_BC):
+@checked
+def bradley_terry(reward_BC: ArrayLike) -> jax.Array:
   """The loss of a reward model on pairs.
 
       loss = -log sigmoid( reward_w - reward_l )
@@ -100,7 +107,10 @@ def bradley_terry(reward_BC):
   return -jax.nn.log_sigmoid(margin(reward_BC))
 
 
-def diffusion_dpo(error_BC, ref_error_BC, *, beta=5000.0):
+@checked
+def diffusion_dpo(
+  error_BC: ArrayLike, ref_error_BC: ArrayLike, *, beta: ArrayLike = 5000.0
+) -> jax.Array:
   """DPO of diffusion models, by their denoising errors.
 
       loss = -log sigmoid( -beta/2 * [ (e_w - e_l) - (e_w - e_l)_ref ] )
@@ -127,7 +137,14 @@ def diffusion_dpo(error_BC, ref_error_BC, *, beta=5000.0):
   return -jax.nn.log_sigmoid(-0.5 * beta * (margin(error_BC) - ref_B))
 
 
-def apa(logp, ref_logp, advantage, *, lam=0.1):
+@checked
+def apa(
+  logp: ArrayLike,
+  ref_logp: ArrayLike,
+  advantage: ArrayLike,
+  *,
+  lam: ArrayLike = 0.1,
+) -> jax.Array:
   """Advantage-induced policy alignment: regress log-ratios on advantages.
 
       loss = ( log p - log r - advantage / lam )^2
@@ -152,7 +169,10 @@ def apa(logp, ref_logp, advantage, *, lam=0.1):
   return jnp.square(widen(logp) - jax.lax.stop_gradient(target))
 
 
-def advantage_weighted(mean_logp_B, advantage_B, *, lam=5.0):
+@checked
+def advantage_weighted(
+  mean_logp_B: ArrayLike, advantage_B: ArrayLike, *, lam: ArrayLike = 5.0
+) -> jax.Array:
   """Advantage-weighted likelihood, the auxiliary term of HPO.
 
       loss = -exp(lam * advantage) * mean_logp
@@ -178,7 +198,8 @@ def advantage_weighted(mean_logp_B, advantage_B, *, lam=5.0):
   return -weight_B * widen(mean_logp_B)
 
 
-def expectile(residual, *, tau=0.7):
+@checked
+def expectile(residual: ArrayLike, *, tau: ArrayLike = 0.7) -> jax.Array:
   """Expectile regression: errors above count tau, errors below 1 - tau.
 
       loss = | tau - 1[residual < 0] | * residual^2

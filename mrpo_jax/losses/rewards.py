@@ -8,7 +8,9 @@ log-ratios changes these losses, unlike those of `pair`.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import checked
 from mrpo_jax.losses.pair import MAX_EXPONENT
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
@@ -20,7 +22,8 @@ def _columns(logratio_BC):
   return logratio_BC[:, CHOSEN], logratio_BC[:, REJECTED]
 
 
-def nca(logratio_BC, *, beta=0.1):
+@checked
+def nca(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   """Noise contrastive alignment on pairs: absolute rewards, pulled to 0.
 
       loss = -log sigmoid(beta r_w) - 1/2 log sigmoid(-beta r_w)
@@ -47,7 +50,10 @@ def nca(logratio_BC, *, beta=0.1):
   return -jax.nn.log_sigmoid(beta * chosen_B) - 0.5 * pull_B
 
 
-def bco(logratio_BC, *, beta=0.1, shift=0.0):
+@checked
+def bco(
+  logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1, shift: ArrayLike = 0.0
+) -> jax.Array:
   """Binary classifier optimization: chosen is good, rejected is bad.
 
       loss = -log sigmoid(beta r_w - shift) - log sigmoid(-(beta r_l - shift))
@@ -76,7 +82,8 @@ def bco(logratio_BC, *, beta=0.1, shift=0.0):
   )
 
 
-def sppo_hard(logratio_BC, *, beta=0.1):
+@checked
+def sppo_hard(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   """Self-play preference optimization with certain labels, as in TRL.
 
       loss = (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2
@@ -102,7 +109,10 @@ def sppo_hard(logratio_BC, *, beta=0.1):
   return jnp.square(chosen_B - target) + jnp.square(rejected_B + target)
 
 
-def sppo(logratio_BC, win_rate_BC, *, beta=0.1):
+@checked
+def sppo(
+  logratio_BC: ArrayLike, win_rate_BC: ArrayLike, *, beta: ArrayLike = 0.1
+) -> jax.Array:
   """Self-play preference optimization: rewards regress on win rates.
 
       loss = 1/2 sum over both responses of (r - (P - 1/2) / beta)^2
@@ -129,7 +139,8 @@ def sppo(logratio_BC, win_rate_BC, *, beta=0.1):
   return 0.5 * jnp.sum(jnp.square(widen(logratio_BC) - target_BC), axis=-1)
 
 
-def apo_zero(logratio_BC, *, beta=0.1):
+@checked
+def apo_zero(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   """Anchored preference optimization, zero: chosen up, rejected down.
 
       loss = 1 - sigmoid(beta r_w) + sigmoid(beta r_l)
@@ -155,7 +166,8 @@ def apo_zero(logratio_BC, *, beta=0.1):
   return jax.nn.sigmoid(-beta * chosen_B) + jax.nn.sigmoid(beta * rejected_B)
 
 
-def apo_down(logratio_BC, *, beta=0.1):
+@checked
+def apo_down(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   """Anchored preference optimization, down: both down, rejected further.
 
       loss = sigmoid(beta r_w) + 1 - sigmoid(beta (r_w - r_l))
@@ -181,7 +193,10 @@ def apo_down(logratio_BC, *, beta=0.1):
   return jax.nn.sigmoid(beta * chosen_B) + wrong_B
 
 
-def apo_zero_unpaired(logratio_B, desirable_B, *, beta=0.1):
+@checked
+def apo_zero_unpaired(
+  logratio_B: ArrayLike, desirable_B: ArrayLike, *, beta: ArrayLike = 0.1
+) -> jax.Array:
   """`apo_zero` on single responses, each good or bad.
 
       loss = 1 - sigmoid(beta r)   where desirable,   sigmoid(beta r)   else
@@ -206,14 +221,15 @@ def apo_zero_unpaired(logratio_B, desirable_B, *, beta=0.1):
   return jax.nn.sigmoid(sign_B * beta * widen(logratio_B))
 
 
+@checked
 def kto(
-  logratio_BC,
+  logratio_BC: ArrayLike,
   *,
-  beta=0.1,
-  kl_shift=0.0,
-  desirable_weight=1.0,
-  undesirable_weight=1.0,
-):
+  beta: ArrayLike = 0.1,
+  kl_shift: ArrayLike = 0.0,
+  desirable_weight: ArrayLike = 1.0,
+  undesirable_weight: ArrayLike = 1.0,
+) -> jax.Array:
   """Kahneman-Tversky optimization, each response of a pair on its own.
 
       chosen:    weight_d * (1 - sigmoid(beta (r_w - z)))
@@ -254,15 +270,16 @@ def kto(
   )
 
 
+@checked
 def kto_unpaired(
-  logratio_B,
-  desirable_B,
+  logratio_B: ArrayLike,
+  desirable_B: ArrayLike,
   *,
-  beta=0.1,
-  kl_shift=0.0,
-  desirable_weight=1.0,
-  undesirable_weight=1.0,
-):
+  beta: ArrayLike = 0.1,
+  kl_shift: ArrayLike = 0.0,
+  desirable_weight: ArrayLike = 1.0,
+  undesirable_weight: ArrayLike = 1.0,
+) -> jax.Array:
   """Kahneman-Tversky optimization of single responses, each good or bad.
 
       desirable:    weight_d * (1 - sigmoid(beta (r - z)))
@@ -298,7 +315,14 @@ def kto_unpaired(
 DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
 
 
-def f_dpo(logratio_BC, *, beta=0.1, divergence="reverse_kl", alpha=0.5):
+@checked
+def f_dpo(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  divergence: str = "reverse_kl",
+  alpha: float = 0.5,
+) -> jax.Array:
   """DPO under another f-divergence to the reference.
 
       loss = -log sigmoid(beta * (h(r_w) - h(r_l)))
@@ -347,7 +371,8 @@ def f_dpo(logratio_BC, *, beta=0.1, divergence="reverse_kl", alpha=0.5):
   return -jax.nn.log_sigmoid(beta * (chosen_B - rejected_B))
 
 
-def minor_dpo(logratio_BC, *, beta=0.1):
+@checked
+def minor_dpo(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   """DPO that stops pushing a rejected response below the reference.
 
       loss = -log sigmoid(beta * (r_w - max(0, r_l)))
@@ -371,7 +396,13 @@ def minor_dpo(logratio_BC, *, beta=0.1):
   return -jax.nn.log_sigmoid(beta * (chosen_B - jax.nn.relu(rejected_B)))
 
 
-def cal_dpo(logratio_BC, *, beta=0.1, square_weight=1.0):
+@checked
+def cal_dpo(
+  logratio_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  square_weight: ArrayLike = 1.0,
+) -> jax.Array:
   """Calibrated DPO: the rewards shall also be +-1 / (2 beta) in themselves.
 
       loss = -log sigmoid(r_w - r_l)
@@ -399,7 +430,14 @@ def cal_dpo(logratio_BC, *, beta=0.1, square_weight=1.0):
   return square_weight * square_B - jax.nn.log_sigmoid(chosen_B - rejected_B)
 
 
-def r_dpo(logratio_BC, length_BC, *, beta=0.1, alpha=0.05):
+@checked
+def r_dpo(
+  logratio_BC: ArrayLike,
+  length_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  alpha: ArrayLike = 0.05,
+) -> jax.Array:
   """DPO with a reward for being short taken out of the margin.
 
       loss = -log sigmoid(beta (r_w - r_l) + alpha (|y_w| - |y_l|))
@@ -432,7 +470,10 @@ def r_dpo(logratio_BC, length_BC, *, beta=0.1, alpha=0.05):
   return -jax.nn.log_sigmoid(margin_B)
 
 
-def dpop(logratio_BC, *, beta=0.1, penalty=5.0):
+@checked
+def dpop(
+  logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1, penalty: ArrayLike = 5.0
+) -> jax.Array:
   """DPO-positive: a fine where the chosen response gets less likely.
 
       loss = -log sigmoid(beta * (r_w - r_l - penalty * max(0, -r_w)))

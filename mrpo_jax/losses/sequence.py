@@ -3,11 +3,16 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import checked
 from mrpo_jax.shapes import check, widen
 
 
-def sequence_logp(logits_BTV, targets_BT, mask_BT):
+@checked
+def sequence_logp(
+  logits_BTV: ArrayLike, targets_BT: ArrayLike, mask_BT: ArrayLike
+) -> jax.Array:
   """Log-probability of each sequence: what every other loss here starts from.
 
       logp = sum_t  mask_t * ( logits_t[target_t] - logsumexp_v logits_t[v] )

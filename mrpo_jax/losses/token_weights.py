@@ -9,12 +9,17 @@ that shape: `[B, C, T]`, packed rows `[R, M]`, or any other.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import checked
 from mrpo_jax.losses.pair import MAX_EXPONENT, margin
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 
-def temporal_decay(index, *, gamma=0.98, offset=0):
+@checked
+def temporal_decay(
+  index: ArrayLike, *, gamma: ArrayLike = 0.98, offset: ArrayLike = 0
+) -> jax.Array:
   """D2PO: earlier tokens of a response count more.
 
       weight_t = gamma^(t + offset)
@@ -41,7 +46,10 @@ def temporal_decay(index, *, gamma=0.98, offset=0):
   )
 
 
-def length_desensitized(index, shorter_length, *, alpha=0.5):
+@checked
+def length_desensitized(
+  index: ArrayLike, shorter_length: ArrayLike, *, alpha: ArrayLike = 0.5
+) -> jax.Array:
   """LD-DPO: what a response has beyond the shorter one's length counts less.
 
       weight_t = 1   for t < min(|y_w|, |y_l|),   alpha   after
@@ -63,10 +71,14 @@ def length_desensitized(index, shorter_length, *, alpha=0.5):
   [1.0, 1.0, 0.5]
   """
   dtype = widen(index).dtype
+  index, shorter_length = jnp.asarray(index), jnp.asarray(shorter_length)
   return jnp.where(index < shorter_length, 1.0, jnp.asarray(alpha, dtype))
 
 
-def down_sample(key, index, length, keep):
+@checked
+def down_sample(
+  key: jax.Array, index: ArrayLike, length: ArrayLike, keep: ArrayLike
+) -> jax.Array:
   """SamPO: of each response as many tokens as the shorter one has.
 
   Draws exactly `keep` of each response's tokens, uniformly, without
@@ -92,9 +104,10 @@ def down_sample(key, index, length, keep):
   >>> float(weight.sum())
   2.0
   """
-  shape = index.shape
+  shape = jnp.asarray(index).shape
   index, length, keep = (
-    jnp.broadcast_to(x, shape).reshape(-1) for x in (index, length, keep)
+    jnp.broadcast_to(jnp.asarray(x), shape).reshape(-1)
+    for x in (index, length, keep)
   )
   response = jnp.cumsum(index == 0)
   draw = jax.random.uniform(key, index.shape)
@@ -110,7 +123,10 @@ def down_sample(key, index, length, keep):
   return kept.astype(draw.dtype).reshape(shape)
 
 
-def bridged(token_logp, differs, *, cap=2.0):
+@checked
+def bridged(
+  token_logp: ArrayLike, differs: ArrayLike, *, cap: ArrayLike = 2.0
+) -> jax.Array:
   """BMC: tokens in which the two responses differ count more.
 
       weight_t = 1 + min(1 / p_t, cap)   where they differ,   1   elsewhere
@@ -134,10 +150,13 @@ def bridged(token_logp, differs, *, cap=2.0):
   """
   surprise = -jax.lax.stop_gradient(widen(token_logp))
   limit = jnp.log(jnp.asarray(cap, surprise.dtype))
-  return 1.0 + jnp.where(differs, jnp.exp(jnp.minimum(surprise, limit)), 0.0)
+  return 1.0 + jnp.where(
+    jnp.asarray(differs), jnp.exp(jnp.minimum(surprise, limit)), 0.0
+  )
 
 
-def wpo_weight(mean_excess_BC, *, clamp=True):
+@checked
+def wpo_weight(mean_excess_BC: ArrayLike, *, clamp: bool = True) -> jax.Array:
   """WPO: off-policy pairs count less.
 
       weight = exp( sum over both responses of
@@ -165,7 +184,15 @@ def wpo_weight(mean_excess_BC, *, clamp=True):
   return jnp.exp(jnp.minimum(exponent_B, 0.0 if clamp else MAX_EXPONENT))
 
 
-def tdpo(logratio_BC, kl_BC, *, beta=0.1, alpha=0.5, version=2):
+@checked
+def tdpo(
+  logratio_BC: ArrayLike,
+  kl_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  alpha: ArrayLike = 0.5,
+  version: int = 2,
+) -> jax.Array:
   """Token-level DPO: the margin pays for the divergence of each response.
 
       KL        = sum_t KL( reference(. | y_<t) || policy(. | y_<t) )
@@ -197,7 +224,7 @@ def tdpo(logratio_BC, kl_BC, *, beta=0.1, alpha=0.5, version=2):
   True
   """
   if version not in (1, 2):
-    raise ValueError(f"version of tdpo must be 1 or 2, got {version}")
+    raise ValueError(f"tdpo: version must be 1 or 2, got {version}")
   check(logratio_BC=logratio_BC, kl_BC=kl_BC)
   kl_BC = widen(kl_BC)
   chosen_B, rejected_B = kl_BC[:, CHOSEN], kl_BC[:, REJECTED]

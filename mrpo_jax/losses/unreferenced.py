@@ -8,14 +8,17 @@ count of response tokens.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import checked
 from mrpo_jax.losses.pair import MAX_EXPONENT, margin, rescaled
 from mrpo_jax.shapes import check, widen
 
 CERTAIN = -1e-6  # a mean log-probability; orpo's odds are infinite at 0
 
 
-def nll(mean_logp_B):
+@checked
+def nll(mean_logp_B: ArrayLike) -> jax.Array:
   """Negative log-likelihood per response token: supervised fine-tuning.
 
       loss = -log p(y | x) / |y|
@@ -38,7 +41,14 @@ def nll(mean_logp_B):
   return -widen(mean_logp_B)
 
 
-def simpo(mean_logp_BC, *, beta=2.0, gamma=1.0, scale_B=1.0):
+@checked
+def simpo(
+  mean_logp_BC: ArrayLike,
+  *,
+  beta: ArrayLike = 2.0,
+  gamma: ArrayLike = 1.0,
+  scale_B: ArrayLike = 1.0,
+) -> jax.Array:
   """Simple preference optimization: mean log-probabilities, a target margin.
 
       loss = -log sigmoid( scale * (beta * (mean_w - mean_l) - gamma) )
@@ -65,7 +75,14 @@ def simpo(mean_logp_BC, *, beta=2.0, gamma=1.0, scale_B=1.0):
   return -jax.nn.log_sigmoid(margin_B)
 
 
-def alpha_po(mean_logp_BC, *, alpha=0.25, beta=2.5, gamma=0.1):
+@checked
+def alpha_po(
+  mean_logp_BC: ArrayLike,
+  *,
+  alpha: float = 0.25,
+  beta: ArrayLike = 2.5,
+  gamma: ArrayLike = 0.1,
+) -> jax.Array:
   """AlphaPO: SimPO with a bent reward.
 
       reward = (1 - p^-alpha) / alpha,   p = exp(mean_logp)
@@ -100,7 +117,8 @@ def alpha_po(mean_logp_BC, *, alpha=0.25, beta=2.5, gamma=0.1):
   return simpo(reward_BC, beta=beta, gamma=gamma)
 
 
-def cpo(logp_BC, *, beta=0.1):
+@checked
+def cpo(logp_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   """Contrastive preference optimization: DPO against a uniform reference.
 
       loss = -log sigmoid( beta * (log p_w - log p_l) )
@@ -125,7 +143,8 @@ def cpo(logp_BC, *, beta=0.1):
   return -jax.nn.log_sigmoid(beta * margin(logp_BC))
 
 
-def slic(logp_BC, *, delta=1.0):
+@checked
+def slic(logp_BC: ArrayLike, *, delta: ArrayLike = 1.0) -> jax.Array:
   """Sequence likelihood calibration: chosen likelier by `delta` nats.
 
       loss = max(0, delta - log p_w + log p_l)
@@ -149,7 +168,8 @@ def slic(logp_BC, *, delta=1.0):
   return jax.nn.relu(delta - margin(logp_BC))
 
 
-def orpo(mean_logp_BC, *, weight=0.1):
+@checked
+def orpo(mean_logp_BC: ArrayLike, *, weight: ArrayLike = 0.1) -> jax.Array:
   """Odds-ratio preference optimization, its odds term.
 
       odds(y) = p / (1 - p),   p = exp(mean_logp)
@@ -179,15 +199,16 @@ def orpo(mean_logp_BC, *, weight=0.1):
   return -weight * jax.nn.log_sigmoid(margin(log_odds_BC))
 
 
+@checked
 def rainbow_po(
-  mean_logp_BC,
-  ref_mean_logp_BC,
+  mean_logp_BC: ArrayLike,
+  ref_mean_logp_BC: ArrayLike,
   *,
-  beta=10.0,
-  mixing=0.25,
-  home_advantage=0.1,
-  scale_B=1.0,
-):
+  beta: ArrayLike = 10.0,
+  mixing: ArrayLike = 0.25,
+  home_advantage: ArrayLike = 0.1,
+  scale_B: ArrayLike = 1.0,
+) -> jax.Array:
   """RainbowPO: a geometric mix of the reference and a constant margin.
 
       m    = (mean_w - mean_l) - mixing * (ref_w - ref_l)
@@ -226,16 +247,17 @@ def rainbow_po(
   return -jax.nn.log_sigmoid(beta * margin_B)
 
 
+@checked
 def alpha_dpo(
-  mean_logp_BC,
-  ref_mean_logp_BC,
+  mean_logp_BC: ArrayLike,
+  ref_mean_logp_BC: ArrayLike,
   *,
-  beta=2.5,
-  gamma=0.6,
-  alpha=0.2,
-  mean=0.0,
-  std=1.0,
-):
+  beta: ArrayLike = 2.5,
+  gamma: ArrayLike = 0.6,
+  alpha: ArrayLike = 0.2,
+  mean: ArrayLike = 0.0,
+  std: ArrayLike = 1.0,
+) -> jax.Array:
   """alpha-DPO: SimPO whose target margin follows the pair.
 
       D    = mean_w - mean_l,   D_ref the same under the reference
@@ -272,7 +294,14 @@ def alpha_dpo(
   return -jax.nn.log_sigmoid(beta * margin_B - target_B)
 
 
-def tpo(logp_BC, gold_mean_logp_B, *, beta=0.1, alpha=0.05):
+@checked
+def tpo(
+  logp_BC: ArrayLike,
+  gold_mean_logp_B: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  alpha: ArrayLike = 0.05,
+) -> jax.Array:
   """Triple preference optimization: a pair and a gold response.
 
       loss = -log sigmoid( beta * (log p_w - log p_l) ) - alpha * gold

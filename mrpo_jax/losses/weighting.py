@@ -6,24 +6,41 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import Weights, checked
 from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 
-def normalised_weight(weight, ref_logp_BCK):
+def check_weight(weight: Weights, **references: ArrayLike) -> jax.Array:
+  """A weight as an array, [K] or [B, K] as the references are.
+
+  Args:
+    weight: numbers, or an array.
+    **references: the array that has the references, by its name.
+
+  Raises:
+    ValueError: another shape; it names `weight` and the axis.
+  """
+  weight = jnp.asarray(weight)
+  axes = "K" if weight.ndim <= 1 else "BK"
+  check(**references, **{f"weight_{axes}": weight})
+  return weight
+
+
+def normalised_weight(weight: Weights, ref_logp_BCK: ArrayLike) -> jax.Array:
   """[K] or [B, K] non-negative weights as weight_BK that sum to 1 over K."""
-  weight = jax.lax.stop_gradient(widen(weight))
+  weight = widen(check_weight(weight, ref_logp_BCK=ref_logp_BCK))
+  weight = jax.lax.stop_gradient(weight)
   if weight.ndim == 1:
-    check(ref_logp_BCK=ref_logp_BCK, weight_K=weight)
     weight = weight[None, :]
-  else:
-    check(ref_logp_BCK=ref_logp_BCK, weight_BK=weight)
   weight_BK = weight / jnp.sum(weight, axis=-1, keepdims=True)
   pairs, _, references = ref_logp_BCK.shape
   return jnp.broadcast_to(weight_BK, (pairs, references))
 
 
-def uniform_weights(ref_logp_BCK):
+@checked
+def uniform_weights(ref_logp_BCK: ArrayLike) -> jax.Array:
   """weight_BK = 1 / K: reads no label, so it is the same in evaluation.
 
   Args:
@@ -42,7 +59,8 @@ def uniform_weights(ref_logp_BCK):
   return jnp.full((pairs, references), 1.0 / references, dtype)
 
 
-def adaptive_weights(ref_logp_BCK):
+@checked
+def adaptive_weights(ref_logp_BCK: ArrayLike) -> jax.Array:
   """Each reference's share of the absolute margins, per pair (ARWC).
 
       d_k = | log r_k(y_w) - log r_k(y_l) |
@@ -84,7 +102,8 @@ def _shares(amount):
   )
 
 
-def discrimination_weights(score_NCK):
+@checked
+def discrimination_weights(score_NCK: ArrayLike) -> jax.Array:
   """Each reference's share of the absolute margins over a data set (VDW).
 
       w_k = sum_n |score_k(y_w) - score_k(y_l)|  /  the same over all k
@@ -110,7 +129,8 @@ def discrimination_weights(score_NCK):
   return _shares(jnp.sum(_margin_sizes(score_NCK), axis=0))
 
 
-def accuracy_weights(score_NCK):
+@checked
+def accuracy_weights(score_NCK: ArrayLike) -> jax.Array:
   """Each reference's share of the correctly ranked pairs (VAW).
 
       n_k = number of pairs with score_k(y_w) > score_k(y_l)
@@ -156,7 +176,7 @@ class WeightRule(NamedTuple):
   measure: Callable | None = None
 
 
-def stateless(weigh):
+def stateless(weigh: Callable[[jax.Array], jax.Array]) -> WeightRule:
   """The rule that always weighs by `weigh(ref_logp_BCK)`.
 
   >>> import jax.numpy as jnp
@@ -171,7 +191,8 @@ def stateless(weigh):
   )
 
 
-def measured(weigh):
+@checked
+def measured(weigh: Callable[[jax.Array], jax.Array]) -> WeightRule:
   """The rule that keeps what `weigh(score_NCK)` says of held-out pairs.
 
   Args:
@@ -204,7 +225,8 @@ def measured(weigh):
   )
 
 
-def scale_factors(ref_logp_NCK):
+@checked
+def scale_factors(ref_logp_NCK: ArrayLike) -> jax.Array:
   """Factors that give every reference's margins the spread of the base's.
 
       s_k = sqrt( mean_n Delta_k(n)^2 ),   Delta_k = log r_k(y_w) - log r_k(y_l)
@@ -235,7 +257,8 @@ def scale_factors(ref_logp_NCK):
   )
 
 
-def sliding_window(window=1):
+@checked
+def sliding_window(window: int = 1) -> WeightRule:
   """Weights from the margins of the last batches; the pair at hand is not read.
 
       w_k = sum over the window's pairs of |margin_k|  /  the same over all k
@@ -259,8 +282,6 @@ def sliding_window(window=1):
   >>> rule.weights(state, ref_logp_BCK).tolist()
   [0.75, 0.25]
   """
-  if window < 1:
-    raise ValueError(f"window of sliding_window must be >= 1, got {window}")
 
   def weights(state, ref_logp_BCK):
     check(ref_logp_BCK=ref_logp_BCK, state_WK=state)
@@ -284,7 +305,8 @@ class Arms(NamedTuple):
   arm: jax.Array  # the reference in use
 
 
-def thompson(key, prior=5.0):
+@checked
+def thompson(key: jax.Array, prior: float = 5.0) -> WeightRule:
   """Thompson sampling: one reference at a time, by what it was good for.
 
       theta_k ~ Beta(won_k, lost_k),   w = one-hot at argmax_k theta_k
@@ -311,8 +333,6 @@ def thompson(key, prior=5.0):
   >>> sorted(weight_K.tolist())
   [0.0, 0.0, 1.0]
   """
-  if not prior > 0:
-    raise ValueError(f"prior of thompson must be positive, got {prior}")
 
   def draw(key, won_K, lost_K):
     key, now = jax.random.split(key)

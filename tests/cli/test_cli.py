@@ -76,7 +76,8 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
 @pytest.mark.parametrize(
   "override,match",
   [
-    ("--config.loss.name=dpoo", "unknown loss 'dpoo'; known: alpha_dpo, "),
+    ("--config.loss.name=dpoo", "did you mean dpo? known: alpha_dpo, "),
+    ("--config.loss.name=sigmoid", "did you mean dpo, which TRL calls 'sigmoi"),
     ("--config.loss.gamma=1.0", "does not take 'gamma'"),
     ("--config.loss.beta=-1.0", "config.loss.beta must be positive"),
     ("--config.loss.beta=nan", "config.loss.beta must be a finite number"),

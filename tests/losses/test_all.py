@@ -181,6 +181,7 @@ OTHER = dict(
   divergence="js",
   detach_weight=False,
   label_smoothing=0.3,
+  tau=0.4,
   valid_B=jnp.array([True, True, False, True]),
 )
 NEEDED = {("f_dpo", "alpha"): dict(divergence="alpha")}

@@ -100,7 +100,7 @@ def test_virtual_reference_of_the_method():
   [
     (
       dict(name="dop"),
-      "unknown loss 'dop'; known: alpha_dpo, .*, dpo, .*, wpo",
+      "unknown loss 'dop'; .*known: alpha_dpo, .*, dpo, .*, wpo",
     ),
     (dict(name="dpo", gamma=1.0), "'dpo' does not take 'gamma'.*beta"),
     (dict(name="nll", beta=0.1), "'nll' does not take 'beta'"),
@@ -326,6 +326,32 @@ def test_every_name_of_trl_is_known():
   assert set(losses.TRL_NAMES.values()) <= set(NAMES)
   assert losses.TRL_NAMES["sigmoid"] == "dpo"
   assert losses.TRL_NAMES["exo_pair"] == "exo"
+
+
+@pytest.mark.parametrize(
+  "given,near",
+  [
+    ("sigmoid", "dpo, which TRL calls 'sigmoid'?"),
+    ("sigmod", "dpo, which TRL calls 'sigmoid'?"),
+    ("sigmoid_norm", "dpo with scale='mean', which TRL calls 'sigmoid_norm'?"),
+    ("kto_pair", "kto, which TRL calls 'kto_pair'?"),
+    ("alphapo", "alpha_po, which TRL calls 'alphapo'?"),
+    ("DPO", "dpo?"),
+    ("mrop", "mrpo?"),
+  ],
+)
+def test_the_name_that_was_meant_is_said(given, near):
+  with pytest.raises(ValueError, match="unknown loss") as caught:
+    losses.build(given)
+  said = str(caught.value)
+  assert said.startswith(f"unknown loss {given!r}; did you mean {near} known: ")
+
+
+def test_every_name_of_trl_leads_to_ours():
+  for theirs, ours in losses.TRL_NAMES.items():
+    if theirs not in NAMES:
+      with pytest.raises(ValueError, match=f"did you mean {ours}.*{theirs}"):
+        losses.build(theirs)
 
 
 # What a loss may be put together from.

@@ -84,7 +84,7 @@ def test_robust_dpo_without_smoothing_is_dpo():
 @pytest.mark.parametrize("share", [0.5, 0.7, 1.0, -0.1, float("nan")])
 def test_robust_dpo_refuses_half_of_the_labels_flipped_and_more(share):
   with pytest.raises(
-    ValueError, match=r"robust_dpo.*\[0, 0.5\).*" + str(share)
+    ValueError, match=f"robust_dpo: label_smoothing must be .*, got {share}"
   ):
     losses.robust_dpo(PAIR, label_smoothing=share)
 
@@ -125,13 +125,13 @@ def test_exo_rests_where_the_policy_has_the_smoothed_labels():
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_exo_refuses_labels_that_are_certain(epsilon):
   with pytest.raises(
-    ValueError, match=r"epsilon of exo.*\(0, 1\).*" + str(epsilon)
+    ValueError, match=f"exo: epsilon must be .*, got {epsilon}"
   ):
     losses.exo(PAIR, epsilon=epsilon)
 
 
 @pytest.mark.parametrize(
-  "temperature,switch", [(1.0, 3 / 4), (0.5, 9 / 10), (-1.0, 1 / 4)]
+  "temperature,switch", [(1.0, 3 / 4), (0.5, 9 / 10), (0.25, 81 / 82)]
 )
 def test_discopop_by_hand(temperature, switch):
   # sigmoid(ln 3 / temperature) is the share of exp(-ln 3) = 1/3; the rest is

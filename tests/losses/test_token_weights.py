@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of tokens against hand values, counts and laws."""
 
+import functools
 import itertools
 
 import jax
@@ -381,3 +382,15 @@ def test_jit_and_vmap_change_nothing():
   np.testing.assert_array_equal(
     jax.jit(losses.down_sample)(key, *given), losses.down_sample(key, *given)
   )
+
+
+def test_weights_of_tokens_take_lists():
+  key = jax.random.key(0)
+  for function, arrays in (
+    (losses.temporal_decay, ([0, 1, 2],)),
+    (losses.length_desensitized, ([0, 1, 2], [2, 2, 2])),
+    (losses.bridged, ([-1.0, -2.0, -0.5], [1, 0, 1])),
+    (functools.partial(losses.down_sample, key), ([0, 1], [2, 2], [1, 1])),
+  ):
+    want = function(*map(jnp.asarray, arrays))
+    np.testing.assert_array_equal(function(*arrays), want)

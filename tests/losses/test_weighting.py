@@ -214,7 +214,9 @@ def test_a_window_runs_under_jit_and_scan():
 
 def test_an_empty_window_is_refused():
   for window in (0, -1):
-    with pytest.raises(ValueError, match=f"window.*>= 1.*{window}"):
+    with pytest.raises(
+      ValueError, match=f"window must be positive, got {window}"
+    ):
       losses.sliding_window(window)
   rule = losses.sliding_window()
   for function in (rule.weights, rule.update):

@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """build: from names in a config to one function of arrays."""
 
+from typing import Any
+
 from mrpo_jax.losses import pair, rewards
-from mrpo_jax.losses.methods import choices
-from mrpo_jax.losses.methods.catalogue import LOSSES, PUBLISHED, names
-from mrpo_jax.losses.methods.inputs import (
-  INPUTS,
+from mrpo_jax.losses.arguments import (
   arrays_of,
-  inputs_of,
+  by_name,
+  check_numbers,
   keywords_of,
 )
+from mrpo_jax.losses.methods import choices
+from mrpo_jax.losses.methods.catalogue import LOSSES, PUBLISHED, unknown
+from mrpo_jax.losses.methods.inputs import INPUTS, inputs_of
 from mrpo_jax.losses.methods.method import Memory, Method
 from mrpo_jax.losses.methods.mixing import Mixing, Unit
 
 AS_PUBLISHED = "published"  # what a choice is unless given
 
 
+@by_name
 def build(
-  name,
+  name: str,
   *,
-  mixture=AS_PUBLISHED,
-  clip=AS_PUBLISHED,
-  weights=AS_PUBLISHED,
-  token_weight=AS_PUBLISHED,
-  dispersion=AS_PUBLISHED,
-  nll=AS_PUBLISHED,
-  scale=AS_PUBLISHED,
-  **hyper,
-):
+  mixture: Any = AS_PUBLISHED,
+  clip: Any = AS_PUBLISHED,
+  weights: Any = AS_PUBLISHED,
+  token_weight: Any = AS_PUBLISHED,
+  dispersion: Any = AS_PUBLISHED,
+  nll: Any = AS_PUBLISHED,
+  scale: Any = AS_PUBLISHED,
+  **hyper: Any,
+) -> Method:
   """Turns names from a config into one loss function.
 
   Args:
@@ -75,7 +79,7 @@ def build(
   True
   """
   if name not in LOSSES and name not in PUBLISHED:
-    raise ValueError(f"unknown loss {name!r}; known: {', '.join(names())}")
+    raise ValueError(unknown(name))
   chosen = dict(
     mixture=mixture,
     clip=clip,
@@ -103,7 +107,7 @@ def _method(name, loss, given):
   numbers = {key: given.pop(key, number) for key, number in numbers.items()}
   choices.refuse(_called(name), given, _taken(loss, given), numbers)
   defaults = {"official_weights": False, **keywords}
-  choices.check_numbers(_called(name), {**given, **numbers}, defaults)
+  check_numbers(_called(name), {**given, **numbers}, defaults)
   strength = given.get("adaptive_beta")
   token_weight, token_arrays, pair_weight = choices.token_weight(
     given.get("token_weight")

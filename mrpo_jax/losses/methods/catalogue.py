@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue of losses and published methods by name."""
 
+import difflib
+
 from mrpo_jax.losses import (
   batch,
   dispersion,
@@ -59,7 +61,9 @@ PUBLISHED = {
     loss="combine", losses=("dpo", "bco"), loss_weights=(0.8, 0.2), nll=1.0
   ),
 }
-TRL_NAMES = {  # TRL's loss_type -> ours; * on means per token: scale="mean"
+# TRL's loss_type, and what LLaMA-Factory and Axolotl make of it -> ours; * on
+# means per token: scale="mean".
+TRL_NAMES = {
   "sigmoid": "dpo",
   "sigmoid_norm": "dpo",  # *
   "robust": "robust_dpo",
@@ -76,12 +80,32 @@ TRL_NAMES = {  # TRL's loss_type -> ours; * on means per token: scale="mean"
   "discopop": "discopop",
   "sft": "nll",  # per response here, over all tokens of the batch there
   "kto": "kto",
+  "kto_pair": "kto",
   "simpo": "simpo",
   "alphapo": "alpha_po",
 }
 
 
-def names():
+PER_TOKEN = {"sigmoid_norm"}  # of those with *, what is not a name of ours too
+
+
+def unknown(name):
+  """The sentence that refuses a name: the nearest one, and all known.
+
+  >>> unknown("sigmoid").partition(";")[2][:47]
+  " did you mean dpo, which TRL calls 'sigmoid'? k"
+  """
+  known = {**TRL_NAMES, **{one: one for one in names()}}
+  near = ""
+  for found in difflib.get_close_matches(str(name).lower(), known, 1, 0.7):
+    ours = known[found]
+    near = f" did you mean {ours}"
+    near += " with scale='mean'" if found in PER_TOKEN else ""
+    near += "?" if found == ours else f", which TRL calls {found!r}?"
+  return f"unknown loss {name!r};{near} known: {', '.join(names())}"
+
+
+def names() -> list[str]:
   """Every name that `build` knows, sorted.
 
   >>> names()[:3]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.losses import token_weights, weighting
-from mrpo_jax.losses.methods.inputs import arrays_of, keywords_of
+from mrpo_jax.losses.arguments import arrays_of, check_numbers, keywords_of
 from mrpo_jax.shapes import check, widen
 
 MIXTURES = {
@@ -43,12 +43,6 @@ TOKEN_WEIGHTS = {
   "bridged": token_weights.bridged,
   "wpo": token_weights.wpo_weight,
 }
-# Numbers that would divide by zero or turn a loss around.
-POSITIVE = {"beta", "temperature", "beta_prime", "eta", "std", "epsilon"}
-POSITIVE |= {"cap", "prior", "window"}
-OPTIONAL = {"adaptive_beta", "running"}
-NUMBERS = {"nll", "win_rate", "phi", *OPTIONAL}
-SHARES = {"label_smoothing", "win_rate", "phi"}
 
 
 def is_word(value, word):
@@ -62,28 +56,6 @@ def refuse(what, given, taken, stand_ins=()):
     if key not in taken:
       known = ", ".join(sorted({*taken, *stand_ins})) or "nothing"
       raise ValueError(f"{what} does not take {key!r}; it takes: {known}")
-
-
-def check_numbers(what, given, defaults):
-  """A ValueError that names the first value which its keyword cannot be.
-
-  What is a number by default, or is known here alone, has to be one.
-  """
-  for key, value in given.items():
-    default = defaults.get(key, 0.0 if key in NUMBERS else None)
-    if isinstance(default, bool) and not isinstance(value, bool):
-      raise ValueError(f"{what}: {key} must be True or False, got {value!r}")
-    if isinstance(default, bool) or not isinstance(default, int | float):
-      continue
-    if value is None and key in OPTIONAL:
-      continue
-    # An array may stand for a number where a program builds the method.
-    if value is None or isinstance(value, bool | str | dict | list | tuple):
-      raise ValueError(f"{what}: {key} must be a number, got {value!r}")
-    if key in POSITIVE and not value > 0:
-      raise ValueError(f"{what}: {key} must be positive, got {value!r}")
-    if key in SHARES and not 0 <= value <= 1:
-      raise ValueError(f"{what}: {key} must be from 0 to 1, got {value!r}")
 
 
 def _named(what, given, known):
@@ -210,10 +182,6 @@ def trust_region(clip):
   refuse("clip", clip, defaults)
   check_numbers("clip", clip, defaults)
   clip = {**defaults, **clip}
-  if not 0 <= clip["epsilon_max"] < math.inf:
-    raise ValueError(
-      f"clip: epsilon_max must be from 0 up, got {clip['epsilon_max']}"
-    )
   return dict(
     epsilon_max=clip["epsilon_max"], adaptive_epsilon=clip["adaptive"]
   )

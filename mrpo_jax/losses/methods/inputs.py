@@ -7,17 +7,17 @@ the keywords that a config may set, stands in its row here and nowhere else.
 """
 
 import dataclasses
-import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mrpo_jax.errors import did_you_mean
+from mrpo_jax.losses.arguments import AXES, arrays_of, keywords_of
 from mrpo_jax.losses.dispersion import dispersion_scale, neg_log_dispersion
 from mrpo_jax.losses.pair import margin
-from mrpo_jax.shapes import CHOSEN, REJECTED, widen
+from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
 
 # Figures beside log-probabilities, and what the models must give for them.
 FIGURES = {
@@ -28,21 +28,6 @@ FIGURES = {
   "mean_excess_BC": "sums of squared probabilities of the policy",
   "normalised_entropy_BC": "entropies of reference 0",
 }
-
-
-def arrays_of(function):
-  """Names of the arrays that a function takes."""
-  return _parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def keywords_of(function):
-  """Its hyper-parameters: {name: default}."""
-  return _parameters(function, inspect.Parameter.KEYWORD_ONLY)
-
-
-def _parameters(function, kind):
-  parameters = inspect.signature(function).parameters.values()
-  return {p.name: p.default for p in parameters if p.kind is kind}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,10 +159,39 @@ def inputs_of(loss):
 def refuse_unknown(losses):
   """A ValueError for the first loss that asks for an array not in INPUTS."""
   for loss in losses:
-    keywords = [key for key in keywords_of(loss) if re.search("_[A-Z]+$", key)]
+    keywords = [key for key in keywords_of(loss) if AXES.search(key)]
     for array in (*arrays_of(loss), *keywords):
       if array not in INPUTS:
         known = ", ".join(INPUTS)
         raise ValueError(
           f"loss {loss.__name__!r} asks for {array!r}; known: {known}"
         )
+
+
+def check_figures(loss, figures, **logps):
+  """A ValueError for the first figure that is none, or of another shape.
+
+  Args:
+    loss: its name, for the message.
+    figures: {name: array or None} of FIGURES, `ref_length_BCK`, `valid_B` and
+      the arrays of INPUTS that are not made from references.
+    **logps: the log-probabilities that go with them, by their names.
+  """
+  own = [name for name, one in INPUTS.items() if not one.from_reference]
+  own.remove("policy_logp_BC")  # given beside them
+  known = dict.fromkeys([*FIGURES, "ref_length_BCK", *own])
+  for name in figures:
+    if name in INPUTS and name not in known:
+      raise ValueError(
+        f"loss {loss!r} is given {name!r}, which it makes itself"
+      )
+    if name not in known:
+      raise ValueError(
+        f"loss {loss!r} is given {name!r}, which is no figure;"
+        f"{did_you_mean(name, known)} known: {', '.join(known)}"
+      )
+  given = {name: one for name, one in figures.items() if one is not None}
+  scale_B = given.get("scale_B", ())
+  if not isinstance(scale_B, list | tuple) and not jnp.ndim(scale_B):
+    del given["scale_B"]  # one number for all pairs
+  check(**logps, **given)

@@ -12,14 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from mrpo_jax.losses.arguments import arrays_of, by_name, keywords_of
 from mrpo_jax.losses.batch import adaptive_beta, masked_moments
 from mrpo_jax.losses.methods.inputs import (
   INPUTS,
   BatchArrays,
-  arrays_of,
+  check_figures,
   inputs_of,
-  keywords_of,
 )
 from mrpo_jax.losses.methods.mixing import Mixing, Unit
 from mrpo_jax.losses.pair import margin
@@ -92,9 +93,15 @@ class Method:
   nll: float  # weight of the chosen response's likelihood
   numbers: dict[str, float]  # that stand for arrays of the loss
 
+  @by_name
   def __call__(
-    self, policy_logp_BC, ref_logp_BCK=None, *, state=None, **figures
-  ):
+    self,
+    policy_logp_BC: ArrayLike,
+    ref_logp_BCK: ArrayLike | None = None,
+    *,
+    state: Any = None,
+    **figures: ArrayLike | None,
+  ) -> jax.Array:
     """loss_B of a batch, in nats or what the loss counts in.
 
     Args:
@@ -110,9 +117,10 @@ class Method:
         the real pairs.
 
     Raises:
-      ValueError: a figure that the method needs is missing.
+      ValueError: a figure that the method needs is missing; one that is not
+        known, or has other axes than its name says.
     """
-    check(policy_logp_BC=policy_logp_BC)
+    self._check(policy_logp_BC, ref_logp_BCK, figures)
     state = self._state(state, ref_logp_BCK)
     policy_BC, ref_BCK = self.scaled(
       policy_logp_BC, ref_logp_BCK, state=state, **figures
@@ -197,7 +205,7 @@ class Method:
 
   # What it remembers.
 
-  def init(self, K):
+  def init(self, K: int) -> dict[str, Any]:
     """The state before the first step: a tree of arrays, empty for most."""
     return self.mixing.init(K) | self.unit.init(K) | self.memory.init()
 
@@ -234,6 +242,7 @@ class Method:
 
   def update(self, state, policy_logp_BC, ref_logp_BCK, **figures):
     """The state after a step on these pairs; arguments as in `__call__`."""
+    self._check(policy_logp_BC, ref_logp_BCK, figures)
     policy_BC, ref_BCK = self.scaled(
       policy_logp_BC, ref_logp_BCK, state=state, **figures
     )
@@ -246,6 +255,11 @@ class Method:
   def judge(self, state, accuracy, K):
     """The state after an evaluation; see `Mixing.judge`."""
     return self.mixing.judge(state, accuracy, K)
+
+  def _check(self, policy_logp_BC, ref_logp_BCK, figures):
+    logps = dict(policy_logp_BC=policy_logp_BC, ref_logp_BCK=ref_logp_BCK)
+    logps = {name: logp for name, logp in logps.items() if logp is not None}
+    check_figures(self.name, figures, **logps)
 
   def _state(self, state, ref_logp_BCK):
     if state is not None:
