@@ -17,7 +17,6 @@ import traceback
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -138,11 +137,6 @@ def several():
 def is_first():
   """Is this the process that writes?"""
   return _me() == 0
-
-
-def bar(**given):
-  """A tqdm bar, of the first process and on a terminal only."""
-  return tqdm.tqdm(**given, disable=None if is_first() else True)
 
 
 def gather(value):

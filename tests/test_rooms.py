@@ -14,14 +14,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 # Each may import those before it.
-GROUND = ("errors", "shapes", "text", "files", "rows", "processes")
+GROUND = ("errors", "shapes", "text", "files", "rows", "processes", "progress")
 WINGS = ("losses", "models", "data")
 ENGINES = ("references", "training")
 MAY = {
   **{name: {*GROUND[:place]} for place, name in enumerate(GROUND)},
   "losses": {"shapes"},
   "models": {"errors", "shapes", "rows"},
-  "data": {"errors", "shapes", "text", "rows", "processes"},
+  "data": {"errors", "shapes", "text", "rows", "processes", "progress"},
   "parallel": {*GROUND, "models"},
   "hub": {*GROUND, "models", "parallel"},
   "references": {*GROUND, "models", "data"},

@@ -15,9 +15,13 @@ class Lines(logging.Handler):
   """Prints what is logged, a plain line each, on the first process."""
 
   def emit(self, record):
+    import tqdm
+
     from mrpo_jax import processes
 
-    if processes.is_first():
+    if not processes.is_first():
+      return
+    with tqdm.tqdm.external_write_mode():  # a bar steps aside
       print(record.getMessage(), flush=True)
 
 

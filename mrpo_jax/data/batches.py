@@ -29,6 +29,10 @@ class Packing:
           f"{self.processes} processes"
         )
 
+  def whole(self):
+    """The Packing of all processes' rows, as if there were one."""
+    return dataclasses.replace(self, process=0, processes=1)
+
   def of(self, views, indices) -> tuple[tuple[Rows, Rows], ...]:
     """This process's (long, short) rows of the pairs, per tokenizer view."""
     share = self.batch // self.processes

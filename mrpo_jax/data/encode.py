@@ -78,7 +78,7 @@ def encode_all(
   """`encode` for many pairs, about 1,000 texts in one tokenizer call.
 
   `cuts` has a Cut for each pair.  `progress` is called with the number of
-  pairs just done, as in tqdm.update.
+  pairs just done, as in Progress.update.
   """
   check_limits(max_prompt, max_response)
   encoded, pairs = [], iter(pairs)

@@ -5,9 +5,9 @@ import dataclasses
 import logging
 import time
 
-from mrpo_jax import processes
 from mrpo_jax.data import encode, pack, truncate
 from mrpo_jax.errors import InputError
+from mrpo_jax.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def encode_table(
     **limits: max_prompt and max_response, in tokens.
   """
   started = time.perf_counter()
-  times = 1 + len(tokenizers.views)
-  with processes.bar(total=times * len(pairs), desc=split) as bar:
-    limits["progress"] = bar.update
+  total = (1 + len(tokenizers.views)) * len(pairs)  # cut, then encoded
+  with Progress(f"encoding {split}", total, "texts") as progress:
+    limits["progress"] = progress.update
     cuts = truncate.cut_to_fit(tokenizers.views, pairs, **limits)
     views = [
       encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)

@@ -42,7 +42,7 @@ def cut_to_fit(tokenizers, pairs, *, max_prompt, max_response, progress=None):
     pairs: as in `encode`.
     max_prompt: tokens of every tokenizer, BOS included.
     max_response: tokens, with the EOS or closing text of a whole response.
-    progress: called with the number of pairs just done, as in tqdm.update.
+    progress: called with the number of pairs just done, as in Progress.update.
 
   Returns:
     A Cut for each pair; Cut() for what fits and what a tokenizer drops.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Abstract steps of a run whose models and data are not here, to be compiled.
+"""The batch of pairs that a plan assumes, and which references it scores.
 
 What memory a step takes does not depend on the data; how long it takes does,
 and comes from a batch of pairs of assumed lengths that is packed as a run
@@ -17,12 +17,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.models import head
 from mrpo_jax.models.attention import blockwise
 from mrpo_jax.models.attention.layout import RowLayout
-from mrpo_jax.references import score
-from mrpo_jax.references.score import known_of
-from mrpo_jax.references.store import Scores
 from mrpo_jax.runs.config import Folder
-from mrpo_jax.runs.models import abstract_models
-from mrpo_jax.runs.program import Program
 
 LAYOUT = ("positions", "segments", "branches")  # of layout.RowLayout
 SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
@@ -30,9 +25,6 @@ LOOPS = re.compile(
   r"micro_batches_of_(?P<tokens>\d+)"
   r"|\b(?P<name>head_gradient|head|blockwise_gradient|blockwise)\b"
 )
-
-
-# The assumed batch.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,54 +94,6 @@ def _trips(rows, slots, shards, chunk):
     (T, "head"): float(np.mean(chunks_A)) if used else 0,
     (T, "blockwise"): float(np.mean(blocks_A)) if used else 0,
   }
-
-
-# The steps.
-
-
-def _given(setup, views):
-  """Figures of the pairs that the step is given, as zeros."""
-  per_token = [] if setup.method.token_weight is not None else None
-  none_PC = np.zeros((0, 2), np.float32)
-  scores = {
-    k: Scores(*[none_PC] * 4, token_logps=per_token)
-    for k, model in enumerate(setup.objective.references)
-    if model.scored
-  }
-  known = known_of([], scores, len(setup.objective.references))
-  return known.of(setup.packing, np.arange(0), views)
-
-
-def abstract_train_step(setup, rows):
-  """(jitted train step, its abstract arguments, weights of an adapter)."""
-  mesh, given = setup.mesh, _given(setup, rows)
-  models = abstract_models(setup.described, mesh)
-  program = Program(setup, models)
-  arguments = (
-    program.state,
-    *program.frozen,
-    parallel.abstract(rows, parallel.rows_sharding(mesh)),
-    parallel.abstract(given, parallel.figure_shardings(given, mesh)),
-  )
-  return program.jitted, arguments, program.adapter_size
-
-
-def abstract_scoring_step(setup, name, rows):
-  """(jitted scoring step of a reference, its abstract arguments)."""
-  one = setup.described[name]
-  online = dataclasses.replace(one.model, scored=False)
-  loaded = abstract_models(
-    {name: dataclasses.replace(one, model=online)}, setup.mesh
-  )
-  step = score.compile_figures(
-    one.model.config,
-    setup.config.batch,
-    setup.method.token_weight is not None,
-    one.model.computation,
-  )
-  to = parallel.rows_sharding(setup.mesh)
-  arguments = loaded[name].params, parallel.abstract(rows[0], to)
-  return step, arguments
 
 
 def scored_names(setup):

@@ -16,13 +16,13 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.performance import flops, plan_text
 from mrpo_jax.performance.abstract import (
-  abstract_scoring_step,
-  abstract_train_step,
   assume,
   scored_names,
 )
 from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.program import abstract_train_step
+from mrpo_jax.runs.score import abstract_scoring_step
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized_bytes
 
@@ -56,7 +56,13 @@ def plan(config, target, lengths, keep=""):
   useful = {"train": flops.step(setup.objective, assumed.rows, adapter)}
   in_kernels = {"train": _attention(setup, length_N3)}
   for names in scored_names(setup):
-    step, arguments = abstract_scoring_step(setup, names[0], assumed.rows)
+    step, arguments = abstract_scoring_step(
+      setup.described[names[0]],
+      mesh,
+      setup.packing,
+      per_token=setup.method.token_weight is not None,
+      rows=assumed.rows[0],
+    )
     key = f"score {', '.join(names)}"
     steps[key] = measured(step, arguments, mesh, assumed.of)
     model = setup.described[names[0]].model.config

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from mrpo_jax import processes
+from mrpo_jax.data import pack
 from mrpo_jax.data.batches import Known
 from mrpo_jax.models import packed
+from mrpo_jax.progress import Progress
 from mrpo_jax.references.store import Scores
 
 
@@ -47,14 +49,13 @@ def score(
   store,
   fingerprints,
   encoded,
+  figures_of,
   params,
   *,
-  config,
   packing,
   place,
-  computation=packed.DEFAULT,
   part=(0, 1),
-  progress=None,
+  title="scoring",
 ):
   """Writes what the store does not hold of these pairs.
 
@@ -67,44 +68,49 @@ def score(
     store: `store.Store` of the reference.
     fingerprints: of every pair, in the order of the data.
     encoded: list of Encoded in the reference's tokens, aligned.
+    figures_of: see `compile_figures`.
     params: its parameters.
-    config: its ModelConfig.
     packing: batches.Packing.
     place: rows per view on the host -> the same on the mesh.
-    computation: packed.Computation.
     part: (i, n) scores batches i, i + n, ... only: n processes that share a
       store divide the work.
-    progress: called with the number of pairs that are done.
+    title: what to call the work while it goes on.
 
   Returns:
     How many pairs were scored.
   """
-  figures_of = compile_figures(
-    config, packing.batch, store.per_token, computation
-  )
-  known, waiting, scored = _known(store, fingerprints), [], 0
+  known = _known(store, fingerprints)
+  batches = list(_missing(known, fingerprints, packing.batch, part))
+  total, tokens, waiting = sum(map(len, batches)), 0, []
   written = time.monotonic()
-  starts = range(0, len(encoded), packing.batch)
-  for first in starts[part[0] :: part[1]]:
-    batch = range(first, min(first + packing.batch, len(encoded)))
-    # A pair that stands twice in the batch is scored once.
-    found = {fingerprints[i]: i for i in batch}
-    missing = [i for name, i in found.items() if name not in known]
-    if missing:
-      views = packing.of([encoded], np.array(missing))
-      figures = processes.whole(figures_of(params, place(views)[0]))
+  with Progress(title, total, "pairs") as progress:
+    for missing in batches:
+      rows = packing.of([encoded], np.array(missing))
+      figures = processes.whole(figures_of(params, place(rows)[0]))
       waiting.append(_scores(missing, fingerprints, encoded, figures))
-      known.update(fingerprints[i] for i in missing)
-      scored += len(missing)
-    if progress is not None:
-      progress(len(batch))
-    late = time.monotonic() - written > SECONDS
-    if waiting and (late or sum(len(w[0]) for w in waiting) >= SHARD):
-      _write(store, waiting)
-      waiting, written = [], time.monotonic()
+      tokens += sum(pack.size(encoded[i]) for i in missing)
+      speed = f"{progress.per_second(tokens):,.0f} tokens/s"
+      progress.update(len(missing), [speed])
+      late = time.monotonic() - written > SECONDS
+      if late or sum(len(names) for names, _ in waiting) >= SHARD:
+        _write(store, waiting)
+        waiting, written = [], time.monotonic()
   if waiting:
     _write(store, waiting)
-  return scored
+  return total
+
+
+def _missing(known, fingerprints, batch, part):
+  """Yields which pairs of each batch the store lacks; one that recurs, once."""
+  known = set(known)
+  starts = range(0, len(fingerprints), batch)
+  for first in starts[part[0] :: part[1]]:
+    some = range(first, min(first + batch, len(fingerprints)))
+    found = {fingerprints[i]: i for i in some}
+    missing = [i for name, i in found.items() if name not in known]
+    known.update(found)
+    if missing:
+      yield missing
 
 
 def compile_figures(config, pairs, per_token, computation):

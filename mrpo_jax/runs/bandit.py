@@ -16,10 +16,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from mrpo_jax import files, losses
 from mrpo_jax.errors import InputError, blames
+from mrpo_jax.progress import Progress
 from mrpo_jax.runs.workdir import claim, known_run
 from mrpo_jax.text import aligned
 from mrpo_jax.training import tabular
@@ -97,7 +97,7 @@ def _train(config, methods, workdir):
   ends = sorted({1, *range(0, steps, config.log_every), steps} - {0})
   with (
     contextlib.closing(Metrics(workdir, step=0)) as metrics,
-    tqdm.tqdm(total=steps, disable=None) as bar,  # none where no terminal is
+    Progress("step", steps) as progress,
   ):
     for first, end in zip([0, *ends], ends, strict=False):
       begin = time.perf_counter()
@@ -106,9 +106,8 @@ def _train(config, methods, workdir):
       figures = _figures(states, bandit.betas, end)
       seconds = time.perf_counter() - begin
       metrics.write(end, {**figures, "seconds": round(seconds, 4)})
-      bar.update(end - first)
-      if bar.disable and 5 * end // steps > 5 * first // steps:
-        logger.info(f"step {end}/{steps}  loss {figures['loss']:.4f}")
+      loss = f"loss {figures['loss']:.4f}"
+      progress.update(end - first, [loss], now=end in (ends[0], steps))
   return {
     _run(link, beta): np.asarray(policy_XY[0] / average)
     for link, state in states.items()

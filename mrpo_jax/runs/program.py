@@ -4,10 +4,14 @@
 import functools
 
 import jax
+import numpy as np
 
 from mrpo_jax import parallel
 from mrpo_jax.models import lora, parameters
-from mrpo_jax.runs.models import starts_alike
+from mrpo_jax.references.score import known_of
+from mrpo_jax.references.store import Scores
+from mrpo_jax.runs.ahead import Ahead
+from mrpo_jax.runs.models import abstract_models, starts_alike
 from mrpo_jax.training import checkpoints, optimizer, train_state
 from mrpo_jax.training.stacked import stack
 from mrpo_jax.training.step import compile_step
@@ -26,8 +30,14 @@ class Program:
     adapter_size: how many weights are trained of an adapter; 0 without one.
   """
 
-  def __init__(self, setup, loaded):
-    """Args: setup.Setup; what load_models or abstract_models gave."""
+  def __init__(self, setup, loaded, ahead=None):
+    """The program of a run.
+
+    Args:
+      setup: setup.Setup.
+      loaded: what load_models or abstract_models gave.
+      ahead: the same step as ahead.Ahead; None: the first step compiles.
+    """
     config, policy = setup.config, loaded["policy"]
     self._setup = setup
     self._moves = _reference_moves(config)
@@ -47,6 +57,7 @@ class Program:
       self._moves,
     )
     sizes = [array.size for array in jax.tree.leaves(self._trained)]
+    self._step = ahead or self.jitted
     self.adapter_size = sum(sizes) if policy.adapter is not None else 0
     self._adapter = policy.adapter
 
@@ -73,7 +84,7 @@ class Program:
 
   def step(self, state, batch):
     """(state, metrics) after one step on (views, given)."""
-    return self.jitted(state, *self.frozen, *batch)
+    return self._step(state, *self.frozen, *batch)
 
   def expected(self):
     """The first loss, where policy and references agree; else None."""
@@ -89,6 +100,43 @@ class Program:
 
   def _shardings(self):
     return jax.tree.map(lambda array: array.sharding, self.state)
+
+
+def compile_ahead(setup):
+  """The train step of a Setup as ahead.Ahead; no weights are read."""
+  views = [[]] * setup.objective.views
+  rows = setup.packing.whole().of(views, ())
+  jitted, arguments, _ = abstract_train_step(setup, rows)
+  return Ahead("the step", jitted, arguments)
+
+
+def abstract_train_step(setup, rows):
+  """(jitted train step, its abstract arguments, weights of an adapter).
+
+  `rows` are those of all processes, per view; of any pairs.
+  """
+  mesh, given = setup.mesh, _given(setup, rows)
+  program = Program(setup, abstract_models(setup.described, mesh))
+  arguments = (
+    program.state,
+    *program.frozen,
+    parallel.abstract(rows, parallel.rows_sharding(mesh)),
+    parallel.abstract(given, parallel.figure_shardings(given, mesh)),
+  )
+  return program.jitted, arguments, program.adapter_size
+
+
+def _given(setup, views):
+  """Figures of the pairs that the step is given, as zeros."""
+  per_token = [] if setup.method.token_weight is not None else None
+  none_PC = np.zeros((0, 2), np.float32)
+  scores = {
+    k: Scores(*[none_PC] * 4, token_logps=per_token)
+    for k, model in enumerate(setup.objective.references)
+    if model.scored
+  }
+  known = known_of([], scores, len(setup.objective.references))
+  return known.of(setup.packing, np.arange(0), views)
 
 
 def _reference_moves(config):

@@ -15,8 +15,9 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.references import score
 from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import MissingRows, Store
+from mrpo_jax.runs.ahead import Ahead
 from mrpo_jax.runs.config import Config
-from mrpo_jax.runs.models import load_reference
+from mrpo_jax.runs.models import abstract_models, load_reference
 from mrpo_jax.runs.setup import set_up
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,19 @@ class ScorePlan:
     counts = processes.gather(counts)[0]
     return {(name, split): count for name, split, count in counts if count}
 
+  def refuse_missing(self, command):
+    """Refuses what is not scored, naming `command`, the flags of `mrpo score`.
+
+    None refuses nothing.
+    """
+    missing = self.missing() if command is not None else None
+    if missing:
+      (name, split), count = next(iter(missing.items()))
+      raise InputError(
+        f"{count} pairs of {split} are not scored under reference {name!r}; "
+        f"run first: mrpo score {command}"
+      )
+
   def fill(self, mesh, packing, *, part=(0, 1)):
     """Scores what is missing, one reference in memory at a time."""
     missing, packing = self.missing(), _for_scores(packing)
@@ -82,24 +96,28 @@ class ScorePlan:
 
     for name in dict.fromkeys(name for name, _ in missing):
       one = self.described[name]
+      step = Ahead(
+        f"the scoring step of {one.section.key}",
+        *abstract_scoring_step(
+          one, mesh, packing, per_token=self.stores[name].per_token
+        ),
+      )
       params = load_reference(one, mesh)
       for split in self.splits[name]:
         if (name, split) not in missing:
           continue
         table = self.tables[split]
-        with _bar(f"{name} {split}", table, packing, part) as bar:
-          scored = score.score(
-            self.stores[name],
-            table.fingerprints,
-            table.views[one.model.view],
-            params,
-            config=one.model.config,
-            packing=packing,
-            place=place,
-            computation=one.model.computation,
-            part=part,
-            progress=bar.update,
-          )
+        scored = score.score(
+          self.stores[name],
+          table.fingerprints,
+          table.views[one.model.view],
+          step,
+          params,
+          packing=packing,
+          place=place,
+          part=part,
+          title=f"scoring {split} under {one.section.key}:",
+        )
         logger.info(f"{one.section.key}: scored {scored} pairs of {split}")
       del params
     processes.gather(None)  # all is written
@@ -140,16 +158,26 @@ class ScorePlan:
     }
 
 
-def fill_or_refuse(scores, setup, refusal):
-  """Fills the store; or refuses, naming the flags of `mrpo score`."""
-  missing = scores.missing() if refusal is not None else None
-  if missing:
-    (name, split), count = next(iter(missing.items()))
-    raise InputError(
-      f"{count} pairs of {split} are not scored under reference {name!r}; run "
-      f"first: mrpo score {refusal}"
-    )
-  scores.fill(setup.mesh, setup.packing)
+def abstract_scoring_step(one, mesh, packing, *, per_token, rows=None):
+  """(jitted scoring step of a reference, its abstract arguments).
+
+  Args:
+    one: models.Described.
+    mesh: of the devices to compute on; they need not be here.
+    packing: batches.Packing.
+    per_token: does the store take what each token gets?
+    rows: of a view; None: those of no pair, which are as large.
+  """
+  packing = _for_scores(packing)
+  (rows,) = packing.whole().of([[]], ()) if rows is None else (rows,)
+  online = dataclasses.replace(one.model, scored=False)
+  described = dataclasses.replace(one, model=online)
+  (loaded,) = abstract_models({"": described}, mesh).values()
+  step = score.compile_figures(
+    one.model.config, packing.batch, per_token, one.model.computation
+  )
+  to = parallel.rows_sharding(mesh)
+  return step, (loaded.params, parallel.abstract(rows, to))
 
 
 def score_run(
@@ -196,9 +224,3 @@ def _material(config, described, tokenizer):
 
 def _for_scores(packing):
   return dataclasses.replace(packing, mark_differences=False)
-
-
-def _bar(title, table, packing, part):
-  starts = range(0, len(table.places), packing.batch)[part[0] :: part[1]]
-  total = sum(min(packing.batch, len(table.places) - first) for first in starts)
-  return processes.bar(total=total, desc=title)

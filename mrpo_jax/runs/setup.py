@@ -137,10 +137,7 @@ def abstract_setup(config, mesh, read):
     workdir=None,
     method=method,
     mesh=mesh,
-    # Of all processes that there would be.
-    packing=dataclasses.replace(
-      _packing(config, mesh, method), process=0, processes=1
-    ),
+    packing=_packing(config, mesh, method).whole(),
     tokenizers=tokenizers,
     tables={},
     described=described,

@@ -17,8 +17,8 @@ from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
 from mrpo_jax.runs.models import load_models
-from mrpo_jax.runs.program import Program
-from mrpo_jax.runs.score import ScorePlan, fill_or_refuse
+from mrpo_jax.runs.program import Program, compile_ahead
+from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import best, set_up
 from mrpo_jax.runs.workdir import PAIRS, claim
 from mrpo_jax.training import checkpoints
@@ -58,11 +58,10 @@ def train_run(
   scores = ScorePlan.of(setup, store, fresh=not done)
   refusal = None if autoscore else command
   ended = done[:1] == [config.steps]  # then nothing reads the scores
-  if not ended:
-    fill_or_refuse(scores, setup, refusal)
+  ahead = None if ended else _prepare(setup, scores, refusal)
   # 2. The program, of models on the mesh.
   models = load_models(setup.described, setup.mesh)
-  adapter, program = models["policy"].adapter, Program(setup, models)
+  adapter, program = models["policy"].adapter, Program(setup, models, ahead)
   del models  # the policy's start is the state's now
   # 3. The state: restored first, else from the start.
   state, start = program.start(scores)
@@ -70,7 +69,8 @@ def train_run(
     logger.info(f"finished before: {workdir} stands at step {start}")
     return
   if ended:  # but the newest checkpoint could not be read
-    fill_or_refuse(scores, setup, refusal)
+    scores.refuse_missing(refusal)
+    scores.fill(setup.mesh, setup.packing)
   if start:
     logger.info(f"resuming at step {start}")
   # 4. The workdir is this run's.
@@ -104,6 +104,14 @@ def train_run(
     logger.info(f"stopped at step {step}; the same command resumes")
   else:
     logger.info(f"finished: {workdir} stands at step {step}")
+
+
+def _prepare(setup, scores, refusal):
+  """The compiled step, ahead.Ahead, and the store filled; all but weights."""
+  scores.refuse_missing(refusal)
+  ahead = compile_ahead(setup)
+  scores.fill(setup.mesh, setup.packing)
+  return ahead
 
 
 def _stop_signal():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation on held-out pairs, under the policy and every reference."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 
 from mrpo_jax import processes
 from mrpo_jax.models import lora
+from mrpo_jax.progress import Progress, stage
 from mrpo_jax.training import train_state
 from mrpo_jax.training.figures import (
   policy_figures,
@@ -37,7 +39,8 @@ class HeldOut:
       functools.partial(reference_figures, self.objective)
     )
     self._metrics = jax.jit(functools.partial(pair_metrics, self.objective))
-    self._fixed = None
+    self._fixed = {}  # of each batch, what the references say
+    self._compiled = False
 
   def __call__(self, state, base, references):
     """(means over all pairs, list of one dict per pair) of a TrainState.
@@ -45,27 +48,37 @@ class HeldOut:
     `base` is the policy's frozen weights; see `step.train_step`.
     """
     references = train_state.moved_references(state, base, references)
-    if self._fixed is None or state.moving:
-      self._fixed = [
-        self._references(references, *self.to_mesh(*batch))
-        for _, batch in self.batches
-      ]
+    if state.moving:
+      self._fixed.clear()
     found, pairs = {}, []
-    for (indices, batch), fixed in zip(self.batches, self._fixed, strict=True):
-      views, _ = self.to_mesh(*batch)
+    with Progress("evaluating", len(self.file_indices), "pairs") as progress:
+      for n, (indices, _) in enumerate(self.batches):
+        figures, fixed = self._figures(n, state, base, references)
+        values = processes.whole(
+          self._metrics(state.method_state, figures, fixed)
+        )
+        for name, value_B in values.items():
+          value_B = value_B.astype(np.float64)[: len(indices)]
+          found.setdefault(name, []).append(value_B)
+        names = [self.file_indices[index] for index in indices]
+        pairs += _records(names, figures, fixed)
+        progress.update(len(indices))
+    found = {name: np.concatenate(parts) for name, parts in found.items()}
+    return summary(found, lambda value_N: float(np.mean(value_N))), pairs
+
+  def _figures(self, n, state, base, references):
+    """(PolicyFigures, FixedFigures) of batch n."""
+    compiles, self._compiled = not self._compiled, True
+    what = "compiling the evaluation, and its first batch,"
+    with stage(what) if compiles else contextlib.nullcontext():
+      views, given = self.to_mesh(*self.batches[n][1])
+      if n not in self._fixed:
+        self._fixed[n] = self._references(references, views, given)
+      fixed = self._fixed[n]
       figures = self._policy(
         references, base, state.params, state.seed, views, fixed
       )
-      values = processes.whole(
-        self._metrics(state.method_state, figures, fixed)
-      )
-      for name, value_B in values.items():
-        value_B = value_B.astype(np.float64)[: len(indices)]
-        found.setdefault(name, []).append(value_B)
-      names = [self.file_indices[index] for index in indices]
-      pairs += _records(names, figures, fixed)
-    found = {name: np.concatenate(parts) for name, parts in found.items()}
-    return summary(found, lambda value_N: float(np.mean(value_N))), pairs
+      return jax.block_until_ready((figures, fixed))
 
 
 def learned(objective, state, means):

@@ -12,10 +12,16 @@ import jax
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import StoppedRun
+from mrpo_jax.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 TOKENS = ("tokens/real", "tokens/slots")
+CONSOLE = (  # title, figure, how it is written
+  ("loss", "loss", ".4f"),
+  ("accuracy", "rewards/accuracies", ".3f"),
+  ("margin", "rewards/margins", "+.4f"),
+)
 
 
 class Metrics:
@@ -66,7 +72,7 @@ class Log:
   """
 
   def __init__(self, workdir, *, start, due, constants, rate, watch):
-    """Opens the files, on the first process, and the progress bar.
+    """Opens the files, on the first process, and starts the progress.
 
     Args:
       workdir: folder of the run.
@@ -81,7 +87,8 @@ class Log:
     self._metrics = None
     if processes.is_first():
       self._metrics = Metrics(workdir, step=start)
-    self._bar = processes.bar(total=due.steps, initial=start)
+    self._progress = Progress("step", due.steps, done=start)
+    self._first, self._steps, self._busy = start + 1, 0, 0.0
     self._pending = None  # (step, metrics, waited) of a step not yet read
     self._line = None  # (step, values) of a line not yet written
     self._waited = self._clock = 0.0
@@ -90,7 +97,7 @@ class Log:
     return self
 
   def __exit__(self, *_):
-    self._bar.close()
+    self._progress.__exit__()
     if self._metrics is not None:
       self._metrics.close()
 
@@ -135,8 +142,9 @@ class Log:
   def _record(self, step, metrics, seconds, waited):
     tokens = {name: int(metrics.pop(name)) for name in TOKENS}
     self._watch(step, metrics)
-    self._bar.update()
-    self._bar.set_postfix(loss=f"{metrics['loss']:.4f}")
+    self._steps, self._busy = self._steps + 1, self._busy + seconds
+    now = step in (self._first, self._due.steps)
+    self._progress.update(figures=self._figures(metrics), now=now)
     if self._due.logs(step):
       self._line = (
         step,
@@ -158,9 +166,16 @@ class Log:
     (step, values), self._line = self._line, None
     if self._metrics is not None:
       self._metrics.write(step, values)
-    steps = self._due.steps
-    if self._bar.disable and (step == 1 or step % max(1, steps // 5) == 0):
-      logger.info(f"step {step}/{steps}  loss {values['loss']:.4f}")
+
+  def _figures(self, metrics):
+    """Of a step, as texts; pairs/s over the steps of this process."""
+    texts = [
+      f"{title} {metrics[name]:{form}}"
+      for title, name, form in CONSOLE
+      if name in metrics
+    ]
+    pairs = self._constants["pairs"] * self._steps
+    return [*texts, f"{pairs / max(self._busy, 1e-9):.1f} pairs/s"]
 
 
 def finite(step, metrics):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop and its log: in which order steps are read, judged and saved."""
 
+import functools
 import itertools
 import math
 
@@ -10,8 +11,10 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from mrpo_jax import files
 from mrpo_jax.errors import StoppedRun
+from mrpo_jax.progress import Progress
 from mrpo_jax.training.log import Log
 from mrpo_jax.training.loop import Due, train
+from tests.material.logged import logged
 
 
 def counting_step(poison=None):
@@ -142,3 +145,57 @@ def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
       for event in events.Tensors(name)
     ]
     assert got == [(step, float(np.float32(x))) for step, x in want], name
+
+
+class Figures:
+  """Steps of a run with the figures of pairs, 2 seconds each."""
+
+  def __init__(self, monkeypatch, workdir, *, steps, start=0, names=()):
+    self.now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: self.now)
+    progress = functools.partial(Progress, clock=lambda: self.now)
+    monkeypatch.setattr("mrpo_jax.training.log.Progress", progress)
+    with (
+      logged() as self.lines,
+      Log(
+        workdir,
+        start=start,
+        due=Due(steps=steps),
+        constants={"pairs": 8},
+        rate=lambda step: 0.0,
+        watch=lambda step, metrics: None,
+      ) as log,
+    ):
+      for step in range(start + 1, steps + 1):
+        next(log.timed(iter([None])))
+        self.now += 2.0
+        figures = dict.fromkeys(names, np.float32(0.5))
+        log.take(step, {**figures, "tokens/real": 3, "tokens/slots": 4})
+        log.flush()
+    self.lines = [line for line in self.lines if line.startswith("step")]
+
+
+ALL = ("loss", "grad_norm", "rewards/accuracies", "rewards/margins")
+
+
+def test_the_console_has_loss_accuracy_margin_speed_and_time_left(
+  tmp_path, monkeypatch
+):
+  run = Figures(monkeypatch, tmp_path, steps=12, names=ALL)
+  figures = "loss 0.5000  accuracy 0.500  margin +0.5000  4.0 pairs/s"
+  # The first step, one after 10 seconds at least, and the last.
+  assert run.lines == [
+    f"step 1/12  {figures}  00:22 left",
+    f"step 6/12  {figures}  00:12 left",
+    f"step 11/12  {figures}  00:02 left",
+    f"step 12/12  {figures}",
+  ]
+
+
+def test_the_console_of_a_run_that_resumes_starts_anew(tmp_path, monkeypatch):
+  names = ("loss", "grad_norm")  # of supervised training
+  run = Figures(monkeypatch, tmp_path, steps=12, start=9, names=names)
+  assert run.lines == [
+    "step 10/12  loss 0.5000  4.0 pairs/s  00:04 left",
+    "step 12/12  loss 0.5000  4.0 pairs/s",
+  ]

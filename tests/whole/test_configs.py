@@ -12,12 +12,12 @@ from configs import common
 from mrpo_jax import cli, files
 from mrpo_jax.models import parameters
 from mrpo_jax.performance.abstract import (
-  abstract_train_step,
   assume,
   scored_names,
 )
 from mrpo_jax.performance.topology import read_shape
 from mrpo_jax.runs.config import load, read
+from mrpo_jax.runs.program import abstract_train_step
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from mrpo_jax import cli, hub
+from mrpo_jax import cli, hub, progress
 from mrpo_jax.errors import InputError
 from mrpo_jax.references import maintenance
 from mrpo_jax.runs.config import read
@@ -104,16 +105,28 @@ def files_of(place):
 
 
 @one_device
-def test_what_is_scored_is_not_scored_again(inputs, tmp_path, capsys):
+def test_what_is_scored_is_not_scored_again(
+  inputs, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(progress, "SECONDS", 0.0)  # every line is due
   shared = f"--store={tmp_path}/shared"
   assert cli.main(command("score", inputs, tmp_path / "one", shared)) == 0
   before = files_of(tmp_path / "shared")
   assert len(before) == 2
-  assert "scored 40 pairs of train" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "scored 40 pairs of train" in out
+  assert "compiling the scoring step of references.base took" in out
+  line = (
+    r"^scoring train under references.second: (\d+)/40 pairs"
+    r"  [\d,]+ tokens/s"
+  )
+  counts = [int(count) for count in re.findall(line, out, re.MULTILINE)]
+  assert counts == [*range(8, 40, 8), 40]
   strict = (shared, "--no-autoscore")
   assert cli.main(command("train", inputs, tmp_path / "two", *strict)) == 0
   assert files_of(tmp_path / "shared") == before
-  assert ": scored " not in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert ": scored " not in out and "scoring" not in out
   assert not (tmp_path / "one" / "metrics.jsonl").exists()
   # Computed in less precision they say something else: another key.
   narrow = (*strict, "--config.policy.compute=bfloat16")
