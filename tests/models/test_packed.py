@@ -169,6 +169,20 @@ def test_packed_equals_every_sequence_alone_in_float64(kernel, changes):
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
+def test_float32_rounds_a_token_by_millionths_of_a_nat():
+  filled = pack.pack([*real_pairs()[:3], chinese_pair()], length=600)
+  micro, params = micro_batch(filled, 0), params_of()
+  got = packed.token_figures(CONFIG, params, micro, 4)["logp"]
+  with jax.enable_x64(True):
+    wide = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
+    want = np.asarray(packed.token_figures(CONFIG, wide, micro, 4)["logp"])
+  assert want.dtype == np.float64
+  off = (np.asarray(got, np.float64) - want)[micro.slots_RM < 8]
+  assert np.abs(off).max() < 4e-6
+  # The errors of a response's tokens do not add up.
+  assert abs(off.mean()) < 2e-7
+
+
 def test_chosen_never_sees_rejected_nor_another_pair():
   pairs = real_pairs()[:3]
   filled = pack.pack(pairs, length=600)
