@@ -13,7 +13,12 @@ import optax
 import pytest
 
 from mrpo_jax.data.batches import Packing, training_batches
-from mrpo_jax.training import checkpoints, train_state
+from mrpo_jax.performance.topology import read_shape
+from mrpo_jax.runs.config import load
+from mrpo_jax.runs.models import abstract_models
+from mrpo_jax.runs.program import Program
+from mrpo_jax.runs.setup import abstract_setup, mesh_of
+from mrpo_jax.training import checkpoints, optimizer, train_state
 from mrpo_jax.training.step import train_step
 from tests.material.runs import (
   assert_equal_runs,
@@ -109,6 +114,42 @@ def test_a_round_of_no_acceleration_is_a_new_run_from_the_outcome():
 
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/moving_reference.py"
+# Of a round of three steps, by hand: a step of warm-up from half of the peak
+# of 0.01, then half a cosine down to 0, of which the third is the middle.
+RATES = [0.005, 0.01, 0.005]
+
+
+def test_the_learning_rate_of_every_round_is_that_of_a_run():
+  values = {"optimizer.peak_lr": 0.01, "optimizer.warmup": 0.4}
+  config = load(f"{CONFIG}:rounds,debug").changed(values)
+  assert (config.steps, config.rounds.count) == (9, 3)
+  setup = abstract_setup(config, mesh_of(config), read_shape)
+  program = Program(setup, abstract_models(setup.described, setup.mesh))
+  rates = [program.learning_rate(step) for step in range(1, 10)]
+  assert rates == pytest.approx(3 * RATES)
+
+
+def test_a_run_without_rounds_has_one_schedule():
+  values = {"optimizer.peak_lr": 0.01, "optimizer.warmup": 0.4, "steps": 3}
+  config = load(f"{CONFIG}:debug").changed(values)
+  assert config.rounds.count == 1
+  setup = abstract_setup(config, mesh_of(config), read_shape)
+  program = Program(setup, abstract_models(setup.described, setup.mesh))
+  rates = [program.learning_rate(step) for step in range(1, 4)]
+  assert rates == pytest.approx(RATES)
+
+
+def test_the_optimizer_of_a_round_takes_the_rates_that_are_logged():
+  _, schedule = optimizer.make(peak_lr=0.01, steps=3, warmup=0.4)
+  found = run(train_state.ReferenceMoves(round=3), 6, lr=schedule)
+  steps = [int(state.opt_state[1].count) for _, state in found]
+  assert steps == [1, 2, 3, 1, 2, 3]
+  for first in (0, 3):  # Adam's first step is the rate, either way
+    state = found[first][1]
+    moved = jax.tree.map(
+      lambda a, b: np.abs(a - b).max(), state.params, state.moving["reference"]
+    )
+    assert max(jax.tree.leaves(moved)) == pytest.approx(RATES[0], rel=1e-3)
 
 
 @pytest.mark.slow
