@@ -58,7 +58,7 @@ class Bench:
     self._setup = setup
     config, mesh = setup.config, setup.mesh
     scores = ScorePlan.of(setup, store, fresh=True)
-    scores.fill(mesh, setup.packing)
+    scores.fill()
     models = load_models(setup.described, mesh)
     self._program = Program(setup, models)
     del models  # the policy's start is the state's now

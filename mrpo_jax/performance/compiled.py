@@ -3,33 +3,13 @@
 
 import collections
 import pathlib
-import re
 import tempfile
 import warnings
 
 import jax
-import numpy as np
 
 from mrpo_jax.performance import hlo_work
-
-
-def argument_bytes(arguments):
-  """(bytes of one device, from the shardings; how many are there twice).
-
-  What an adapter's base and a reference share is given twice and is there
-  once, which the compiler does not know.
-  """
-
-  def size(arrays):
-    return sum(
-      int(np.prod(array.sharding.shard_shape(array.shape)))
-      * array.dtype.itemsize
-      for array in arrays
-    )
-
-  arrays = jax.tree.leaves(arguments)
-  once = size({id(array): array for array in arrays}.values())
-  return once, size(arrays) - once
+from mrpo_jax.runs.memory import bytes_of_failure, compiled_bytes
 
 
 def compiled_text(lowered, mesh):
@@ -55,23 +35,16 @@ def measured(step, arguments, mesh, trips, keep=""):
   try:
     compiled, text = compiled_text(step.lower(*arguments), mesh)
   except jax.errors.JaxRuntimeError as error:
-    return _too_large(error, arguments)
+    return {"bytes": bytes_of_failure(error, arguments)}
   if keep:
     pathlib.Path(keep).write_text(text)
-  memory = compiled.memory_analysis()
-  sizes = {
-    kind: getattr(memory, f"{kind}_size_in_bytes")
-    for kind in ("argument", "output", "alias", "temp")
-  }
-  sizes["argument"] -= argument_bytes(arguments)[1]
-  sizes["peak"] = sum(sizes.values()) - 2 * sizes["alias"]
   work = hlo_work.work(text, dict(mesh.shape), trips)
   try:
     cost = compiled.cost_analysis() or {}
   except jax.errors.JaxRuntimeError:  # of a compiler of another version
     cost = {}
   return {
-    "bytes": sizes,
+    "bytes": compiled_bytes(compiled, arguments),
     "flops": work.flops,
     "bytes_moved": work.bytes,
     "collectives": _grouped(work.collectives),
@@ -81,21 +54,6 @@ def measured(step, arguments, mesh, trips, keep=""):
       key: cost.get(key) for key in ("flops", "bytes accessed")
     },
   }
-
-
-def _too_large(error, arguments):
-  """The figures that a compiler gives when it runs out of memory."""
-  text = str(error)
-  found = re.search(r"Used ([\d.]+)([KMGT]?) of", text)
-  if "RESOURCE_EXHAUSTED" not in text or not found:
-    raise error
-  unit = 1024 ** " KMGT".index(found.group(2) or " ")
-  argument, twice = argument_bytes(arguments)
-  sizes = {
-    "argument": argument,
-    "peak": float(found.group(1)) * unit - twice,
-  }
-  return {"bytes": sizes}
 
 
 def _grouped(collectives):

@@ -12,7 +12,6 @@ import json
 import logging
 import pathlib
 
-from mrpo_jax.errors import InputError
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.performance import flops, plan_text
 from mrpo_jax.performance.abstract import (
@@ -21,10 +20,10 @@ from mrpo_jax.performance.abstract import (
 )
 from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.runs.memory import as_flags, changes, first_that_fits
 from mrpo_jax.runs.program import abstract_train_step
 from mrpo_jax.runs.score import abstract_scoring_step
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
-from mrpo_jax.text import sized_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -129,55 +128,15 @@ def versions():
   return found
 
 
-# What would fit.
-
-
-def changes(config):
-  """Yields (what, {flag: value}) that make a step smaller, cheapest first.
-
-  Each stands beside those before it, but integers in place of scoring.
-  """
-  data, mesh = config.data, config.mesh
-  references = config.references.items()
-  online = [name for name, one in references if one.mode == "online"]
-  longest = data.max_prompt + 2 * data.max_response
-  fewest = {"data.rows": 0}
-  if longest < data.row_length:
-    fewest["data.row_length"] = longest
-  steps = [("rows", fewest), ("remat", {"policy.remat": "full"})]
-  if mesh.fsdp != -1 or mesh.data != 1:
-    steps.append(("mesh", {"mesh.data": 1, "mesh.fsdp": -1}))
-  shared = dict(pair for _, flags in steps for pair in flags.items())
-  before = {}
-  for what, flags in steps:
-    before = {**before, **flags}
-    yield what, before
-  if online:
-    yield (
-      "scored references",
-      shared | {f"references.{name}.mode": "scored" for name in online},
-    )
-    for kind in ("int8", "int4"):
-      yield (
-        f"{kind} references",
-        shared | {f"references.{name}.quantize": kind for name in online},
-      )
-
-
 def fit(config, target, lengths):
   """(flags, dict of `plan`) of the first change that fits, or (None, None)."""
-  for what, flags in changes(config):
-    try:
-      found = plan(config.changed(flags), target, lengths)
-    except InputError as error:
-      logger.info(f"{what}: {error}")
-      continue
+
+  def judge(changed):
+    found = plan(changed, target, lengths)
     peak = max(f["bytes"]["peak"] for f in found["steps"].values())
-    verdict = plan_text.verdict(found["fits"])
-    logger.info(f"{what}: {sized_bytes(peak)}, {verdict}")
-    if found["fits"]:
-      return flags, found
-  return None, None
+    return peak, found["fits"], found
+
+  return first_that_fits(config, changes(config, len(target.devices)), judge)
 
 
 def run(
@@ -211,8 +170,7 @@ def run(
     if flags is None:
       logger.info("nothing of that fits: more devices, or a smaller model")
     else:
-      words = [f"--config.{key}={value}" for key, value in flags.items()]
-      logger.info(f"fits with {' '.join(words)}")
+      logger.info(f"fits with {as_flags(flags)}")
   elif found["fits"] is False:
     logger.info("does not fit; --fit tries what would")
   if to:

@@ -2,6 +2,7 @@
 """Text of a plan: a table for each step."""
 
 from mrpo_jax.performance.abstract import SPREAD
+from mrpo_jax.runs.memory import verdict
 from mrpo_jax.text import aligned, sized, sized_bytes
 
 
@@ -74,8 +75,3 @@ def _collective_rows(figures):
       f"{row['count']:.0f}",
       sized_bytes(row["bytes"]),
     )
-
-
-def verdict(fits):
-  """The words for a step that fits its devices, or does not."""
-  return "fits" if fits else "does not fit"

@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step compiled before its weights are loaded: its time is said."""
+"""A step compiled before its weights are read: its time and memory are said."""
+
+import logging
 
 import jax
 
+from mrpo_jax.errors import InputError
 from mrpo_jax.progress import stage
+from mrpo_jax.runs import memory
+from mrpo_jax.runs.setup import resized
+from mrpo_jax.text import sized_bytes
+
+logger = logging.getLogger(__name__)
 
 
 class Ahead:
-  """A jitted step that is compiled for abstract arguments, and then called.
+  """A jitted step that was compiled for abstract arguments, to be called.
 
   A call with arguments that differ from them, in shape or in where they lie,
   compiles again and says so.
   """
 
-  def __init__(self, what, jitted, arguments):
-    """Args: words for the step; jax.jit's; tree of jax.ShapeDtypeStruct."""
+  def __init__(self, what, jitted, arguments, compiled):
+    """Args: words for the step; then as of `compile_within`."""
     self._what, self._jitted, self._arguments = what, jitted, arguments
-    with stage(f"compiling {what}"):
-      self.compiled = jitted.lower(*arguments).compile()
-    self._run = None
+    self._compiled, self._run = compiled, None
 
   def __call__(self, *arguments):
     if self._run is None:
@@ -27,9 +33,85 @@ class Ahead:
 
   def _fitting(self, arguments):
     if alike(self._arguments, arguments):
-      return self.compiled
+      return self._compiled
     with stage(f"compiling {self._what} again, for arguments that lie apart"):
       return self._jitted.lower(*arguments).compile()
+
+
+def compile_to_fit(what, step_of, setup, *, scored=""):
+  """Ahead of a step of a run, once its memory is said and found to be there.
+
+  Args:
+    what: words for the step.
+    step_of: Setup -> (jitted step, its abstract arguments).
+    setup: setup.Setup.
+    scored: the reference whose scoring step it is; "" is the train step.
+
+  Raises:
+    InputError: the devices cannot hold it; names the flags of what they can.
+  """
+  free = memory.free_bytes(setup.mesh)
+  step, arguments = step_of(setup)
+  compiled, sizes = compile_within(free, what, step, arguments)
+  takes = _takes(what, sizes, free)
+  logger.info(takes)
+  if compiled is not None:
+    return Ahead(what, step, arguments, compiled)
+
+  def judge(config):
+    smaller = step_of(resized(setup, config))
+    compiled, sizes = compile_within(free, what, *smaller)
+    return sizes["peak"], compiled is not None, None
+
+  candidates = memory.changes(setup.config, setup.mesh.size, scored)
+  flags, _ = memory.first_that_fits(setup.config, candidates, judge)
+  if flags is None:
+    raise InputError(f"{takes}; use more devices or a smaller model")
+  raise InputError(f"{takes}; it fits with {memory.as_flags(flags)}")
+
+
+def compile_within(free, what, jitted, arguments):
+  """(compiled step, its bytes); None in place of one that does not fit.
+
+  Args:
+    free: bytes of a device; None where nobody knows.
+    what: words for the step.
+    jitted: jax.jit's.
+    arguments: tree of jax.ShapeDtypeStruct.
+
+  Returns:
+    See `memory.compiled_bytes`; of what is not compiled, as its arguments
+    alone are too large, those are the peak, and nothing else is there.
+  """
+  size, _ = memory.argument_bytes(arguments)
+  if free is not None and size > free:
+    return None, {"argument": size, "peak": size}
+  with stage(f"compiling {what}"):
+    compiled, sizes = _compiled(jitted, arguments)
+  if free is not None and sizes["peak"] > free:
+    return None, sizes
+  return compiled, sizes
+
+
+def _compiled(jitted, arguments):
+  """(compiled step, its bytes); (None, bytes) where its compiler gave up."""
+  try:
+    compiled = jitted.lower(*arguments).compile()
+  except jax.errors.JaxRuntimeError as error:
+    return None, memory.bytes_of_failure(error, arguments)
+  return compiled, memory.compiled_bytes(compiled, arguments)
+
+
+def _takes(what, sizes, free):
+  """What a step takes, as a sentence."""
+  peak, argument = (sized_bytes(sizes[name]) for name in ("peak", "argument"))
+  beside = sizes["peak"] - sizes["argument"]
+  parts = f"{argument} of weights, state and rows"
+  if beside:
+    parts += f", {sized_bytes(beside)} beside them"
+  least = "" if beside else "at least "
+  there = "" if free is None else f"; {sized_bytes(free)} are free"
+  return f"{what} takes {least}{peak} of each device ({parts}){there}"
 
 
 def alike(one, other):

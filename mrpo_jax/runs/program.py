@@ -10,7 +10,7 @@ from mrpo_jax import parallel
 from mrpo_jax.models import lora, parameters
 from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import Scores
-from mrpo_jax.runs.ahead import Ahead
+from mrpo_jax.runs.ahead import compile_to_fit
 from mrpo_jax.runs.models import abstract_models, starts_alike
 from mrpo_jax.training import checkpoints, optimizer, train_state
 from mrpo_jax.training.stacked import stack
@@ -103,11 +103,18 @@ class Program:
 
 
 def compile_ahead(setup):
-  """The train step of a Setup as ahead.Ahead; no weights are read."""
-  views = [[]] * setup.objective.views
-  rows = setup.packing.whole().of(views, ())
-  jitted, arguments, _ = abstract_train_step(setup, rows)
-  return Ahead("the step", jitted, arguments)
+  """The train step of a Setup as ahead.Ahead; no weights are read.
+
+  Raises:
+    InputError: the devices cannot hold it.
+  """
+
+  def step_of(setup):
+    views = [[]] * setup.objective.views
+    rows = setup.packing.whole().of(views, ())  # as large as those of pairs
+    return abstract_train_step(setup, rows)[:2]
+
+  return compile_to_fit("the step", step_of, setup)
 
 
 def abstract_train_step(setup, rows):

@@ -15,10 +15,9 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.references import score
 from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import MissingRows, Store
-from mrpo_jax.runs.ahead import Ahead
-from mrpo_jax.runs.config import Config
+from mrpo_jax.runs.ahead import compile_to_fit
 from mrpo_jax.runs.models import abstract_models, load_reference
-from mrpo_jax.runs.setup import set_up
+from mrpo_jax.runs.setup import Setup, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +28,7 @@ FOLDER = "store"  # in the workdir, unless the command names another
 class ScorePlan:
   """Which references of a run are scored over which splits, into what."""
 
-  config: Config
-  tables: dict  # split -> table.Table
-  described: dict  # name -> models.Described
+  setup: Setup
   stores: dict  # reference's name -> Store
   splits: dict  # reference's name -> splits whose scores the run reads
 
@@ -61,7 +58,7 @@ class ScorePlan:
         for split in setup.tables
         if split in measures or described.model.scored and split != "validation"
       ]
-    return cls(config, setup.tables, setup.described, stores, splits)
+    return cls(setup, stores, splits)
 
   def missing(self):
     """{(name, split): how many pairs process 0 does not find in the store}."""
@@ -69,7 +66,7 @@ class ScorePlan:
     for name, splits in self.splits.items():
       known = self.stores[name].known() if splits else ()
       for split in splits:
-        rows = set(self.tables[split].fingerprints)
+        rows = set(self.setup.tables[split].fingerprints)
         counts.append((name, split, len(rows.difference(known))))
     counts = processes.gather(counts)[0]
     return {(name, split): count for name, split, count in counts if count}
@@ -87,31 +84,32 @@ class ScorePlan:
         f"run first: mrpo score {command}"
       )
 
-  def fill(self, mesh, packing, *, part=(0, 1)):
-    """Scores what is missing, one reference in memory at a time."""
-    missing, packing = self.missing(), _for_scores(packing)
+  def fill(self, *, part=(0, 1)):
+    """Scores what is missing, one reference in memory at a time.
+
+    Raises:
+      InputError: the devices cannot hold one; before the first is scored.
+    """
+    mesh, packing = self.setup.mesh, _for_scores(self.setup.packing)
+    missing = self.missing()
+    names = list(dict.fromkeys(name for name, _ in missing))
+    steps = {name: self._ahead(name) for name in names}
 
     def place(views):
       return [parallel.global_rows(view, mesh) for view in views]
 
-    for name in dict.fromkeys(name for name, _ in missing):
-      one = self.described[name]
-      step = Ahead(
-        f"the scoring step of {one.section.key}",
-        *abstract_scoring_step(
-          one, mesh, packing, per_token=self.stores[name].per_token
-        ),
-      )
+    for name in names:
+      one = self.setup.described[name]
       params = load_reference(one, mesh)
       for split in self.splits[name]:
         if (name, split) not in missing:
           continue
-        table = self.tables[split]
+        table = self.setup.tables[split]
         scored = score.score(
           self.stores[name],
           table.fingerprints,
           table.views[one.model.view],
-          step,
+          steps[name],
           params,
           packing=packing,
           place=place,
@@ -122,14 +120,27 @@ class ScorePlan:
       del params
     processes.gather(None)  # all is written
 
+  def _ahead(self, name):
+    """The scoring step of a reference as ahead.Ahead."""
+
+    def step_of(setup):
+      per_token = self.stores[name].per_token
+      one = setup.described[name]
+      return abstract_scoring_step(
+        one, setup.mesh, setup.packing, per_token=per_token
+      )
+
+    what = f"the scoring step of {self.setup.described[name].section.key}"
+    return compile_to_fit(what, step_of, self.setup, scored=name)
+
   def read(self, name, split):
     """Scores of every pair of the split, in its order."""
-    table = self.tables[split]
+    table = self.setup.tables[split]
     try:
       return self.stores[name].read(table.fingerprints)
     except MissingRows as error:
       count, place = len(error.indices), table.places[error.indices[0]]
-      origin = getattr(self.config.data, split)
+      origin = getattr(self.setup.config.data, split)
       raise InputError(
         f"{origin}: {count} of {len(table.places)} pairs "
         f"are not scored under reference {name!r}, the first is pair {place}; "
@@ -138,18 +149,18 @@ class ScorePlan:
 
   def known(self, split):
     """batches.Known of the split: what the step reads of scored references."""
-    table, names = self.tables[split], self.config.references.names
+    table, names = self.setup.tables[split], self.setup.config.references.names
     characters = [one.characters for one in table.views[0]]
     scores = {
       k: self.read(name, split)
       for k, name in enumerate(names)
-      if self.described[name].model.scored
+      if self.setup.described[name].model.scored
     }
     return known_of(characters, scores, len(names))
 
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""
-    names = self.config.references.names
+    names = self.setup.config.references.names
     scores = [self.read(name, split) for name in names]
     return {
       "ref_logp_NCK": np.stack([one.logp_PC for one in scores], -1),
@@ -198,10 +209,10 @@ def score_run(
       "no reference has config.references.<name>.mode='scored', so there is "
       "nothing to score"
     )
-  scores.fill(setup.mesh, setup.packing, part=part)
+  scores.fill(part=part)
   for name, one in scores.stores.items():
     if scores.splits[name]:
-      key = scores.described[name].section.key
+      key = setup.described[name].section.key
       logger.info(f"{key}: {len(one.known())} pairs in {one.folder}")
 
 

@@ -146,6 +146,20 @@ def abstract_setup(config, mesh, read):
   )
 
 
+def resized(setup, config):
+  """The Setup of a config that differs in sizes alone, on the same data."""
+  mesh = mesh_of(config)
+  described = describe_models(config, setup.tokenizers, mesh, mark=str)
+  return dataclasses.replace(
+    setup,
+    config=config,
+    mesh=mesh,
+    packing=_packing(config, mesh, setup.method),
+    described=described,
+    objective=_objective(config, setup.method, described),
+  )
+
+
 def _code():
   """Versions and settings of code that the numbers of a run depend on."""
   jax_settings = ("default_matmul_precision", "default_prng_impl", "enable_x64")

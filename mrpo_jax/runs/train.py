@@ -70,7 +70,7 @@ def train_run(
     return
   if ended:  # but the newest checkpoint could not be read
     scores.refuse_missing(refusal)
-    scores.fill(setup.mesh, setup.packing)
+    scores.fill()
   if start:
     logger.info(f"resuming at step {start}")
   # 4. The workdir is this run's.
@@ -110,7 +110,7 @@ def _prepare(setup, scores, refusal):
   """The compiled step, ahead.Ahead, and the store filled; all but weights."""
   scores.refuse_missing(refusal)
   ahead = compile_ahead(setup)
-  scores.fill(setup.mesh, setup.packing)
+  scores.fill()
   return ahead
 
 

@@ -19,10 +19,11 @@ from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.families.read import config_from_hf
 from mrpo_jax.performance import chips, flops, plan, topology
 from mrpo_jax.performance.abstract import assume
-from mrpo_jax.performance.compiled import argument_bytes, measured, roofline
+from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.model_shapes import MODELS
 from mrpo_jax.performance.topology import find_target, read_shape
 from mrpo_jax.runs.config import load
+from mrpo_jax.runs.memory import argument_bytes, changes
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 from mrpo_jax.text import sized
 from tests.material.logged import logged
@@ -164,12 +165,12 @@ def test_fit_finds_the_first_that_fits(monkeypatch, capsys, tmp_path):
 
 def test_changes_come_in_order():
   config = _config("mrpo,debug", {})
-  names = [what for what, _ in plan.changes(config)]
+  names = [what for what, _ in changes(config, 8)]
   assert names == [
     *("rows", "remat", "mesh", "scored references"),
     *("int8 references", "int4 references"),
   ]
-  flags = dict(plan.changes(config))["scored references"]
+  flags = dict(changes(config, 8))["scored references"]
   assert flags["references.base.mode"] == "scored"
   assert flags["policy.remat"] == "full"
 

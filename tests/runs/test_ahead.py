@@ -6,12 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrpo_jax import parallel
-from mrpo_jax.runs.ahead import Ahead
+from mrpo_jax.runs.ahead import Ahead, compile_within
 from tests.material.logged import logged
 
 
 def abstract_of(array):
   return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def compiled_sum(array):
+  step, arguments = jax.jit(jnp.sum), (abstract_of(array),)
+  compiled, sizes = compile_within(None, "a sum", step, arguments)
+  assert sizes["argument"] == 32 and sizes["peak"] >= 36
+  return Ahead("a sum", step, arguments, compiled)
 
 
 def said(lines):
@@ -21,7 +28,7 @@ def said(lines):
 def test_it_compiles_once_and_before_its_arguments_are_there():
   array = jax.device_put(np.arange(8.0), parallel.replicated(mesh()))
   with logged() as lines:
-    ahead = Ahead("a sum", jax.jit(jnp.sum), (abstract_of(array),))
+    ahead = compiled_sum(array)
     assert said(lines) == 2 * ["compiling a sum"]
     assert [float(ahead(array)) for _ in range(2)] == [28.0, 28.0]
   assert len(lines) == 2
@@ -31,7 +38,7 @@ def test_arguments_that_lie_elsewhere_are_compiled_for_and_said():
   array = jax.device_put(np.arange(8.0), parallel.replicated(mesh()))
   apart = jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec("data"))
   with logged() as lines:
-    ahead = Ahead("a sum", jax.jit(jnp.sum), (abstract_of(array),))
+    ahead = compiled_sum(array)
     assert float(ahead(jax.device_put(array, apart))) == 28.0
   assert (
     said(lines)[2:]

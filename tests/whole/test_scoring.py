@@ -151,7 +151,7 @@ def test_a_missing_row_is_named(inputs, tmp_path):
   config = read(config)
   setup = set_up(config, tmp_path / "w")
   plan = ScorePlan.of(setup, "", fresh=True)
-  plan.fill(setup.mesh, setup.packing)
+  plan.fill()
   assert plan.known("train").arrays["ref_logp_BCK"].shape == (40, 2, 2)
   # The third pair becomes another, which nobody has scored.
   setup.tables["train"].fingerprints[2] = 64 * "0"
