@@ -45,6 +45,8 @@ def encode_table(
       not read them.
     **limits: max_prompt and max_response, in tokens.
   """
+  if not chosen_only:
+    _refuse_supervised(pairs, origin)
   started = time.perf_counter()
   times = 1 + len(tokenizers.views)
   with processes.bar(total=times * len(pairs), desc=split) as bar:
@@ -82,6 +84,16 @@ def encode_table(
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )
+
+
+def _refuse_supervised(pairs, origin):
+  alone = [i for i, pair in enumerate(pairs) if pair.rejected is None]
+  if alone:
+    raise InputError(
+      f"{origin}: {len(alone)} of {len(pairs)} pairs have no rejected "
+      f"response, the first is pair {alone[0]}; without one there is "
+      "supervised training alone, config.loss.name='nll'"
+    )
 
 
 def _template_notes(split, views, tokenizers):

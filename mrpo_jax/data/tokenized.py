@@ -109,13 +109,20 @@ def pair_tokenizer(tokenizer, template):
 
   def tokenize_pairs(pairs, cuts):
     some = [
-      _pair_text(tokenizer, template, frame, pair, cut)
+      _pair_text(tokenizer, template, frame, _with_two(pair), cut)
       for pair, cut in zip(pairs, cuts, strict=True)
     ]
     found = _tokenize(tokenizer, some)
     return [_pair_tokens(tokenizer, one, found) for one in some]
 
   return tokenize_pairs
+
+
+def _with_two(pair):
+  """A supervised pair with its response on both sides."""
+  if pair.rejected is None:
+    return dataclasses.replace(pair, rejected=pair.chosen)
+  return pair
 
 
 def _pair_text(tokenizer, template, frame, pair, cut):
