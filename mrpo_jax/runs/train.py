@@ -16,6 +16,7 @@ from mrpo_jax.data.batches import evaluation_batches, training_batches
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
+from mrpo_jax.runs import owner
 from mrpo_jax.runs.models import load_models
 from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.score import ScorePlan, fill_or_refuse
@@ -53,18 +54,36 @@ def train_run(
   """
   stop, workdir = _stop_signal(), pathlib.Path(workdir)
   # 1. Everything that can be wrong, before anything is written.
+  before = owner.look(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)
+  refusal = None if autoscore else command
+  # 2. The workdir is this run's, and no other's.
+  with owner.owned(workdir, before) as check_owner:
+    _run(setup, store, refusal, stop, check_owner)
+
+
+def _run(setup, store, refusal, stop, check_owner):
+  """Trains in a workdir that is this run's; see `train_run`.
+
+  Args:
+    setup: setup.Setup.
+    store: as given to the command.
+    refusal: flags of `mrpo score` to name where scores are missing; None
+      scores them.
+    stop: stop(step) is True when the run shall end after that step.
+    check_owner: raises StoppedRun where the workdir is another run's.
+  """
+  config, workdir = setup.config, setup.workdir
   done = checkpoints.steps(workdir)
   scores = ScorePlan.of(setup, store, fresh=not done)
-  refusal = None if autoscore else command
   ended = done[:1] == [config.steps]  # then nothing reads the scores
   if not ended:
     fill_or_refuse(scores, setup, refusal)
-  # 2. The program, of models on the mesh.
+  # 3. The program, of models on the mesh.
   models = load_models(setup.described, setup.mesh)
   adapter, program = models["policy"].adapter, Program(setup, models)
   del models  # the policy's start is the state's now
-  # 3. The state: restored first, else from the start.
+  # 4. The state: restored first, else from the start.
   state, start = program.start(scores)
   if start == config.steps:
     logger.info(f"finished before: {workdir} stands at step {start}")
@@ -73,10 +92,10 @@ def train_run(
     fill_or_refuse(scores, setup, refusal)
   if start:
     logger.info(f"resuming at step {start}")
-  # 4. The workdir is this run's.
+  # 5. The workdir says whose it is.
   content = {**config.to_dict(), "identity": setup.identity}
   claim(workdir, content, setup.tokenizers.made, step=start)
-  # 5. The loop.
+  # 6. The loop.
   due, batches = _due(setup), _batches(setup, scores, start)
   watch = Watch(setup, None if start else program.expected())
   evaluate = _evaluation(setup, scores, program, watch)
@@ -92,7 +111,8 @@ def train_run(
       watch=watch,
     ) as log,
   ):
-    save = _saving(manager, content, setup.objective.policy.config, adapter)
+    policy = setup.objective.policy.config
+    save = _saving(manager, content, policy, adapter, check_owner)
     step, _ = train(
       *(program.step, state, batches, log),
       due=due,
@@ -178,7 +198,7 @@ def _evaluation(setup, scores, program, watch):
   return evaluate
 
 
-def _saving(manager, content, policy, adapter):
+def _saving(manager, content, policy, adapter, check_owner):
   """(step, state, figures of an evaluation or None) -> a checkpoint.
 
   With the seed of its config, the pairs that are done are the place in the
@@ -192,6 +212,7 @@ def _saving(manager, content, policy, adapter):
     about["adapter"] = dataclasses.asdict(adapter)
 
   def save(step, state, figures):
+    check_owner()
     meta = {"step": step, "pairs": step * content["batch"], **about}
     if figures is not None:
       meta["evaluation"] = figures

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workdir of a run: config.json, whose run it is, what may change in it."""
 
+import contextlib
 import errno
 import fnmatch
 import json
@@ -150,8 +151,19 @@ def claim(workdir, values, tokenizers=None, *, step=0):
     )
 
 
-def _write(workdir, values, tokenizers, step):
+@contextlib.contextmanager
+def written(workdir):
+  """Raises InputError where the workdir cannot be written to inside."""
   try:
+    yield
+  except OSError as error:
+    raise InputError(
+      f"--workdir {workdir} cannot be written: {error.strerror}"
+    ) from None
+
+
+def _write(workdir, values, tokenizers, step):
+  with written(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -161,10 +173,6 @@ def _write(workdir, values, tokenizers, step):
       for folder, tokenizer in tokenizers.items():
         tokenizer.save_pretrained(workdir / folder)
       files.write_json(workdir / CONFIG, values)
-  except OSError as error:
-    raise InputError(
-      f"--workdir {workdir} cannot be written: {error.strerror}"
-    ) from None
 
 
 def _record_changes(workdir, values, step):
