@@ -6,12 +6,17 @@ import os
 import pathlib
 
 from mrpo_jax import files, hub
-from mrpo_jax.data.tokenizer import load_tokenizer, with_template
+from mrpo_jax.data.tokenizer import (
+  load_tokenizer,
+  tokenizer_fingerprint,
+  with_template,
+)
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
 from mrpo_jax.models import lora
 from mrpo_jax.runs.config import BanditConfig, Folder
+from mrpo_jax.runs.data import trained_folder
 from mrpo_jax.runs.models import base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
@@ -35,11 +40,8 @@ def export(workdir, to, *, step="newest", merge=False):
   # The config of that step.
   config = recorded_config(f"{workdir} step {step}", meta["config"])
   section = config.models()["policy"]
-  given, weights = section.tokenizer, section.base.weights
-  tokenizer = with_template(
-    load_tokenizer(given.folder or workdir / f"tokenizer-{given.key}"),
-    given.template,
-  )
+  weights = section.base.weights
+  tokenizer = _tokenizer(workdir, section, meta["config"].get("identity", {}))
   metrics = {
     key: value
     for line in files.read_lines(workdir / "metrics.jsonl")
@@ -67,3 +69,19 @@ def export(workdir, to, *, step="newest", merge=False):
       card=text(library="peft"),
     )
   print(f"step {step} of {workdir} is now {to}")
+
+
+def _tokenizer(workdir, section, identity):
+  """The one that the policy was trained with, or InputError."""
+  given = section.tokenizer
+  folder = given.folder or trained_folder(workdir, given.key)
+  tokenizer = with_template(load_tokenizer(folder), given.template)
+  mark = tokenizer_fingerprint(tokenizer)
+  if identity.get(f"{section.key}.tokenizer", mark) != mark:
+    advice = (
+      "put that one back" if given.folder else "mrpo train makes it again"
+    )
+    raise InputError(
+      f"{folder}: not the tokenizer that {workdir} was trained with; {advice}"
+    )
+  return tokenizer

@@ -21,7 +21,7 @@ from mrpo_jax.runs.models import load_models
 from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.score import ScorePlan, fill_or_refuse
 from mrpo_jax.runs.setup import best, set_up
-from mrpo_jax.runs.workdir import PAIRS, claim
+from mrpo_jax.runs.workdir import PAIRS, claim, write_tokenizers
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.held_out import HeldOut, learned
 from mrpo_jax.training.log import Log
@@ -86,6 +86,8 @@ def _run(setup, store, refusal, stop, check_owner):
   # 4. The state: restored first, else from the start.
   state, start = program.start(scores)
   if start == config.steps:
+    if processes.is_first():
+      write_tokenizers(workdir, setup.tokenizers.made)
     logger.info(f"finished before: {workdir} stands at step {start}")
     return
   if ended:  # but the newest checkpoint could not be read

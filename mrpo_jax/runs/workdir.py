@@ -7,6 +7,7 @@ import fnmatch
 import json
 import logging
 import os
+import shutil
 import typing
 
 from mrpo_jax import files, processes
@@ -138,7 +139,7 @@ def claim(workdir, values, tokenizers=None, *, step=0):
   Args:
     workdir: folder of the run; made if it does not exist.
     values: content of config.json.
-    tokenizers: {folder: tokenizer} saved beside it.
+    tokenizers: {folder: tokenizer} that were made, saved beside it.
     step: from which the run goes on.
   """
   if processes.is_first():
@@ -167,12 +168,22 @@ def _write(workdir, values, tokenizers, step):
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    write_tokenizers(workdir, tokenizers)
     if (workdir / CONFIG).exists():
       _record_changes(workdir, values, step)
     else:
-      for folder, tokenizer in tokenizers.items():
-        tokenizer.save_pretrained(workdir / folder)
       files.write_json(workdir / CONFIG, values)
+
+
+def write_tokenizers(workdir, tokenizers):
+  """Each whole, in the place of what is there and was not trusted."""
+  for name, tokenizer in tokenizers.items():
+    for left in workdir.glob(f".{name}.partial-*"):
+      shutil.rmtree(left)
+    if (workdir / name).exists():
+      shutil.rmtree(workdir / name)
+    with files.new_folder(workdir / name) as partial:
+      tokenizer.save_pretrained(partial)
 
 
 def _record_changes(workdir, values, step):
