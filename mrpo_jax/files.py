@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 
 
 @contextlib.contextmanager
@@ -48,8 +48,16 @@ def write_atomically(path, content):
     raise
 
 
+def as_json(value, where, **given):
+  """JSON text, a strict one; StoppedRun where a number is not finite."""
+  try:
+    return json.dumps(value, allow_nan=False, **given)
+  except ValueError as error:
+    raise StoppedRun(f"{where} is not written: {error}") from None
+
+
 def write_json(path, value, *, sort_keys=True):
-  text = json.dumps(value, indent=2, sort_keys=sort_keys)
+  text = as_json(value, path, indent=2, sort_keys=sort_keys)
   write_atomically(path, text + "\n")
 
 
@@ -58,7 +66,8 @@ def read_json(path):
 
 
 def write_lines(path, values):
-  write_atomically(path, "".join(json.dumps(value) + "\n" for value in values))
+  text = "".join(as_json(value, path) + "\n" for value in values)
+  write_atomically(path, text)
 
 
 def read_lines(path):

@@ -107,7 +107,7 @@ def _said(error):
   if isinstance(error, InputError):
     return 2, _one_line(error)
   if isinstance(error, StoppedRun):
-    return 1, _one_line(f"{error}; the last checkpoint is kept")
+    return 1, _one_line(error)
   if isinstance(
     error, (PermissionError, FileNotFoundError, NotADirectoryError)
   ):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run, from its config to its last checkpoint."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -24,7 +25,7 @@ from mrpo_jax.runs.setup import best, set_up
 from mrpo_jax.runs.workdir import PAIRS, claim, write_tokenizers
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.held_out import HeldOut, learned
-from mrpo_jax.training.log import Log
+from mrpo_jax.training.log import Log, finite
 from mrpo_jax.training.loop import Due, train
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,21 @@ def train_run(
   refusal = None if autoscore else command
   # 2. The workdir is this run's, and no other's.
   with owner.owned(workdir, before) as check_owner:
-    _run(setup, store, refusal, stop, check_owner)
+    with _says_what_is_kept(workdir):
+      _run(setup, store, refusal, stop, check_owner)
+
+
+@contextlib.contextmanager
+def _says_what_is_kept(workdir):
+  """Adds to a StoppedRun which checkpoint there is."""
+  try:
+    yield
+  except StoppedRun as error:
+    steps = checkpoints.steps(workdir)
+    kept = "there is no checkpoint yet"
+    if steps:
+      kept = f"the last checkpoint is kept, of step {steps[0]}"
+    raise StoppedRun(f"{error}; {kept}") from error
 
 
 def _run(setup, store, refusal, stop, check_owner):
@@ -191,10 +206,11 @@ def _evaluation(setup, scores, program, watch):
 
   def evaluate(state):
     means, pairs = held_out(state, *program.frozen)
+    figures = {f"eval/{name}": value for name, value in means.items()}
+    figures = finite(int(state.step), figures)  # before anything is written
     watch.judge(means)
     if processes.is_first():
       files.write_lines(setup.workdir / PAIRS, pairs)
-    figures = {f"eval/{name}": value for name, value in means.items()}
     return learned(setup.objective, state, means), figures
 
   return evaluate

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mrpo_jax import processes
-from mrpo_jax.errors import InputError, first_line
+from mrpo_jax.errors import InputError, StoppedRun, first_line
 from mrpo_jax.models import lora
 from mrpo_jax.models.families.read import config_from_hf
 
@@ -103,6 +103,25 @@ def checksum(tree):
   return [of(array) for array in jax.tree.leaves(tree)]
 
 
+@jax.jit
+def _are_finite(tree):
+  """One bool per array: no number in it is infinite or none."""
+  return [jnp.all(jnp.isfinite(array)) for array in jax.tree.leaves(tree)]
+
+
+def _not_finite(tree):
+  """Where a tree holds a number that is not finite, in words; or ""."""
+  found = jax.device_get(_are_finite(tree))
+  paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+  bad = [
+    jax.tree_util.keystr(path).lstrip(".")
+    for path, is_finite in zip(paths, found, strict=True)
+    if not is_finite
+  ]
+  more = f" and {len(bad) - 1} other arrays" if len(bad) > 1 else ""
+  return f"{bad[0]}{more} not finite" if bad else ""
+
+
 def _sums(tree):
   return [int(value) for value in jax.device_get(checksum(tree))]
 
@@ -120,7 +139,13 @@ def save(manager, step, state, meta):
     state: TrainState.
     meta: what JSON can say about it; `evaluation`, if there, are the figures
       of the evaluation at this step.
+
+  Raises:
+    StoppedRun: a number of the state is not finite; then nothing is written,
+      and nothing that is there makes room for it.
   """
+  if bad := _not_finite(state):
+    raise StoppedRun(f"the state after step {step} has {bad}")
   sums = {field: _sums(tree) for field, tree in vars(state).items()}
   meta = {**meta, "arrays": _arrays(state), "checksum": sums}
   meta["digest"] = _digest(meta)
@@ -156,9 +181,10 @@ def steps(workdir):
 def restore(workdir, abstract_state):
   """(step, state) of the newest readable checkpoint, or None if there is none.
 
-  An unreadable one is set aside as `broken-<step>` and said; when none can be
-  read, InputError names them and nothing is moved.  So it does where the
-  arrays of a checkpoint are others than those asked for.
+  An unreadable one, or one with a number that is not finite, is set aside as
+  `broken-<step>` and said; when none can be read, InputError names them and
+  nothing is moved.  So it does where the arrays of a checkpoint are others than
+  those asked for.
 
   Args:
     workdir: folder of the run.
@@ -222,6 +248,8 @@ def read(path, abstract_state):
     raise ValueError(reasons[0])
   for field, tree in vars(state).items():
     _compare(field, tree, meta)
+  if bad := _not_finite(state):
+    raise ValueError(f"it has {bad}")
   return state
 
 
@@ -305,6 +333,8 @@ def policy(workdir, step):
       with ocp.PyTreeCheckpointer() as checkpointer:
         params = checkpointer.restore(path / "state")["params"]
     _compare("params", params, meta)
+    if bad := _not_finite(params):
+      raise ValueError(f"its params have {bad}")
   except Exception as error:  # Orbax and TensorStore raise many kinds
     reason = first_line(error)
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error

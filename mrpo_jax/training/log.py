@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training log: metrics.jsonl, TensorBoard events, progress bar."""
 
-import json
 import logging
 import math
 import os
@@ -33,7 +32,8 @@ class Metrics:
     self._events = _events(workdir)
 
   def write(self, step, values):
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    line = files.as_json({"step": step, **values}, self._file.name)
+    self._file.write(line + "\n")
     self._file.flush()
     if self._events is not None:
       for tag, value in values.items():

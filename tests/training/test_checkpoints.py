@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mrpo_jax import parallel
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.training import checkpoints, train_state
 from tests.material.logged import logged
 
@@ -183,6 +183,44 @@ def test_a_state_that_is_not_what_was_saved_is_not_used(two, tmp_path):
   step, _, said = restored(workdir)
   assert step == 1
   assert "(its step differs from the checksum); using step 1" in said[0]
+
+
+def poisoned(step, number):
+  """A state one of whose 64 weights, of one device, is another number."""
+  state = state_of(step)
+  weight = state.params["weight"]
+  params = {"weight": weight.at[5, 6].set(number)}
+  return state.replace(params=jax.device_put(params, weight.sharding))
+
+
+@pytest.mark.parametrize("number", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, number):
+  save(tmp_path, {1: None}, keep=1)
+  match = r"state after step 2 has params\['weight'\] not finite"
+  with (
+    pytest.raises(StoppedRun, match=match),
+    checkpoints.manager(tmp_path, keep=1) as manager,
+  ):
+    checkpoints.save(manager, 2, poisoned(2, number), {})
+  assert checkpoints.steps(tmp_path) == [1]
+  assert restored(tmp_path)[0] == 1
+
+
+def test_one_that_was_saved_before_is_neither_used_nor_exported(
+  tmp_path, monkeypatch
+):
+  save(tmp_path, {1: None})
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, "_not_finite", lambda tree: "")
+    with checkpoints.manager(tmp_path) as manager:
+      meta = {"step": 2, "model": {}}
+      checkpoints.save(manager, 2, poisoned(2, jnp.nan), meta)
+  with pytest.raises(InputError, match=r"/2: .* have \['weight'\] not finite"):
+    checkpoints.policy(tmp_path, 2)
+  step, _, said = restored(tmp_path)
+  assert step == 1
+  assert "(it has params['weight'] not finite); using step 1" in said[0]
+  assert checkpoints.steps(tmp_path) == [1]
 
 
 def test_a_step_that_broke_twice(two, tmp_path):
