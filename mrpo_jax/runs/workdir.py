@@ -122,10 +122,10 @@ def recorded_config(where, content):
 
 def check_length(workdir, steps):
   """Raises InputError where the run is longer already than `steps`."""
-  done = checkpoints.steps(workdir)[:1]
-  if done and done[0] > steps:
+  done = checkpoints.stands_at(workdir)
+  if done > steps:
     raise InputError(
-      f"config.steps={steps}, but {workdir} stands at step {done[0]}; "
+      f"config.steps={steps}, but {workdir} stands at step {done}; "
       "use another --workdir"
     )
 

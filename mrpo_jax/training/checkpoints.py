@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import pathlib
+import re
 import warnings
 
 import jax
@@ -19,6 +20,8 @@ from mrpo_jax.models import lora
 from mrpo_jax.models.families.read import config_from_hf
 
 logger = logging.getLogger(__name__)
+
+STEP = re.compile("0|[1-9][0-9]*")  # names of their folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,30 @@ def steps(workdir):
   """Complete checkpoints on disk, newest first; makes nothing."""
   folder = pathlib.Path(workdir) / "checkpoints"
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  found = (int(name) for name in names if STEP.fullmatch(name))
+  return sorted(found, reverse=True)
+
+
+def stands_at(workdir):
+  """The newest step by what checkpoints say of themselves; 0 without any.
+
+  Their arrays are not read.
+  """
+  folder = pathlib.Path(workdir) / "checkpoints"
+  for step in steps(workdir):
+    if _said_step(folder / str(step)) == step:
+      return step
+  return 0
+
+
+def _said_step(path):
+  """The step in the JSON beside a state; None where that cannot be read."""
+  try:
+    # As a plain file: no other process has to read it at the same time.
+    found = json.loads((path / "meta" / "metadata").read_bytes())["step"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+  return found if isinstance(found, int) else None
 
 
 def restore(workdir, abstract_state):
@@ -184,7 +210,7 @@ def restore(workdir, abstract_state):
   An unreadable one, or one with a number that is not finite, is set aside as
   `broken-<step>` and said; when none can be read, InputError names them and
   nothing is moved.  So it does where the arrays of a checkpoint are others than
-  those asked for.
+  those asked for.  What is under another name than its step is set aside, too.
 
   Args:
     workdir: folder of the run.
@@ -206,6 +232,7 @@ def restore(workdir, abstract_state):
       logger.warning(
         f"checkpoint {path} cannot be read ({reason}); using step {step}"
       )
+    _set_aside_renamed(folder, [one for one in found if one < step])
     return step, state
   if not found:
     return None
@@ -214,6 +241,20 @@ def restore(workdir, abstract_state):
     f"{path}: checkpoint cannot be read ({reason}), and there is no older "
     "one; remove the workdir to start again"
   )
+
+
+def _set_aside_renamed(folder, older):
+  """Those of the older steps that say they are of another one."""
+  said = {step: _said_step(folder / str(step)) for step in older}
+  processes.gather(None)  # all have looked
+  for step, real in said.items():
+    if real not in (None, step):
+      if processes.is_first():
+        _set_aside(folder / str(step))
+      logger.warning(
+        f"checkpoint {folder / str(step)} is of step {real}, under another "
+        "name; it is set aside"
+      )
 
 
 def _set_aside(path):
@@ -274,6 +315,8 @@ def read_meta(path):
   digest = meta.pop("digest")
   if digest != _digest(meta):
     raise ValueError("its meta differs from the checksum")
+  if meta["step"] != int(path.name):
+    raise ValueError(f"it is of step {meta['step']}, under another name")
   return meta
 
 

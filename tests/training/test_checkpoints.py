@@ -185,6 +185,53 @@ def test_a_state_that_is_not_what_was_saved_is_not_used(two, tmp_path):
   assert "(its step differs from the checksum); using step 1" in said[0]
 
 
+@pytest.mark.parametrize("name", ["3", "400"])
+def test_a_renamed_folder_is_set_aside(two, tmp_path, name):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  shutil.copytree(folder / "1", folder / name)
+  assert checkpoints.stands_at(workdir) == 2
+  step, state, said = restored(workdir)
+  assert step == 2
+  assert_equal_trees(state, state_of(2))
+  assert f"checkpoints/{name} cannot be read (it is of step 1, under" in said[0]
+  assert (folder / f"broken-{name}").is_dir()
+  assert checkpoints.steps(workdir) == [2, 1]
+
+
+def test_so_it_is_below_the_one_that_is_read(two, tmp_path):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  shutil.rmtree(folder / "1")
+  shutil.copytree(folder / "2", folder / "1")
+  step, _, said = restored(workdir)
+  assert step == 2
+  assert "checkpoints/1 is of step 2, under another name" in said[0]
+  assert checkpoints.steps(workdir) == [2]
+
+
+def test_the_best_and_exports_know_the_step_too(two, tmp_path):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  (folder / "2").rename(folder / "5")
+  with pytest.raises(InputError, match="no checkpoint has eval/loss yet"):
+    checkpoints.find(workdir, "best", LOSS)  # step 2 had it
+  with pytest.raises(InputError, match=r"/5: .*\(it is of step 2, under"):
+    checkpoints.policy(workdir, 5)
+  (folder / "1").rename(folder / "2")
+  with pytest.raises(InputError, match=r"/5: .*\(it is of step 2, under"):
+    checkpoints.restore(workdir, abstract_of(state_of(0)))
+  assert checkpoints.steps(workdir) == [5, 2]
+
+
+def test_only_numbers_as_they_are_written_are_steps(two, tmp_path):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  for name in ("02", "٣", "-4", "5.0", "6 "):
+    (folder / name).mkdir()
+  assert checkpoints.steps(workdir) == [2, 1]
+
+
 def poisoned(step, number):
   """A state one of whose 64 weights, of one device, is another number."""
   state = state_of(step)
