@@ -79,6 +79,24 @@ def read_lines(path):
   return [json.loads(line) for line in lines[:-1] if line]
 
 
+def readable_lines(path):
+  """(objects, how many other lines) of a file of JSON lines.
+
+  A last line cut short counts as neither, and a file that is missing has none.
+  """
+  try:
+    with open(path, "rb") as file:
+      lines = file.read().split(b"\n")[:-1]
+  except FileNotFoundError:
+    return [], 0
+  found = []
+  for line in filter(None, lines):
+    with contextlib.suppress(ValueError, RecursionError):  # no UTF-8, too
+      found.append(json.loads(line.decode("utf-8")))
+  objects = [one for one in found if isinstance(one, dict)]
+  return objects, sum(map(bool, lines)) - len(objects)
+
+
 def sha256_of(path):
   """SHA-256, in hex, of a file's bytes."""
   with open(path, "rb") as file:

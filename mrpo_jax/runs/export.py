@@ -21,6 +21,7 @@ from mrpo_jax.runs.models import base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
 from mrpo_jax.training import checkpoints
+from mrpo_jax.training.log import metrics_until
 
 
 def export(workdir, to, *, step="newest", merge=False):
@@ -44,8 +45,7 @@ def export(workdir, to, *, step="newest", merge=False):
   tokenizer = _tokenizer(workdir, section, meta["config"].get("identity", {}))
   metrics = {
     key: value
-    for line in files.read_lines(workdir / "metrics.jsonl")
-    if line["step"] <= step
+    for line in metrics_until(workdir, step)
     for key, value in line.items()  # of each figure the newest
   }
   text = functools.partial(card_text, meta["config"], step, metrics)

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from mrpo_jax import files, parallel, processes
 from mrpo_jax.data.batches import evaluation_batches, training_batches
-from mrpo_jax.errors import StoppedRun
+from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
 from mrpo_jax.runs import owner
@@ -22,7 +22,12 @@ from mrpo_jax.runs.models import load_models
 from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.score import ScorePlan, fill_or_refuse
 from mrpo_jax.runs.setup import best, set_up
-from mrpo_jax.runs.workdir import PAIRS, claim, write_tokenizers
+from mrpo_jax.runs.workdir import (
+  PAIRS,
+  claim,
+  recorded_config,
+  write_tokenizers,
+)
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.held_out import HeldOut, learned
 from mrpo_jax.training.log import Log, finite
@@ -113,7 +118,7 @@ def _run(setup, store, refusal, stop, check_owner):
   content = {**config.to_dict(), "identity": setup.identity}
   claim(workdir, content, setup.tokenizers.made, step=start)
   # 6. The loop.
-  due, batches = _due(setup), _batches(setup, scores, start)
+  due, batches = _due(config), _batches(setup, scores, start)
   watch = Watch(setup, None if start else program.expected())
   evaluate = _evaluation(setup, scores, program, watch)
   keep = config.checkpoints.keep
@@ -126,6 +131,7 @@ def _run(setup, store, refusal, stop, check_owner):
       constants=_constants(setup),
       rate=program.learning_rate,
       watch=watch,
+      logged=_logged(workdir, config),
     ) as log,
   ):
     policy = setup.objective.policy.config
@@ -156,14 +162,30 @@ def _stop_signal():
   return lambda step: bool(asked)
 
 
-def _due(setup):
-  config = setup.config
+def _due(config):
   return Due(
     steps=config.steps,
     log_every=config.log_every,
-    eval_every=config.eval_every if "eval" in setup.tables else None,
+    eval_every=config.eval_every if config.data.eval else None,
     checkpoint_every=config.checkpoint_every,
   )
+
+
+def _logged(workdir, config):
+  """step -> had it a line?  By the config that the run had then."""
+  now, past = _due(config), {}
+  for path in workdir.glob("config-*.json"):
+    with contextlib.suppress(InputError, ValueError, TypeError, OSError):
+      until = int(path.stem.removeprefix("config-"))
+      past[until] = None  # of one that cannot be read, nothing is known
+      past[until] = _due(recorded_config(path, files.read_json(path)))
+
+  def logged(step):
+    until = min((one for one in past if step <= one), default=None)
+    due = now if until is None else past[until]
+    return due is not None and due.logs(step)
+
+  return logged
 
 
 def _batches(setup, scores, start):
