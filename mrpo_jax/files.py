@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 
 
 def at_home(path):
@@ -53,8 +53,16 @@ def write_atomically(path, content):
     raise
 
 
+def as_json(value, where, **given):
+  """JSON text, a strict one; StoppedRun where a number is not finite."""
+  try:
+    return json.dumps(value, allow_nan=False, **given)
+  except ValueError as error:
+    raise StoppedRun(f"{where} is not written: {error}") from None
+
+
 def write_json(path, value, *, sort_keys=True):
-  text = json.dumps(value, indent=2, sort_keys=sort_keys)
+  text = as_json(value, path, indent=2, sort_keys=sort_keys)
   write_atomically(path, text + "\n")
 
 
@@ -79,7 +87,8 @@ def parsed(text, where):
 
 
 def write_lines(path, values):
-  write_atomically(path, "".join(json.dumps(value) + "\n" for value in values))
+  text = "".join(as_json(value, path) + "\n" for value in values)
+  write_atomically(path, text)
 
 
 def read_lines(path):
@@ -100,6 +109,24 @@ def read_lines(path):
     for number, line in enumerate(lines, 1)
     if line
   ]
+
+
+def readable_lines(path):
+  """(objects, how many other lines) of a file of JSON lines.
+
+  A last line cut short counts as neither, and a file that is missing has none.
+  """
+  try:
+    with open(path, "rb") as file:
+      lines = file.read().split(b"\n")[:-1]
+  except FileNotFoundError:
+    return [], 0
+  found = []
+  for line in filter(None, lines):
+    with contextlib.suppress(ValueError, RecursionError):  # no UTF-8, too
+      found.append(json.loads(line.decode("utf-8")))
+  objects = [one for one in found if isinstance(one, dict)]
+  return objects, sum(map(bool, lines)) - len(objects)
 
 
 def sha256_of(path):

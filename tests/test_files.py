@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not the JSON that it should be is refused by name; ~ is home."""
+"""Files of JSON: strict, refused by name where they are not; ~ is home."""
 
 import pytest
 
 from mrpo_jax import files
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 
 WRONG = {
   b"null": "holds null, not an object",
@@ -40,3 +40,13 @@ def test_home_stands_for_the_tilde(monkeypatch):
   assert [files.at_home(x) for x in ("~", "~/a", "a~", "./~", "", None)] == [
     *("/h", "/h/a", "a~", "./~", "", None)
   ]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_is_no_json(tmp_path, number):
+  path = tmp_path / "figures.json"
+  files.write_json(path, {"a": 1.5})
+  for write in (files.write_json, files.write_lines):
+    with pytest.raises(StoppedRun, match=f"{path} is not written"):
+      write(path, [{"a": number}])
+  assert files.read_json(path) == {"a": 1.5}

@@ -22,6 +22,7 @@ from mrpo_jax.references.store import (
   DRAFT,
   KEY,
   MANIFEST,
+  OTHER_BYTES,
   SHARD,
   TOKENS,
   distinct_pairs,
@@ -168,7 +169,7 @@ def _problem(path):
   except FileNotFoundError:  # removed since the folder was listed
     return None
   if hashlib.sha256(content).hexdigest() != path.stem:
-    return "its bytes are not those that it is named after"
+    return OTHER_BYTES
   try:
     table = pq.ParquetFile(io.BytesIO(content)).read()
   except (pa.ArrowException, OSError) as error:

@@ -29,6 +29,7 @@ KEY = re.compile(r"[0-9a-f]{64}")
 SHARD = re.compile(rf"{KEY.pattern}\.parquet")
 # Of `files.write_atomically`: ends in the number of the process that writes.
 DRAFT = re.compile(rf"\.(?:manifest\.json|{SHARD.pattern})\.(\d{{1,9}})")
+OTHER_BYTES = "its bytes are not those that it is named after"
 CHOICES = ("chosen", "rejected")
 FIGURES = {  # per response: (type, field of Scores, unit)
   "logp": (pa.float32(), "logp_PC", "nats, summed over response tokens"),
@@ -160,22 +161,37 @@ class Store:
 
 
 def read_tables(folder, columns=None, *, per_token=False):
-  """Yields the table of every file; with `per_token` those with tokens."""
+  """Yields the table of every file; with `per_token` those with tokens.
+
+  Raises:
+    InputError: a file is not what it is named after, or holds another table.
+  """
   for path in shard_paths(folder):
     try:
-      with pq.ParquetFile(path) as file:
-        with_tokens = has_tokens(file.schema_arrow)
-        if with_tokens is None:
-          raise pa.ArrowInvalid("its columns are of another table")
-        if with_tokens or not per_token:
-          yield file.read(columns=columns)
+      # Read once: what is parsed is what was verified.
+      table = _verified(path.read_bytes(), path.stem, columns, per_token)
     except FileNotFoundError:  # removed since the folder was listed
       continue
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, pa.ArrowException, OSError) as error:
       raise InputError(
         f"{path}: cannot be read ({one_line(error)}); mrpo store verify lists "
         "broken files, mrpo store prune removes them"
       ) from None
+    if table is not None:
+      yield table
+
+
+def _verified(content, name, columns, per_token):
+  """The table in a file's bytes, None where it has no tokens but should."""
+  if hashlib.sha256(content).hexdigest() != name:
+    raise ValueError(OTHER_BYTES)
+  with pq.ParquetFile(io.BytesIO(content)) as file:
+    with_tokens = has_tokens(file.schema_arrow)
+    if with_tokens is None:
+      raise ValueError("its columns are of another table")
+    if with_tokens or not per_token:
+      return file.read(columns=columns)
+  return None
 
 
 def has_tokens(schema):

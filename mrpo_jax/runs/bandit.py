@@ -20,6 +20,7 @@ import numpy as np
 from mrpo_jax import files, losses
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.progress import Progress
+from mrpo_jax.runs import owner
 from mrpo_jax.runs.workdir import claim, known_run
 from mrpo_jax.text import aligned
 from mrpo_jax.training import tabular
@@ -38,7 +39,13 @@ def train_run(config, workdir):
     config: BanditConfig.
     workdir: folder of the run; made if it does not exist.
   """
-  workdir, content = pathlib.Path(workdir), config.to_dict()
+  workdir = pathlib.Path(workdir)
+  with owner.owned(workdir, owner.look(workdir)):
+    _train_in(workdir, config)
+
+
+def _train_in(workdir, config):
+  content = config.to_dict()
   known = known_run(workdir, content, fixed=content)
   methods = _methods(config.bandit)
   if (workdir / RESULTS).exists():

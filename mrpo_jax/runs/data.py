@@ -48,16 +48,21 @@ def load_pairs(config, splits=SPLITS):
 def load_tokenizers(config, workdir, pairs, known=None):
   """Loads each model's tokenizer, or trains it on the training text.
 
-  `known` is the `identity` of the run that goes on: its date is that of chat
-  templates that write one.
+  Args:
+    config: Config of the run.
+    workdir: its folder; a tokenizer in it counts where config.json vouches for
+      it, and is trained again where not.
+    pairs: of the training data.
+    known: content of config.json, whose date is that of chat templates that
+      write one; None of a run that has none yet.
   """
   views, view_of, made, identity, bare = {}, {}, {}, {}, {}
-  date = _date(config.data.date, known or {})
+  date = _date(config.data.date, (known or {}).get("identity", {}))
   for section in _in_order(config):
     given = section.tokenizer
     origin = given.folder or given.key
     if origin not in bare:
-      bare[origin] = _tokenizer(given, workdir, pairs, made)
+      bare[origin] = _tokenizer(given, workdir, pairs, known, made)
     with blames(f"config.{section.key}.template", InputError):
       undated = with_template(bare[origin], given.template)
       tokenizer = with_date(undated, date)
@@ -116,13 +121,23 @@ def abstract_tokenizers(config):
   return Tokenizers(list(views.values()), view_of, {}, {})
 
 
-def _tokenizer(given, workdir, pairs, made):
+def trained_folder(workdir, key):
+  """Where the tokenizer stands that was trained for the model of that key."""
+  return pathlib.Path(workdir) / f"tokenizer-{key}"
+
+
+def _tokenizer(given, workdir, pairs, known, made):
   """As it stands in its folder, or trained here: then it is in `made` too."""
-  trained = pathlib.Path(workdir) / f"tokenizer-{given.key}"
   if given.folder:
     return load_tokenizer(given.folder)
+  trained = trained_folder(workdir, given.key)
   if trained.is_dir():
-    return load_tokenizer(trained)
+    found = _vouched(trained, given, known)
+    if found is not None:
+      return found
+    logger.warning(
+      f"{trained} is not used: it is not what the config.json beside it says"
+    )
   if given.new.tokenizer != "bpe":
     raise InputError(
       f"config.{given.key}.new.tokenizer: only bpe is trained; name the folder "
@@ -133,3 +148,29 @@ def _tokenizer(given, workdir, pairs, made):
   texts = (text for pair in pairs for text in formats.texts(pair))
   made[trained.name] = train_tokenizer(texts, given.new.vocab_size)
   return made[trained.name]
+
+
+def _vouched(folder, given, known):
+  """The tokenizer of a folder, where config.json says the same of it; or None.
+
+  A run that was killed before it wrote config.json may have left half of one,
+  and a key that was changed since asks for another.
+  """
+  there = known or {}
+  for name in given.key.split("."):
+    there = there.get(name) or {}
+  made_from = there.get("new") or {}
+  if any(
+    made_from.get(name) != getattr(given.new, name)
+    for name in ("tokenizer", "vocab_size")
+  ):
+    return None
+  try:
+    tokenizer = load_tokenizer(folder)
+  except InputError:  # which says what is wrong with what nobody made by hand
+    return None
+  mark = tokenizer_fingerprint(with_template(tokenizer, given.template))
+  said = known.get("identity", {}).get(f"{given.key}.tokenizer")
+  # Under another template it has another mark.
+  is_same = mark == said or there.get("template", "") != given.template
+  return tokenizer if is_same else None

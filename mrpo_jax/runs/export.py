@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of a checkpoint as a Hugging Face folder."""
 
+import datetime
 import functools
 import logging
 import os
@@ -12,6 +13,7 @@ from mrpo_jax import files, hub
 from mrpo_jax.data.tokenizer import (
   load_tokenizer,
   tokenizer_fingerprint,
+  with_date,
   with_template,
 )
 from mrpo_jax.errors import InputError
@@ -20,10 +22,12 @@ from mrpo_jax.hub.card import card_text
 from mrpo_jax.hub.folder import generation_config, read_object
 from mrpo_jax.models import lora
 from mrpo_jax.runs.config import BanditConfig, Folder
+from mrpo_jax.runs.data import trained_folder
 from mrpo_jax.runs.models import ADAPTED, base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
 from mrpo_jax.training import checkpoints
+from mrpo_jax.training.log import metrics_until
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +75,7 @@ def _metrics(workdir, step):
   """Of each figure the newest up to that step."""
   return {
     key: value
-    for line in files.read_lines(workdir / "metrics.jsonl")
-    if line["step"] <= step
+    for line in metrics_until(workdir, step)
     for key, value in line.items()
   }
 
@@ -80,9 +83,18 @@ def _metrics(workdir, step):
 def _tokenizer(section, workdir, identity):
   """The policy's tokenizer with the chat template that it was trained with."""
   given = section.tokenizer
-  folder = given.folder or workdir / f"tokenizer-{given.key}"
+  folder = given.folder or trained_folder(workdir, given.key)
   tokenizer = with_template(load_tokenizer(folder), given.template)
-  if tokenizer_fingerprint(tokenizer) != identity.get("policy.tokenizer"):
+  dated = tokenizer
+  if date := identity.get("date"):
+    dated = with_date(tokenizer, datetime.date.fromisoformat(date))
+  mark = tokenizer_fingerprint(dated)
+  if identity.get("policy.tokenizer", mark) != mark:
+    if not given.folder:
+      raise InputError(
+        f"{folder}: not the tokenizer that {workdir} was trained with; mrpo "
+        "train makes it again"
+      )
     logger.warning(
       f"warning: the tokenizer of {folder}, or its chat template, is not the "
       "one that was trained with; the export has it as it is now"

@@ -70,9 +70,7 @@ def set_up(config, workdir, *, allow_changed=False):
   read = ["train", *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
   pairs = load_pairs(config, read + measured)
-  tokenizers = load_tokenizers(
-    config, workdir, pairs["train"], (known or {}).get("identity")
-  )
+  tokenizers = load_tokenizers(config, workdir, pairs["train"], known)
   tables = {
     split: encode_table(
       split,

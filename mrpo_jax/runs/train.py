@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run, from its config to its last checkpoint."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -12,17 +13,23 @@ from jax.experimental import multihost_utils
 
 from mrpo_jax import files, parallel, processes
 from mrpo_jax.data.batches import evaluation_batches, training_batches
-from mrpo_jax.errors import StoppedRun
+from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
+from mrpo_jax.runs import owner
 from mrpo_jax.runs.models import load_models, warn_of_lost_steps
 from mrpo_jax.runs.program import Program, compile_ahead
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import best, set_up
-from mrpo_jax.runs.workdir import PAIRS, claim
+from mrpo_jax.runs.workdir import (
+  PAIRS,
+  claim,
+  recorded_config,
+  write_tokenizers,
+)
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.held_out import HeldOut, learned
-from mrpo_jax.training.log import Log
+from mrpo_jax.training.log import Log, finite
 from mrpo_jax.training.loop import Due, train
 
 logger = logging.getLogger(__name__)
@@ -52,20 +59,54 @@ def train_run(
   """
   stop, workdir = _stop_signal(), pathlib.Path(workdir)
   # 1. Everything that can be wrong, before anything is written.
+  before = owner.look(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)
+  refusal = None if autoscore else command
+  # 2. The workdir is this run's, and no other's.
+  with owner.owned(workdir, before) as check_owner:
+    with _says_what_is_kept(workdir):
+      _run(setup, store, refusal, stop, check_owner)
+
+
+@contextlib.contextmanager
+def _says_what_is_kept(workdir):
+  """Adds to a StoppedRun which checkpoint there is."""
+  try:
+    yield
+  except StoppedRun as error:
+    steps = checkpoints.steps(workdir)
+    kept = "there is no checkpoint yet"
+    if steps:
+      kept = f"the last checkpoint is kept, of step {steps[0]}"
+    raise StoppedRun(f"{error}; {kept}") from error
+
+
+def _run(setup, store, refusal, stop, check_owner):
+  """Trains in a workdir that is this run's; see `train_run`.
+
+  Args:
+    setup: setup.Setup.
+    store: as given to the command.
+    refusal: flags of `mrpo score` to name where scores are missing; None
+      scores them.
+    stop: stop(step) is True when the run shall end after that step.
+    check_owner: raises StoppedRun where the workdir is another run's.
+  """
+  config, workdir = setup.config, setup.workdir
   done = checkpoints.steps(workdir)
   scores = ScorePlan.of(setup, store, fresh=not done)
-  refusal = None if autoscore else command
   ended = done[:1] == [config.steps]  # then nothing reads the scores
   ahead = None if ended else _prepare(setup, scores, refusal)
-  # 2. The program, of models on the mesh.
+  # 3. The program, of models on the mesh.
   models = load_models(setup.described, setup.mesh)
   warn_of_lost_steps(config, models["policy"].params)
   adapter, program = models["policy"].adapter, Program(setup, models, ahead)
   del models  # the policy's start is the state's now
-  # 3. The state: restored first, else from the start.
+  # 4. The state: restored first, else from the start.
   state, start = program.start(scores)
   if start == config.steps:
+    if processes.is_first():
+      write_tokenizers(workdir, setup.tokenizers.made)
     logger.info(f"finished before: {workdir} stands at step {start}")
     return
   if ended:  # but the newest checkpoint could not be read
@@ -73,11 +114,11 @@ def train_run(
     scores.fill()
   if start:
     logger.info(f"resuming at step {start}")
-  # 4. The workdir is this run's.
+  # 5. The workdir says whose it is.
   content = {**config.to_dict(), "identity": setup.identity}
   claim(workdir, content, setup.tokenizers.made, step=start)
-  # 5. The loop.
-  due, batches = _due(setup), _batches(setup, scores, start)
+  # 6. The loop.
+  due, batches = _due(config), _batches(setup, scores, start)
   watch = Watch(setup, None if start else program.expected())
   evaluate = _evaluation(setup, scores, program, watch)
   keep = config.checkpoints.keep
@@ -90,9 +131,11 @@ def train_run(
       constants=_constants(setup),
       rate=program.learning_rate,
       watch=watch,
+      logged=_logged(workdir, config),
     ) as log,
   ):
-    save = _saving(manager, content, setup.objective.policy.config, adapter)
+    policy = setup.objective.policy.config
+    save = _saving(manager, content, policy, adapter, check_owner)
     step, _ = train(
       *(program.step, state, batches, log),
       due=due,
@@ -127,14 +170,30 @@ def _stop_signal():
   return lambda step: bool(asked)
 
 
-def _due(setup):
-  config = setup.config
+def _due(config):
   return Due(
     steps=config.steps,
     log_every=config.log_every,
-    eval_every=config.eval_every if "eval" in setup.tables else None,
+    eval_every=config.eval_every if config.data.eval else None,
     checkpoint_every=config.checkpoint_every,
   )
+
+
+def _logged(workdir, config):
+  """step -> had it a line?  By the config that the run had then."""
+  now, past = _due(config), {}
+  for path in workdir.glob("config-*.json"):
+    with contextlib.suppress(InputError, ValueError, TypeError, OSError):
+      until = int(path.stem.removeprefix("config-"))
+      past[until] = None  # of one that cannot be read, nothing is known
+      past[until] = _due(recorded_config(path, files.read_json(path)))
+
+  def logged(step):
+    until = min((one for one in past if step <= one), default=None)
+    due = now if until is None else past[until]
+    return due is not None and due.logs(step)
+
+  return logged
 
 
 def _batches(setup, scores, start):
@@ -177,16 +236,17 @@ def _evaluation(setup, scores, program, watch):
 
   def evaluate(state):
     means, pairs = held_out(state, *program.frozen)
+    figures = {f"eval/{name}": value for name, value in means.items()}
+    figures = finite(int(state.step), figures)  # before anything is written
     watch.judge(means)
     if processes.is_first():
       files.write_lines(setup.workdir / PAIRS, pairs)
-    figures = {f"eval/{name}": value for name, value in means.items()}
     return learned(setup.objective, state, means), figures
 
   return evaluate
 
 
-def _saving(manager, content, policy, adapter):
+def _saving(manager, content, policy, adapter, check_owner):
   """(step, state, figures of an evaluation or None) -> a checkpoint.
 
   With the seed of its config, the pairs that are done are the place in the
@@ -200,6 +260,7 @@ def _saving(manager, content, policy, adapter):
     about["adapter"] = adapter.to_json()
 
   def save(step, state, figures):
+    check_owner()
     meta = {"step": step, "pairs": step * content["batch"], **about}
     if figures is not None:
       meta["evaluation"] = figures

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workdir of a run: config.json, whose run it is, what may change in it."""
 
+import contextlib
 import errno
 import fnmatch
 import logging
 import os
+import shutil
 import typing
 
 from mrpo_jax import files, processes
@@ -119,10 +121,10 @@ def recorded_config(where, content):
 
 def check_length(workdir, steps):
   """Raises InputError where the run is longer already than `steps`."""
-  done = checkpoints.steps(workdir)[:1]
-  if done and done[0] > steps:
+  done = checkpoints.stands_at(workdir)
+  if done > steps:
     raise InputError(
-      f"config.steps={steps}, but {workdir} stands at step {done[0]}; "
+      f"config.steps={steps}, but {workdir} stands at step {done}; "
       "use another --workdir"
     )
 
@@ -136,7 +138,7 @@ def claim(workdir, values, tokenizers=None, *, step=0):
   Args:
     workdir: folder of the run; made if it does not exist.
     values: content of config.json.
-    tokenizers: {folder: tokenizer} saved beside it.
+    tokenizers: {folder: tokenizer} that were made, saved beside it.
     step: from which the run goes on.
   """
   if processes.is_first():
@@ -149,21 +151,38 @@ def claim(workdir, values, tokenizers=None, *, step=0):
     )
 
 
-def _write(workdir, values, tokenizers, step):
+@contextlib.contextmanager
+def written(workdir):
+  """Raises InputError where the workdir cannot be written to inside."""
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    if (workdir / CONFIG).exists():
-      _record_changes(workdir, values, step)
-    else:
-      for folder, tokenizer in tokenizers.items():
-        tokenizer.save_pretrained(workdir / folder)
-      files.write_json(workdir / CONFIG, values)
+    yield
   except OSError as error:
     raise InputError(
       f"--workdir {workdir} cannot be written: {error.strerror}"
     ) from None
+
+
+def _write(workdir, values, tokenizers, step):
+  with written(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    write_tokenizers(workdir, tokenizers)
+    if (workdir / CONFIG).exists():
+      _record_changes(workdir, values, step)
+    else:
+      files.write_json(workdir / CONFIG, values)
+
+
+def write_tokenizers(workdir, tokenizers):
+  """Each whole, in the place of what is there and was not trusted."""
+  for name, tokenizer in tokenizers.items():
+    for left in workdir.glob(f".{name}.partial-*"):
+      shutil.rmtree(left)
+    if (workdir / name).exists():
+      shutil.rmtree(workdir / name)
+    with files.new_folder(workdir / name) as partial:
+      tokenizer.save_pretrained(partial)
 
 
 def _record_changes(workdir, values, step):

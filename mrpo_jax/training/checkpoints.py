@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import pathlib
+import re
 import warnings
 
 import jax
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mrpo_jax import processes
-from mrpo_jax.errors import InputError, first_line
+from mrpo_jax.errors import InputError, StoppedRun, first_line
 from mrpo_jax.models import lora
 from mrpo_jax.models.families.read import config_from_hf
 
 logger = logging.getLogger(__name__)
+
+STEP = re.compile("0|[1-9][0-9]*")  # names of their folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,25 @@ def checksum(tree):
   return [of(array) for array in jax.tree.leaves(tree)]
 
 
+@jax.jit
+def _are_finite(tree):
+  """One bool per array: no number in it is infinite or none."""
+  return [jnp.all(jnp.isfinite(array)) for array in jax.tree.leaves(tree)]
+
+
+def _not_finite(tree):
+  """Where a tree holds a number that is not finite, in words; or ""."""
+  found = jax.device_get(_are_finite(tree))
+  paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+  bad = [
+    jax.tree_util.keystr(path).lstrip(".")
+    for path, is_finite in zip(paths, found, strict=True)
+    if not is_finite
+  ]
+  more = f" and {len(bad) - 1} other arrays" if len(bad) > 1 else ""
+  return f"{bad[0]}{more} not finite" if bad else ""
+
+
 def _sums(tree):
   return [int(value) for value in jax.device_get(checksum(tree))]
 
@@ -120,7 +142,13 @@ def save(manager, step, state, meta):
     state: TrainState.
     meta: what JSON can say about it; `evaluation`, if there, are the figures
       of the evaluation at this step.
+
+  Raises:
+    StoppedRun: a number of the state is not finite; then nothing is written,
+      and nothing that is there makes room for it.
   """
+  if bad := _not_finite(state):
+    raise StoppedRun(f"the state after step {step} has {bad}")
   sums = {field: _sums(tree) for field, tree in vars(state).items()}
   meta = {**meta, "arrays": _arrays(state), "checksum": sums}
   meta["digest"] = _digest(meta)
@@ -150,15 +178,39 @@ def steps(workdir):
   """Complete checkpoints on disk, newest first; makes nothing."""
   folder = pathlib.Path(workdir) / "checkpoints"
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+  found = (int(name) for name in names if STEP.fullmatch(name))
+  return sorted(found, reverse=True)
+
+
+def stands_at(workdir):
+  """The newest step by what checkpoints say of themselves; 0 without any.
+
+  Their arrays are not read.
+  """
+  folder = pathlib.Path(workdir) / "checkpoints"
+  for step in steps(workdir):
+    if _said_step(folder / str(step)) == step:
+      return step
+  return 0
+
+
+def _said_step(path):
+  """The step in the JSON beside a state; None where that cannot be read."""
+  try:
+    # As a plain file: no other process has to read it at the same time.
+    found = json.loads((path / "meta" / "metadata").read_bytes())["step"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+  return found if isinstance(found, int) else None
 
 
 def restore(workdir, abstract_state):
   """(step, state) of the newest readable checkpoint, or None if there is none.
 
-  An unreadable one is set aside as `broken-<step>` and said; when none can be
-  read, InputError names them and nothing is moved.  So it does where the
-  arrays of a checkpoint are others than those asked for.
+  An unreadable one, or one with a number that is not finite, is set aside as
+  `broken-<step>` and said; when none can be read, InputError names them and
+  nothing is moved.  So it does where the arrays of a checkpoint are others than
+  those asked for.  What is under another name than its step is set aside, too.
 
   Args:
     workdir: folder of the run.
@@ -180,6 +232,7 @@ def restore(workdir, abstract_state):
       logger.warning(
         f"checkpoint {path} cannot be read ({reason}); using step {step}"
       )
+    _set_aside_renamed(folder, [one for one in found if one < step])
     return step, state
   if not found:
     return None
@@ -188,6 +241,20 @@ def restore(workdir, abstract_state):
     f"{path}: checkpoint cannot be read ({reason}), and there is no older "
     "one; remove the workdir to start again"
   )
+
+
+def _set_aside_renamed(folder, older):
+  """Those of the older steps that say they are of another one."""
+  said = {step: _said_step(folder / str(step)) for step in older}
+  processes.gather(None)  # all have looked
+  for step, real in said.items():
+    if real not in (None, step):
+      if processes.is_first():
+        _set_aside(folder / str(step))
+      logger.warning(
+        f"checkpoint {folder / str(step)} is of step {real}, under another "
+        "name; it is set aside"
+      )
 
 
 def _set_aside(path):
@@ -222,6 +289,8 @@ def read(path, abstract_state):
     raise ValueError(reasons[0])
   for field, tree in vars(state).items():
     _compare(field, tree, meta)
+  if bad := _not_finite(state):
+    raise ValueError(f"it has {bad}")
   return state
 
 
@@ -246,6 +315,8 @@ def read_meta(path):
   digest = meta.pop("digest")
   if digest != _digest(meta):
     raise ValueError("its meta differs from the checksum")
+  if meta["step"] != int(path.name):
+    raise ValueError(f"it is of step {meta['step']}, under another name")
   return meta
 
 
@@ -305,6 +376,8 @@ def policy(workdir, step):
       with ocp.PyTreeCheckpointer() as checkpointer:
         params = checkpointer.restore(path / "state")["params"]
     _compare("params", params, meta)
+    if bad := _not_finite(params):
+      raise ValueError(f"its params have {bad}")
   except Exception as error:  # Orbax and TensorStore raise many kinds
     reason = first_line(error)
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error

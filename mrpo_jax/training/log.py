@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training log: metrics.jsonl, TensorBoard events, progress bar."""
 
-import json
+import itertools
 import logging
 import math
 import os
@@ -16,6 +16,8 @@ from mrpo_jax.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+FILE = "metrics.jsonl"
+GAPS = 5  # that are named
 TOKENS = ("tokens/real", "tokens/slots")
 CONSOLE = (  # title, figure, how it is written
   ("loss", "loss", ".4f"),
@@ -24,13 +26,64 @@ CONSOLE = (  # title, figure, how it is written
 )
 
 
+def metrics_until(workdir, step):
+  """The lines of metrics.jsonl up to a step: dicts of finite numbers.
+
+  What is nothing of that kind is left out and said.
+  """
+  path = pathlib.Path(workdir) / FILE
+  lines, strange = files.readable_lines(path)
+  kept, left_out = [], 0
+  for line in lines:
+    finite_ones = {name: x for name, x in line.items() if _is_figure(x)}
+    if not isinstance(finite_ones.get("step"), int):
+      strange += 1
+    elif line["step"] <= step:
+      kept.append(finite_ones)
+      left_out += len(line) - len(finite_ones)
+  if strange:
+    logger.warning(f"{path}: {strange} lines are no metrics and are left out")
+  if left_out:
+    logger.warning(
+      f"{path}: {left_out} figures are no finite numbers and are left out"
+    )
+  return kept
+
+
+def _is_figure(value):
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and math.isfinite(value)
+
+
+def _say_gaps(path, kept, wanted):
+  """Warns of steps that had a line and have none now."""
+  have = {line["step"] for line in kept}
+  gaps = []  # of (first, last), neighbours among the lines
+  for is_there, steps in itertools.groupby(wanted, have.__contains__):
+    if not is_there:
+      first, *_, last = [*steps] * 2
+      gaps.append(f"{first} to {last}" if last > first else f"{first}")
+  if gaps:
+    more = f" and {len(gaps) - GAPS} more gaps" if len(gaps) > GAPS else ""
+    logger.warning(
+      f"{path} has lost the lines of the steps {', '.join(gaps[:GAPS])}{more}"
+    )
+
+
 class Metrics:
   """One JSON object a line, written at once, and TensorBoard beside it."""
 
-  def __init__(self, workdir, *, step):
-    """Keeps the lines up to `step`: later ones will be computed again."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    kept = [line for line in files.read_lines(path) if line["step"] <= step]
+  def __init__(self, workdir, *, step, logged=lambda step: False):
+    """Keeps the lines up to `step`: later ones will be computed again.
+
+    Args:
+      workdir: folder of the run.
+      step: how many are done.
+      logged: logged(step): was there a line of it?  What is gone is said.
+    """
+    path = pathlib.Path(workdir) / FILE
+    kept = metrics_until(workdir, step) if step else []
+    _say_gaps(path, kept, [one for one in range(1, step + 1) if logged(one)])
     if kept:
       files.write_lines(path, kept)
     elif path.exists():
@@ -39,7 +92,8 @@ class Metrics:
     self._events = _events(workdir)
 
   def write(self, step, values):
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    line = files.as_json({"step": step, **values}, self._file.name)
+    self._file.write(line + "\n")
     self._file.flush()
     if self._events is not None:
       for tag, value in values.items():
@@ -71,7 +125,9 @@ class Log:
   context: leaving it closes the files.
   """
 
-  def __init__(self, workdir, *, start, due, constants, rate, watch):
+  def __init__(
+    self, workdir, *, start, due, constants, rate, watch, logged=None
+  ):
     """Opens the files, on the first process, and starts the progress.
 
     Args:
@@ -81,12 +137,14 @@ class Log:
       constants: dict of figures that stand in every line.
       rate: learning rate of a step.
       watch: called as watch(step, metrics), in order, before the line.
+      logged: of a run that goes on: logged(step), was there a line of it?
+        None: as `due` says.
     """
     self._due, self._constants = due, constants
     self._rate, self._watch = rate, watch
     self._metrics = None
     if processes.is_first():
-      self._metrics = Metrics(workdir, step=start)
+      self._metrics = Metrics(workdir, step=start, logged=logged or due.logs)
     self._progress = Progress("step", due.steps, done=start)
     self._first, self._steps, self._busy = start + 1, 0, 0.0
     self._pending = None  # (step, metrics, waited) of a step not yet read

@@ -383,6 +383,32 @@ def test_a_truncated_file_is_an_error_that_says_what_to_do(tmp_path):
   assert one.known() == set()
 
 
+def test_no_flipped_bit_is_read_as_another_number(tmp_path):
+  """Parquet itself notices few of them: each bit in turn, of every byte."""
+  one = filled(tmp_path, (1, 2), tokens=True)
+  (path,) = shards(one)
+  content = path.read_bytes()
+  for place in range(len(content)):
+    changed = bytearray(content)
+    changed[place] ^= 1 << place % 8
+    path.write_bytes(changed)
+    for read in (one.known, lambda: one.read(names([1]))):
+      with pytest.raises(InputError, match="not those that it is named after"):
+        read()
+  with pytest.raises(InputError, match="not those that it is named after"):
+    maintenance.export(tmp_path, one.key, tmp_path / "rows.csv")
+  path.write_bytes(content)
+  same(one.read(names([2, 1])), scores([2, 1], tokens=True))
+
+
+def test_a_file_under_another_name_is_not_read(tmp_path):
+  one = filled(tmp_path)
+  (path,) = shards(one)
+  path.rename(path.with_name(f"{'0' * 64}.parquet"))
+  with pytest.raises(InputError, match="not those that it is named after"):
+    one.read(names([1]))
+
+
 @pytest.mark.parametrize(
   ("name", "column", "what"),
   [

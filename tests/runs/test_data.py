@@ -3,6 +3,7 @@
 
 import datetime
 import logging
+import shutil
 
 import pytest
 
@@ -12,6 +13,8 @@ from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.data import load_tokenizers
+from mrpo_jax.runs.workdir import write_tokenizers
+from tests.material.logged import logged
 
 
 def debug_run(**reference):
@@ -34,6 +37,11 @@ def test_a_new_model_takes_the_tokenizer_of_a_folder(pairs, tmp_path):
   assert mark != found.identity["policy.tokenizer"]
 
 
+def known_of(config, found):
+  """What config.json says of a run that found these tokenizers."""
+  return {**config.to_dict(), "identity": found.identity}
+
+
 def test_unigram_is_read_where_an_older_run_left_it_and_not_trained(
   pairs, tmp_path
 ):
@@ -43,7 +51,8 @@ def test_unigram_is_read_where_an_older_run_left_it_and_not_trained(
     load_tokenizers(config, tmp_path, pairs)
   shipped = load_tokenizer(common.TOKENIZERS / "unigram-512")
   shipped.save_pretrained(tmp_path / "tokenizer-references.second")
-  found = load_tokenizers(config, tmp_path, pairs)
+  known = known_of(config, load_tokenizers(debug_run(), tmp_path, pairs))
+  found = load_tokenizers(config, tmp_path, pairs, known)
   mark = found.identity["references.second.tokenizer"]
   assert mark == tokenizer_fingerprint(shipped)
 
@@ -70,7 +79,7 @@ def test_the_day_that_a_template_writes_is_that_of_the_run(
   assert first.identity["policy.tokenizer"] == none.identity["policy.tokenizer"]
 
   # A run that goes on has the day that it began with; another may be named.
-  known = first.identity | {"date": "2030-05-06"}
+  known = {"identity": first.identity | {"date": "2030-05-06"}}
   again = load_tokenizers(dated, tmp_path, pairs, known)
   assert again.identity["date"] == "2030-05-06"
   values = dated.to_dict()
@@ -92,3 +101,83 @@ def test_a_tokenizer_of_several_templates_names_the_key(pairs, tmp_path):
   with pytest.raises(InputError, match=r"config\.references\.second\.template"):
     load_tokenizers(debug_run(**given), tmp_path, pairs)
   load_tokenizers(debug_run(**given, template="rag"), tmp_path, pairs)
+
+
+# What a folder in the workdir is worth.
+
+
+@pytest.fixture
+def kept(pairs, tmp_path):
+  """(config, what its config.json says, the folder of its tokenizer)."""
+  config = debug_run()
+  found = load_tokenizers(config, tmp_path, pairs)
+  write_tokenizers(tmp_path, found.made)
+  return config, known_of(config, found), tmp_path / "tokenizer-policy"
+
+
+def half(folder):
+  (folder / "tokenizer_config.json").unlink()  # which names the ends
+
+
+def cut(folder):
+  path = folder / "tokenizer.json"
+  path.write_bytes(path.read_bytes()[:1000])
+
+
+def empty(folder):
+  shutil.rmtree(folder)
+  folder.mkdir()
+
+
+def another(folder):
+  shutil.rmtree(folder)
+  shutil.copytree(common.TOKENIZERS / "unigram-512", folder)
+
+
+def test_a_tokenizer_that_config_json_vouches_for_is_read(kept, pairs):
+  config, known, folder = kept
+  found = load_tokenizers(config, folder.parent, pairs, known)
+  assert found.made == {}
+  assert found.identity == known["identity"]
+
+
+@pytest.mark.parametrize("harm", [half, cut, empty, another])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_one_that_is_not_what_was_written_is_made_again(
+  kept, pairs, harm, is_known
+):
+  config, known, folder = kept
+  harm(folder)
+  with logged() as said:
+    found = load_tokenizers(
+      config, folder.parent, pairs, known if is_known else None
+    )
+  assert said[0].startswith(f"{folder} is not used")
+  assert list(found.made) == ["tokenizer-policy"]
+  assert found.identity == known["identity"]
+  (folder.parent / ".tokenizer-policy.partial-1").mkdir()  # of one killed
+  write_tokenizers(folder.parent, found.made)
+  assert load_tokenizers(config, folder.parent, pairs, known).made == {}
+  assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_whole_one_without_config_json_is_made_again(kept, pairs):
+  config, known, folder = kept
+  found = load_tokenizers(config, folder.parent, pairs)
+  assert list(found.made) == ["tokenizer-policy"]
+
+
+def test_a_config_that_asks_for_another_gets_another(kept, pairs):
+  config, known, folder = kept
+  values = config.to_dict()
+  values["policy"]["new"]["vocab_size"] = 280
+  found = load_tokenizers(read(values), folder.parent, pairs, known)
+  assert len(found.made["tokenizer-policy"]) == 280
+
+
+def test_another_template_leaves_the_tokenizer(kept, pairs):
+  config, known, folder = kept
+  values = config.to_dict()
+  values["policy"]["template"] = "chatml"
+  found = load_tokenizers(read(values), folder.parent, pairs, known)
+  assert found.made == {} and found.identity != known["identity"]

@@ -57,7 +57,8 @@ def run_of(workdir, source, poison=False, **policy):
     }
   }
   model, params = hub.load(source, dtype=config.policy.dtype)
-  meta = {"config": content, "model": config_to_hf(model, "float32")}
+  meta = {"step": 1, "config": content}
+  meta["model"] = config_to_hf(model, "float32")
   if config.policy.adapter:
     adapter = lora.Adapter(**config.policy.adapter.model_dump())
     table = lora.adapter_table(parameters.table(model), adapter)
@@ -155,11 +156,13 @@ def test_an_unknown_type_is_one_line(tmp_path, capsys):
   assert "--dtype: 'int8'; want float32, bfloat16, float16" in error
 
 
-def test_weights_that_are_not_finite_are_not_written(source, tmp_path):
-  workdir = run_of(tmp_path, source, poison=True)
-  with pytest.raises(
-    InputError, match="model.norm.weight.*not finite in float"
-  ):
+def test_weights_that_are_not_finite_are_not_written(
+  source, tmp_path, monkeypatch
+):
+  with monkeypatch.context() as before:  # earlier versions saved such a state
+    before.setattr(checkpoints, "_not_finite", lambda tree: "")
+    workdir = run_of(tmp_path, source, poison=True)
+  with pytest.raises(InputError, match=r"params\['norm'\] not finite"):
     export(workdir, tmp_path / "to")
   assert not (tmp_path / "to").exists()
 

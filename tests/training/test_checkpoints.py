@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mrpo_jax import parallel
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.training import checkpoints, train_state
 from tests.material.logged import logged
 
@@ -183,6 +183,91 @@ def test_a_state_that_is_not_what_was_saved_is_not_used(two, tmp_path):
   step, _, said = restored(workdir)
   assert step == 1
   assert "(its step differs from the checksum); using step 1" in said[0]
+
+
+@pytest.mark.parametrize("name", ["3", "400"])
+def test_a_renamed_folder_is_set_aside(two, tmp_path, name):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  shutil.copytree(folder / "1", folder / name)
+  assert checkpoints.stands_at(workdir) == 2
+  step, state, said = restored(workdir)
+  assert step == 2
+  assert_equal_trees(state, state_of(2))
+  assert f"checkpoints/{name} cannot be read (it is of step 1, under" in said[0]
+  assert (folder / f"broken-{name}").is_dir()
+  assert checkpoints.steps(workdir) == [2, 1]
+
+
+def test_so_it_is_below_the_one_that_is_read(two, tmp_path):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  shutil.rmtree(folder / "1")
+  shutil.copytree(folder / "2", folder / "1")
+  step, _, said = restored(workdir)
+  assert step == 2
+  assert "checkpoints/1 is of step 2, under another name" in said[0]
+  assert checkpoints.steps(workdir) == [2]
+
+
+def test_the_best_and_exports_know_the_step_too(two, tmp_path):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  (folder / "2").rename(folder / "5")
+  with pytest.raises(InputError, match="no checkpoint has eval/loss yet"):
+    checkpoints.find(workdir, "best", LOSS)  # step 2 had it
+  with pytest.raises(InputError, match=r"/5: .*\(it is of step 2, under"):
+    checkpoints.policy(workdir, 5)
+  (folder / "1").rename(folder / "2")
+  with pytest.raises(InputError, match=r"/5: .*\(it is of step 2, under"):
+    checkpoints.restore(workdir, abstract_of(state_of(0)))
+  assert checkpoints.steps(workdir) == [5, 2]
+
+
+def test_only_numbers_as_they_are_written_are_steps(two, tmp_path):
+  workdir = tmp_path / "run"
+  folder = shutil.copytree(two, workdir) / "checkpoints"
+  for name in ("02", "٣", "-4", "5.0", "6 "):
+    (folder / name).mkdir()
+  assert checkpoints.steps(workdir) == [2, 1]
+
+
+def poisoned(step, number):
+  """A state one of whose 64 weights, of one device, is another number."""
+  state = state_of(step)
+  weight = state.params["weight"]
+  params = {"weight": weight.at[5, 6].set(number)}
+  return state.replace(params=jax.device_put(params, weight.sharding))
+
+
+@pytest.mark.parametrize("number", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, number):
+  save(tmp_path, {1: None}, keep=1)
+  match = r"state after step 2 has params\['weight'\] not finite"
+  with (
+    pytest.raises(StoppedRun, match=match),
+    checkpoints.manager(tmp_path, keep=1) as manager,
+  ):
+    checkpoints.save(manager, 2, poisoned(2, number), {})
+  assert checkpoints.steps(tmp_path) == [1]
+  assert restored(tmp_path)[0] == 1
+
+
+def test_one_that_was_saved_before_is_neither_used_nor_exported(
+  tmp_path, monkeypatch
+):
+  save(tmp_path, {1: None})
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, "_not_finite", lambda tree: "")
+    with checkpoints.manager(tmp_path) as manager:
+      meta = {"step": 2, "model": {}}
+      checkpoints.save(manager, 2, poisoned(2, jnp.nan), meta)
+  with pytest.raises(InputError, match=r"/2: .* have \['weight'\] not finite"):
+    checkpoints.policy(tmp_path, 2)
+  step, _, said = restored(tmp_path)
+  assert step == 1
+  assert "(it has params['weight'] not finite); using step 1" in said[0]
+  assert checkpoints.steps(tmp_path) == [1]
 
 
 def test_a_step_that_broke_twice(two, tmp_path):

@@ -11,7 +11,13 @@ from mrpo_jax.runs.workdir import claim, refuse_other
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.step import VERSION
 from tests.material.inputs import write_pairs
-from tests.material.runs import files_of, lines_of, train_debug, untimed
+from tests.material.runs import (
+  files_of,
+  lines_of,
+  mrpo,
+  train_debug,
+  untimed,
+)
 
 
 def train(workdir, *overrides):
@@ -93,6 +99,21 @@ def test_what_changes_no_number_is_no_other_run(done, capsys):
   assert train(done, "--config.log_every=2", "--config.checkpoints.keep=1") == 0
   assert "finished before" in capsys.readouterr().out
   assert files_of(done) == before
+
+
+def test_a_damaged_tokenizer_is_not_exported_and_is_made_again(
+  done, tmp_path, capsys
+):
+  workdir = copy_of(done, tmp_path)
+  (workdir / "tokenizer-policy" / "tokenizer_config.json").unlink()
+  to = tmp_path / "model"
+  assert mrpo("export", f"--workdir={workdir}", f"--to={to}") == 2
+  error = capsys.readouterr().err
+  assert "tokenizer-policy: not the tokenizer that" in error
+  assert not to.exists()
+  assert train(workdir) == 0
+  assert "tokenizer-policy is not used" in capsys.readouterr().out
+  assert mrpo("export", f"--workdir={workdir}", f"--to={to}") == 0
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from benchmarks import kill_training
 from mrpo_jax import files, hub
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training import step as steps
+from mrpo_jax.training.held_out import HeldOut
 from mrpo_jax.training.log import Log
 from tests.material.config import CONFIG
 from tests.material.runs import (
@@ -218,9 +219,47 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(
   monkeypatch.setattr(steps, "train_step", poisoned)
   assert train(tmp_path, run="dpo") == 1
   error = capsys.readouterr().err
-  assert error.startswith("error: loss is nan at step 6")
+  assert error.startswith("error: loss is nan at step 6; the last checkpoint")
+  assert error.endswith("is kept, of step 4\n")
   assert checkpoints.steps(tmp_path) == [4]
   assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_state_that_is_not_a_number_is_not_saved(
+  train, tmp_path, monkeypatch, capsys
+):
+  """At the last step no loss shows it any more."""
+  honest = steps.train_step
+
+  def poisoned(state, *given, **more):
+    state, metrics = honest(state, *given, **more)
+    bad = jax.numpy.where(state.step == 8, jax.numpy.nan, 1.0)
+    params = jax.tree.map(lambda x: x * bad.astype(x.dtype), state.params)
+    return state.replace(params=params), metrics
+
+  monkeypatch.setattr(steps, "train_step", poisoned)
+  override = ("--config.data.eval=", "--config.eval_every=0")
+  assert train(tmp_path, *override, run="dpo") == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: the state after step 8 has params[")
+  assert error.endswith("the last checkpoint is kept, of step 4\n")
+  assert checkpoints.steps(tmp_path) == [4]
+
+
+def test_an_evaluation_that_is_not_a_number_stops_and_writes_nothing(
+  train, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(
+    HeldOut, "__call__", lambda *_: ({"loss": float("nan")}, [{}])
+  )
+  assert train(tmp_path, run="dpo") == 1
+  error = capsys.readouterr().err
+  assert error == (
+    "error: eval/loss is nan at step 4; there is no checkpoint yet\n"
+  )
+  assert not (tmp_path / "eval_pairs.jsonl").exists()
+  assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+  assert checkpoints.steps(tmp_path) == []
 
 
 def test_a_wrong_start_stops_with_an_explanation(

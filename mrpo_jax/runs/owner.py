@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owner of a workdir: a lease file, so that one run at a time has it.
+
+<workdir>/owner-<n>.json says which process holds it.  Nothing but the creation
+of a new file has to be atomic, which shared disks give too; no clock of
+another host is trusted.
+
+- A lease is alive while its file is touched every BEAT seconds, or while its
+  process is there, where this one can look: same kernel, same numbers of
+  processes.
+- Whoever finds lease n dead creates n + 1, which one can do alone, and removes
+  what is older.  The highest number is the owner's.
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import pathlib
+import re
+import socket
+import threading
+import time
+from typing import NamedTuple
+
+from mrpo_jax import processes
+from mrpo_jax.errors import InputError, StoppedRun
+from mrpo_jax.runs.workdir import CONFIG, written
+from mrpo_jax.training import checkpoints
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"owner-([1-9][0-9]{0,8})\.json")
+# Seconds:
+BEAT = 5.0  # between signs of life
+STALE = 90.0  # without one, until a lease is dead; mounts cache for 60
+LOOK = 0.5  # between looks at a lease that cannot be judged at once
+PROC = pathlib.Path("/proc")
+
+
+class Lease(NamedTuple):
+  """A lease file as it was read once; equal ones show no sign of life."""
+
+  number: int = 0  # 0: there is none
+  text: str = ""
+  touched: int = 0  # nanoseconds, by the clock of the disk
+
+  @property
+  def says(self):
+    """What it tells of its process; {} where it cannot be read."""
+    try:
+      found = json.loads(self.text)
+    except ValueError:
+      found = None
+    return found if isinstance(found, dict) else {}
+
+
+class Before(NamedTuple):
+  """A workdir before a run has it."""
+
+  lease: Lease  # dead, or none
+  config: bytes | None  # of config.json
+  steps: list  # of its checkpoints
+
+
+def look(workdir):
+  """A Before of a workdir in which no run lives; writes nothing.
+
+  Raises:
+    InputError: one does; where it cannot be seen at once, after its next sign
+      of life.
+  """
+  workdir = pathlib.Path(workdir)
+  lease = _dead(workdir) if processes.is_first() else Lease()
+  return Before(lease, *_content(workdir))
+
+
+@contextlib.contextmanager
+def owned(workdir, before):
+  """Process 0 holds the workdir inside; it is made if it does not exist.
+
+  Where the lease is lost, as a process that was stopped for long may find, the
+  run ends: another one has the workdir.
+
+  Args:
+    workdir: folder of the run.
+    before: Before, on which all that was checked since rests.
+
+  Yields:
+    A function that raises StoppedRun where the lease is lost.
+
+  Raises:
+    InputError: another run has it, or had it since `before`.
+  """
+  if not processes.is_first():
+    processes.gather(None)  # process 0 has it
+    yield lambda: None
+    return
+  workdir = pathlib.Path(workdir)
+  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  with written(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    mine = _take(workdir, before.lease)
+  left = threading.Event()
+  beat = threading.Thread(target=_beat, args=(workdir, mine, left), daemon=True)
+  beat.start()
+  try:
+    if _content(workdir) != before[1:]:
+      raise InputError(
+        f"--workdir {workdir}: another run wrote to it while this one started; "
+        "start again"
+      )
+    processes.gather(None)
+    yield lambda: _check(workdir, mine)
+  finally:
+    left.set()
+    beat.join()
+    with contextlib.suppress(OSError):
+      if _holds(workdir, mine):
+        _path(workdir, mine.number).unlink()
+      for path in made:  # where nothing came into it
+        path.rmdir()
+
+
+def _content(workdir):
+  """What a run decides by when it starts."""
+  try:
+    config = (workdir / CONFIG).read_bytes()
+  except OSError:  # `known_run` says what is wrong with it
+    config = None
+  return config, checkpoints.steps(workdir)
+
+
+def _path(workdir, number):
+  return workdir / f"owner-{number}.json"
+
+
+# Who lives.
+
+
+def _newest(workdir):
+  """The Lease that counts."""
+  for number in sorted(_numbers(workdir), reverse=True):
+    if (lease := _read(workdir, number)) is not None:
+      return lease
+  return Lease()
+
+
+def _numbers(workdir):
+  try:
+    names = [path.name for path in workdir.iterdir()]
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  return [int(found[1]) for name in names if (found := NAME.fullmatch(name))]
+
+
+def _read(workdir, number):
+  """The Lease of that number, or None; opened anew, past what NFS keeps."""
+  try:
+    with open(_path(workdir, number), "rb") as file:
+      text = file.read().decode("utf-8", "replace")
+      return Lease(number, text, os.fstat(file.fileno()).st_mtime_ns)
+  except FileNotFoundError:
+    return None
+
+
+def _dead(workdir):
+  """The Lease that counts when it is dead, or none; InputError if it lives."""
+  lease = _newest(workdir)
+  while lease.number:
+    lives = _lives(lease.says)
+    later = _watched(workdir, lease) if lives is None else lease
+    if lives or later != lease and later.number == lease.number:
+      raise InputError(_in_use(workdir, later))
+    if later == lease:
+      return lease
+    lease = later  # given back, or taken over
+  return lease
+
+
+def _watched(workdir, lease):
+  """The Lease that counts after STALE seconds, or as soon as it is another."""
+  later, end = _newest(workdir), time.monotonic() + STALE
+  if later == lease:
+    logger.info(
+      f"--workdir {workdir} was last had by {_process(lease.says)}; it is this "
+      f"run's unless that shows life within {STALE:.0f} s"
+    )
+  while later == lease and time.monotonic() < end:
+    time.sleep(LOOK)
+    later = _newest(workdir)
+  return later
+
+
+def _lives(says):
+  """Does the process of a lease live?  None where it cannot be looked at."""
+  kernel, pid = _kernel(), says.get("pid")
+  if not kernel or says.get("kernel") != kernel:
+    return None
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:  # somebody else's, or a stranger's
+    pass
+  except (TypeError, OverflowError):
+    return None
+  born = _born(pid)
+  return None if born is None else born == says.get("born")
+
+
+def _in_use(workdir, lease):
+  return (
+    f"--workdir {workdir} is in use by another run: "
+    f"{_process(lease.says)}; wait for its end, or use another --workdir"
+  )
+
+
+def _process(says):
+  if not says:
+    return "a process that is not named"
+  return (
+    f"process {says.get('pid')} on {says.get('host')}, since "
+    f"{says.get('since')}"
+  )
+
+
+def _me():
+  """What a lease says of this process."""
+  return {
+    "pid": os.getpid(),
+    "host": socket.gethostname(),
+    "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "kernel": _kernel(),
+    "born": _born(os.getpid()),
+  }
+
+
+def _kernel():
+  """What numbers the processes here; "" where that is not known."""
+  try:
+    # Containers number their own.
+    names = os.readlink(PROC / "self" / "ns" / "pid")
+    boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+  except OSError:
+    return ""
+  return f"{boot} {names}"
+
+
+def _born(pid):
+  """When a process started, in ticks of its kernel; "" of one that ended.
+
+  None where that cannot be read.
+  """
+  try:
+    text = (PROC / str(pid) / "stat").read_text(errors="replace")
+  except OSError:
+    return None
+  # After the name, which may hold anything: state, then 18 more, then start.
+  fields = text.rpartition(")")[2].split()
+  return "" if fields[0] in "ZX" else fields[19]
+
+
+# Who has it.
+
+
+def _take(workdir, dead):
+  """The Lease of this process, in the place of a dead one or of none."""
+  while True:
+    if _newest(workdir) != dead:
+      dead = _dead(workdir)
+    mine = dead.number + 1
+    try:
+      with open(_path(workdir, mine), "x", encoding="utf-8") as file:
+        file.write(json.dumps(_me()) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except FileExistsError:  # another was faster
+      continue
+    lease = _newest(workdir)
+    if lease.number == mine and _read(workdir, dead.number) in (dead, None):
+      break
+    # That other one came and went, and a third has it.
+    _path(workdir, mine).unlink(missing_ok=True)
+  for number in _numbers(workdir):
+    if number < mine:
+      _path(workdir, number).unlink(missing_ok=True)
+  return lease
+
+
+def _holds(workdir, mine):
+  return _newest(workdir)[:2] == mine[:2]
+
+
+def _check(workdir, mine):
+  if not _holds(workdir, mine):
+    raise StoppedRun(_lost(workdir))
+
+
+def _lost(workdir):
+  return (
+    f"--workdir {workdir} is no longer this run's: another has taken it after "
+    f"{STALE:.0f} s without a sign of life, or it was removed"
+  )
+
+
+def _beat(workdir, mine, left):
+  """Beside the run: shows that it lives, and ends it where it has lost."""
+  while not left.wait(BEAT):
+    try:
+      lost = not _holds(workdir, mine)
+      if not lost:
+        os.utime(_path(workdir, mine.number))
+    except OSError:  # a disk that does not answer now
+      continue
+    if lost:
+      processes.end(1, _lost(workdir))
