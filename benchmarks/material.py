@@ -186,5 +186,5 @@ def settings_of(job, references, mode="online"):
       "weights": "uniform",
     },
     # The same learning rate throughout.
-    "optimizer": {"peak_lr": job["lr"], "warmup": 0.0, "end_lr": 1.0},
+    "optimizer": {"peak_lr": job["lr"], "warmup": 0.0, "end_lr_share": 1.0},
   }

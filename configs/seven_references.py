@@ -90,7 +90,7 @@ def get_config(arg="vaw"):
     weights=WEIGHTS[arg.run],
     scale="mean",  # per token
   )
-  c.optimizer = dict(peak_lr=1e-4, warmup=0.0, end_lr=1.0)  # constant
+  c.optimizer = dict(peak_lr=1e-4, warmup=0.0, end_lr_share=1.0)  # constant
   if not arg.debug:
     return c
   c = common.shrink(c)

@@ -6,12 +6,18 @@ from ml_collections import config_dict, config_flags
 
 from mrpo_jax import processes
 from mrpo_jax.errors import InputError, did_you_mean
-from mrpo_jax.runs.config import read, values_of, with_defaults
+from mrpo_jax.runs.config import (
+  RENAMED,
+  read,
+  say_renamed,
+  values_of,
+  with_defaults,
+)
 
 
 def changed_config(given, changes):
   """The Config of FILE[:args] with some --config.a.b=value."""
-  parsed = flags.FlagValues()
+  parsed, changes = flags.FlagValues(), _renamed(changes)
   config = with_defaults(values_of(given))
   try:
     config_flags.DEFINE_config_dict(
@@ -35,6 +41,20 @@ def changed_config(given, changes):
   if rest:
     raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
   return read(parsed["config"].value.to_dict())
+
+
+def _renamed(changes):
+  """The flags with old keys under their names; each is said."""
+  found = []
+  for place, flag in enumerate(changes):
+    name, *value = flag.split("=", 1)
+    key = name.removeprefix("--config.")
+    if key in RENAMED:
+      found.append(key)
+      changes = [*changes]
+      changes[place] = "=".join([f"--config.{RENAMED[key]}", *value])
+  say_renamed(found)
+  return changes
 
 
 def meet(coordinator, count, index):

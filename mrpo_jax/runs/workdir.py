@@ -11,7 +11,7 @@ import typing
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, blames
-from mrpo_jax.runs.config import read
+from mrpo_jax.runs.config import read, renamed
 from mrpo_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -87,11 +87,16 @@ def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
       raise InputError(f"{workdir} holds checkpoints but no {CONFIG}")
     return None
   try:
-    known = files.read_json(path)
+    known = _recorded(path)
   except InputError as error:
     raise InputError(f"{error}; use another --workdir") from None
   refuse_other(workdir, values, known, allow_changed, fixed)
   return known
+
+
+def _recorded(path):
+  """The content of config.json, old keys under the names that they have now."""
+  return renamed(files.read_json(path))[0]
 
 
 def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
@@ -186,7 +191,7 @@ def write_tokenizers(workdir, tokenizers):
 
 
 def _record_changes(workdir, values, step):
-  known = files.read_json(workdir / CONFIG)
+  known = _recorded(workdir / CONFIG)
   changes = list(differences(values, known))
   for change in changes:
     effect = HARMLESS.get(_below(change.key, HARMLESS))

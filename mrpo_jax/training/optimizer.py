@@ -13,7 +13,7 @@ def make(
   peak_lr,
   steps,
   warmup=0.1,
-  end_lr=0.0,
+  end_lr_share=0.0,
   clip_norm=1.0,
   weight_decay=0.0,
   b1=0.9,
@@ -25,7 +25,7 @@ def make(
     peak_lr: learning rate after the warm-up.
     steps: optimizer steps of the run.
     warmup: share of the steps that rise linearly from 0.
-    end_lr: where the cosine ends, as a share of peak_lr.
+    end_lr_share: where the cosine ends, as a share of peak_lr.
     clip_norm: global gradient norm above which gradients are scaled down.
     weight_decay: decoupled; matrices only, never norms or biases.
     b1: decay of the first moment.
@@ -38,7 +38,7 @@ def make(
     peak_value=peak_lr,
     warmup_steps=rise,
     decay_steps=max(steps, rise + 1),
-    end_value=end_lr * peak_lr,
+    end_value=end_lr_share * peak_lr,
   )
   chain = optax.chain(
     clip(clip_norm),

@@ -49,6 +49,8 @@ def test_every_key_has_a_meaning_and_a_default_or_none():
   [
     ("steps", "steps: int, positive, required\n    optimizer steps"),
     ("optimizer.warmup", "float, at least 0 and at most 1, default 0.1\n"),
+    # A key that had another name is explained under the one it has.
+    ("optimizer.end_lr", "optimizer.end_lr_share: float, not negative"),
     ("policy.remat", "str, one of 'none', 'dots', 'full', default 'dots'\n"),
     ("policy.adapter.rank", "policy.adapter.rank: int, positive, required\n"),
     (

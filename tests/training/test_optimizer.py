@@ -24,7 +24,9 @@ def test_decay_leaves_norms_and_biases_alone():
 
 
 def test_the_schedule_rises_and_falls():
-  _, schedule = optimizer.make(peak_lr=1.0, steps=100, warmup=0.1, end_lr=0.1)
+  _, schedule = optimizer.make(
+    peak_lr=1.0, steps=100, warmup=0.1, end_lr_share=0.1
+  )
   rates = [float(schedule(step)) for step in range(100)]
   assert 0 < rates[0] < rates[5] < rates[10] == pytest.approx(1.0)
   assert rates[99] == pytest.approx(0.1, abs=0.01)

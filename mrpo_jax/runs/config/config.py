@@ -3,12 +3,13 @@
 
 import functools
 import importlib.util
+import logging
 import pathlib
 import sys
 
 import pydantic
 
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.config.bandit import BanditConfig
 from mrpo_jax.runs.config.models import (
   POLICY,
@@ -34,6 +35,10 @@ from mrpo_jax.runs.config.sections import (
   ReferenceUpdate,
   Rounds,
 )
+
+logger = logging.getLogger(__name__)
+
+RENAMED = {"optimizer.end_lr": "optimizer.end_lr_share"}  # old key: its name
 
 
 class Config(Section):
@@ -147,6 +152,7 @@ def read(values):
     InputError: an unknown key (the known ones are listed), a missing one, a
       wrong type, a number out of range or not finite.
   """
+  values, _ = renamed(values)
   try:
     config = _kind(values).model_validate(with_defaults(values))
   except pydantic.ValidationError as found:
@@ -155,6 +161,34 @@ def read(values):
       f"config.{place_text(error['loc'])} {error['ctx']['sentence']}"
     ) from None
   return config.checked()
+
+
+def renamed(values):
+  """(the nested dict with old keys under their names, [those old keys]).
+
+  Raises:
+    InputError: a key stands there under both names.
+  """
+  found = []
+  for old, new in RENAMED.items():
+    (section, old_name), (_, name) = old.split("."), new.split(".")
+    given = values.get(section)
+    if not isinstance(given, dict) or old_name not in given:
+      continue
+    if given.get(name) is not None:
+      raise InputError(
+        f"config.{old} is the old name of config.{new}: give one"
+      )
+    kept = {k: one for k, one in given.items() if k != old_name}
+    values = {**values, section: {**kept, name: given[old_name]}}
+    found.append(old)
+  return values, found
+
+
+def say_renamed(keys):
+  """A line for each old key that was given."""
+  for old in keys:
+    logger.warning(f"config.{old} is called config.{RENAMED[old]} now")
 
 
 def with_defaults(values):
@@ -186,7 +220,11 @@ def values_of(given):
     spec = importlib.util.spec_from_file_location("mrpo_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(*arg).to_dict()
+    values = module.get_config(*arg).to_dict()
   except Exception as error:  # it is code, and fails as code does
     reason = f"{type(error).__name__}: {error}".split("\n")[0]
     raise InputError(f"--config {path}: {reason}") from error
+  with blames(f"--config {path}", InputError):
+    values, old = renamed(values)
+  say_renamed(old)
+  return values

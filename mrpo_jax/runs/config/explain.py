@@ -8,7 +8,7 @@ import typing
 from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.losses.methods.catalogue import LOSSES
 from mrpo_jax.runs.config.bandit import BanditConfig
-from mrpo_jax.runs.config.config import Config
+from mrpo_jax.runs.config.config import RENAMED, Config
 from mrpo_jax.runs.config.section import Named, allowed, is_section
 from mrpo_jax.runs.config.sections import Loss
 
@@ -24,7 +24,7 @@ def explain(key=""):
   Raises:
     InputError: there is no such key; the nearest one is named.
   """
-  known, wanted = keys(), _general(key)
+  known, wanted = keys(), _general(RENAMED.get(key, key))
   found = {
     name: said
     for name, said in known.items()

@@ -156,7 +156,9 @@ class Optimizer(Section):
 
   peak_lr: Positive = key("learning rate after the warm-up")
   warmup: Annotated[float, Ge(0), Le(1)] = key("share of rising steps", 0.1)
-  end_lr: NotNegative = key("learning rate at the end, a share of peak_lr", 0.0)
+  end_lr_share: NotNegative = key(
+    "share of peak_lr that is left at the end", 0.0
+  )
   clip_norm: Positive = key("norm above which gradients are scaled down", 1.0)
   weight_decay: NotNegative = key("of matrices, not of norms and biases", 0.0)
   b1: NotNegative = key("decay of the first moment", 0.9)
