@@ -61,7 +61,7 @@ def encode(tokenizer, pair, *, max_prompt, max_response, cut=None):
   Args:
     tokenizer: a Hugging Face tokenizer.
     pair: .prompt, .chosen, .rejected: three strings, or three lists of
-      {"role", "content"}.
+      {"role", "content"}.  Without rejected (None) it has no rejected_ids.
     max_prompt: tokens; a longer prompt keeps its end, and its BOS.
     max_response: tokens; a longer response keeps its start.
     cut: a `Cut`: the text is cut so before it is tokenized.  A prompt keeps
@@ -91,8 +91,11 @@ def encode_all(
   tokenize_pairs = pair_tokenizer(tokenizer, chat_template(tokenizer))
   while chunk := list(itertools.islice(pairs, PAIRS_AT_ONCE)):
     kept = list(itertools.islice(cuts, len(chunk)))
-    for pair, cut in zip(tokenize_pairs(chunk, kept), kept, strict=True):
-      one = _limited(tokenizer, pair, cut, max_prompt, max_response)
+    tokens = tokenize_pairs(chunk, kept)
+    for pair, text, cut in zip(chunk, tokens, kept, strict=True):
+      one = _limited(
+        tokenizer, text, cut, max_prompt, max_response, pair.rejected is None
+      )
       if isinstance(one, str):
         one = Encoded([], [], [], dropped=one)
       encoded.append(one)
@@ -108,7 +111,7 @@ def check_limits(max_prompt, max_response):
       raise InputError(f"max_{name} must be at least 1 token, is {limit}")
 
 
-def _limited(tokenizer, pair, cut, max_prompt, max_response):
+def _limited(tokenizer, pair, cut, max_prompt, max_response, supervised):
   """Encoded, or the reason why there is none."""
   if isinstance(pair, str):
     return pair
@@ -118,7 +121,9 @@ def _limited(tokenizer, pair, cut, max_prompt, max_response):
   too_long = response_cut or len(prompt) > max_prompt
   if too_long and cut is not None and not text.can_be_cut():
     return CANNOT_BE_CUT
-  if short[0] == short[1]:
+  if supervised:
+    short[1] = []
+  elif short[0] == short[1]:
     return "equal responses"
   if len(prompt) > max_prompt:
     start = prompt[:1] if prompt[0] == tokenizer.bos_token_id else []

@@ -28,7 +28,12 @@ RESPONSES, ORDERS = (
   ("scores", "score", "ranks", "rank"),
 )
 IMPLICIT = ("chosen", "rejected", "text", "score", "tools", *SYSTEMS)
+# Keys of the response of a supervised row, and of what says that it is none.
+ANSWERS = ("completion", "response", "output")
+JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
+JUDGED += ("rating", "ratings", *ORDERS)
 KNOWN = (
+  *(*ANSWERS, *JUDGED),
   *("chosen", "rejected", "history", "text", "ranked", "tools"),
   *(*PROMPTS, *SYSTEMS, *RESPONSES, *ORDERS),
 )
@@ -36,7 +41,8 @@ LAYOUTS = (
   "{prompt, chosen, rejected} {chosen, rejected} {question, chosen, rejected} "
   "{messages, chosen, rejected} {instruction, chosen, rejected} "
   "{prompt, responses, scores or ranks} {prompt, ranked} {text, score} "
-  "{instruction, completions of response and overall_score}"
+  "{instruction, completions of response and overall_score}; for supervised "
+  "training {prompt, completion} {messages} {instruction, input, output}"
 )
 
 
@@ -47,11 +53,13 @@ class PreferencePair:
   A message is {"role", "content"}, with "tool_calls", "reasoning_content",
   "name" and "tool_call_id" where the row has them; beside "tool_calls" the
   content may be None.  A content may be a list of {"type": "text", "text"}.
+
+  `rejected` is None in a supervised row, which has one response.
   """
 
   prompt: str | list
   chosen: str | list
-  rejected: str | list
+  rejected: str | list | None
   tools: list | None = None  # descriptions of what may be called
 
 
@@ -118,7 +126,47 @@ def _pairs_of(row, where):
     texts = _responses(row["text"], f"{where}: text")
     scores = _scores(row["score"], texts, f"{where}: score")
     return [_implicit(row, *pair, where) for pair in _ordered(texts, scores)]
-  return None
+  answer = _answer(row, key, prompt, where)
+  return answer and [dataclasses.replace(answer, rejected=None)]
+
+
+def _answer(row, key, prompt, where):
+  """The pair whose chosen response a supervised row has; None without one."""
+  answers = [name for name in ANSWERS if name in row]
+  turns = [name for name in TURNS if name in row]
+  if "chosen" in row or "rejected" in row or not (turns or answers and key):
+    return None
+  if judged := [name for name in JUDGED if name in row]:
+    raise InputError(
+      f"{where}: {judged[0]!r} stands beside {(answers or turns)[0]!r}: a "
+      "response that is judged is no supervised one, and alone it is no pair"
+    )
+  if len(answers) > 1:
+    raise InputError(f"{where}: {' and '.join(answers)} are two; give one")
+  if answers and key:
+    response = values.as_text_or_turns(
+      row[answers[0]], f"{where}: {answers[0]}", empty=False
+    )
+    return _explicit(row, key, prompt, response, response, where)
+  return _last_answer(row, turns[0], where)
+
+
+def _last_answer(row, key, where):
+  """The pair of a conversation whose last turn is the response."""
+  turns = values.as_turns(row[key], f"{where}: {key}")
+  if not any(turn["role"] in dialogues.ASKS for turn in turns[:-1]):
+    raise InputError(
+      f"{where}: {key} has no turn before an answer; want a question and the "
+      "assistant's answer, or chosen and rejected beside it"
+    )
+  ends = turns[-1]["role"] == "assistant"
+  answer = turns[-1:] if ends else [dialogues.NO_ANSWER]
+  start = turns[:-1] if ends else turns
+  if isinstance(row.get("prompt"), str):
+    asked = _as_turns("user", row["prompt"])
+    whole = [*start, *answer]
+    dialogues.after_turns(asked, whole, whole, where, exact=False)
+  return PreferencePair(start, answer, answer)
 
 
 def _given_pair(row, where):
@@ -400,7 +448,7 @@ def pairs_of_rows(rows, where):
 
 def texts(pair):
   """The three texts of a pair, a conversation as its messages' contents."""
-  for side in (pair.prompt, pair.chosen, pair.rejected):
+  for side in (pair.prompt, pair.chosen, pair.rejected or ""):
     if isinstance(side, str):
       yield side
     else:

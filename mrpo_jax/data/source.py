@@ -86,6 +86,12 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
     raise InputError(f"{split!r}: a split is named by letters, digits and _")
   pairs = load(path)
   _refuse_unencodable(pairs, path)
+  supervised = sum(pair.rejected is None for pair in pairs)
+  if 0 < supervised < len(pairs):
+    raise InputError(
+      f"{path}: {supervised} of {len(pairs)} pairs have no rejected response; "
+      "prepare them apart"
+    )
   metadata = {"fingerprint": fingerprint(pairs), "split": split}
 
   from mrpo_jax.data.tfds import PreferencePairs
@@ -172,15 +178,13 @@ def _pairs(rows, where):
 
 def _prepared(rows):
   """Pairs as `prepare` has read them: nothing is left to be understood."""
-  return [
-    formats.PreferencePair(
-      **{
-        key: values.as_text_or_turns(value, key)
-        for key, value in _row(row).items()
-      }
-    )
-    for row in rows
-  ]
+  pairs = []
+  for row in rows:
+    row = {k: values.as_text_or_turns(v, k) for k, v in _row(row).items()}
+    chosen = row["completion"] if "completion" in row else row["chosen"]
+    sides = row["prompt"], chosen, row.get("rejected")
+    pairs.append(formats.PreferencePair(*sides))
+  return pairs
 
 
 def _row(row):

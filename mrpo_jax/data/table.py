@@ -46,6 +46,8 @@ def encode_table(
       not read them.
     **limits: max_prompt and max_response, in tokens.
   """
+  if not chosen_only:
+    _refuse_supervised(pairs, origin)
   chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
   if chats:
     _check_templates(tokenizers)
@@ -91,6 +93,16 @@ def encode_table(
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )
+
+
+def _refuse_supervised(pairs, origin):
+  alone = [i for i, pair in enumerate(pairs) if pair.rejected is None]
+  if alone:
+    raise InputError(
+      f"{origin}: {len(alone)} of {len(pairs)} pairs have no rejected "
+      f"response, the first is pair {alone[0]}; without one there is "
+      "supervised training alone, config.loss.name='nll'"
+    )
 
 
 def _check_templates(tokenizers):

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TFDS data set `preference_pairs`; importing this imports TFDS.
 
-Each of prompt, chosen and rejected is a sequence of {role, content}.  A plain
-text is one message whose role is empty, so that one schema holds both kinds.
+Each of prompt, chosen and rejected, or of prompt and completion in supervised
+rows, is a sequence of {role, content}.  A plain text is one message whose role
+is empty, so that one schema holds both kinds.
 """
 
 import tensorflow_datasets as tfds
 
 from mrpo_jax.errors import InputError
+
+PAIRED = {side: side for side in ("prompt", "chosen", "rejected")}
+SUPERVISED = {"prompt": "prompt", "completion": "chosen"}
 
 
 class PreferencePairs(tfds.core.GeneratorBasedBuilder):
@@ -25,6 +29,8 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
   ):
     self.name = name or type(self).name  # TFDS names the directory by it.
     self._pairs, self._split, self._metadata = pairs, split, metadata
+    supervised = any(pair.rejected is None for pair in pairs)
+    self._columns = SUPERVISED if supervised else PAIRED
     super().__init__(file_format="array_record", **to)
 
   def _info(self):
@@ -35,9 +41,7 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description="Preference pairs: a prompt, a chosen, a rejected response.",
-      features=features.FeaturesDict(
-        {"prompt": turns, "chosen": turns, "rejected": turns}
-      ),
+      features=features.FeaturesDict(dict.fromkeys(self._columns, turns)),
       metadata=tfds.core.MetadataDict(self._metadata or {}),
       disable_shuffling=True,
     )
@@ -49,8 +53,13 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     for i, pair in enumerate(self._pairs):
-      sides = ("prompt", "chosen", "rejected")
-      yield i, {key: _turns(getattr(pair, key)) for key in sides}
+      yield (
+        i,
+        {
+          column: _turns(getattr(pair, side))
+          for column, side in self._columns.items()
+        },
+      )
 
 
 def _turns(value):

@@ -50,11 +50,19 @@ def pair_tokenizer(tokenizer, template):
   )
 
   def tokenize_pairs(pairs, cuts):
+    pairs = [_with_two(pair) for pair in pairs]
     some = rendered.pair_texts(tokenizer, template, frame, pairs, cuts)
     found = _tokenize(tokenizer, some)
     return [_pair_tokens(tokenizer, one, found) for one in some]
 
   return tokenize_pairs
+
+
+def _with_two(pair):
+  """A supervised pair with its response on both sides."""
+  if pair.rejected is None:
+    return dataclasses.replace(pair, rejected=pair.chosen)
+  return pair
 
 
 def _tokenize(tokenizer, pairs):

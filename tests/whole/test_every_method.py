@@ -5,6 +5,7 @@ Every name takes steps in tests/training/test_every_method.py; here is one of
 each kind: one reference, several, a divergence, a memory, none.
 """
 
+import json
 import math
 import shutil
 
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mrpo_jax import files
+from mrpo_jax.data import source
 from tests.material.config import CONFIG
 from tests.material.runs import lines_of, mrpo, untimed
 
@@ -37,6 +39,25 @@ def assert_five_steps(name, workdir):
 def test_five_steps_of_a_method(inputs, tmp_path, name):
   assert train(name, inputs, tmp_path / "w") == 0
   assert_five_steps(name, tmp_path / "w")
+
+
+def test_supervised_rows_train_as_the_chosen_responses_of_pairs(
+  inputs, tmp_path, capsys
+):
+  pairs = source.load(inputs / "few.jsonl")
+  rows = [{"prompt": p.prompt, "completion": p.chosen} for p in pairs]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  for name, data in (("pairs", inputs / "few.jsonl"), ("a", "a.jsonl")):
+    data = f"--config.data.train={tmp_path / data}"
+    assert train("nll", inputs, tmp_path / name, data) == 0
+  one, two = (lines_of(tmp_path / name) for name in ("pairs", "a"))
+  assert [line["loss"] for line in one] == pytest.approx(
+    [line["loss"] for line in two], rel=1e-6
+  )
+  capsys.readouterr()
+  assert train("dpo", inputs, tmp_path / "dpo", data) == 2
+  assert "8 of 8 pairs have no rejected response" in capsys.readouterr().err
+  assert not (tmp_path / "dpo").exists()
 
 
 @pytest.mark.slow
