@@ -159,7 +159,7 @@ def _last_answer(row, key, where):
       f"{where}: {key} has no turn before an answer; want a question and the "
       "assistant's answer, or chosen and rejected beside it"
     )
-  ends = turns[-1]["role"] == "assistant"
+  ends = dialogues.has_answer(turns[-1:])
   answer = turns[-1:] if ends else [dialogues.NO_ANSWER]
   start = turns[:-1] if ends else turns
   if isinstance(row.get("prompt"), str):
@@ -252,7 +252,7 @@ def _refuse_guess(row, pair, where):
   if isinstance(pair.prompt, str):
     certain = dialogues.is_dialogue(pair.prompt)
   else:
-    certain = any(turn["role"] == "user" for turn in pair.prompt)
+    certain = any(turn["role"] in dialogues.USERS for turn in pair.prompt)
   if certain:
     return
   if _system(row, where):
@@ -264,31 +264,13 @@ def _refuse_guess(row, pair, where):
   for key, value in row.items():
     if value is None:  # a prompt's
       values.as_text(value, f"{where}: {key}", "a string or a list of messages")
-    if key not in IMPLICIT and _may_be_prompt(value, blank):
+    if key not in IMPLICIT and values.holds_text(value, 1 if blank else 2):
       raise InputError(
         f"{where}: chosen and rejected would be read with the prompt "
-        f"{_short(pair.prompt)}, which is what both begin with, but {key!r} "
-        "holds text too; name the column of the prompt prompt, or leave out "
-        "the others"
+        f"{values.shown(pair.prompt)}, which is what both begin with, but "
+        f"{key!r} holds text too; name the column of the prompt prompt, or "
+        "leave out the others"
       )
-
-
-def _may_be_prompt(value, one_word):
-  """Does a column hold turns, or a text of several words, or of one?"""
-  if isinstance(value, str):
-    return len(value.split()) > (0 if one_word else 1)
-  if isinstance(value, dict):
-    if value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"}:
-      return True
-    value = [*value.values()]
-  return isinstance(value, list) and any(
-    _may_be_prompt(one, one_word) for one in value
-  )
-
-
-def _short(prompt):
-  text = repr(prompt)
-  return text if len(text) <= 60 else f"{text[:40]} ... {text[-16:]}"
 
 
 # Parts of layouts.
@@ -333,14 +315,11 @@ def _with_system(system, pair, where):
   """The pair with a system turn before its prompt; a text becomes turns."""
   if system is None:
     return pair
+  if dialogues.is_dialogue(pair.prompt):
+    pair = in_turns(pair, where)
   parts = pair.prompt, pair.chosen, pair.rejected
-  if isinstance(pair.prompt, str):
-    if dialogues.is_dialogue(pair.prompt):
-      parts = dialogues.turns_of(parts[0], parts[1:], where)
-    else:
-      roles = ("user", "assistant", "assistant")
-      parts = [*map(_as_turns, roles, parts)]
-  prompt, *sides = parts
+  roles = ("user", "assistant", "assistant")
+  prompt, *sides = map(_as_turns, roles, parts)
   turn = {"role": "system", "content": system}
   if prompt and prompt[0]["role"] == "system":
     if prompt[0] != turn:
@@ -444,6 +423,15 @@ def pairs_of_rows(rows, where):
       f"{where}: {without} of {count} rows prefer no response: all that they "
       "have are equally good, or there are not two"
     )
+
+
+def in_turns(pair, where):
+  """A plain pair of Human: and Assistant: as turns; a conversation stays."""
+  if not isinstance(pair.prompt, str):
+    return pair
+  sides = pair.chosen, pair.rejected
+  turns = PreferencePair(*dialogues.turns_of(pair.prompt, sides, where))
+  return dataclasses.replace(turns, tools=pair.tools)
 
 
 def texts(pair):

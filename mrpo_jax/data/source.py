@@ -24,7 +24,7 @@ SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def load(name):
+def load(name, *, conversations=""):
   """All pairs of what a name stands for.
 
   Args:
@@ -32,15 +32,21 @@ def load(name):
       prepared by TFDS ("DIR[:split]"), "org/name[:split]" on the hub, or
       several of them with commas between.  The split is "train" where none is
       given, in a folder of files all of it.
+    conversations: "hh" makes turns of plain dialogues of Human: and Assistant:.
 
   Raises:
-    InputError: it stands for nothing, or a row in it is no pair.
+    InputError: it stands for nothing, a row in it is no pair, or a plain text
+      no such dialogue.
   """
   name = str(name)
   parts = [name]
   if "," in name and not pathlib.Path(name).exists():
     parts = [part.strip() for part in name.split(",")]
   pairs = [pair for part in parts for pair in _load(part)]
+  if conversations == "hh":
+    pairs = [
+      formats.in_turns(pair, f"{name} pair {i}") for i, pair in enumerate(pairs)
+    ]
   texts = sum(isinstance(pair.prompt, str) for pair in pairs)
   if 0 < texts < len(pairs):
     logger.info(

@@ -6,6 +6,7 @@ import logging
 import time
 
 from mrpo_jax.data import encode, pack, truncate
+from mrpo_jax.data.reading import dialogues
 from mrpo_jax.data.templates import DEFAULT, chat_template, check_syntax
 from mrpo_jax.errors import InputError
 from mrpo_jax.progress import Progress
@@ -46,6 +47,8 @@ def encode_table(
       not read them.
     **limits: max_prompt and max_response, in tokens.
   """
+  if not chosen_only:
+    _refuse_supervised(pairs, origin)
   chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
   if chats:
     _check_templates(tokenizers)
@@ -60,7 +63,10 @@ def encode_table(
       encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
       for tokenizer in tokenizers.views
     ]
-  for line in _template_notes(split, views, tokenizers, chats):
+  for line in (
+    *_template_notes(split, views, tokenizers, chats),
+    *_plain_notes(split, pairs, tokenizers),
+  ):
     logger.info(line)
   if chosen_only:
     views = [
@@ -93,6 +99,35 @@ def encode_table(
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )
+
+
+def _refuse_supervised(pairs, origin):
+  alone = [i for i, pair in enumerate(pairs) if pair.rejected is None]
+  if alone:
+    raise InputError(
+      f"{origin}: {len(alone)} of {len(pairs)} pairs have no rejected "
+      f"response, the first is pair {alone[0]}; without one there is "
+      "supervised training alone, config.loss.name='nll'"
+    )
+
+
+def _plain_notes(split, pairs, tokenizers):
+  """Whose chat template is not used, since the pairs are plain text."""
+  plain = [pair.prompt for pair in pairs if isinstance(pair.prompt, str)]
+  users = [
+    user
+    for index, tokenizer in enumerate(tokenizers.views)
+    if getattr(tokenizer, "chat_template", None)
+    for user in tokenizers.users(index)
+  ]
+  if plain and users:
+    said = sum(map(dialogues.is_dialogue, plain))
+    hint = "config.data.conversations='hh' makes turns of Human: and Assistant:"
+    yield (
+      f"{split}: {len(plain)} of {len(pairs)} pairs are plain text, so the "
+      f"chat template of {' and '.join(users)} is not used for them"
+      + (f"; {hint}, which {said} have" if said else "")
+    )
 
 
 def _check_templates(tokenizers):

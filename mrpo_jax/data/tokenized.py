@@ -50,8 +50,8 @@ def pair_tokenizer(tokenizer, template):
   )
 
   def tokenize_pairs(pairs, cuts):
-    two = list(map(_with_two, pairs))
-    some = rendered.pair_texts(tokenizer, template, frame, two, cuts)
+    pairs = [_with_two(pair) for pair in pairs]
+    some = rendered.pair_texts(tokenizer, template, frame, pairs, cuts)
     found = _tokenize(tokenizer, some)
     return [_pair_tokens(tokenizer, one, found) for one in some]
 

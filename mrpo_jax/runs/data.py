@@ -42,7 +42,12 @@ class Tokenizers:
 def load_pairs(config, splits=SPLITS):
   """{split: list of PreferencePair} of the files that the config names."""
   names = {split: getattr(config.data, split) for split in splits}
-  return {split: source.load(name) for split, name in names.items() if name}
+  form = config.data.conversations
+  return {
+    split: source.load(name, conversations=form)
+    for split, name in names.items()
+    if name
+  }
 
 
 def load_tokenizers(config, workdir, pairs, known=None):

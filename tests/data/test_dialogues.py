@@ -177,3 +177,79 @@ def test_dialogues_that_ask_different_things_are_refused():
   answer = "\n\nAssistant: Owl"
   row = {"chosen": HUMAN + answer, "rejected": "\n\nHuman: Fish?" + answer}
   assert "differ before an answer begins" in refused(**row)
+
+
+# Plain dialogues as turns.
+
+
+def in_turns(prompt, chosen, rejected=None):
+  return formats.in_turns(PreferencePair(prompt, chosen, rejected), "pair 3")
+
+
+@pytest.mark.parametrize(
+  "prompt",
+  [
+    "\n\nHuman: Hi\n\nAssistant: Yo\n\nHuman: Bird? \n\nAssistant:",
+    "Human: Hi\n\nAssistant: Yo\n\nHuman: Bird?\n\nAssistant: ",
+    "## Human: Hi\n\n## Assistant: Yo\n## Human:\nBird?\n\n## Assistant:",
+  ],
+)
+def test_a_plain_dialogue_is_turns_of_human_and_assistant(prompt):
+  pair = in_turns(prompt, " Owl.", " Cat.\n\nHuman: Sure?\n\nAssistant: Yes")
+  start = [user("Hi"), bot("Yo"), user("Bird?")]
+  rejected = [CAT, user("Sure?"), bot("Yes")]
+  assert pair == PreferencePair(start, [OWL], rejected)
+
+
+def test_a_response_may_begin_with_the_mark():
+  pair = in_turns(HUMAN, "\n\nAssistant: Owl.", "\n\nAssistant: Cat.")
+  assert pair == PreferencePair([user("Bird?")], [OWL], [CAT])
+
+
+def test_a_dialogue_of_one_response_and_an_empty_one():
+  start = HUMAN + "\n\nAssistant:"
+  assert in_turns(start, " Owl.") == PreferencePair(
+    [user("Bird?")], [OWL], None
+  )
+  assert in_turns(start, " Owl.", " ").rejected == EMPTY
+
+
+def test_turns_stay_turns():
+  assert formats.in_turns(PAIR, "pair 3") is PAIR
+
+
+@pytest.mark.parametrize(
+  "pair, message",
+  [
+    (("Bird?", " Owl", " Cat"), "pair 3: the prompt has no turns that begin"),
+    (("Be kind." + HUMAN, " a", " b"), "or text before the first"),
+    ((HUMAN, " Or fish?", " b"), "does not begin after Assistant:"),
+    ((HUMAN, "\n\nHuman: a", " b"), "does not begin after Assistant:"),
+    ((HUMAN + "\n\nAssistant: a", " b", " c"), "does not begin after Assis"),
+  ],
+)
+def test_what_is_no_plain_dialogue_is_refused(pair, message):
+  with pytest.raises(InputError) as found:
+    in_turns(*pair)
+  assert message in str(found.value)
+
+
+# Messages of other roles, and that hold more than a text.
+
+
+def test_a_model_answers_by_whichever_name():
+  owl, cat = ({"role": "model", "content": text} for text in ("Owl.", "Cat."))
+  pair = PreferencePair([Q], [owl], [cat])
+  assert only(chosen=[Q, owl], rejected=[Q, cat]) == pair
+  assert only(prompt=[Q], chosen=[Q, owl], rejected=[Q, cat]) == pair
+  assert "no answer" in refused(chosen=[Q, owl], rejected=[user("?"), cat])
+
+
+def test_a_prompt_of_parts_and_a_call_are_compared_as_texts():
+  parts = user([{"type": "text", "text": "Name a bird."}])
+  call = {"function": {"name": "birds", "arguments": {}}}
+  called = {"role": "assistant", "content": None, "tool_calls": [call]}
+  row = {"chosen": [parts, called], "rejected": [parts, CAT]}
+  pair = PreferencePair([parts], [called], [CAT])
+  assert only(**row) == only(prompt="Name a bird.", **row) == pair
+  assert only(prompt=[parts], **row) == pair

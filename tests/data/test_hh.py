@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from mrpo_jax.data import encode, formats, pack
+from mrpo_jax.data import encode, formats, pack, source
 from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.tokenizer import train_tokenizer
 from mrpo_jax.rows import token_counts
@@ -37,6 +37,23 @@ def test_no_dialogue_stands_on_both_sides():
   train, held_out = first_turns(TRAIN), first_turns(EVAL)
   assert len(train) > 1000 and len(held_out) > 300
   assert not train & held_out
+
+
+def test_every_dialogue_is_turns_that_begin_with_a_question():
+  plain, turns = source.load(EVAL), source.load(EVAL, conversations="hh")
+  assert len(plain) == len(turns) == 428
+  for before, pair in zip(plain, turns, strict=True):
+    said = [turn["content"] for turn in pair.prompt]
+    assert all(before.prompt.count(content) for content in said)
+    assert (
+      len(said)
+      == before.prompt.count("\n\nHuman:")
+      + before.prompt.count("\n\nAssistant:")
+      - 1
+    )
+    assert pair.prompt[0]["role"] == pair.prompt[-1]["role"] == "user"
+    for side in (pair.chosen, pair.rejected):
+      assert side[0]["role"] == "assistant"
 
 
 @pytest.mark.parametrize(

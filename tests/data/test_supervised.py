@@ -148,14 +148,6 @@ def test_one_response_that_is_empty_is_dropped(tokenizer, answer):
   assert encode.encode(tokenizer, pair, **LIMITS).dropped == "empty response"
 
 
-@pytest.mark.parametrize("side", ["chosen", "rejected"])
-def test_a_response_without_a_turn_of_the_assistant_is_empty(tokenizer, side):
-  pair = PreferencePair([Q], [OWL], [bot("Cat.")])
-  assert encode.encode(tokenizer, pair, **LIMITS).dropped is None
-  pair = dataclasses.replace(pair, **{side: [user("Thanks")]})
-  assert encode.encode(tokenizer, pair, **LIMITS).dropped == "empty response"
-
-
 # Who takes them.
 
 

@@ -63,7 +63,11 @@ def test_the_template_of_a_tokenizer_that_has_none_is_said(tokenizer, table_of):
     "train: the tokenizer of policy has no chat template: its 2 conversations "
     "are written as 'transcript'; name another in `template`"
   )
-  assert len(said) == 2 and "train: 3 of 3 pairs" in said[1]
+  assert said[1] == (
+    "train: 1 of 3 pairs are plain text, so the chat template of "
+    "references.first is not used for them"
+  )
+  assert len(said) == 3 and "train: 3 of 3 pairs" in said[2]
 
 
 def test_nothing_is_said_of_a_template_that_nothing_needs(tokenizer, table_of):
@@ -82,3 +86,26 @@ def test_a_template_that_does_not_compile_is_refused_where_it_is_needed(
     "the chat template of references.first (name another in `template`) line 2:"
   )
   assert table_of([tokenizer, broken], [TEXT])[0].dropped == 0
+
+
+START = "\n\nHuman: Bird?\n\nAssistant:"
+DIALOGUE = PreferencePair(START, " Owl", " Cat")
+
+
+def test_plain_dialogues_on_a_chat_model_are_said_with_what_helps(
+  tokenizer, table_of
+):
+  chatml = with_template(tokenizer, "chatml")
+  _, said = table_of([chatml], [DIALOGUE, TEXT, CHAT])
+  assert said[0] == (
+    "train: 2 of 3 pairs are plain text, so the chat template of policy is not "
+    "used for them; config.data.conversations='hh' makes turns of Human: and "
+    "Assistant:, which 1 have"
+  )
+
+
+def test_nothing_is_said_of_text_without_a_template_nor_of_chats_with_one(
+  tokenizer, table_of
+):
+  chatml = with_template(tokenizer, "chatml")
+  assert len(table_of([chatml], [CHAT])[1]) == 1

@@ -178,6 +178,15 @@ def test_what_is_wrong_is_named(key, value, match):
     read(changed(key, value))
 
 
+def test_conversations_stand_in_the_config_only_where_they_are_used():
+  assert "conversations" not in read(GOOD).to_dict()["data"]
+  given = read(changed("data.conversations", "hh"))
+  assert given.to_dict()["data"]["conversations"] == "hh"
+  assert read(given.to_dict()) == given
+  with pytest.raises(InputError, match="data.conversations must be one of"):
+    read(changed("data.conversations", "sharegpt"))
+
+
 @pytest.mark.parametrize("kind", [tuple, list])
 def test_a_list_of_files_is_text_with_commas(kind):
   given = changed("data.train", kind(["a.jsonl", "shards/"]))

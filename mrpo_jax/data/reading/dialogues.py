@@ -7,25 +7,31 @@ As messages, or as text with Anthropic's marks "\\n\\nHuman:" and
 
 import re
 
+from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
 ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
 MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):|(?:^|\n)## (Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 NO_ANSWER = {"role": "assistant", "content": ""}
-ASKS = ("user", "system", "developer")  # roles whose turns belong to a prompt
+# Roles of a prompt's turns; all others but those of tools answer.
+USERS = ("user", "human")
+ASKS = (*USERS, "system", "developer")
 
 
 def says_nothing(side):
   """A response without a word, as text or as messages."""
   if isinstance(side, str):
     return not side.strip()
-  values = [v for turn in side for key, v in turn.items() if key != "role"]
-  return not any(v.strip() if isinstance(v, str) else v for v in values)
+  return not any(
+    messages.content(turn).strip() or turn.keys() - {"role", "content"}
+    for turn in side
+  )
 
 
 def has_answer(turns):
-  return any(turn["role"] == "assistant" for turn in turns)
+  others = (*ASKS, *messages.TOOL_ROLES)
+  return any(turn["role"] not in others for turn in turns)
 
 
 def shared_length(one, other):
@@ -167,7 +173,7 @@ def _agreed(prompt, start, exact):
       return system + begun
     return system + asked if begun and asked[-len(begun) :] == begun else None
   said = _words(asked[-1])
-  found = (_words(turn) for turn in begun if turn["role"] == "user")
+  found = (_words(turn) for turn in begun if turn["role"] in USERS)
   same = any(words and (words in said or said in words) for words in found)
   return system + begun if same else None
 
@@ -189,7 +195,7 @@ def _apart(turns):
 
 
 def _words(turn):
-  return " ".join(str(turn["content"]).split())
+  return " ".join(messages.content(turn).split())
 
 
 # The turns of a text.

@@ -111,3 +111,20 @@ def kind_of(value):
   kinds |= {str: "a string", list: "a list", type(None): "null"}
   kinds |= {bytes: "bytes that are not UTF-8"}
   return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def holds_text(value, words):
+  """Does a value hold turns, or a text of so many words, at any depth?"""
+  if isinstance(value, str):
+    return len(value.split()) >= words
+  if isinstance(value, dict):
+    if value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"}:
+      return True
+    value = [*value.values()]
+  return isinstance(value, list) and any(holds_text(v, words) for v in value)
+
+
+def shown(value):
+  """A value as it stands in a message, its middle left out if it is long."""
+  text = repr(value)
+  return text if len(text) <= 60 else f"{text[:40]} ... {text[-16:]}"

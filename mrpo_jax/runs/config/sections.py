@@ -115,6 +115,11 @@ class Data(Section):
     "",
     exclude_if=lambda date: not date,  # runs of before have no such key
   )
+  conversations: Literal["", "hh"] = key(
+    'what makes turns of plain text: "hh", Human: and Assistant:',
+    "",
+    exclude_if=lambda kind: not kind,  # as above
+  )
 
   @classmethod
   def filled(cls, values):
