@@ -6,9 +6,12 @@ cannot go on from ends all: it is left with jax's coordination service, in
 process 0, where a thread of every other process finds it.
 """
 
+import ctypes
 import itertools
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +24,7 @@ from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mrpo_jax import meeting, streams
 from mrpo_jax.errors import InputError, StoppedRun, first_line
 
 CLUSTERS = ("ompi", "slurm", "gketpu", "gcetpu")  # that jax finds out about
@@ -35,6 +39,9 @@ SILENT = 7  # looks after which a process without a new sign is named
 PAUSE = 4 * PULSE  # in which a process that lives shows it
 LEAVE = 60  # for the others to come to the end
 ENDED, SEEN, ALIVE = "mrpo/ended", "mrpo/seen", "mrpo/alive"  # keys
+
+# C++ that tells of processes that are gone.
+OF_SERVICE = rb"(coordination_\w+|preemption_\w+|client)\.(cc|h)"
 
 _agreements = itertools.count()
 _ending = threading.Lock()
@@ -56,6 +63,10 @@ def start(coordinator="", processes=1, process=0):
     StoppedRun: they cannot meet where jax says.
   """
   if coordinator:
+    if processes > 1:
+      host, _, port = coordinator.rpartition(":")
+      host = host.strip("[]")
+      meeting.meet(host, int(port), processes, process, seconds=MEET)
     how = {"cluster_detection_method": "deactivate"}
     how |= {"coordinator_address": coordinator, "num_processes": processes}
     how["process_id"] = process
@@ -72,6 +83,7 @@ def start(coordinator="", processes=1, process=0):
   )
   late.daemon = True
   late.start()
+  _own_line_of_aborts()
   try:
     jax.distributed.initialize(
       **how,
@@ -153,6 +165,8 @@ def gather(value):
   try:
     client.wait_at_barrier(key, AGREE * 1000)
   except RuntimeError as error:
+    if "timed out" not in str(error):  # one is gone, and `fault` names it
+      raise
     raise StoppedRun(
       f"a process did not come within {AGREE} s: {first_line(error)}"
     ) from error
@@ -184,7 +198,6 @@ def fault(error):
 
   Waits a little: if another process has a reason, that ends this one too.
   """
-  traceback.print_exception(error)
   try:
     before = _values(ALIVE)
     time.sleep(PAUSE)
@@ -196,6 +209,8 @@ def fault(error):
   if gone:
     names = " and ".join(map(str, gone))
     what = f"lost process {names}; the same command resumes ({what})"
+  else:
+    traceback.print_exception(error)
   return 1, what
 
 
@@ -213,20 +228,31 @@ def _watch():
   client, key = distributed.global_state.client, f"{ALIVE}/{_me()}"
   alive = {}
   for beat in itertools.count():
+    _seen.asked = time.monotonic()
     try:
       client.key_value_set(key, str(beat), allow_overwrite=True)
       ended = _values(ENDED)
       if beat and beat % SILENT == 0:
         alive, before = _values(ALIVE), alive
-        _warn(n for n in alive if alive[n] == before.get(n))
+        _seen.silent = [n for n in alive if alive[n] == before.get(n)]
+        _warn(_seen.silent)
     except RuntimeError:  # process 0 is gone, and jax ends this one
       return
+    _seen.asked = None
     if ended:
       _end(*json.loads(ended[min(ended)]))
     if _leaving.wait(PULSE):
       return
 
 
+class _Seen:
+  """What `_watch` knows of the others, for `_aborted`."""
+
+  silent = ()  # those that showed no life at the last look
+  asked = None  # since when process 0 owes an answer; None: it owes none
+
+
+_seen = _Seen()
 _watcher = threading.Thread(target=_watch, daemon=True)
 
 
@@ -249,6 +275,48 @@ def _end(code, line, tell=False):
     _take_leave(code, line, tell)
   # Python's own way out waits for the others.
   os._exit(code)
+
+
+def _own_line_of_aborts():
+  """Says a lost process in one line where XLA aborts with a C++ stack.
+
+  jax's client of the coordination service aborts the process when another one
+  is gone; it has no other way.
+  """
+  streams.hide_logs(OF_SERVICE)
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes = [ctypes.c_int, type(_aborted)]
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal(signal.SIGABRT, _aborted)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_):
+  if not _ending.acquire(blocking=False):
+    time.sleep(PAUSE)  # another thread says why
+    os._exit(1)
+  gone = [0] if _first_is_gone() else _seen.silent
+  names = " and ".join(map(str, gone))
+  lost = f"process {names}" if names else "the other processes"
+  line = f"lost {lost}; the same command resumes"
+  print(
+    f"error: {line} (process {_me()} of {_count()})",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)
+
+
+def _first_is_gone():
+  asked = _seen.asked
+  if asked is not None and time.monotonic() - asked > PAUSE:
+    return True
+  host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), PULSE).close()
+  except OSError:
+    return True
+  return False
 
 
 def _take_leave(code, line, tell):

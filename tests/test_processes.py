@@ -43,6 +43,8 @@ def initialized(monkeypatch, tmp_path):
     jax.distributed, "initialize", lambda **how: given.append(how)
   )
   monkeypatch.setattr(processes, "_watcher", threading.Timer(0, lambda: None))
+  monkeypatch.setattr(processes, "_own_line_of_aborts", lambda: None)
+  monkeypatch.setattr(processes.meeting, "meet", lambda *_, **__: None)
   for name in {*SLURM, *OPEN_MPI, *processes.LAUNCHED}:
     monkeypatch.delenv(name, raising=False)
   return given
@@ -117,7 +119,7 @@ def test_whoever_waits_in_vain_says_for_whom(tmp_path):
   # In its own process, which this ends.
   code = (
     "import sys; from mrpo_jax import cli, processes; processes.MEET = 1; "
-    "cli.main(sys.argv[1:])"
+    "sys.exit(cli.main(sys.argv[1:]))"
   )
   done = subprocess.run(
     [sys.executable, "-c", code, "train", CONFIG, "--workdir=W", *MEETING],
@@ -171,7 +173,20 @@ def test_a_fault_names_those_that_show_no_life(service, monkeypatch, capsys):
   assert code == 1
   assert line.startswith("lost process 1 and 2; the same command resumes")
   assert "connection reset" in line
-  assert "RuntimeError: connection reset" in capsys.readouterr().err
+  assert "RuntimeError: connection reset" in line
+  assert capsys.readouterr().err == ""  # a line is enough
+
+
+def test_a_fault_of_one_process_keeps_its_traceback(
+  service, monkeypatch, capsys
+):
+  monkeypatch.setattr(
+    processes.time,
+    "sleep",
+    lambda _: service.values.update({f"mrpo/alive/{n}": "9" for n in range(3)}),
+  )
+  assert processes.fault(ValueError("a bug")) == (1, "ValueError: a bug")
+  assert "ValueError: a bug" in capsys.readouterr().err
 
 
 # What each of them reads.

@@ -14,7 +14,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 # Each may import those before it.
-GROUND = ("errors", "shapes", "text", "files", "rows", "processes", "progress")
+GROUND = (
+  *("errors", "shapes", "text", "files", "rows"),
+  *("streams", "meeting", "processes", "progress"),
+)
 WINGS = ("losses", "models", "data")
 ENGINES = ("references", "training")
 MAY = {

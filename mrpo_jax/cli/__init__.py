@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from mrpo_jax.cli import ends, streams
+from mrpo_jax import streams
+from mrpo_jax.cli import ends
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import MEETING, parse, parsers, process_flags
 from mrpo_jax.errors import InputError, blames, did_you_mean

@@ -34,6 +34,14 @@ class Packing:
     """The Packing of all processes' rows, as if there were one."""
     return dataclasses.replace(self, process=0, processes=1)
 
+  @property
+  def bytes(self):
+    """Of this process's rows of one step under one tokenizer, at least."""
+    rows = self.rows // self.processes
+    batches = -(-self.batch // self.processes // rows)
+    fields = 8 if self.mark_differences else 7
+    return fields * np.dtype(np.int32).itemsize * batches * rows * self.length
+
   def of(self, views, indices) -> tuple[tuple[Rows, Rows], ...]:
     """This process's (long, short) rows of the pairs, per tokenizer view."""
     share = self.batch // self.processes

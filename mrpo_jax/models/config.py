@@ -5,6 +5,12 @@ import dataclasses
 
 from mrpo_jax.models.rope import Rope
 
+LARGEST = 2**31 - 1
+SIZES = (
+  *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim"),
+  "mlp_width",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -56,6 +62,12 @@ class ModelConfig:
   source: str = dataclasses.field(default="", compare=False, repr=False)
 
   def __post_init__(self):
+    for name in SIZES:
+      if getattr(self, name) > LARGEST:
+        raise ValueError(
+          f"{name}={getattr(self, name)} is more than {LARGEST}, the largest "
+          "axis of an array"
+        )
     if self.heads % self.kv_heads:
       raise ValueError(
         f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"

@@ -24,6 +24,41 @@ CGROUPS = (  # folder, limit, in use; of the second version and of the first
 )
 
 
+PER_TOKEN = 64  # bytes that the trainer of a tokenizer reserves, at least
+
+
+# What is refused before it is made.
+
+
+def check_rows(config, packing):
+  """Raises InputError where this machine cannot hold the rows of one step."""
+  _refuse(
+    packing.bytes,
+    f"config.batch={config.batch}, config.data.rows={config.data.rows} and "
+    f"config.data.row_length={config.data.row_length}: the rows of one step "
+    "take",
+    "make them smaller, and run more steps for it",
+  )
+  for section in config.models().values():
+    new = section.tokenizer.new
+    if new is not None and not section.tokenizer.folder:
+      _refuse(
+        PER_TOKEN * new.vocab_size,
+        f"config.{section.key}.new.vocab_size={new.vocab_size}: training its "
+        "tokenizer takes",
+        "want fewer tokens",
+      )
+
+
+def _refuse(takes, what, advice):
+  free = host_bytes()
+  if free is not None and takes > free:
+    raise InputError(
+      f"{what} {sized_bytes(takes)} at least, this machine has "
+      f"{sized_bytes(free)} free; {advice}"
+    )
+
+
 # What a step takes.
 
 

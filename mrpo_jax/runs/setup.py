@@ -14,6 +14,7 @@ from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.table import encode_table
 from mrpo_jax.errors import InputError, blames
+from mrpo_jax.runs import memory
 from mrpo_jax.runs.config import BEST, Config
 from mrpo_jax.runs.data import (
   Tokenizers,
@@ -67,6 +68,7 @@ def set_up(config, workdir, *, allow_changed=False):
   processes.connect(mesh)
   config.models()  # refuses names in rules, before any data is read
   packing = _packing(config, mesh, method)
+  memory.check_rows(config, packing)
   read = ["train", *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
   pairs = load_pairs(config, read + measured)

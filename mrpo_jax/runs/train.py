@@ -6,10 +6,8 @@ import functools
 import logging
 import math
 import pathlib
-import signal
 
 import numpy as np
-from jax.experimental import multihost_utils
 
 from mrpo_jax import files, parallel, processes
 from mrpo_jax.data.batches import evaluation_batches, training_batches
@@ -21,6 +19,7 @@ from mrpo_jax.runs.models import load_models, warn_of_lost_steps
 from mrpo_jax.runs.program import Program, compile_ahead
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import best, set_up
+from mrpo_jax.runs.stop import Stop
 from mrpo_jax.runs.workdir import (
   PAIRS,
   claim,
@@ -57,7 +56,7 @@ def train_run(
     allow_changed: go on where the config, the data or a reference is not that
       of the steps before?  What the state was made from stays refused.
   """
-  stop, workdir = _stop_signal(), pathlib.Path(workdir)
+  stop, workdir = Stop(), pathlib.Path(workdir)
   # 1. Everything that can be wrong, before anything is written.
   before = owner.look(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)
@@ -123,6 +122,7 @@ def _run(setup, store, refusal, stop, check_owner):
   evaluate = _evaluation(setup, scores, program, watch)
   keep = config.checkpoints.keep
   with (
+    stop.interrupts(),
     checkpoints.manager(workdir, keep=keep, best=best(config)) as manager,
     Log(
       workdir,
@@ -145,6 +145,8 @@ def _run(setup, store, refusal, stop, check_owner):
     )
   if step < config.steps:
     logger.info(f"stopped at step {step}; the same command resumes")
+    if stop.interrupted:
+      raise KeyboardInterrupt
   else:
     logger.info(f"finished: {workdir} stands at step {step}")
 
@@ -155,19 +157,6 @@ def _prepare(setup, scores, refusal):
   ahead = compile_ahead(setup)
   scores.fill()
   return ahead
-
-
-def _stop_signal():
-  """SIGTERM asks the run to finish its step, save and leave.
-
-  One process of several is enough: jax catches the signal and has all of them
-  agree on a step.
-  """
-  if processes.several():
-    return multihost_utils.reached_preemption_sync_point
-  asked = []
-  signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  return lambda step: bool(asked)
 
 
 def _due(config):

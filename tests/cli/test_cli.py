@@ -102,6 +102,15 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
     ("--config.policy.path=none", "none"),
     ("--config.policy.new.heads=3", "width=32 is not a multiple of heads=3"),
     ("--config.data.row_length=9", "none of its 428 pairs is left"),
+    ("--config.batch=1000000000", "the rows of one step take "),
+    ("--config.data.row_length=1000000000", "the rows of one step take "),
+    ("--config.data.rows=8000000000", "the rows of one step take "),
+    ("--config.policy.new.vocab_size=1000000000000", "training its tokenizer"),
+    ("--config.policy.new.layers=1000000000000000000", "layers=1000000000000"),
+    (
+      "--config.policy.new.mlp_width=999999999",
+      "use more devices or a",
+    ),
   ],
 )
 def test_wrong_configs(capsys, tmp_path, monkeypatch, override, match):

@@ -5,6 +5,7 @@ import jax
 import pytest
 
 from mrpo_jax import parallel
+from mrpo_jax.data.batches import Packing
 from mrpo_jax.errors import InputError
 from mrpo_jax.performance.topology import read_shape
 from mrpo_jax.runs import ahead, memory
@@ -166,3 +167,39 @@ def test_a_scored_reference_that_does_not_fit_is_refused_before_it_is_read(
   error = capsys.readouterr().err
   assert "the scoring step of references.second takes at least" in error
   assert not (tmp_path / "w").exists()
+
+
+# What is refused before it is made.
+
+
+def test_rows_of_a_step_are_counted_as_they_are_packed():
+  for given in (
+    dict(batch=12, length=64, rows=4),
+    dict(batch=12, length=64, rows=4, mark_differences=True),
+    dict(batch=10, length=64, rows=4, processes=2),
+    dict(batch=1, length=64, rows=8),
+  ):
+    packing = Packing(**given)
+    ((long, _),) = packing.of([[]], [])
+    assert packing.bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(long))
+
+
+def test_rows_that_fit_exactly_are_not_refused(monkeypatch):
+  config = load(f"{QUICKSTART}:mrpo,debug")
+  packing, size = Packing(batch=4, length=1024, rows=2), 7 * 4 * 2 * 2 * 1024
+  monkeypatch.setattr(memory, "host_bytes", lambda: size)
+  memory.check_rows(config, packing)
+  monkeypatch.setattr(memory, "host_bytes", lambda: size - 1)
+  with pytest.raises(InputError, match="of one step take 112 KiB at least, th"):
+    memory.check_rows(config, packing)
+
+
+def test_a_vocabulary_that_its_trainer_cannot_hold_is_refused(monkeypatch):
+  config = load(f"{QUICKSTART}:mrpo,debug")
+  config = config.changed({"policy.new.vocab_size": 2**20})
+  packing = Packing(batch=4, length=64, rows=2)
+  monkeypatch.setattr(memory, "host_bytes", lambda: 64 * 2**20)
+  memory.check_rows(config, packing)
+  monkeypatch.setattr(memory, "host_bytes", lambda: 64 * 2**20 - 1)
+  with pytest.raises(InputError, match="policy.new.vocab_size=1048576: train"):
+    memory.check_rows(config, packing)

@@ -180,6 +180,19 @@ def test_a_checkpoint_of_one_process_resumes_in_two_that_stop_together(
   assert_same_curve(workdir, alone, range(11, last + 1))
 
 
+def test_ctrl_c_in_one_process_saves_and_ends_all(data, tmp_path):
+  workdir = tmp_path / "run"
+  ends = together(workdir, (*TINY, *data), hit=(signal.SIGINT, 3))
+  assert [end[0] for end in ends] == [130, 130], ends
+  for end in ends:
+    assert end[2].strip().split("\n")[-1] == (
+      "error: interrupted (process 1 of 2)"
+    )
+  (last,) = checkpoints.steps(workdir)
+  assert f"stopped at step {last}; the same command resumes" in ends[0][1]
+  assert 3 <= last < STEPS
+
+
 def test_what_one_process_cannot_read_ends_all(data, tmp_path):
   missing = "--config.data.eval=none.jsonl"
   workdir = tmp_path / "run"

@@ -255,6 +255,23 @@ def test_a_senseless_value_is_refused_with_its_key(key, value):
   assert not isinstance(caught.value, UnsupportedModel)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("number", [100_001, 10**9, 10**18])
+def test_absurdly_many_layers_are_refused_at_once(family, number):
+  named = {**KEYS, **FAMILIES[family].keys}
+  values = {named[k]: NEEDED[key] for k, key in KEYS.items() if key in NEEDED}
+  key = named["layers"]
+  given = {**values, "model_type": family, key: number}
+  with pytest.raises(InputError, match=f"{key}={number}; want a positive int"):
+    config_from_hf(given)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "head_dim"])
+def test_an_axis_that_no_array_has_is_refused(key):
+  with pytest.raises(InputError, match="=2147483648 is more than 2147483647"):
+    config_from_hf({**NEEDED, key: 2**31})
+
+
 def test_a_list_is_no_config():
   with pytest.raises(InputError, match="list"):
     config_from_hf([NEEDED])

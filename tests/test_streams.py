@@ -9,10 +9,9 @@ import sys
 
 import pytest
 
-from mrpo_jax import cli
-from mrpo_jax.cli import streams
+from mrpo_jax import cli, streams
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
@@ -64,7 +63,7 @@ def test_a_line_that_cannot_be_written_is_said_once(tmp_path):
 
 def test_no_file_takes_the_place_of_closed_streams(tmp_path):
   code = (
-    "from mrpo_jax.cli import streams; streams.take(); import os;"
+    "from mrpo_jax import streams; streams.take(); import os;"
     "file = open('kept', 'w'); print('said'); os.write(1, b'said');"
     "assert file.fileno() > 2"
   )
