@@ -31,6 +31,7 @@ MAY = {
   "performance": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "runs"},
 }
 MAY["cli"] = {*MAY}
+MAY["configs"] = {"errors"}
 MAY["__main__"] = {"cli"}
 # Outside libraries, of the rooms that have to stay light.
 PLAIN = {"jax", *sys.stdlib_module_names}

@@ -83,7 +83,7 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
     ("--config.loss.beta=nan", "config.loss.beta must be a finite number"),
     ("--config.steps=0", "config.steps must be positive"),
     ("--config.steps=ten", "steps"),
-    ("--config.no.such=1", "config has no section 'no'; known: batch, "),
+    ("--config.no.such=1", "config has no section 'no'; known: checkpoints, "),
     ("--config.polcy.remat=full", "'polcy'; did you mean policy? known: "),
     ("--config.such=1", "config.such is not known"),
     ("--config.loss.name=nll", "'nll' does not take 'beta'"),
@@ -178,6 +178,74 @@ def test_a_broken_config_file_is_one_line(capsys, tmp_path):
     path.write_text(text)
     line = refused(capsys, "train", f"--config={path}", "--workdir=W")
     assert "broken.py" in line
+
+
+@pytest.mark.parametrize(
+  "words,match",
+  [
+    (
+      ["--config", "=x.py"],
+      "--config =x.py: no space beside =; write --config=",
+    ),
+    (
+      ["--config=", "x.py"],
+      "--config= x.py: no space beside =; write --config=",
+    ),
+    (
+      ["--workdir", "=", "W"],
+      "--workdir = W: no space beside =; write --workdir",
+    ),
+    (
+      [DEBUG, "--config.steps=", "3"],
+      "no space beside =; write --config.steps=3",
+    ),
+    (
+      [DEBUG, "--config.steps", "=3"],
+      "no space beside =; write --config.steps=3",
+    ),
+    ([DEBUG, "--config.steps", "=", "3"], "write --config.steps=3"),
+    (
+      [DEBUG, "--config.", "steps=3"],
+      "--config. steps=3: a key follows the po",
+    ),
+    ([DEBUG, "--config.data..train=x"], "a key is missing beside a point"),
+    ([DEBUG, "--config", "steps=3"], "did you mean --config.steps=3?"),
+    (["configs/quickstart.py"], "did you mean --config=configs/quickstart.py?"),
+    (
+      [DEBUG, "-config.steps=3"],
+      "flag -config.steps; did you mean --config.st",
+    ),
+    (
+      [DEBUG, "--steps=3"],
+      "unknown flag --steps; did you mean --config.steps?",
+    ),
+    ([DEBUG, "--config-steps=3"], "did you mean --config.steps?"),
+    ([DEBUG, "--config:steps=3"], "did you mean --config.steps?"),
+    ([DEBUG, "--peak_lr=3"], "did you mean --config.optimizer.peak_lr?"),
+    ([DEBUG, "--pek_lr=3"], "did you mean --config.optimizer.peak_lr?"),
+    ([DEBUG, "--data.trian=x"], "did you mean --config.data.train?"),
+    ([DEBUG, "--names=a"], "did you mean --config.references.names?"),
+    ([DEBUG, "--config.refernces.a.path=x"], "'refernces'; did you mean refer"),
+    (
+      [DEBUG, "--config.references.bse.path=x"],
+      "config.references has no section 'bse'; did you mean base? known: base",
+    ),
+    ([DEBUG, "--config.steps.x=3"], "config.steps has no keys: it is 8"),
+    ([DEBUG, "--config.policy.new.width.x=3"], "policy.new.width has no keys"),
+    (
+      [DEBUG, "--config.policy=x"],
+      "config.policy is a section; give one of it",
+    ),
+    (
+      [DEBUG, "--config.loss=ipo"],
+      "config.loss is a section; give one of its ",
+    ),
+  ],
+)
+def test_what_was_meant_is_said(capsys, tmp_path, monkeypatch, words, match):
+  monkeypatch.chdir(tmp_path)
+  assert match in refused(capsys, "train", *words, "--workdir=W")
+  assert not list(tmp_path.iterdir())
 
 
 HEAVY = ("jax", "pydantic", "ml_collections", "absl")
