@@ -18,7 +18,7 @@ from mrpo_jax.files import at_home
 DTYPES = ("float32", "bfloat16", "float16")  # of weights that are written
 EPILOG = """\
 mrpo train --help lists the flags of that command, mrpo help config [KEY] the
-keys of a config.
+keys of a config; mrpo --version says which one this is.
 
 On several hosts every one runs the same command.  A TPU pod, Slurm (a task per
 process) and Open MPI are found out; elsewhere train and score are told

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import mrpo_jax
 from mrpo_jax import cli
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import FLAGS
@@ -251,7 +252,9 @@ def test_what_was_meant_is_said(capsys, tmp_path, monkeypatch, words, match):
 HEAVY = ("jax", "pydantic", "ml_collections", "absl")
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+  "argv", [["--help"], ["train", "--help"], ["--version"]]
+)
 def test_help_needs_no_jax(argv):
   code = (
     f"import sys; from mrpo_jax import cli; code = cli.main({argv});"
@@ -261,7 +264,7 @@ def test_help_needs_no_jax(argv):
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert done.stdout.split()[-2:] == ["0", "False"]
-  assert "mrpo train" in done.stdout
+  assert "mrpo train" in done.stdout or argv == ["--version"]
 
 
 def test_help_lists_every_command_in_one_line_and_what_codes_mean(capsys):
@@ -276,6 +279,14 @@ def test_help_lists_every_command_in_one_line_and_what_codes_mean(capsys):
   assert "Exit codes: 0 done; 2 the input is wrong" in said
   assert cli.main([]) == 2
   assert capsys.readouterr().out == said
+
+
+def test_the_version_is_said_and_is_the_one_that_is_installed(capsys):
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"mrpo_jax {mrpo_jax.__version__}\n"
+  setup = [sys.executable, "setup.py", "--version"]
+  done = subprocess.run(setup, cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout.split()[-1:] == [mrpo_jax.__version__], done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
