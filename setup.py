@@ -2,6 +2,7 @@
 """Package metadata; the lower bounds are tested versions."""
 
 import pathlib
+import runpy
 
 import setuptools
 
@@ -11,7 +12,7 @@ PLOT = ["matplotlib>=3.10"]
 
 setuptools.setup(
   name="mrpo-jax",
-  version="0.1.0",
+  version=runpy.run_path(str(HERE / "mrpo_jax/__init__.py"))["__version__"],
   description="Multi-reference preference optimization of language models in "
   "JAX",
   long_description=(HERE / "README.md").read_text(encoding="utf-8"),

@@ -26,8 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from configs import common
-from mrpo_jax import files
+from mrpo_jax import configs, files
 from mrpo_jax.runs.workdir import PAIRS
 from mrpo_jax.training import checkpoints
 
@@ -77,7 +76,7 @@ def main():
 def write_pairs(folder):
   """What the runs in this folder train and are judged on."""
   folder.mkdir(parents=True, exist_ok=True)
-  with gzip.open(common.HH_HARMLESS / "eval.jsonl.gz") as file:
+  with gzip.open(configs.HH_HARMLESS / "eval.jsonl.gz") as file:
     lines = file.readlines()[:SLICE]
   (folder / "pairs.jsonl").write_bytes(b"".join(lines))
 

@@ -12,8 +12,8 @@ import random
 
 import jax
 
-from configs import common, quickstart
-from mrpo_jax import files, hub
+from configs import quickstart
+from mrpo_jax import configs, files, hub
 from mrpo_jax.data import encode, formats
 from mrpo_jax.data.tokenizer import train_tokenizer
 from mrpo_jax.models import parameters
@@ -100,7 +100,7 @@ def prepare(
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   config = ModelConfig(**SHAPES[shape])
-  pairs = list(formats.read(common.HH_HARMLESS / "train.jsonl.gz"))
+  pairs = list(formats.read(configs.HH_HARMLESS / "train.jsonl.gz"))
   tokenizer = train_tokenizer(
     (text for pair in pairs for text in formats.texts(pair)),
     vocab_size=min(config.vocab_size, LARGEST_VOCABULARY),

@@ -23,7 +23,7 @@ Append `,debug` for a minute on tiny models.
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 OTHERS = {  # references beside the start, by run
   "online": dict(instruct="meta-llama/Meta-Llama-3-8B-Instruct"),
@@ -36,7 +36,7 @@ OTHERS = {  # references beside the start, by run
 
 
 def get_config(arg="online"):
-  arg = common.parse_arg(arg, run="online", debug=False)
+  arg = configs.parse_arg(arg, run="online", debug=False)
   if arg.run not in OTHERS:
     raise ValueError(f"unknown run {arg.run!r}; known: {', '.join(OTHERS)}")
   others = OTHERS[arg.run]
@@ -76,4 +76,4 @@ def get_config(arg="online"):
   if arg.run == "scored":
     c.loss.scale = "zscore"
   c.optimizer = dict(peak_lr=5e-7, warmup=0.1, clip_norm=1.0)
-  return common.shrink(c) if arg.debug else c
+  return configs.shrink(c) if arg.debug else c

@@ -34,11 +34,11 @@ Append `:debug` for 2,000 steps.
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 
 def get_config(arg=""):
-  arg = common.parse_arg(arg, debug=False)
+  arg = configs.parse_arg(arg, debug=False)
   c = config_dict.ConfigDict()
   c.steps = 2_000 if arg.debug else 500_000
   c.batch = 16  # all pairs: full-batch descent

@@ -21,11 +21,11 @@ Append `:debug` for a minute on tiny models.
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 
 def get_config(arg=""):
-  arg = common.parse_arg(arg, debug=False)
+  arg = configs.parse_arg(arg, debug=False)
   c = config_dict.ConfigDict()
   c.seed = 0
   c.steps = 467  # of 128 pairs: one epoch of 59,876
@@ -56,4 +56,4 @@ def get_config(arg=""):
     dispersion=1 / 0.29,
   )
   c.optimizer = dict(peak_lr=5e-7, warmup=0.1, clip_norm=1.0)
-  return common.shrink(c) if arg.debug else c
+  return configs.shrink(c) if arg.debug else c

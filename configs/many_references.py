@@ -16,11 +16,11 @@ decide alone; `scale="zscore"` gives all of them the spread of the first
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 
 def get_config(arg=""):
-  arg = common.parse_arg(arg, policy="", others="second+third", debug=False)
+  arg = configs.parse_arg(arg, policy="", others="second+third", debug=False)
   paths = arg.others.split("+")
   names = tuple(path.rstrip("/").rpartition("/")[2] for path in paths)
   c = config_dict.ConfigDict()
@@ -30,8 +30,8 @@ def get_config(arg=""):
   c.eval_every = 15
   c.checkpoint_every = 15
   c.data = dict(
-    train=str(common.HH_HARMLESS / "train.jsonl.gz"),
-    eval=str(common.HH_HARMLESS / "eval.jsonl.gz"),
+    train=str(configs.HH_HARMLESS / "train.jsonl.gz"),
+    eval=str(configs.HH_HARMLESS / "eval.jsonl.gz"),
     max_prompt=256,  # tokens under the tightest of all tokenizers
     max_response=256,
     row_length=1024,
@@ -54,4 +54,4 @@ def get_config(arg=""):
     weights="uniform",  # reads no label, so evaluation means the same
   )
   c.optimizer = dict(peak_lr=1e-5, warmup=0.1, clip_norm=1.0)
-  return common.shrink(c) if arg.debug else c
+  return configs.shrink(c) if arg.debug else c

@@ -16,11 +16,11 @@ on tiny models.
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 
 def get_config(arg="soft"):
-  arg = common.parse_arg(arg, run="soft", policy="", debug=False)
+  arg = configs.parse_arg(arg, run="soft", policy="", debug=False)
   moves = {
     "soft": dict(reference_update=dict(every=4, rate=0.6)),
     "hard": dict(reference_update=dict(every=16, rate=1.0)),
@@ -35,8 +35,8 @@ def get_config(arg="soft"):
   c.eval_every = 30  # at the end of each round, before the next one starts
   c.checkpoint_every = 30
   c.data = dict(
-    train=str(common.HH_HARMLESS / "train.jsonl.gz"),
-    eval=str(common.HH_HARMLESS / "eval.jsonl.gz"),
+    train=str(configs.HH_HARMLESS / "train.jsonl.gz"),
+    eval=str(configs.HH_HARMLESS / "eval.jsonl.gz"),
     max_prompt=256,  # tokens
     max_response=256,
     row_length=1024,
@@ -50,6 +50,6 @@ def get_config(arg="soft"):
   c.optimizer = dict(peak_lr=1e-6, warmup=0.1, clip_norm=2.0)  # TR-DPO's
   if not arg.debug:
     return c
-  c = common.shrink(c)
+  c = configs.shrink(c)
   c.steps = 9
   return c

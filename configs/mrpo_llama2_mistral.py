@@ -25,11 +25,11 @@ Append `:debug` for a minute on tiny models.
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 
 def get_config(arg=""):
-  arg = common.parse_arg(arg, debug=False)
+  arg = configs.parse_arg(arg, debug=False)
   c = config_dict.ConfigDict()
   c.seed = 0
   c.steps = 7_600  # of 8 pairs: one epoch
@@ -69,6 +69,6 @@ def get_config(arg=""):
   c.optimizer = dict(peak_lr=1e-5, warmup=0.0, clip_norm=1.0)
   if not arg.debug:
     return c
-  c = common.shrink(c)
+  c = configs.shrink(c)
   c.references.mistral.quantize = "int8"  # tiny matrices have no groups of 32
   return c

@@ -20,7 +20,7 @@ Append `,debug` for a one-minute run of the same code on tiny random models.
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 SHAPES = {
   # 0.9 M parameters: trains in a minute on two cores.
@@ -48,15 +48,15 @@ MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 
 
 def get_config(arg="mrpo"):
-  arg = common.parse_arg(arg, run="mrpo", models=MODELS, debug=False)
+  arg = configs.parse_arg(arg, run="mrpo", models=MODELS, debug=False)
   runs = ("sft-base", "sft-second", "dpo", "mrpo")
   if arg.run not in runs:
     raise ValueError(f"unknown run {arg.run!r}; known: {', '.join(runs)}")
   c = config_dict.ConfigDict()
   c.seed = 0
   c.data = dict(
-    train=str(common.HH_HARMLESS / "train.jsonl.gz"),
-    eval=str(common.HH_HARMLESS / "eval.jsonl.gz"),
+    train=str(configs.HH_HARMLESS / "train.jsonl.gz"),
+    eval=str(configs.HH_HARMLESS / "eval.jsonl.gz"),
     max_prompt=96,  # tokens; keeps the prompt's end
     max_response=160,  # tokens; keeps the response's start
     row_length=512,  # tokens of a packed row: about three pairs
@@ -65,7 +65,7 @@ def get_config(arg="mrpo"):
     supervised(c, arg.run.removeprefix("sft-"))
   else:
     preferences(c, arg)
-  return common.shrink(c) if arg.debug else c
+  return configs.shrink(c) if arg.debug else c
 
 
 def supervised(c, name):
@@ -75,7 +75,7 @@ def supervised(c, name):
   c.data.row_length = 256  # prompt and one response; attention is quadratic
   c.policy = dict(path="", new=SHAPES[name])
   if name == "second":
-    c.policy.tokenizer = str(common.TOKENIZERS / "unigram-1536")
+    c.policy.tokenizer = str(configs.TOKENIZERS / "unigram-1536")
   c.references = dict(names=())
   c.loss = dict(name="nll")
   # From scratch: large steps, short warm-up.

@@ -32,7 +32,7 @@ Append `,debug` for a minute on tiny models.
 
 from ml_collections import config_dict
 
-from configs import common
+from mrpo_jax import configs
 
 REFERENCES = dict(
   llama="meta-llama/Llama-3.1-8B-Instruct",
@@ -51,7 +51,7 @@ WEIGHTS = dict(
 
 
 def get_config(arg="vaw"):
-  arg = common.parse_arg(arg, run="vaw", multi=False, debug=False)
+  arg = configs.parse_arg(arg, run="vaw", multi=False, debug=False)
   if arg.run not in WEIGHTS:
     raise ValueError(f"unknown run {arg.run!r}; known: {', '.join(WEIGHTS)}")
   c = config_dict.ConfigDict()
@@ -93,7 +93,7 @@ def get_config(arg="vaw"):
   c.optimizer = dict(peak_lr=1e-4, warmup=0.0, end_lr_share=1.0)  # constant
   if not arg.debug:
     return c
-  c = common.shrink(c)
+  c = configs.shrink(c)
   c.data.validation = c.data.eval
   c.references.names = c.references.names[:3]
   c.policy.quantize = "int8"  # tiny matrices have no groups of 32

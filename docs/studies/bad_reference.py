@@ -23,8 +23,8 @@ import platform
 import jax
 import numpy as np
 
-from configs import common, quickstart
-from mrpo_jax import files, hub
+from configs import quickstart
+from mrpo_jax import configs, files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.reports import compare
 from mrpo_jax.runs.config import read
@@ -80,7 +80,7 @@ def training_pairs(workdir):
   """The pairs of one epoch, as a file."""
   file = workdir / "train.jsonl"
   if not file.exists():
-    with gzip.open(common.HH_HARMLESS / "train.jsonl.gz", "rb") as rows:
+    with gzip.open(configs.HH_HARMLESS / "train.jsonl.gz", "rb") as rows:
       some = itertools.islice(rows, STEPS * BATCH)
       files.write_atomically(file, b"".join(some))
   return file

@@ -5,8 +5,13 @@ import logging
 import os
 import sys
 
+<<<<<<< HEAD
 from mrpo_jax import streams
 from mrpo_jax.cli import ends
+=======
+from mrpo_jax import __version__
+from mrpo_jax.cli import ends, streams
+>>>>>>> firsthour
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import MEETING, parse, parsers, process_flags
 from mrpo_jax.errors import InputError, blames, did_you_mean
@@ -35,6 +40,9 @@ def main(argv=None):
     streams.take()
   try:
     argv = _words(sys.argv[1:] if argv is None else argv)
+    if argv == ["--version"]:
+      print(f"mrpo_jax {__version__}")
+      return 0
     topic = _help_topic(argv)
     if topic is None:
       _run(argv)

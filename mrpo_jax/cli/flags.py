@@ -19,6 +19,9 @@ def changed_config(given, changes):
   """The Config of FILE[:args] with some --config.a.b=value."""
   parsed, changes = flags.FlagValues(), _renamed(changes)
   config = with_defaults(values_of(given))
+  for word in changes:
+    if word.startswith("--config."):
+      _check_key(config, *word.removeprefix("--config.").split("=", 1))
   try:
     config_flags.DEFINE_config_dict(
       "config",
@@ -29,13 +32,6 @@ def changed_config(given, changes):
       sys_argv=["mrpo", *changes],
     )
     rest = parsed(["mrpo", *changes])[1:]
-  except KeyError as error:
-    section = str(error.args[0]).split("\n")[0].strip("'")
-    near = did_you_mean(section, config)
-    known = ", ".join(sorted(config))
-    raise InputError(
-      f"config has no section {section!r};{near} known: {known}"
-    ) from None
   except flags.Error as error:
     raise InputError(str(error).strip().split("\n")[-1]) from None
   if rest:
@@ -55,6 +51,30 @@ def _renamed(changes):
       changes[place] = "=".join([f"--config.{RENAMED[key]}", *value])
   say_renamed(found)
   return changes
+
+
+def _check_key(config, key, value=""):
+  """Raises InputError where a key has no section, or is one."""
+  where, section, names = "config", config, key.split(".")
+  if "" in names:
+    raise InputError(f"--config.{key}: a key is missing beside a point")
+  for name in names[:-1]:
+    sections = [one for one in section if isinstance(section[one], dict)]
+    if name not in section:
+      known = ", ".join(sorted(sections)) or "none"
+      raise InputError(
+        f"{where} has no section {name!r};{did_you_mean(name, sections)} "
+        f"known: {known}"
+      )
+    where, section = f"{where}.{name}", section[name]
+    if not isinstance(section, dict):
+      raise InputError(f"{where} has no keys: it is {section!r}, no section")
+  here = section.get(names[-1])
+  if isinstance(here, dict) and here and not value.startswith("{"):
+    raise InputError(
+      f"config.{key} is a section; give one of its keys: "
+      + ", ".join(f"--config.{key}.{name}" for name in sorted(here))
+    )
 
 
 def meet(coordinator, count, index):

@@ -2,10 +2,12 @@
 """The parser of `mrpo`: flags of every command, with defaults and meaning."""
 
 import argparse
+import difflib
 import functools
 import inspect
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from mrpo_jax.files import at_home
 DTYPES = ("float32", "bfloat16", "float16")  # of weights that are written
 EPILOG = """\
 mrpo train --help lists the flags of that command, mrpo help config [KEY] the
-keys of a config.
+keys of a config; mrpo --version says which one this is.
 
 On several hosts every one runs the same command.  A TPU pod, Slurm (a task per
 process) and Open MPI are found out; elsewhere train and score are told
@@ -302,21 +304,61 @@ def process_flags(argv):
   return given.coordinator, given.processes, given.process
 
 
+def _refuse_spaces(argv):
+  """Refuses `--flag= value`, `--flag =value`, `--flag = value`, `--config. x`.
+
+  Each would be read as another value than the one that was meant.
+  """
+  for place, word in enumerate(argv):
+    after = [one for one in argv[place + 1 : place + 3] if one[:2] != "--"]
+    after = after[: 2 if after[:1] == ["="] else 1]
+    name, equals, value = word.partition("=")
+    given = " ".join([word, *after])
+    if not word.startswith("--"):
+      continue
+    if name.endswith("."):
+      raise InputError(f"{given}: a key follows the point, without a space")
+    starts = not equals and "".join(after).startswith("=")
+    if starts or after and equals and not value:
+      meant = f"{name}={''.join(after).removeprefix('=')}"
+      raise InputError(f"{given}: no space beside =; write {meant}")
+
+
+def _meant(name, flags, takes):
+  """ " did you mean --...?" of the flag or key most like an unknown flag."""
+  known = [f"--{flag.name}" for flag in flags]
+  if takes != "keys":
+    return did_you_mean(name, known)
+  from mrpo_jax.runs.config.explain import keys
+
+  asked = re.sub(r"^--?(config[.:_-]?)?", "", name)
+  # By its last part too; one at the top goes before one in a section.
+  whole = sorted(keys(), key=lambda key: -key.count("."))
+  whole = {key.rpartition(".")[2]: key for key in whole} | {k: k for k in whole}
+  if asked in whole:
+    return f" did you mean --config.{whole[asked]}?"
+  near = did_you_mean(name, known)
+  for found in [] if near else difflib.get_close_matches(asked, whole, 1, 0.8):
+    near = f" did you mean --config.{whole[found]}?"
+  return near
+
+
 def parse(argv):
   """Namespace of a command's flags, checked.
 
   Its `rest` is what stands beside them: words, or flags of config keys.
   """
+  _refuse_spaces(argv)
   given, rest = parsers()[""].parse_known_args(argv)
   command = f"mrpo {given.command}"
   _, flags, takes, actions = FLAGS[given.command]
   for word in rest:
     name = word.partition("=")[0]
     is_key = takes == "keys" and name.startswith("--config.")
-    if name.startswith("--") and not is_key:
+    if name.startswith(("--", "-config")) and not is_key:
       known = [f"--{flag.name}" for flag in flags]
       raise InputError(
-        f"unknown flag {name};{did_you_mean(name, known)} known to {command}: "
+        f"unknown flag {name};{_meant(name, flags, takes)} known to {command}: "
         f"{', '.join(known)}"
       )
   if rest and not takes:
@@ -326,7 +368,12 @@ def parse(argv):
     raise InputError(f"{given.command} {action!r}; known: {', '.join(actions)}")
   if takes == "keys":
     if len(given.config) != 1:
-      raise InputError(f"give one --config=FILE[:args]; see {command} --help")
+      keys = [f".{one}" for one in given.config[1:2] if "=" in one]
+      files = [f"={one}" for one in rest if ".py" in one and not given.config]
+      near = "".join(f"; did you mean --config{one}?" for one in keys + files)
+      raise InputError(
+        f"give one --config=FILE[:args]; see {command} --help{near}"
+      )
     (given.config,) = given.config
   for flag in flags:
     if flag.required and not getattr(given, flag.name):

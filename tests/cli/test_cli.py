@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import mrpo_jax
 from mrpo_jax import cli
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import FLAGS
@@ -83,7 +84,7 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
     ("--config.loss.beta=nan", "config.loss.beta must be a finite number"),
     ("--config.steps=0", "config.steps must be positive"),
     ("--config.steps=ten", "steps"),
-    ("--config.no.such=1", "config has no section 'no'; known: batch, "),
+    ("--config.no.such=1", "config has no section 'no'; known: checkpoints, "),
     ("--config.polcy.remat=full", "'polcy'; did you mean policy? known: "),
     ("--config.such=1", "config.such is not known"),
     ("--config.loss.name=nll", "'nll' does not take 'beta'"),
@@ -189,10 +190,80 @@ def test_a_broken_config_file_is_one_line(capsys, tmp_path):
     assert "broken.py" in line
 
 
+@pytest.mark.parametrize(
+  "words,match",
+  [
+    (
+      ["--config", "=x.py"],
+      "--config =x.py: no space beside =; write --config=",
+    ),
+    (
+      ["--config=", "x.py"],
+      "--config= x.py: no space beside =; write --config=",
+    ),
+    (
+      ["--workdir", "=", "W"],
+      "--workdir = W: no space beside =; write --workdir",
+    ),
+    (
+      [DEBUG, "--config.steps=", "3"],
+      "no space beside =; write --config.steps=3",
+    ),
+    (
+      [DEBUG, "--config.steps", "=3"],
+      "no space beside =; write --config.steps=3",
+    ),
+    ([DEBUG, "--config.steps", "=", "3"], "write --config.steps=3"),
+    (
+      [DEBUG, "--config.", "steps=3"],
+      "--config. steps=3: a key follows the po",
+    ),
+    ([DEBUG, "--config.data..train=x"], "a key is missing beside a point"),
+    ([DEBUG, "--config", "steps=3"], "did you mean --config.steps=3?"),
+    (["configs/quickstart.py"], "did you mean --config=configs/quickstart.py?"),
+    (
+      [DEBUG, "-config.steps=3"],
+      "flag -config.steps; did you mean --config.st",
+    ),
+    (
+      [DEBUG, "--steps=3"],
+      "unknown flag --steps; did you mean --config.steps?",
+    ),
+    ([DEBUG, "--config-steps=3"], "did you mean --config.steps?"),
+    ([DEBUG, "--config:steps=3"], "did you mean --config.steps?"),
+    ([DEBUG, "--peak_lr=3"], "did you mean --config.optimizer.peak_lr?"),
+    ([DEBUG, "--pek_lr=3"], "did you mean --config.optimizer.peak_lr?"),
+    ([DEBUG, "--data.trian=x"], "did you mean --config.data.train?"),
+    ([DEBUG, "--names=a"], "did you mean --config.references.names?"),
+    ([DEBUG, "--config.refernces.a.path=x"], "'refernces'; did you mean refer"),
+    (
+      [DEBUG, "--config.references.bse.path=x"],
+      "config.references has no section 'bse'; did you mean base? known: base",
+    ),
+    ([DEBUG, "--config.steps.x=3"], "config.steps has no keys: it is 8"),
+    ([DEBUG, "--config.policy.new.width.x=3"], "policy.new.width has no keys"),
+    (
+      [DEBUG, "--config.policy=x"],
+      "config.policy is a section; give one of it",
+    ),
+    (
+      [DEBUG, "--config.loss=ipo"],
+      "config.loss is a section; give one of its ",
+    ),
+  ],
+)
+def test_what_was_meant_is_said(capsys, tmp_path, monkeypatch, words, match):
+  monkeypatch.chdir(tmp_path)
+  assert match in refused(capsys, "train", *words, "--workdir=W")
+  assert not list(tmp_path.iterdir())
+
+
 HEAVY = ("jax", "pydantic", "ml_collections", "absl")
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+  "argv", [["--help"], ["train", "--help"], ["--version"]]
+)
 def test_help_needs_no_jax(argv):
   code = (
     f"import sys; from mrpo_jax import cli; code = cli.main({argv});"
@@ -202,7 +273,7 @@ def test_help_needs_no_jax(argv):
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert done.stdout.split()[-2:] == ["0", "False"]
-  assert "mrpo train" in done.stdout
+  assert "mrpo train" in done.stdout or argv == ["--version"]
 
 
 def test_help_lists_every_command_in_one_line_and_what_codes_mean(capsys):
@@ -217,6 +288,14 @@ def test_help_lists_every_command_in_one_line_and_what_codes_mean(capsys):
   assert "Exit codes: 0 done; 2 the input is wrong" in said
   assert cli.main([]) == 2
   assert capsys.readouterr().out == said
+
+
+def test_the_version_is_said_and_is_the_one_that_is_installed(capsys):
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"mrpo_jax {mrpo_jax.__version__}\n"
+  setup = [sys.executable, "setup.py", "--version"]
+  done = subprocess.run(setup, cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout.split()[-1:] == [mrpo_jax.__version__], done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from configs import common
+from mrpo_jax import configs
 from mrpo_jax.data.encode import Encoded, encode, encode_all
 from mrpo_jax.data.templates import chat_template
 from mrpo_jax.data.tokenizer import (
@@ -101,7 +101,7 @@ def trained():
   """One of bytes, trained here, and the one of pieces that configs use."""
   return {
     "bpe": train_tokenizer(TEXTS, 500),
-    "unigram": load_tokenizer(common.TOKENIZERS / "unigram-512"),
+    "unigram": load_tokenizer(configs.TOKENIZERS / "unigram-512"),
   }
 
 

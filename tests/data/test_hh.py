@@ -8,14 +8,19 @@ import json
 import numpy as np
 import pytest
 
+<<<<<<< HEAD
 from configs import common
 from mrpo_jax.data import encode, formats, pack, source
+=======
+from mrpo_jax import configs
+from mrpo_jax.data import encode, formats, pack
+>>>>>>> firsthour
 from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.tokenizer import train_tokenizer
 from mrpo_jax.rows import token_counts
 
-EVAL = common.HH_HARMLESS / "eval.jsonl.gz"
-TRAIN = common.HH_HARMLESS / "train.jsonl.gz"
+EVAL = configs.HH_HARMLESS / "eval.jsonl.gz"
+TRAIN = configs.HH_HARMLESS / "train.jsonl.gz"
 
 
 @pytest.fixture(scope="module")

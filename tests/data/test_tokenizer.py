@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from configs import common
+from mrpo_jax import configs
 from mrpo_jax.data.templates import TEMPLATES, chat_template, load_template
 from mrpo_jax.data.tokenizer import (
   SMALLEST,
@@ -55,7 +55,7 @@ ODD = [
 def tokenizer(request):
   """One trained here, byte-level BPE, and the Unigram that configs use."""
   if request.param == "shipped":
-    return load_tokenizer(common.TOKENIZERS / "unigram-512")
+    return load_tokenizer(configs.TOKENIZERS / "unigram-512")
   return train_tokenizer(TEXTS, 480)
 
 

@@ -11,7 +11,7 @@ import pytest
 import tokenizers as rust
 from transformers import PreTrainedTokenizerFast
 
-from configs import common
+from mrpo_jax import configs
 from mrpo_jax.data.encode import encode, encode_all
 from mrpo_jax.data.formats import PreferencePair as Pair
 from mrpo_jax.data.tokenizer import SMALLEST, load_tokenizer, train_tokenizer
@@ -61,10 +61,10 @@ def tokenizers():
 
   return {
     "bytes": train_tokenizer([], SMALLEST),
-    "letters": _letters(common.TOKENIZERS / "unigram-512"),
+    "letters": _letters(configs.TOKENIZERS / "unigram-512"),
     "ab": train_tokenizer(["ab"] * 9, SMALLEST + 1),
     "words": train_tokenizer(TEXTS, 500),
-    "pieces": load_tokenizer(common.TOKENIZERS / "unigram-512"),
+    "pieces": load_tokenizer(configs.TOKENIZERS / "unigram-512"),
   }
 
 

@@ -7,7 +7,8 @@ DIR holds the Hugging Face folders `base` and `second`, and `pairs.jsonl`: see
 `inputs.py`.
 """
 
-from configs import common, quickstart
+from configs import quickstart
+from mrpo_jax import configs
 
 CONFIG = __file__
 # What a loss needs in a config beside its name.
@@ -21,7 +22,7 @@ LIMITS = dict(max_prompt=32, max_response=32)
 
 
 def get_config(arg=""):
-  arg = common.parse_arg(arg, run="dpo", inputs="")
+  arg = configs.parse_arg(arg, run="dpo", inputs="")
   c = quickstart.get_config("dpo,debug")
   c.steps = 5
   c.eval_every = 0

@@ -6,14 +6,13 @@ import gzip
 
 import jax
 
-from configs import common
-from mrpo_jax import hub
+from mrpo_jax import configs, hub
 from mrpo_jax.data import formats
 from mrpo_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import ModelConfig
 
-SHIPPED = common.TOKENIZERS / "unigram-512"
+SHIPPED = configs.TOKENIZERS / "unigram-512"
 # Tokenizer, shipped or of that size; shape of the model.
 MODELS = {
   "base": (512, dict(width=32, tied=True)),
@@ -24,7 +23,7 @@ MODELS = {
 
 def write_pairs(path, count=40, skip=0):
   """So many human pairs of the embedded data."""
-  with gzip.open(common.HH_HARMLESS / "eval.jsonl.gz", "rb") as file:
+  with gzip.open(configs.HH_HARMLESS / "eval.jsonl.gz", "rb") as file:
     path.write_bytes(b"".join(file.readlines()[skip : skip + count]))
 
 

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from configs import common, quickstart
+from configs import quickstart
+from mrpo_jax import configs
 from mrpo_jax.data import source
 from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from mrpo_jax.errors import InputError
@@ -25,7 +26,7 @@ def debug_run(**reference):
 
 @pytest.fixture(scope="module")
 def pairs():
-  return source.load(common.HH_HARMLESS / "eval.jsonl.gz")[:20]
+  return source.load(configs.HH_HARMLESS / "eval.jsonl.gz")[:20]
 
 
 def test_a_new_model_takes_the_tokenizer_of_a_folder(pairs, tmp_path):
@@ -45,11 +46,11 @@ def known_of(config, found):
 def test_unigram_is_read_where_an_older_run_left_it_and_not_trained(
   pairs, tmp_path
 ):
-  new = {**common.TINY, "tokenizer": "unigram"}
+  new = {**configs.TINY, "tokenizer": "unigram"}
   config = debug_run(tokenizer="", new=new)
   with pytest.raises(InputError, match="references.second.new.tokenizer"):
     load_tokenizers(config, tmp_path, pairs)
-  shipped = load_tokenizer(common.TOKENIZERS / "unigram-512")
+  shipped = load_tokenizer(configs.TOKENIZERS / "unigram-512")
   shipped.save_pretrained(tmp_path / "tokenizer-references.second")
   known = known_of(config, load_tokenizers(debug_run(), tmp_path, pairs))
   found = load_tokenizers(config, tmp_path, pairs, known)
@@ -94,7 +95,7 @@ def test_the_day_that_a_template_writes_is_that_of_the_run(
 
 
 def test_a_tokenizer_of_several_templates_names_the_key(pairs, tmp_path):
-  several = load_tokenizer(common.TOKENIZERS / "unigram-512")
+  several = load_tokenizer(configs.TOKENIZERS / "unigram-512")
   several.chat_template = {"rag": "a", "tool_use": "b"}
   several.save_pretrained(tmp_path / "several")
   given = {"tokenizer": str(tmp_path / "several")}

@@ -2,14 +2,17 @@
 """Every config runs with `:debug`, and every preference config runs alone."""
 
 import importlib
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from configs import common
-from mrpo_jax import cli, files
+from mrpo_jax import cli, configs, files
 from mrpo_jax.models import parameters
 from mrpo_jax.performance.abstract import (
   assume,
@@ -24,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 NAMES = sorted(
   path.stem
   for path in (ROOT / "configs").glob("*.py")
-  if path.stem not in ("__init__", "common")
+  if path.stem != "__init__"
 )
 # Their parts run in tests of their own; all of them is planned here.
 PAPER = {
@@ -92,9 +95,68 @@ def test_the_full_config_is_valid(arg):
 
 
 def test_arguments_take_the_type_of_their_default():
-  arg = common.parse_arg("p=0.5,debug,long", p=1.0, debug=False, run="short")
+  arg = configs.parse_arg("p=0.5,debug,long", p=1.0, debug=False, run="short")
   assert (arg.p, arg.debug, arg.run) == (0.5, True, "long")
   with pytest.raises(ValueError, match="unknown config argument 'q=1'"):
-    common.parse_arg("q=1", p=1.0)
+    configs.parse_arg("q=1", p=1.0)
   with pytest.raises(ValueError, match="unknown config argument 'fast'"):
-    common.parse_arg("fast", p=1.0)
+    configs.parse_arg("fast", p=1.0)
+
+
+@pytest.fixture
+def outside(tmp_path):
+  """outside(code): run where this package is found, the repository not."""
+  (tmp_path / "site").mkdir()
+  (tmp_path / "site" / "mrpo_jax").symlink_to(ROOT / "mrpo_jax")
+  (tmp_path / "mine").mkdir()
+  there = {"PYTHONPATH": f"{tmp_path}/site", "JAX_PLATFORMS": "cpu"}
+
+  def run(code):
+    return subprocess.run(
+      [sys.executable, "-P", "-c", code],
+      cwd=tmp_path,
+      env={**os.environ, **there},
+      capture_output=True,
+      text=True,
+    )
+
+  return run
+
+
+LOAD = "from mrpo_jax.runs.config import load; print(load({given!r}).steps)"
+
+
+def test_configs_work_outside_the_repository(tmp_path, outside):
+  for path in (ROOT / "configs").glob("*.py"):
+    shutil.copy(path, tmp_path / "mine")
+  given = [f"mine/{name}.py:debug" for name in NAMES]
+  code = "from mrpo_jax.runs.config import load\nfor one in {}: load(one)"
+  done = outside(code.format([*given, "mine/quickstart.py:mrpo"]))
+  assert done.returncode == 0, done.stderr
+
+
+def test_a_config_imports_its_neighbours(tmp_path, outside):
+  text = (ROOT / "configs" / "quickstart.py").read_text()
+  (tmp_path / "mine" / "base.py").write_text(text)
+  for line in ("import base", "from mine import base"):
+    text = f"{line}\ndef get_config(arg):\n  c = base.get_config(arg)\n"
+    (tmp_path / "mine" / "own.py").write_text(
+      text + "  c.steps = 7\n  return c"
+    )
+    done = outside(LOAD.format(given="mine/own.py:dpo,debug"))
+    assert done.stdout == "7\n", done.stderr
+
+
+def test_a_config_that_imports_what_is_gone_says_from_where(tmp_path, outside):
+  (tmp_path / "mine" / "old.py").write_text("from configs import common\n")
+  done = outside(LOAD.format(given="mine/old.py"))
+  said = done.stderr.strip().split("\n")[-1]
+  assert said.endswith("is `from mrpo_jax import configs`"), said
+
+
+def test_a_file_beside_a_config_hides_no_package(tmp_path, outside):
+  (tmp_path / "mine" / "optax.py").write_text("raise SystemExit(3)")
+  text = "import optax\ndef get_config():\n  raise KeyError(optax.__name__)"
+  (tmp_path / "mine" / "own.py").write_text(text)
+  done = outside(LOAD.format(given="mine/own.py"))
+  assert "KeyError: 'optax'" in done.stderr

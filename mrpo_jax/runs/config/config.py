@@ -39,6 +39,7 @@ from mrpo_jax.runs.config.sections import (
 logger = logging.getLogger(__name__)
 
 RENAMED = {"optimizer.end_lr": "optimizer.end_lr_share"}  # old key: its name
+SHARED = "configs.common"  # where it was that config files shared
 
 
 class Config(Section):
@@ -214,8 +215,10 @@ def values_of(given):
   path = pathlib.Path(path)
   if not path.is_file():
     raise InputError(f"--config {path}: no such file")
-  # A config imports its neighbours as `configs.name`.
-  sys.path.insert(0, str(path.resolve().parent.parent))
+  # A config imports its neighbours: as `configs.name`, or by the name alone,
+  # which hides no installed package.
+  folder = path.resolve().parent
+  sys.path[:] = dict.fromkeys([str(folder.parent), *sys.path, str(folder)])
   try:
     spec = importlib.util.spec_from_file_location("mrpo_config", path)
     module = importlib.util.module_from_spec(spec)
@@ -223,6 +226,8 @@ def values_of(given):
     values = module.get_config(*arg).to_dict()
   except Exception as error:  # it is code, and fails as code does
     reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    if isinstance(error, ImportError) and error.name in ("configs", SHARED):
+      reason += "; what config files share is `from mrpo_jax import configs`"
     raise InputError(f"--config {path}: {reason}") from error
   with blames(f"--config {path}", InputError):
     values, old = renamed(values)

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What config files share: arguments after the colon, and the debug run."""
+"""What config files share: arguments after the colon, and the debug run.
+
+from mrpo_jax import configs
+
+def get_config(arg=""):
+  arg = configs.parse_arg(arg, beta=0.1, debug=False)
+"""
 
 import pathlib
 import types
 
-HERE = pathlib.Path(__file__).resolve().parent
-HH_HARMLESS = HERE / "hh_harmless"
-TOKENIZERS = HERE / "tokenizers"  # trained on these pairs
+from mrpo_jax.errors import InputError
+
+# Of the repository, in which this package is installed with `pip install -e`.
+SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "configs"
+HH_HARMLESS = SHIPPED / "hh_harmless"
+TOKENIZERS = SHIPPED / "tokenizers"  # trained on these pairs
 TINY = dict(
   layers=2,
   width=32,
@@ -44,7 +53,15 @@ def shrink(c):
 
   Reference 0 stays the policy's start; every further one gets another shape
   and, but where it has the policy's, another tokenizer.  Nothing is downloaded.
+
+  Raises:
+    InputError: the package was installed without the repository's pairs.
   """
+  if not HH_HARMLESS.is_dir():
+    raise InputError(
+      f"the pairs of `debug` are not in {HH_HARMLESS}; pip install -e . in a "
+      "clone of the repository has them"
+    )
   c.steps = 8
   c.batch = 8
   c.log_every = 1
