@@ -5,13 +5,8 @@ import logging
 import os
 import sys
 
-<<<<<<< HEAD
-from mrpo_jax import streams
+from mrpo_jax import __version__, streams
 from mrpo_jax.cli import ends
-=======
-from mrpo_jax import __version__
-from mrpo_jax.cli import ends, streams
->>>>>>> firsthour
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import MEETING, parse, parsers, process_flags
 from mrpo_jax.errors import InputError, blames, did_you_mean

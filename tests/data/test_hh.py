@@ -8,13 +8,8 @@ import json
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-from configs import common
-from mrpo_jax.data import encode, formats, pack, source
-=======
 from mrpo_jax import configs
-from mrpo_jax.data import encode, formats, pack
->>>>>>> firsthour
+from mrpo_jax.data import encode, formats, pack, source
 from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.data.tokenizer import train_tokenizer
 from mrpo_jax.rows import token_counts

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from configs import common
+from mrpo_jax import configs
 from mrpo_jax.data import encode, formats, pack, source, truncate
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.data.table import encode_table
@@ -32,7 +32,7 @@ def only(**row):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return load_tokenizer(common.TOKENIZERS / "unigram-512")
+  return load_tokenizer(configs.TOKENIZERS / "unigram-512")
 
 
 Q, OWL = user("Name a bird."), bot("Owl.")

@@ -132,7 +132,7 @@ def empty(folder):
 
 def another(folder):
   shutil.rmtree(folder)
-  shutil.copytree(common.TOKENIZERS / "unigram-512", folder)
+  shutil.copytree(configs.TOKENIZERS / "unigram-512", folder)
 
 
 def test_a_tokenizer_that_config_json_vouches_for_is_read(kept, pairs):

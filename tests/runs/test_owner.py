@@ -13,8 +13,7 @@ import time
 
 import pytest
 
-from configs import common
-from mrpo_jax import processes
+from mrpo_jax import configs, processes
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.runs import owner
 from tests.material.runs import mrpo, train_debug
@@ -88,7 +87,7 @@ def test_a_second_run_is_refused_and_changes_nothing(
 ):
   workdir = tmp_path / "run"
   if command == "debug":
-    code = train_debug(workdir, f"--config.data.train={common.HH_HARMLESS}")
+    code = train_debug(workdir, f"--config.data.train={configs.HH_HARMLESS}")
   else:
     code = mrpo("train", *BANDIT, f"--workdir={workdir}")
   assert code == 2
