@@ -19,7 +19,7 @@ from mrpo_jax.runs.workdir import FIXED, HARMLESS
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 MAKER = runpy.run_path(str(DOCS / "make_losses.py"))
 MODULES = (
-  *("pair", "rewards", "batch", "unreferenced", "dispersion"),
+  *("sequence", "pair", "rewards", "batch", "unreferenced", "dispersion"),
   *("token_weights", "mixture", "weighting", "multi", "metrics", "related"),
   *("methods.build", "methods.catalogue", "methods.inputs"),
   *("methods.mixing", "methods.method"),

@@ -69,6 +69,7 @@ from mrpo_jax.losses.rewards import nca as nca
 from mrpo_jax.losses.rewards import r_dpo as r_dpo
 from mrpo_jax.losses.rewards import sppo as sppo
 from mrpo_jax.losses.rewards import sppo_hard as sppo_hard
+from mrpo_jax.losses.sequence import sequence_logp as sequence_logp
 from mrpo_jax.losses.token_weights import bridged as bridged
 from mrpo_jax.losses.token_weights import down_sample as down_sample
 from mrpo_jax.losses.token_weights import (
