@@ -17,8 +17,8 @@ the policy's tokens), and the weights stand on their own references
 unknown: this is all of it.
 
 On v5p:2x2x1 (4 chips, a copy of the models on each) a step takes 20.6 GiB of
-each device's 95 and at least 0.63 s, so at most 12.6 pairs/s with pairs of 256
-+ 2 x 256 tokens: compiled, not run (`mrpo plan`, docs/guide/plan.md).
+each device's 95 and at least 0.29 s, so at most 28 pairs/s with pairs of 256 +
+2 x 256 tokens: compiled, not run (`mrpo plan`, docs/guide/plan.md).
 
 Append `:debug` for a minute on tiny models.
 """

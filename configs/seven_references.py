@@ -23,8 +23,8 @@ where the paper draws 7,000 anew for each seed and drops long and very short
 ones.
 
 On v5p:2x2x1 (4 chips, a copy of the models on each) the policy's step takes 3.1
-GiB of a device's 95 and at least 0.15 s; the references, one after the other,
-1.0 to 29 GiB (Phi-3-medium) and at least 0.03 to 1.2 s for 25 pairs of 256 +
+GiB of a device's 95 and at least 0.09 s; the references, one after the other,
+1.0 to 29 GiB (Phi-3-medium) and at least 0.01 to 0.4 s for 25 pairs of 256 +
 2 x 256 tokens: compiled, not run (`mrpo plan`, docs/guide/plan.md).
 
 Append `,debug` for a minute on tiny models.
