@@ -31,7 +31,7 @@ TESTS = {
   "dispersion": ("dispersion", "fixture"),
   "token_weights": ("token_weights", "fixture"),
   "unreferenced": ("unreferenced", "fixture", "all"),
-  "related": ("related", "fixture", "all"),
+  "related": ("related", "rewards", "fixture", "all"),
   "mixture": ("mixture", "fixture"),
   "multi": ("mixture", "fixture"),
   "weighting": ("weighting", "scales", "mixture"),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objectives and updates from around preference optimization.
 
-They take other things than the log-probabilities of a pair: parameters,
-advantages, rewards, denoising errors.
+They take other things than the log-probabilities of a pair: single responses
+with a label, parameters, advantages, rewards, denoising errors.
 """
 
 from typing import Any
@@ -219,3 +219,73 @@ def expectile(residual: ArrayLike, *, tau: ArrayLike = 0.7) -> jax.Array:
   """
   residual = widen(residual)
   return jnp.where(residual < 0, 1.0 - tau, tau) * jnp.square(residual)
+
+
+@checked
+def kto_unpaired(
+  logratio_B: ArrayLike,
+  desirable_B: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  kl_shift: ArrayLike = 0.0,
+  desirable_weight: ArrayLike = 1.0,
+  undesirable_weight: ArrayLike = 1.0,
+) -> jax.Array:
+  """Kahneman-Tversky optimization of single responses, each good or bad.
+
+      desirable:    weight_d * (1 - sigmoid(beta (r - z)))
+      undesirable:  weight_u * (1 - sigmoid(beta (z - r)))
+
+  Args:
+    logratio_B: policy minus reference log-probability of a response; nats.
+    desirable_B: true where the response is a good one.
+    beta: inverse temperature, per nat.
+    kl_shift: z; see `kto`.
+    desirable_weight: on good responses.
+    undesirable_weight: on bad ones; keep n_d weight_d / (n_u weight_u)
+      between 1 and 4/3.
+
+  Returns:
+    loss_B: one value per response, float32 or better.
+
+  Source: KTO, arXiv:2402.01306, equation 8.
+
+  >>> import jax.numpy as jnp
+  >>> good_B = jnp.array([True, False])
+  >>> kto_unpaired(jnp.zeros(2), good_B, desirable_weight=3.0).tolist()
+  [1.5, 0.5]
+  """
+  check(logratio_B=logratio_B, desirable_B=desirable_B)
+  shift = jnp.maximum(jax.lax.stop_gradient(widen(kl_shift)), 0.0)
+  reward_B = beta * (widen(logratio_B) - shift)
+  good_B = desirable_weight * jax.nn.sigmoid(-reward_B)
+  bad_B = undesirable_weight * jax.nn.sigmoid(reward_B)
+  return jnp.where(desirable_B, good_B, bad_B)
+
+
+@checked
+def apo_zero_unpaired(
+  logratio_B: ArrayLike, desirable_B: ArrayLike, *, beta: ArrayLike = 0.1
+) -> jax.Array:
+  """`apo_zero` on single responses, each good or bad.
+
+      loss = 1 - sigmoid(beta r)   where desirable,   sigmoid(beta r)   else
+
+  Args:
+    logratio_B: policy minus reference log-probability of a response; nats.
+    desirable_B: true where the response is a good one.
+    beta: inverse temperature, per nat.
+
+  Returns:
+    loss_B: in (0, 1), float32 or better.
+
+  Source: APO, arXiv:2408.06266; TRL 1.16's KTO trainer.
+
+  >>> import jax.numpy as jnp
+  >>> good_B = jnp.array([True, False])
+  >>> apo_zero_unpaired(jnp.zeros(2), good_B).tolist()
+  [0.5, 0.5]
+  """
+  check(logratio_B=logratio_B, desirable_B=desirable_B)
+  sign_B = jnp.where(desirable_B, -1.0, 1.0)
+  return jax.nn.sigmoid(sign_B * beta * widen(logratio_B))
