@@ -92,7 +92,7 @@ def _of_device(error):
 # The first that fits counts.
 KINDS = {
   InputError: lambda error: (2, error),
-  StoppedRun: lambda error: (1, f"{error}; the last checkpoint is kept"),
+  StoppedRun: lambda error: (1, error),
   KeyboardInterrupt: lambda error: (130, "interrupted"),
   MemoryError: lambda error: (2, f"out of memory: {first_line(error)}"),
   OSError: _of_system,

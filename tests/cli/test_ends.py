@@ -68,7 +68,6 @@ SAID = [
     "/ro/x: Read-only file system",
   ),
   (InputError("wrong\nhere"), 2, "wrong here"),
-  (StoppedRun("loss is nan"), 1, "loss is nan; the last checkpoint is kept"),
   (KeyboardInterrupt(), 130, "interrupted"),
 ]
 
@@ -78,6 +77,10 @@ def test_an_exception_of_the_system_is_one_line(error, code, line):
   found = ends.said(error)
   assert found[0] == code
   assert line in found[1] and "\n" not in found[1]
+
+
+def test_a_stopped_run_says_itself_what_is_kept():
+  assert ends.said(StoppedRun("loss is\nnan")) == (1, "loss is nan")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def test_a_descent_that_diverges_is_stopped(capsys, tmp_path):
     (f"bandit.losers=({'5,' * 15}4)", "pair 15 has arm 4 on both sides"),
     ("batch=8", "config.batch is 8, but every step of a bandit sees all of"),
     ("steps=0", "config.steps must be positive"),
+    ("steps=9999999999", "config.steps must be at most 2147483647"),
     ("seed=1", "config.seed must be one of 0"),
     ("eval_every=5", "config.eval_every must be one of 0"),
     ("bandit.links.names=()", "config.bandit.links.names is empty"),

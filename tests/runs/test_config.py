@@ -5,6 +5,7 @@ import copy
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from mrpo_jax.errors import InputError
@@ -109,6 +110,11 @@ def test_rules_are_text_that_a_flag_can_change():
   assert checked.references["base"].rules == {}
 
 
+def test_the_largest_seed_and_step_are_taken():
+  config = read(changed("seed", 2**31 - 1) | {"steps": 2**31 - 1})
+  assert np.int32(config.seed) == config.steps == np.iinfo(np.int32).max
+
+
 def test_an_integer_serves_as_a_number():
   clip_norm = read(changed("optimizer.clip_norm", 1)).optimizer.clip_norm
   assert isinstance(clip_norm, float) and clip_norm == 1.0
@@ -120,6 +126,11 @@ def test_an_integer_serves_as_a_number():
     ("steps", 0, "config.steps must be positive, got 0"),
     ("steps", -3, "must be positive"),
     ("steps", 2.5, "must be of type int"),
+    ("steps", 2**31, "config.steps must be at most 2147483647, got 2147483648"),
+    ("steps", 10**30, "config.steps must be at most 2147483647, got 10000"),
+    ("seed", 2**31, "config.seed must be at most 2147483647, got 2147483648"),
+    ("seed", 2**64, "config.seed must be at most 2147483647"),
+    ("reference_update.every", 2**31, "every must be at most 2147483647"),
     ("steps", True, "must be of type int"),
     ("batch", "8", "config.batch must be of type int"),
     ("seed", -1, "config.seed must not be negative"),

@@ -8,6 +8,7 @@ from annotated_types import MinLen
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.section import (
   Count,
+  Count32,
   Named,
   Positive,
   Section,
@@ -45,7 +46,7 @@ class BanditConfig(Section):
 
   # It draws nothing, takes a minute, and is scored at its end.
   seed: Literal[0] = key("draws nothing", 0)
-  steps: Count = key("steps of gradient descent")
+  steps: Count32 = key("steps of gradient descent")
   batch: Count = key("pairs; each step sees all")
   log_every: Count = key("steps between lines of metrics.jsonl", 1)
   eval_every: Literal[0] = key("is scored at its end", 0)

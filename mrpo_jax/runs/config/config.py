@@ -18,8 +18,10 @@ from mrpo_jax.runs.config.models import (
 )
 from mrpo_jax.runs.config.section import (
   Count,
+  Count32,
   Section,
   Whole,
+  Whole32,
   key,
   lists_as,
   place_text,
@@ -45,8 +47,8 @@ SHARED = "configs.common"  # where it was that config files shared
 class Config(Section):
   """A run that trains a model."""
 
-  seed: Whole = key("of new weights, the order of pairs, and dropout", 0)
-  steps: Count = key("optimizer steps of the whole run")
+  seed: Whole32 = key("of new weights, the order of pairs, and dropout", 0)
+  steps: Count32 = key("optimizer steps of the whole run")
   batch: Count = key("pairs in one optimizer step, over all hosts")
   log_every: Count = key("steps between lines of metrics.jsonl", 1)
   eval_every: Whole = key("steps between evaluations; 0: at the end", 0)

@@ -11,6 +11,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from mrpo_jax.errors import did_you_mean
 from mrpo_jax.files import at_home
 
+MOST = 2**31 - 1  # that an int32 holds
+
 
 def _place(given):
   """A path with ~ as the user's home; another thing as it is."""
@@ -23,8 +25,18 @@ def _place(given):
   return at_home(given)
 
 
+def _held(given):
+  """A number as it is, where an int32 holds it."""
+  if given > MOST:
+    raise said(f"must be at most {MOST}, got {given}")
+  return given
+
+
 Count = typing.Annotated[int, annotated_types.Gt(0)]
 Whole = typing.Annotated[int, annotated_types.Ge(0)]
+# Numbers that a program has as int32.
+Count32 = typing.Annotated[Count, pydantic.AfterValidator(_held)]
+Whole32 = typing.Annotated[Whole, pydantic.AfterValidator(_held)]
 Positive = typing.Annotated[float, annotated_types.Gt(0)]
 NotNegative = typing.Annotated[float, annotated_types.Ge(0)]
 # A file, a folder or a name; ~ is the user's home.

@@ -21,6 +21,7 @@ from mrpo_jax.runs.config.section import (
   Positive,
   Section,
   Whole,
+  Whole32,
   key,
   said,
 )
@@ -145,7 +146,7 @@ class Mesh(Ruled):
 class ReferenceUpdate(Section):
   """TR-DPO: reference 0 moves towards the policy as it trains."""
 
-  every: Whole = key("steps between its moves; 0: it never moves", 0)
+  every: Whole32 = key("steps between its moves; 0: it never moves", 0)
   rate: Annotated[float, Gt(0), Le(1)] = key("share of the way there", 1.0)
 
 
