@@ -26,7 +26,7 @@ import numpy as np
 from configs import quickstart
 from mrpo_jax import configs, files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
-from mrpo_jax.reports import compare
+from mrpo_jax.reports import figures
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.export import export
 from mrpo_jax.runs.train import train_run
@@ -167,7 +167,7 @@ def run(workdir, treatment, bad, seed):
     files.write_json(
       done,
       {
-        "right": [[pair["pair"], compare.margin(pair) > 0] for pair in pairs],
+        "right": [[pair["pair"], figures.margin(pair) > 0] for pair in pairs],
         "warnings": [x for x in lines if x.startswith("warning: ")],
         "metrics": last,
       },
@@ -199,7 +199,7 @@ def right_SN(found, treatment, bad):
 
 def interval(found, treatment):
   """95 % interval of the mean accuracy without a bad reference."""
-  return compare.bootstrap_interval(right_SN(found, treatment, "none").mean(0))
+  return figures.bootstrap_interval(right_SN(found, treatment, "none").mean(0))
 
 
 def mean_metric(found, treatment, bad, name):

@@ -118,7 +118,11 @@ def export(given):
 
 
 def report(given):
-  """Compare the evaluated runs of a folder: a table and results.json."""
+  """Compare the evaluated runs of a folder: a table and results.json.
+
+  The folder is one run, or holds runs at any depth.  Seeds of one config stand
+  together, below their mean; what cannot be compared is said.
+  """
   from mrpo_jax.reports import compare
 
   print(compare.compare(given.workdir))

@@ -190,7 +190,8 @@ FLAGS = {
     ),
   ),
   "report": Command(
-    "--workdir=DIR", (WORKDIR._replace(about="folder with runs in it"),)
+    "--workdir=DIR",
+    (WORKDIR._replace(about="folder of a run, or with runs in it"),),
   ),
   "bench": Command(
     "--config=FILE[:args] [flags]",

@@ -193,6 +193,12 @@ def _agree(here):
   )
 
 
+def reward_beta(loss):
+  """The beta of the rewards in metrics, from the `loss` of a config.json."""
+  with blames("config.loss", (TypeError, ValueError)):
+    return losses.build(**loss).beta
+
+
 def chosen_method(config):
   """The Method of a config, its loss with all its choices."""
   name, keywords = config.loss.name, config.loss.keywords

@@ -7,24 +7,25 @@ import pytest
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.reports import compare
+from mrpo_jax.reports import compare, figures
 from mrpo_jax.training.log import Metrics
 from tests.material.logged import logged
 
 
-def make_run(folder, margins, beta=0.5, first=0):
-  folder.mkdir()
+def make_run(folder, margins, beta=0.5, first=0, **config):
+  folder.mkdir(parents=True)
   pairs = [
     dict(
       pair=first + i,
       policy=[-1.0 + m, -2.0],
       references=[[-1.0, -2.0]],
-      tokens=[1],
+      tokens=[1, 4],
     )
     for i, m in enumerate(margins)
   ]
   files.write_lines(folder / "eval_pairs.jsonl", pairs)
-  files.write_json(folder / "config.json", dict(loss=dict(beta=beta)))
+  loss = dict(name="dpo", beta=beta)
+  files.write_json(folder / "config.json", dict(loss=loss, **config))
   lines = [
     {
       "step": s,
@@ -36,6 +37,21 @@ def make_run(folder, margins, beta=0.5, first=0):
     for s, t in ((1, 50.0), (2, 2.0), (3, 1.0), (4, 4.0))
   ]
   files.write_lines(folder / "metrics.jsonl", lines)
+
+
+def change_pairs(folder, **changes):
+  pairs = files.read_lines(folder / "eval_pairs.jsonl")
+  pairs = [{**pair, **changes} for pair in pairs]
+  files.write_lines(folder / "eval_pairs.jsonl", pairs)
+
+
+def reported(folder):
+  """(results.json, the table's lines by run, what stands below it)."""
+  lines = compare.compare(folder).splitlines()
+  table = lines[1 : lines.index("")]
+  notes = lines[lines.index("") + 1 + len(compare.LEGEND.splitlines()) :]
+  rows = {line.strip().split("  ")[0]: line for line in table}
+  return json.loads((folder / "results.json").read_text()), rows, notes
 
 
 def test_a_run_by_hand(tmp_path):
@@ -68,14 +84,97 @@ def test_runs_without_a_common_pair_are_refused(tmp_path):
     compare.compare(tmp_path)
 
 
-def test_a_supervised_run_is_left_out(tmp_path):
+def test_a_run_without_a_reference_is_shown_with_what_it_has(tmp_path):
+  make_run(tmp_path / "dpo", [1.0, -3.0])
+  make_run(tmp_path / "simpo", [1.0, -3.0])
+  change_pairs(tmp_path / "simpo", references=[])
+  results, rows, notes = reported(tmp_path)
+  dpo, simpo = results["dpo"], results["simpo"]
+  assert simpo["accuracy"] is simpo["margin"] is simpo["margin_nats"] is None
+  # -1 + 1 and -1 - 3 against -2; per token -2 is -0.5.
+  for one in (dpo, simpo):
+    assert one["policy_accuracy"] == 0.5
+    assert one["policy_mean_accuracy"] == 0.5
+    assert one["nll"] == pytest.approx((0.0 + 4.0) / 2)
+  assert "-" in rows["simpo"].split() and "0.500" in rows["simpo"]
+  assert not notes
+
+
+def test_a_supervised_run_is_shown_with_its_likelihood(tmp_path):
   make_run(tmp_path / "dpo", [1.0])
-  make_run(tmp_path / "sft", [1.0])
-  pairs = files.read_lines(tmp_path / "sft" / "eval_pairs.jsonl")
-  pairs = [{**pair, "references": []} for pair in pairs]
-  files.write_lines(tmp_path / "sft" / "eval_pairs.jsonl", pairs)
-  compare.compare(tmp_path)
-  assert list(json.loads((tmp_path / "results.json").read_text())) == ["dpo"]
+  make_run(tmp_path / "sft", [0.5])
+  change_pairs(tmp_path / "sft", references=[], tokens=[2, 0])
+  results, rows, _ = reported(tmp_path)
+  sft = results["sft"]
+  assert sft["nll"] == pytest.approx(0.25)
+  assert sft["policy_accuracy"] is sft["policy_mean_accuracy"] is None
+  assert rows["sft"].split()[1:6] == 5 * ["-"]
+
+
+def test_margins_of_several_betas_are_comparable(tmp_path):
+  make_run(tmp_path / "low", [1.0, 3.0], beta=0.1)
+  make_run(tmp_path / "high", [1.0, 3.0], beta=2.0)
+  results, rows, _ = reported(tmp_path)
+  assert results["low"]["margin_nats"] == results["high"]["margin_nats"] == 2.0
+  assert results["low"]["margin"] == pytest.approx(0.2)
+  assert results["high"]["margin"] == pytest.approx(4.0)
+  assert "+2.000  +0.2000" in rows["low"] and "+2.000  +4.0000" in rows["high"]
+
+
+@pytest.mark.parametrize("loss,beta", [("dpo", 0.1), ("rainbow_po", 10.0)])
+def test_a_beta_that_is_not_given_is_the_one_of_the_loss(tmp_path, loss, beta):
+  make_run(tmp_path / "run", [3.0])
+  files.write_json(tmp_path / "run" / "config.json", dict(loss={"name": loss}))
+  results, _, _ = reported(tmp_path)
+  assert results["run"]["margin"] == pytest.approx(3.0 * beta)
+
+
+def test_the_folder_of_one_run_is_reported(tmp_path):
+  make_run(tmp_path / "dpo", [1.0, 3.0, -2.0, 0.0])
+  alone, _, _ = reported(tmp_path / "dpo")
+  among, _, _ = reported(tmp_path)
+  assert alone == among
+
+
+def test_runs_at_any_depth_are_reported(tmp_path):
+  make_run(tmp_path / "beta=0.1" / "first", [1.0])
+  make_run(tmp_path / "other", [1.0])
+  results, _, _ = reported(tmp_path)
+  assert [*results] == ["beta=0.1/first", "other"]
+
+
+def test_seeds_of_one_config_are_grouped(tmp_path):
+  make_run(tmp_path / "a0", [1.0, 1.0, -1.0, -1.0], seed=0)
+  make_run(tmp_path / "a1", [1.0, 1.0, 1.0, -1.0], seed=1)
+  make_run(tmp_path / "b", [1.0, -1.0, -1.0, -1.0], beta=0.25, seed=0)
+  results, rows, _ = reported(tmp_path)
+  assert [*rows] == ["a0 (2 seeds)", "a0", "a1", "b"]
+  mean = results["a0 (2 seeds)"]
+  assert mean["accuracy"] == pytest.approx((0.5 + 0.75) / 2)
+  assert mean["accuracy_sd"] == pytest.approx(0.25 / 2**0.5)
+  assert mean["margin_nats"] == pytest.approx((0.0 + 0.5) / 2)
+  assert mean["runs"] == ["a0", "a1"] and mean["pairs_per_second"] == 4.0
+  assert results["a1"]["group"] == "a0 (2 seeds)"
+  assert results["a1"]["seed"] == 1 and "group" not in results["b"]
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+  make_run(tmp_path / "a", [1.0, 1.0, -1.0], identity={"data.eval": "x"})
+  make_run(tmp_path / "b", [1.0, 1.0], identity={"data.eval": "x"})
+  change_pairs(tmp_path / "b", references=[[-9.0, -2.0]])
+  make_run(tmp_path / "c", [1.0], identity={"data.eval": "y"})
+  make_run(tmp_path / "d", [1.0], identity={"data.eval": "x"})
+  (tmp_path / "d" / "eval_pairs.jsonl").unlink()
+  results, _, notes = reported(tmp_path)
+  assert [*results] == ["a", "b", "c"]
+  assert [one["held_out_pairs"] for one in results.values()] == [2, 2, 1]
+  assert notes == [
+    "not evaluated: d",
+    "held-out pairs differ, figures are not comparable between: a, b; c",
+    "a: 1 of 3 pairs left out, which another run did not evaluate",
+    "b: reference 0 scores 100% of the pairs otherwise than in a (another "
+    "model, or texts cut elsewhere)",
+  ]
 
 
 def test_nothing_to_report_is_said(tmp_path):
@@ -88,7 +187,7 @@ def test_the_interval_covers_as_often_as_it_says(rng):
   inside = 0
   for seed in range(200):
     coins = rng.random(100) < 0.5
-    low, high = compare.bootstrap_interval(coins, seed=seed, samples=400)
+    low, high = figures.bootstrap_interval(coins, seed=seed, samples=400)
     inside += low <= 0.5 <= high
   assert 180 <= inside <= 199
 

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a run on held-out pairs, with bootstrap intervals."""
+
+import numpy as np
+
+
+def result(runs, *, beta, lines=(), evaluated=None):
+  """The figures of one run, or the mean of several of one config.
+
+  Args:
+    runs: for each of them the records of its held-out pairs, the same pairs.
+    beta: the loss's own, per nat.
+    lines: of its metrics.jsonl.
+    evaluated: pairs that it evaluated; None: those of the records.
+
+  Returns:
+    dict; what the runs have no yardstick for is None: `accuracy`, `interval`
+    (95 %) and `margin` (times beta), `margin_nats` (without) are against
+    reference 0; `policy_accuracy`, `policy_mean_accuracy` and their intervals
+    are of the policy alone; `nll` is of chosen responses, nats per token.
+    Of several runs `accuracy_sd` is the deviation between them.
+  """
+  margin_RN = _of_all(runs, reference_margins)
+  alone_RN = _of_all(runs, policy_margins)
+  mean_RN = _of_all(runs, policy_mean_margins)
+  nll_RN = _of_all(runs, _nll)
+  found = {
+    **_ranked("", margin_RN),
+    **_ranked("policy_", alone_RN),
+    **_ranked("policy_mean_", mean_RN),
+    "margin": _mean(margin_RN, beta),
+    "margin_nats": _mean(margin_RN),
+    "nll": _mean(nll_RN),
+    "beta": beta,
+    "held_out_pairs": len(runs[0]),
+    "evaluated_pairs": len(runs[0]) if evaluated is None else evaluated,
+    **_speed(lines),
+  }
+  if len(runs) > 1 and margin_RN is not None:
+    found["accuracy_sd"] = float(np.std(np.mean(margin_RN > 0, 1), ddof=1))
+  return found
+
+
+def same_config(config):
+  """A config without what may differ between seeds of one experiment."""
+  return {k: v for k, v in config.items() if k not in ("seed", "identity")}
+
+
+def _of_all(runs, margins):
+  """[R, N] of all runs by the pairs of the first; None where one lacks them."""
+  found = [margins(pairs) for pairs in runs]
+  if any(one is None for one in found):
+    return None
+  return np.array([[one[pair] for pair in found[0]] for one in found])
+
+
+def _ranked(name, margin_RN):
+  """Share of strictly positive margins and its interval; None for none."""
+  if margin_RN is None:
+    return {f"{name}accuracy": None, f"{name}interval": None}
+  right_N = np.mean(margin_RN > 0, axis=0)  # over the runs
+  return {
+    f"{name}accuracy": accuracy(margin_RN),
+    f"{name}interval": bootstrap_interval(right_N),
+  }
+
+
+def _mean(value_RN, factor=1.0):
+  return None if value_RN is None else float(factor * value_RN.mean())
+
+
+# Of one run: {pair: nats}, or None where it has no such yardstick.
+
+
+def reference_margins(pairs):
+  """Log-ratio difference against reference 0."""
+  if not _ranks(pairs) or not all(one["references"] for one in pairs):
+    return None
+  return {one["pair"]: margin(one) for one in pairs}
+
+
+def margin(pair):
+  """Log-ratio difference against reference 0, nats, of one record."""
+  return _gap(pair["policy"]) - _gap(pair["references"][0])
+
+
+def policy_margins(pairs):
+  """Difference of the policy's own log-probabilities."""
+  if not _ranks(pairs):
+    return None
+  return {one["pair"]: _gap(one["policy"]) for one in pairs}
+
+
+def policy_mean_margins(pairs):
+  """The same per token."""
+  if not _ranks(pairs):
+    return None
+  return {
+    one["pair"]: _gap(np.array(one["policy"]) / np.array(one["tokens"]))
+    for one in pairs
+  }
+
+
+def _nll(pairs):
+  """Negative log-likelihood of the chosen response, per token."""
+  return {one["pair"]: -one["policy"][0] / one["tokens"][0] for one in pairs}
+
+
+def _ranks(pairs):
+  """Were both responses scored?  A supervised run reads the chosen one."""
+  return all(one["tokens"][1] for one in pairs)
+
+
+def _gap(pair):
+  return float(pair[0] - pair[1])
+
+
+def _speed(lines):
+  """Of the lines of metrics.jsonl; the first step holds the compilation."""
+  rates = [line["pairs"] / line["seconds"] for line in lines[1:]]
+  real, slots = (
+    sum(line[f"tokens/{kind}"] for line in lines) for kind in ("real", "slots")
+  )
+  return {
+    "pairs_per_second": float(np.median(rates)) if rates else None,
+    "real_token_share": real / slots if slots else None,
+  }
+
+
+def accuracy(margin_N):
+  """Share of strictly positive margins."""
+  return float(np.mean(np.asarray(margin_N) > 0))
+
+
+def bootstrap_interval(value_N, *, seed=0, samples=10_000, level=0.95):
+  """Percentile interval of the mean of value_N: [low, high]."""
+  value_N = np.asarray(value_N, np.float64)
+  rng = np.random.default_rng(seed)
+  means = [
+    value_N[rng.integers(0, len(value_N), len(value_N))].mean()
+    for _ in range(samples)
+  ]
+  tail = (1 - level) / 2
+  return np.quantile(means, [tail, 1 - tail]).tolist()
