@@ -52,8 +52,6 @@ def encode_table(
   chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
   if chats:
     _check_templates(tokenizers)
-  if not chosen_only:
-    _refuse_supervised(pairs, origin)
   started = time.perf_counter()
   total = (1 + len(tokenizers.views)) * len(pairs)  # cut, then encoded
   with Progress(f"encoding {split}", total, "texts") as progress:
@@ -136,16 +134,6 @@ def _check_templates(tokenizers):
     users = " and ".join(tokenizers.users(index))
     name = f"the chat template of {users} (name another in `template`)"
     check_syntax(name, chat_template(tokenizer))
-
-
-def _refuse_supervised(pairs, origin):
-  alone = [i for i, pair in enumerate(pairs) if pair.rejected is None]
-  if alone:
-    raise InputError(
-      f"{origin}: {len(alone)} of {len(pairs)} pairs have no rejected "
-      f"response, the first is pair {alone[0]}; without one there is "
-      "supervised training alone, config.loss.name='nll'"
-    )
 
 
 def _template_notes(split, views, tokenizers, chats):
