@@ -155,6 +155,14 @@ def _tokenizer(given, workdir, pairs, known, made):
   return made[trained.name]
 
 
+def fingerprint_of(tokenizer, template, identity):
+  """As a run with that identity has it, on the day that it began."""
+  tokenizer = with_template(tokenizer, template)
+  if date := identity.get("date"):
+    tokenizer = with_date(tokenizer, datetime.date.fromisoformat(date))
+  return tokenizer_fingerprint(tokenizer)
+
+
 def _vouched(folder, given, known):
   """The tokenizer of a folder, where config.json says the same of it; or None.
 
@@ -174,8 +182,10 @@ def _vouched(folder, given, known):
     tokenizer = load_tokenizer(folder)
   except InputError:  # which says what is wrong with what nobody made by hand
     return None
-  mark = tokenizer_fingerprint(with_template(tokenizer, given.template))
-  said = known.get("identity", {}).get(f"{given.key}.tokenizer")
-  # Under another template it has another mark.
-  is_same = mark == said or there.get("template", "") != given.template
+  if there.get("template", "") != given.template:
+    return tokenizer  # whose mark is another then
+  identity = known.get("identity", {})
+  with blames(f"config.{given.key}.template", InputError):
+    mark = fingerprint_of(tokenizer, given.template, identity)
+  is_same = mark == identity.get(f"{given.key}.tokenizer")
   return tokenizer if is_same else None

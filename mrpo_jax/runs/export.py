@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of a checkpoint as a Hugging Face folder."""
 
-import datetime
 import functools
 import logging
 import os
@@ -12,8 +11,6 @@ import jax
 from mrpo_jax import files, hub
 from mrpo_jax.data.tokenizer import (
   load_tokenizer,
-  tokenizer_fingerprint,
-  with_date,
   with_template,
 )
 from mrpo_jax.errors import InputError
@@ -22,7 +19,7 @@ from mrpo_jax.hub.card import card_text
 from mrpo_jax.hub.folder import generation_config, read_object
 from mrpo_jax.models import lora
 from mrpo_jax.runs.config import BanditConfig, Folder
-from mrpo_jax.runs.data import trained_folder
+from mrpo_jax.runs.data import fingerprint_of, trained_folder
 from mrpo_jax.runs.models import ADAPTED, base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
@@ -84,11 +81,9 @@ def _tokenizer(section, workdir, identity):
   """The policy's tokenizer with the chat template that it was trained with."""
   given = section.tokenizer
   folder = given.folder or trained_folder(workdir, given.key)
-  tokenizer = with_template(load_tokenizer(folder), given.template)
-  dated = tokenizer
-  if date := identity.get("date"):
-    dated = with_date(tokenizer, datetime.date.fromisoformat(date))
-  mark = tokenizer_fingerprint(dated)
+  tokenizer = load_tokenizer(folder)
+  mark = fingerprint_of(tokenizer, given.template, identity)
+  tokenizer = with_template(tokenizer, given.template)
   if identity.get("policy.tokenizer", mark) != mark:
     if not given.folder:
       raise InputError(

@@ -176,6 +176,30 @@ def test_a_config_that_asks_for_another_gets_another(kept, pairs):
   assert len(found.made["tokenizer-policy"]) == 280
 
 
+def test_a_template_that_writes_the_day_leaves_it_too(pairs, tmp_path):
+  template = tmp_path / "dated.jinja"
+  template.write_text("{{ strftime_now('%F') }}{{ messages }}")
+  values = debug_run().to_dict()
+  values["policy"]["template"] = str(template)
+  values["data"]["date"] = "2030-05-06"
+  config, run = read(values), tmp_path / "run"
+  first = load_tokenizers(config, run, pairs)
+  write_tokenizers(run, first.made)
+  again = load_tokenizers(config, run, pairs, known_of(config, first))
+  assert again.made == {} and again.identity == first.identity
+
+
+def test_a_template_that_does_not_compile_is_named_by_its_key(kept, pairs):
+  config, known, folder = kept
+  template = folder.parent / "wrong.jinja"
+  template.write_text("{% if %}")
+  values = config.to_dict()
+  values["policy"]["template"] = str(template)
+  known |= {"policy": {**known["policy"], "template": str(template)}}
+  with pytest.raises(InputError, match=r"config\.policy\.template"):
+    load_tokenizers(read(values), folder.parent, pairs, known)
+
+
 def test_another_template_leaves_the_tokenizer(kept, pairs):
   config, known, folder = kept
   values = config.to_dict()
