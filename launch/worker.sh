@@ -3,8 +3,9 @@
 # One process of a run: what the scripts for clusters start on every machine.
 #   bash launch/worker.sh EXTRA mrpo train --config=... --workdir=...
 # EXTRA of setup.py brings jax for the machine (tpu, cuda, cuda12) and, after a
-# comma each, what configs need (hub, tensorboard).  Exits as the command does; with 75 (try again) where SIGTERM ended it: then mrpo saves and
-# exits with 0, which a scheduler must not take for a run that is done.
+# comma each, what configs need (hub, tensorboard).  Exits as the command does;
+# with 75 (try again) where SIGTERM ended it: then mrpo saves and exits with 0,
+# which a scheduler must not take for a run that is done.
 set -euo pipefail
 trap 'exit 75' TERM # until there is a child
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -14,6 +14,8 @@ from mrpo_jax.errors import InputError, StoppedRun, first_line
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # No fault of what was given: the same command may succeed later.
 PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+# What XLA quotes of the system in errors of its own.
+QUOTED = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG)
 SMALLER = (
   "give it fewer config.data.rows, a smaller config.data.row_length, "
   "config.policy.remat='full' or more devices"
@@ -81,8 +83,10 @@ def _of_text(error):
   return 2, f"a text or a path is no Unicode: {first_line(error)}"
 
 
-def _of_device(error):
-  """What XLA raises; None where it is another thing than memory."""
+def _of_xla(error):
+  """What XLA raises of memory and files; None where it is another thing."""
+  if any(os.strerror(number) in str(error) for number in QUOTED):
+    return 2, first_line(error)
   text = str(error).lower()
   if "resource_exhausted" in text and "memory" in text:
     return 2, f"out of memory: {first_line(error)}; {SMALLER}"
@@ -97,7 +101,7 @@ KINDS = {
   MemoryError: lambda error: (2, f"out of memory: {first_line(error)}"),
   OSError: _of_system,
   UnicodeError: _of_text,
-  RuntimeError: _of_device,
+  RuntimeError: _of_xla,
 }
 
 

@@ -119,6 +119,15 @@ def new_file(text):
   return path
 
 
+def new_folder(text):
+  """The path of a folder that is there or can be made; or ""."""
+  path = pathlib.Path(at_home(text)).absolute()
+  there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+  if text and not (there.is_dir() and os.access(there, os.W_OK)):
+    raise argparse.ArgumentTypeError(f"{text}: cannot be written")
+  return at_home(text)
+
+
 # Flags.
 
 CONFIG = Flag(
@@ -201,7 +210,10 @@ FLAGS = {
       Flag("warmup", "steps before those", "N", 3, count_from(0)),
       STORE._replace(about="scores of references (default: none are kept)"),
       JSON,
-      Flag("trace", "write a profile of the timed steps here", "DIR"),
+      Flag(
+        *("trace", "write a profile of the timed steps here", "DIR"),
+        type=new_folder,
+      ),
     ),
     takes="keys",
   ),

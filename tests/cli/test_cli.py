@@ -63,6 +63,8 @@ def refused(capsys, *argv):
     (["bench"], "give one --config=FILE"),
     (["bench", DEBUG, "--steps=0"], "--steps: '0'; want a number from 1"),
     (["bench", DEBUG, "--warmup=-1"], "--warmup: '-1'; want a number from 0"),
+    (["bench", DEBUG, "--json=/tmp"], "/tmp: is a folder; name a file"),
+    (["bench", DEBUG, "--trace=/dev/null/x"], "/dev/null/x: cannot be written"),
     (["bench", DEBUG, "--json=none/x.json"], "none/x.json: no such folder"),
     (["bench", DEBUG, "--config.data.train=none.jsonl"], "none.jsonl"),
     (["bench", BANDIT], "a bandit has no step to time"),

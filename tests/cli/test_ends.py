@@ -63,6 +63,11 @@ SAID = [
     "out of memory: RESOURCE_EXHAUSTED: Out of memory on 0; give it fewer",
   ),
   (
+    jax.errors.JaxRuntimeError("PERMISSION_DENIED: t; Read-only file system"),
+    2,
+    "PERMISSION_DENIED: t; Read-only file system",
+  ),
+  (
     caused(ValueError("not saved"), of_system(errno.EROFS, "/ro/x")),
     2,
     "/ro/x: Read-only file system",
