@@ -5,8 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
+from mrpo_jax.errors import InputError
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.attention.blockwise import SAVED
 from mrpo_jax.models.attention.layout import RowLayout, capped
@@ -241,13 +243,21 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
 
   Returns:
     logits_BTV: float32 or better.
+
+  Raises:
+    InputError: packed or padded rows beyond `config.longest`, where a sequence
+      has other logits than alone; or a sequence beyond learned positions.
+      Under jit, where lengths are not known, a row counts as a sequence.
   """
   check(tokens_BT=tokens_BT)
+  alone = positions_BT is None and segments_BT is None
   if segments_BT is None:
     segments_BT = jnp.ones_like(tokens_BT)
   if positions_BT is None:
     positions_BT = _positions(segments_BT)
   check(tokens_BT=tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)
+  positions_BT = jnp.where(segments_BT != 0, positions_BT, 0)  # else they count
+  _check_lengths(config, positions_BT, segments_BT, alone)
   layout = RowLayout(positions_BT, segments_BT, jnp.zeros_like(segments_BT))
   hidden_BTD = hidden(config, params, tokens_BT, layout, kernel="xla")
   logits_BTV = jnp.einsum(
@@ -257,6 +267,30 @@ def apply(config, params, tokens_BT, positions_BT=None, segments_BT=None):
     preferred_element_type=jnp.promote_types(hidden_BTD.dtype, jnp.float32),
   )
   return capped(logits_BTV, config.logits_softcap)
+
+
+def _check_lengths(config, positions_BT, segments_BT, alone):
+  """Raises InputError where sequences look at what stands beside them."""
+  longest, is_whole = positions_BT.shape[1], alone
+  if not alone:
+    try:
+      positions_BT, segments_BT = map(np.asarray, (positions_BT, segments_BT))
+    except jax.errors.TracerArrayConversionError:
+      if config.learned_positions:
+        return  # the end of which is not a number
+    else:
+      counted_1T = np.arange(longest)[None]
+      is_whole = np.all(segments_BT != 0) and np.all(positions_BT == counted_1T)
+      longest = np.max(positions_BT) + 1
+  if is_whole and not config.learned_positions:
+    return  # all of a batch have one length
+  if config.longest and longest > config.longest:
+    raise InputError(
+      f"beyond {config.longest} tokens this {config.family} looks at the "
+      f"longest sequence of a batch, or ends; rows of {longest} that are "
+      "packed or padded are not computed: give each sequence alone, without "
+      "segments_BT and positions_BT"
+    )
 
 
 def _positions(segments_BT):
