@@ -75,14 +75,29 @@ def read_json(path):
 def parsed(text, where):
   """The object in JSON as bytes; `where` is said if it is none."""
   try:
-    value = json.loads(text.decode("utf-8-sig"))
+    value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=once)
   except UnicodeDecodeError:
     raise InputError(f"{where} is not UTF-8") from None
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from None
   except (ValueError, RecursionError) as error:
     raise InputError(f"{where} is not JSON ({error})") from None
   if not isinstance(value, dict):
     kind = {list: "a list", str: "a text", type(None): "null"}.get(type(value))
     raise InputError(f"{where} holds {kind or repr(value)[:20]}, not an object")
+  return value
+
+
+def once(pairs):
+  """The dict of an object in JSON; InputError where a key stands twice.
+
+  Readers disagree on which of them counts.
+  """
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise InputError(f"the key {twice!r} stands there twice")
   return value
 
 

@@ -28,6 +28,16 @@ def test_what_holds_no_object_is_refused_by_name(tmp_path, content, match):
     files.read_lines(path)
 
 
+@pytest.mark.parametrize(
+  "text", ['{"a": 1, "a": 1}', '{"b": [{"a": 1, "a": 2}]}']
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, text):
+  path = tmp_path / "config.json"
+  path.write_text(text)
+  with pytest.raises(InputError, match="config.json: the key 'a' stands there"):
+    files.read_json(path)
+
+
 def test_a_last_line_cut_short_is_left_out(tmp_path):
   path = tmp_path / "lines"
   assert files.read_lines(path) == []
