@@ -2,13 +2,18 @@
 """Files written whole or not at all: JSON, JSON lines, new folders."""
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
 
 from mrpo_jax.errors import InputError, StoppedRun
+
+logger = logging.getLogger(__name__)
 
 
 def at_home(path):
@@ -20,20 +25,60 @@ def at_home(path):
 def new_folder(path):
   """A folder to fill, which gets its name only when all has gone well.
 
+  What commands that were killed here have left of it is removed.
+
   Raises:
-    InputError: it exists and is not empty.
+    InputError: it exists and is not empty, or another command makes it.
   """
   path = pathlib.Path(os.path.abspath(path))
-  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-  if os.path.lexists(path) and not empty:
-    raise InputError(f"{path} exists; remove it or name another folder")
-  partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-  partial.mkdir(parents=True)
+  _refuse_taken(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft, lock = f".{path.name}.partial-", path.with_name(f".{path.name}.lock")
+  held, is_alone = _taken(lock, path)
+  partial = path.with_name(f"{draft}{os.getpid()}")
   try:
+    _refuse_taken(path)  # by the command before
+    for left in path.parent.glob(f"{glob.escape(draft)}*") if is_alone else ():
+      if left.is_dir() and not left.is_symlink():
+        logger.info(f"removing {left}, which a killed command left")
+        shutil.rmtree(left)
+    partial.mkdir()
     yield partial
     partial.rename(path)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+    lock.unlink(missing_ok=True)
+    os.close(held)
+
+
+def _refuse_taken(path):
+  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+  if os.path.lexists(path) and not empty:
+    raise InputError(f"{path} exists; remove it or name another folder")
+
+
+def _taken(lock, path):
+  """(lock file, is it locked?): one command makes a path, and its end frees it.
+
+  Raises:
+    InputError: another command has it.
+  """
+  while True:
+    held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      os.close(held)
+      raise InputError(
+        f"another command is writing {path}; wait for its end, or name another "
+        "folder"
+      ) from None
+    except OSError:  # some disks of clusters have no locks
+      return held, False
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.stat(lock), os.fstat(held)):
+        return held, True
+    os.close(held)  # of one that ended, and removed it, since it was opened
 
 
 def write_atomically(path, content):
@@ -75,14 +120,29 @@ def read_json(path):
 def parsed(text, where):
   """The object in JSON as bytes; `where` is said if it is none."""
   try:
-    value = json.loads(text.decode("utf-8-sig"))
+    value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=once)
   except UnicodeDecodeError:
     raise InputError(f"{where} is not UTF-8") from None
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from None
   except (ValueError, RecursionError) as error:
     raise InputError(f"{where} is not JSON ({error})") from None
   if not isinstance(value, dict):
     kind = {list: "a list", str: "a text", type(None): "null"}.get(type(value))
     raise InputError(f"{where} holds {kind or repr(value)[:20]}, not an object")
+  return value
+
+
+def once(pairs):
+  """The dict of an object in JSON; InputError where a key stands twice.
+
+  Readers disagree on which of them counts.
+  """
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise InputError(f"the key {twice!r} stands there twice")
   return value
 
 

@@ -60,7 +60,10 @@ def _refuse_adapter(folder):
 def read_object(file):
   """The content of a JSON file."""
   try:
-    return json.loads(file.read_text(encoding="utf-8"))
+    text = file.read_text(encoding="utf-8")
+    return json.loads(text, object_pairs_hook=files.once)
+  except InputError as error:
+    raise InputError(f"{file}: {error}") from None
   except (ValueError, RecursionError) as error:
     raise InputError(f"{file}: not JSON ({error})") from None
 
@@ -132,11 +135,22 @@ def whole(path):
     ) from None
 
 
+def check_header(path):
+  """Raises InputError where a whole file of tensors names one twice.
+
+  safetensors takes the last of them without a word.
+  """
+  with open(path, "rb") as file:
+    size = int.from_bytes(file.read(8), "little")
+    files.parsed(file.read(size), f"{path}: its header")
+
+
 def tensor_infos(folder):
   """{name: TensorInfo} of a folder, from the headers of its files."""
   infos = {}
   for path in _files(folder):
     with whole(path), safetensors.safe_open(path, framework="np") as file:
+      check_header(path)
       for name in file.keys():
         if name in infos:
           raise InputError(f"{path}: {name} stands in {infos[name].path} too")

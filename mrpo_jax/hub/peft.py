@@ -20,6 +20,7 @@ from mrpo_jax import files
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub import patterns
 from mrpo_jax.hub.folder import (
+  check_header,
   floating,
   read_object,
   refuse_names,
@@ -66,6 +67,7 @@ def load(path, config):
   file = _weights(folder)
   with whole(file):
     tensors = safetensors.numpy.load_file(file)
+  check_header(file)
   matrices = _matrices(config)
   targets = tuple(
     name

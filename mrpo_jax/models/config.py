@@ -3,7 +3,7 @@
 
 import dataclasses
 
-from mrpo_jax.models.rope import Rope
+from mrpo_jax.models.rope import Rope, check_rope
 
 LARGEST = 2**31 - 1
 SIZES = (
@@ -72,11 +72,8 @@ class ModelConfig:
       raise ValueError(
         f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
       )
-    for rope in self.ropes:
-      if rope and (rope.dims or self.head_dim) % 2:
-        raise ValueError(
-          f"head_dim={rope.dims or self.head_dim} is odd; RoPE turns pairs"
-        )
+    for rope in filter(None, self.ropes):
+      check_rope(rope, self.head_dim)
 
   @property
   def longest(self):

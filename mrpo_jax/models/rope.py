@@ -4,10 +4,13 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mrpo_jax.shapes import check, widen
+
+WIDEST = 2**16  # dims of a head; the widest known have a hundredth of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,33 @@ class Rope:
     return (
       dict(self.settings)[BOUNDS[self.kind]] if self.kind in BOUNDS else None
     )
+
+
+def check_rope(rope, head_dim):
+  """Raises ValueError where a Rope divides by zero, or turns by no number."""
+  dims = rope.dims or head_dim
+  if dims % 2:
+    raise ValueError(f"head_dim={dims} is odd; RoPE turns pairs")
+  if dims > WIDEST:  # before an array is made of them
+    raise ValueError(
+      f"head_dim={dims} is more than {WIDEST}, the most for RoPE"
+    )
+  settings = dict(rope.settings)
+  lengths = (1, 2 * rope.longest) if rope.longest else (1,)
+  try:
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+      for length in lengths:
+        turn = KINDS[rope.kind](rope.theta, dims, length, **settings)
+        numbers = np.append(*turn).astype(np.float32)
+        if not (np.isfinite(numbers).all() and (numbers > 0).all()):
+          raise ValueError("a number is not positive")
+  except (ArithmeticError, ValueError):
+    given = {"theta": rope.theta, **settings}
+    given = [f"{k}={v}" for k, v in given.items() if not isinstance(v, tuple)]
+    raise ValueError(
+      f"rope_type={rope.kind!r} with {', '.join(given)} over {dims} dims "
+      "divides by zero, or turns by no positive number"
+    ) from None
 
 
 def rotary(ropes, head_dim, positions_RT, dtype):
@@ -99,9 +129,10 @@ def linear(theta, dims, length, *, factor):
 
 def dynamic(theta, dims, length, *, factor, max_position_embeddings):
   """A larger theta for a batch that goes past the training length."""
-  over = jnp.maximum(length / max_position_embeddings, 1.0)
+  numbers = _numbers(length)
+  over = numbers.maximum(length / max_position_embeddings, 1.0)
   stretch = factor * over - (factor - 1)
-  power = jnp.asarray(np.arange(0, dims, 2) / dims)
+  power = numbers.asarray(np.arange(0, dims, 2) / dims)
   return (theta * stretch ** (dims / (dims - 2))) ** -power, 1.0
 
 
@@ -165,8 +196,13 @@ def longrope(
   is_long = length > original_max_position_embeddings
   frequency, _ = default(theta, dims, length)
   short, long = (np.asarray(f, float) for f in (short_factor, long_factor))
-  frequency = jnp.where(is_long, frequency / long, frequency / short)
-  return frequency, attention_factor
+  where = _numbers(length).where
+  return where(is_long, frequency / long, frequency / short), attention_factor
+
+
+def _numbers(length):
+  """The module that computes with a length: NumPy where it is a plain one."""
+  return jnp if isinstance(length, jax.Array) else np
 
 
 KINDS = {

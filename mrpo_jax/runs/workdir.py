@@ -182,8 +182,6 @@ def _write(workdir, values, tokenizers, step):
 def write_tokenizers(workdir, tokenizers):
   """Each whole, in the place of what is there and was not trusted."""
   for name, tokenizer in tokenizers.items():
-    for left in workdir.glob(f".{name}.partial-*"):
-      shutil.rmtree(left)
     if (workdir / name).exists():
       shutil.rmtree(workdir / name)
     with files.new_folder(workdir / name) as partial:

@@ -18,6 +18,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.folder import Stored
 from mrpo_jax.models import lora, parameters, transformer, weights
+from tests.material.folders import name_twice
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 PLAIN = GOLDEN / "adapter_plain"
@@ -383,4 +384,16 @@ def test_files_that_are_absent_or_broken_are_named(tmp_path):
     peft.load(folder, model())
   (folder / peft.CONFIG).write_text("{")
   with pytest.raises(InputError, match="not JSON"):
+    peft.load(folder, model())
+
+
+def test_what_stands_twice_is_refused(tmp_path):
+  folder = changed(tmp_path / "tensor")
+  name_twice(folder / peft.WEIGHTS, QUERY.format(0, "A"))
+  with pytest.raises(InputError, match="its header: the key 'base_.*' stan"):
+    peft.load(folder, model())
+  folder = changed(tmp_path / "key")
+  file = folder / peft.CONFIG
+  file.write_text(file.read_text().replace("{", '{"r": 64, ', 1))
+  with pytest.raises(InputError, match="config.json: the key 'r' stands there"):
     peft.load(folder, model())

@@ -14,12 +14,14 @@ from mrpo_jax import hub, parallel
 from mrpo_jax.errors import InputError
 from tests.material.folders import (
   GOLDEN,
+  INDEX,
   QUERY,
   WEIGHTS,
   assert_identical,
   configure,
   edit,
   golden,
+  name_twice,
   poison,
   shard,
 )
@@ -194,7 +196,27 @@ def unreadable_dtype(folder):
   edit(folder, lambda t: t.update({NORM: t[NORM].astype("float8_e4m3fn")}))
 
 
+def key_twice(folder, file="config.json"):
+  text = (folder / file).read_text()
+  key = next(iter(json.loads(text)))
+  (folder / file).write_text(text.replace("{", f'{{"{key}": 5, ', 1))
+
+
+def index_key_twice(folder):
+  shard(folder)
+  text = (folder / INDEX).read_text()
+  more = text.replace(f'"{NORM}":', f'"{NORM}": "b.safetensors", "{NORM}":')
+  (folder / INDEX).write_text(more)
+
+
+def tensor_twice(folder):
+  name_twice(folder / WEIGHTS, NORM)
+
+
 REFUSALS = {
+  "key twice": (key_twice, r"config\.json: the key '\w+' stands there twice"),
+  "listed twice": (index_key_twice, rf"index\.json: the key '{NORM}' stands t"),
+  "named twice": (tensor_twice, rf"its header: the key '{NORM}' stands there"),
   "no tensor": (without(NORM), r"missing tensors: model\.norm\.weight$"),
   "many missing": (
     lambda f: configure(f, num_hidden_layers=4),

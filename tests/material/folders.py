@@ -60,3 +60,16 @@ def shard(folder, change=lambda index: None):
 def poison(folder, value):
   """Puts one other number into a matrix."""
   edit(folder, lambda tensors: tensors[QUERY].__setitem__((3, 2), value))
+
+
+def name_twice(file, name):
+  """Says of a tensor twice where it is, the second time in another shape."""
+  content = file.read_bytes()
+  end = 8 + int.from_bytes(content[:8], "little")
+  header = json.loads(content[8:end])
+  entry = header[name] | {"shape": [1, *header[name]["shape"]]}
+  text = (
+    json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(entry)}}}"
+  )
+  size = len(text).to_bytes(8, "little")
+  file.write_bytes(size + text.encode() + content[end:])

@@ -138,6 +138,10 @@ def test_an_integer_serves_as_a_number():
     ("optimizer.peak_lr", float("inf"), "finite"),
     ("optimizer.peak_lr", 0.0, "must be positive"),
     ("optimizer.warmup", 1.5, "at most 1"),
+    ("optimizer.b1", 1.0, "b1 must be at least 0 and less than 1, got 1.0"),
+    ("optimizer.b1", -0.1, "b1 must be at least 0 and less than 1, got -0.1"),
+    ("optimizer.b2", 1.5, "b2 must be at least 0 and less than 1, got 1.5"),
+    ("optimizer.b2", float("nan"), "b2 must be a finite number"),
     ("optimizer.warmup", -0.1, "must be at least 0 and at most 1, got -0.1"),
     (
       "reference_update.rate",

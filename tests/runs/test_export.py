@@ -108,6 +108,14 @@ def test_a_generation_config_that_is_none_is_named(source, tmp_path, text):
   assert not (tmp_path / "to").exists()
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next(source, tmp_path):
+  workdir, left = run_of(tmp_path, source), tmp_path / ".to.partial-1"
+  left.mkdir()
+  (left / "model.safetensors").write_bytes(b"half")
+  export(workdir, tmp_path / "to")
+  assert not left.exists() and hub.load(tmp_path / "to")
+
+
 # The type of the weights.
 
 

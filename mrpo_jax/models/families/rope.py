@@ -89,7 +89,13 @@ def _dims(rope, fields):
     raise UnsupportedModel(
       f"partial_rotary_factor={share} is not computed here"
     )
-  return int(fields["head_dim"] * share)
+  dims = int(fields["head_dim"] * share)
+  if not dims:
+    raise InputError(
+      f"partial_rotary_factor={share!r} turns none of the {fields['head_dim']} "
+      "dims of a head"
+    )
+  return dims
 
 
 def _original(rope, fields):
@@ -111,9 +117,13 @@ def _dynamic(rope, fields):
 
 def _llama3(rope, fields):
   names = ("factor", "low_freq_factor", "high_freq_factor")
-  return {name: rope.number(name) for name in names} | dict(
-    original_max_position_embeddings=_original(rope, fields)
-  )
+  found = {name: rope.number(name) for name in names}
+  low, high = found["low_freq_factor"], found["high_freq_factor"]
+  if low >= high:
+    raise InputError(
+      f"low_freq_factor={low} is not below high_freq_factor={high}"
+    )
+  return found | dict(original_max_position_embeddings=_original(rope, fields))
 
 
 def _yarn(rope, fields):
@@ -122,43 +132,46 @@ def _yarn(rope, fields):
   def hotter(scale):
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
-  # A zero counts as absent.
-  one, all_dims = (
-    rope.values.get(k) or 0 for k in ("mscale", "mscale_all_dim")
-  )
-  attention = rope.values.get("attention_factor")
-  if attention is None:
-    both = one and all_dims
-    attention = hotter(one) / hotter(all_dims) if both else hotter(1.0)
-  truncate = rope.values.get("truncate")
+  def given(name, default):
+    """A zero counts as absent, as in transformers."""
+    return rope.number(name) if rope.values.get(name) else default
+
+  one, all_dims = given("mscale", 0), given("mscale_all_dim", 0)
+  both = one and all_dims
+  attention = hotter(one) / hotter(all_dims) if both else hotter(1.0)
+  fast, slow = given("beta_fast", 32.0), given("beta_slow", 1.0)
+  if fast < slow:
+    raise InputError(f"beta_fast={fast} is below beta_slow={slow}")
   return dict(
     factor=factor,
-    attention_factor=float(attention),
-    beta_fast=float(rope.values.get("beta_fast") or 32),
-    beta_slow=float(rope.values.get("beta_slow") or 1),
+    attention_factor=rope.read("number", "attention_factor", attention),
+    beta_fast=fast,
+    beta_slow=slow,
     original_max_position_embeddings=_original(rope, fields),
-    truncate=True if truncate is None else bool(truncate),
+    truncate=rope.read("flag", "truncate", True),
   )
 
 
 def _longrope(rope, fields):
   original = _original(rope, fields)
-  factor = _factor(rope, fields)
-  attention = rope.values.get("attention_factor")
-  if attention is None:
-    hot = math.log(factor) / math.log(original) if factor > 1 else 0.0
-    attention = math.sqrt(1 + hot)
+  factor, hot = _factor(rope, fields), 0.0
+  if factor > 1:
+    if original == 1:  # whose logarithm divides
+      raise InputError(f"{ORIGINAL}=1; want more")
+    hot = math.log(factor) / math.log(original)
   dims = _dims(rope, fields) or fields["head_dim"]
   lists = {}
   for name in ("short_factor", "long_factor"):
     numbers = rope.values.get(name)
     if not isinstance(numbers, list) or len(numbers) != dims // 2:
       raise InputError(f"{name}: want a list of {dims // 2} numbers")
-    if not all(type(n) in (int, float) and n > 0 for n in numbers):
+    if not all(type(n) in (int, float) and 0 < n < 1e38 for n in numbers):
       raise InputError(f"{name}: want positive numbers")
     lists[name] = tuple(map(float, numbers))
   return lists | dict(
-    attention_factor=float(attention),
+    attention_factor=rope.read(
+      "number", "attention_factor", math.sqrt(1 + hot)
+    ),
     original_max_position_embeddings=original,
   )
 

@@ -167,8 +167,8 @@ class Optimizer(Section):
   )
   clip_norm: Positive = key("norm above which gradients are scaled down", 1.0)
   weight_decay: NotNegative = key("of matrices, not of norms and biases", 0.0)
-  b1: NotNegative = key("decay of the first moment", 0.9)
-  b2: NotNegative = key("decay of the second moment", 0.999)
+  b1: Annotated[float, Ge(0), Lt(1)] = key("decay of the first moment", 0.9)
+  b2: Annotated[float, Ge(0), Lt(1)] = key("decay of the second moment", 0.999)
 
 
 class New(Section):

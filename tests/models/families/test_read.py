@@ -90,7 +90,7 @@ def test_a_config_of_transformers_5_is_read():
   )
 
 
-SIZES = dict(width=64, layers=4, heads=32, vocab_size=96, mlp_width=48)
+SIZES = dict(width=256, layers=4, heads=32, vocab_size=96, mlp_width=48)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -270,6 +270,133 @@ def test_absurdly_many_layers_are_refused_at_once(family, number):
 def test_an_axis_that_no_array_has_is_refused(key):
   with pytest.raises(InputError, match="=2147483648 is more than 2147483647"):
     config_from_hf({**NEEDED, key: 2**31})
+
+
+def rope_of(rope_type, **settings):
+  return {"rope_scaling": {"rope_type": rope_type, **settings}}
+
+
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+PHI = dict(
+  model_type="phi3",
+  rope_scaling=dict(
+    type="longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4
+  ),
+  original_max_position_embeddings=32,
+  max_position_embeddings=128,
+)
+
+
+def phi(**settings):
+  return PHI | dict(rope_scaling=PHI["rope_scaling"] | settings)
+
+
+@pytest.mark.parametrize(
+  "values,words",
+  [
+    (rope_of("linear", factor=0.0), "factor=0.0; want a positive"),
+    (rope_of("linear", factor=-2.0), "factor=-2.0; want a positive"),
+    (rope_of("linear", factor=1e-310), "factor=1e-310.* divides by zero"),
+    (rope_of("dynamic", factor=0), "factor=0; want a positive"),
+    (
+      # 2 / (2 - 2)
+      rope_of("dynamic", factor=2.0) | dict(head_dim=2),
+      "'dynamic' with .* over 2 dims divides by zero",
+    ),
+    (rope_of("llama3", **LLAMA3 | dict(factor=-8)), "factor=-8"),
+    (
+      rope_of("llama3", **LLAMA3 | dict(high_freq_factor=1.0)),
+      "low_freq_factor=1.0 is not below high_freq_factor=1.0",
+    ),
+    (
+      rope_of("llama3", **LLAMA3 | dict(low_freq_factor=5.0)),
+      "low_freq_factor=5.0 is not below high_freq_factor=4.0",
+    ),
+    (rope_of(**YARN, beta_fast=-32), "beta_fast=-32; want a positive"),
+    (rope_of(**YARN, beta_slow="1"), "beta_slow='1'; want a positive"),
+    (rope_of(**YARN, beta_fast=0.5), "beta_fast=0.5 is below beta_sl"),
+    (rope_of(**YARN, mscale=-1.0), "mscale=-1.0; want a positive"),
+    (
+      rope_of(**YARN, mscale=1, mscale_all_dim=-7.2),
+      "mscale_all_dim=-7.2; want a positive",
+    ),
+    (
+      rope_of(**YARN, attention_factor=-1.0),
+      "attention_factor=-1.0; want a positive",
+    ),
+    (
+      rope_of(**YARN, attention_factor=float("nan")),
+      "attention_factor=nan; want a positive",
+    ),
+    (rope_of(**YARN, truncate="false"), "truncate='false'; want true"),
+    (
+      rope_of(**YARN) | dict(rope_theta=1.0),  # log(1)
+      "'yarn' with theta=1.0.* divides by zero",
+    ),
+    (phi(attention_factor=0), "attention_factor=0; want a positive"),
+    (phi(short_factor=[1.0, 1.0, 0.0, 1.0]), "short_factor: want positive"),
+    (phi(long_factor=[1.0, -1.0, 1.0, 1.0]), "long_factor: want positive"),
+    (
+      phi(long_factor=[1.0, float("inf"), 1.0, 1.0]),
+      "long_factor: want positive",
+    ),
+    (
+      PHI | dict(original_max_position_embeddings=1),  # log(1)
+      "original_max_position_embeddings=1; want more",
+    ),
+    (
+      dict(
+        model_type="stablelm", partial_rotary_factor=0.1, num_key_value_heads=4
+      ),
+      "partial_rotary_factor=0.1 turns none of the 8 dims",
+    ),
+    (dict(model_type="gpt_neox", rotary_pct=-0.25), "share up to 1"),
+    (
+      dict(model_type="gemma3_text", rope_local_base_freq=0.0),
+      "rope_local_base_freq=0.0; want a positive",
+    ),
+  ],
+  ids=str,
+)
+def test_a_rope_that_divides_by_zero_or_is_negative_is_refused(values, words):
+  with pytest.raises(InputError, match=words) as caught:
+    config_from_hf({**NEEDED, **values})
+  assert not isinstance(caught.value, UnsupportedModel)
+
+
+@pytest.mark.parametrize(
+  "values", [rope_of("llama3", **LLAMA3), rope_of(**YARN), PHI], ids=str
+)
+def test_ropes_that_make_sense_are_read(values):
+  (rope,) = config_from_hf({**NEEDED, **values}).ropes
+  assert rope.kind in ("llama3", "yarn", "longrope")
+
+
+@pytest.mark.parametrize(
+  "rope",
+  [
+    Rope(theta=0.0),
+    Rope(theta=-1.0),
+    Rope(kind="linear", settings=(("factor", 0.0),)),
+    Rope(kind="linear", settings=(("factor", -1.0),)),
+    Rope(
+      kind="dynamic",
+      settings=(("factor", -9.0), ("max_position_embeddings", 8)),
+    ),
+  ],
+  ids=str,
+)
+def test_such_a_rope_is_refused_in_a_config_made_by_hand_too(rope):
+  with pytest.raises(ValueError, match="divides by zero, or turns by no pos"):
+    dataclasses.replace(config_from_hf(NEEDED), ropes=(rope,))
+
+
+def test_no_angle_is_made_for_an_absurd_head():
+  with pytest.raises(
+    InputError, match="head_dim=1000000000 is more than 65536"
+  ):
+    config_from_hf({**NEEDED, "head_dim": 10**9})
 
 
 def test_a_list_is_no_config():
