@@ -70,8 +70,14 @@ class Progress:
       self._said = self._clock()
       logger.info(text)
 
+  def restart(self, done):
+    """Counts `done` more, and starts the clock: no speed follows from it."""
+    self._done += done
+    self._before, self._start = self._done, self._clock()
+    self._bar.update(done)
+
   def per_second(self, amount):
-    """`amount`, of all that this process has done, a second."""
+    """`amount`, of all that was done since the clock started, a second."""
     return amount / max(self._clock() - self._start, 1e-9)
 
   def _left(self):

@@ -67,6 +67,16 @@ def test_no_speed_follows_from_what_was_done_before(clock):
   assert lines == ["step 91/100  00:54 left", "step 100/100  loss 0.5"]
 
 
+def test_no_speed_follows_from_a_batch_that_was_compiled_for(clock):
+  with logged() as lines:
+    with Progress("evaluating", 10, "pairs", clock=clock) as progress:
+      clock.now += 90.0  # a compilation
+      progress.restart(2)
+      clock.now += 10.0
+      progress.update(4)
+  assert lines[-1] == "evaluating 6/10 pairs  00:10 left"
+
+
 def test_on_a_terminal_it_is_a_bar_and_no_line(clock, monkeypatch):
   monkeypatch.setattr(sys, "stderr", Terminal())
   with logged() as lines, Progress("step", 4, clock=clock) as progress:

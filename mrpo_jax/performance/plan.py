@@ -20,6 +20,7 @@ from mrpo_jax.performance.abstract import (
 )
 from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.topology import find_target, read_shape
+from mrpo_jax.progress import stage
 from mrpo_jax.runs.memory import as_flags, changes, first_that_fits
 from mrpo_jax.runs.program import abstract_train_step
 from mrpo_jax.runs.score import abstract_scoring_step
@@ -50,7 +51,8 @@ def plan(config, target, lengths, keep=""):
   setup = abstract_setup(config, mesh, read_shape)
   assumed = assume(setup, lengths)
   step, arguments, adapter = abstract_train_step(setup, assumed.rows)
-  steps = {"train": measured(step, arguments, mesh, assumed.of, keep)}
+  with stage("compiling the train step"):
+    steps = {"train": measured(step, arguments, mesh, assumed.of, keep)}
   length_N3 = flops.pair_lengths(assumed.rows[0])
   useful = {"train": flops.step(setup.objective, assumed.rows, adapter)}
   in_kernels = {"train": _attention(setup, length_N3)}
@@ -63,7 +65,8 @@ def plan(config, target, lengths, keep=""):
       rows=assumed.rows[0],
     )
     key = f"score {', '.join(names)}"
-    steps[key] = measured(step, arguments, mesh, assumed.of)
+    with stage(f"compiling the {key} step"):
+      steps[key] = measured(step, arguments, mesh, assumed.of)
     model = setup.described[names[0]].model.config
     parts = flops.forward(model, length_N3)
     useful[key], in_kernels[key] = sum(parts.values()), parts["attention"]

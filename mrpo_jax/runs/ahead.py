@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 class Ahead:
   """A jitted step that was compiled for abstract arguments, to be called.
 
-  A call with arguments that differ from them, in shape or in where they lie,
-  compiles again and says so.
+  A first call with arguments that differ from them, in shape or in where and
+  how they lie, compiles again and says so.  Integers of 4 bits always do: what
+  is compiled ahead refuses the layout that JAX itself gives them.
   """
 
   def __init__(self, what, jitted, arguments, compiled):
@@ -27,15 +28,20 @@ class Ahead:
     self._compiled, self._run = compiled, None
 
   def __call__(self, *arguments):
-    if self._run is None:
-      self._run = self._fitting(arguments)
-    return self._run(*arguments)
-
-  def _fitting(self, arguments):
-    if alike(self._arguments, arguments):
-      return self._compiled
+    if self._run is not None:
+      return self._run(*arguments)
+    takes, self._arguments = self._takes(arguments), None
+    self._run = self._compiled if takes else self._jitted
+    if takes:
+      return self._run(*arguments)
     with stage(f"compiling {self._what} again, for arguments that lie apart"):
-      return self._jitted.lower(*arguments).compile()
+      return self._run(*arguments)
+
+  def _takes(self, arguments):
+    formats, _ = self._compiled.input_formats
+    return alike(self._arguments, arguments) and all(
+      jax.tree.leaves(jax.tree.map(_in_format, arguments, formats))
+    )
 
 
 def compile_to_fit(what, step_of, setup, *, scored=""):
@@ -112,6 +118,11 @@ def _takes(what, sizes, free):
   least = "" if beside else "at least "
   there = "" if free is None else f"; {sized_bytes(free)} are free"
   return f"{what} takes {least}{peak} of each device ({parts}){there}"
+
+
+def _in_format(array, form):
+  """Does it lie as a compiled step wants it?  None stands for anyhow."""
+  return form.layout in (None, array.format.layout)
 
 
 def alike(one, other):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation on held-out pairs, under the policy and every reference."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -53,7 +52,14 @@ class HeldOut:
     found, pairs = {}, []
     with Progress("evaluating", len(self.file_indices), "pairs") as progress:
       for n, (indices, _) in enumerate(self.batches):
-        figures, fixed = self._figures(n, state, base, references)
+        if self._compiled:
+          figures, fixed = self._figures(n, state, base, references)
+          progress.update(len(indices))
+        else:
+          with stage("compiling the evaluation and running its first batch"):
+            figures, fixed = self._figures(n, state, base, references)
+          progress.restart(len(indices))
+          self._compiled = True
         values = processes.whole(
           self._metrics(state.method_state, figures, fixed)
         )
@@ -62,23 +68,19 @@ class HeldOut:
           found.setdefault(name, []).append(value_B)
         names = [self.file_indices[index] for index in indices]
         pairs += _records(names, figures, fixed)
-        progress.update(len(indices))
     found = {name: np.concatenate(parts) for name, parts in found.items()}
     return summary(found, lambda value_N: float(np.mean(value_N))), pairs
 
   def _figures(self, n, state, base, references):
-    """(PolicyFigures, FixedFigures) of batch n."""
-    compiles, self._compiled = not self._compiled, True
-    what = "compiling the evaluation, and its first batch,"
-    with stage(what) if compiles else contextlib.nullcontext():
-      views, given = self.to_mesh(*self.batches[n][1])
-      if n not in self._fixed:
-        self._fixed[n] = self._references(references, views, given)
-      fixed = self._fixed[n]
-      figures = self._policy(
-        references, base, state.params, state.seed, views, fixed
-      )
-      return jax.block_until_ready((figures, fixed))
+    """(PolicyFigures, FixedFigures) of batch n, computed."""
+    views, given = self.to_mesh(*self.batches[n][1])
+    if n not in self._fixed:
+      self._fixed[n] = self._references(references, views, given)
+    fixed = self._fixed[n]
+    figures = self._policy(
+      references, base, state.params, state.seed, views, fixed
+    )
+    return jax.block_until_ready((figures, fixed))
 
 
 def learned(objective, state, means):

@@ -37,6 +37,17 @@ def test_a_run_of_the_command(capsys, tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == [to]
 
 
+@pytest.mark.slow
+def test_integers_of_four_bits_are_timed_too(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(bench, "CPU_SIDE", 64)
+  base = "--config.references.base."
+  argv = [f"--config={CONFIG}:dpo,debug", "--steps=1", "--warmup=1"]
+  argv += [f"{base}quantize=int4", f"{base}quantize_group=16"]
+  assert cli.main(["bench", *argv]) == 0
+  again = "compiling the step again, for arguments that lie apart"
+  assert again in capsys.readouterr().out
+
+
 def test_the_peak_is_of_all_devices(monkeypatch):
   monkeypatch.setattr(bench, "CPU_SIDE", 100)  # 13 rows on each of 8
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
