@@ -90,7 +90,8 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
     raise InputError(f"{name!r}: TFDS names are lower case, digits and _")
   if not re.fullmatch(r"\w+", split):
     raise InputError(f"{split!r}: a split is named by letters, digits and _")
-  pairs = load(path)
+  with contextlib.redirect_stdout(sys.stderr):  # a command prints its result
+    pairs = load(path)
   _refuse_unencodable(pairs, path)
   supervised = sum(pair.rejected is None for pair in pairs)
   if 0 < supervised < len(pairs):

@@ -412,3 +412,15 @@ def test_a_workdir_without_permission(capsys, tmp_path, monkeypatch):
   line = refused(capsys, "train", DEBUG, f"--workdir={workdir}")
   assert "cannot be written: Permission denied" in line
   assert not workdir.exists()
+
+  assert not list(workdir.iterdir())
+
+
+def test_preparing_prints_the_directory_alone(tmp_path, capsys):
+  path = tmp_path / "a.jsonl"
+  text = '{"prompt": "p", "chosen": "a", "rejected": "b"}'
+  path.write_text(text + "\n" + text.replace("prompt", "question"))
+  assert cli.main(["prepare", f"--data={path}", f"--to={tmp_path}"]) == 0
+  out, err = capsys.readouterr()
+  assert out == f"{tmp_path}/preference_pairs/1.0.0\n"
+  assert "1 of 2 pairs are plain text" in err
