@@ -60,6 +60,9 @@ class Tokenizer:
   def __len__(self):
     return 512
 
+  def get_vocab(self):
+    return {str(i): i for i in range(512)}
+
 
 def described(sizes, *, kv_heads=2, **sections):
   """(config, mesh, {key: Described}) of the debug run on that mesh."""
