@@ -6,7 +6,7 @@ import os
 import sys
 
 from mrpo_jax import __version__, streams
-from mrpo_jax.cli import ends
+from mrpo_jax.cli import cache, ends
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.parser import MEETING, parse, parsers, process_flags
 from mrpo_jax.errors import InputError, blames, did_you_mean
@@ -95,6 +95,7 @@ def _help(command="", *rest):
 def _run(argv):
   # transformers serves as a tokenizer here and need not ask for torch.
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+  cache.keep_programs()
   from absl import logging as absl_logging
 
   from mrpo_jax import processes

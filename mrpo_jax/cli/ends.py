@@ -93,8 +93,19 @@ def _of_xla(error):
   return None
 
 
+def _of_package(error):
+  """Of an installation of the losses alone, say; None for a file of ours."""
+  if error.name is None or error.name.split(".")[0] == "mrpo_jax":
+    return None
+  return 2, (
+    f"{error.name} is not installed; pip install -e . in the repository "
+    "installs all that commands need"
+  )
+
+
 # The first that fits counts.
 KINDS = {
+  ModuleNotFoundError: _of_package,
   InputError: lambda error: (2, error),
   StoppedRun: lambda error: (1, error),
   KeyboardInterrupt: lambda error: (130, "interrupted"),

@@ -74,6 +74,11 @@ SAID = [
   ),
   (InputError("wrong\nhere"), 2, "wrong here"),
   (KeyboardInterrupt(), 130, "interrupted"),
+  (
+    ModuleNotFoundError("No module named 'absl'", name="absl"),
+    2,
+    "absl is not installed; pip install -e . in the repository installs",
+  ),
 ]
 
 
@@ -93,6 +98,7 @@ def test_a_stopped_run_says_itself_what_is_kept():
   [
     RuntimeError("a bug"),
     ValueError("a bug"),
+    ModuleNotFoundError("No module named", name="mrpo_jax.gone"),
     jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: message is too large"),
     # What was caught on the way is no reason.
     pytest.param(None, id="after another"),
