@@ -36,6 +36,8 @@ TESTS = {
   "multi": ("mixture", "fixture"),
   "weighting": ("weighting", "scales", "mixture"),
   "metrics": ("metrics",),
+  "arguments": ("arguments", "methods"),
+  "sequence": ("sequence",),
   "methods/choices": ("methods",),
   "methods/inputs": ("inputs", "methods"),
   "methods/mixing": ("methods", "scales", "betas"),

@@ -24,7 +24,7 @@ MAY = {
   **{name: {*GROUND[:place]} for place, name in enumerate(GROUND)},
   "losses": {"errors", "shapes"},
   "models": {"errors", "shapes", "rows"},
-  "data": {"errors", "shapes", "text", "rows", "processes", "progress"},
+  "data": {*GROUND} - {"streams", "meeting"},
   "parallel": {*GROUND, "models"},
   "hub": {*GROUND, "models", "parallel"},
   "references": {*GROUND, "models", "data"},

@@ -154,7 +154,7 @@ def _answer(row, key, prompt, where):
 def _last_answer(row, key, where):
   """The pair of a conversation whose last turn is the response."""
   turns = values.as_turns(row[key], f"{where}: {key}")
-  if not any(turn["role"] in dialogues.ASKS for turn in turns[:-1]):
+  if not any(turn["role"] in messages.ASKING_ROLES for turn in turns[:-1]):
     raise InputError(
       f"{where}: {key} has no turn before an answer; want a question and the "
       "assistant's answer, or chosen and rejected beside it"
@@ -252,7 +252,7 @@ def _refuse_guess(row, pair, where):
   if isinstance(pair.prompt, str):
     certain = dialogues.is_dialogue(pair.prompt)
   else:
-    certain = any(turn["role"] in dialogues.USERS for turn in pair.prompt)
+    certain = any(turn["role"] in messages.USER_ROLES for turn in pair.prompt)
   if certain:
     return
   if _system(row, where):

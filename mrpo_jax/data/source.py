@@ -216,7 +216,7 @@ def _text_values(value):
 
 
 def _unwrapped(value):
-  # How tfds_builder stores a plain text.
+  # So data/tfds.py stores a plain text.
   if isinstance(value, dict) and value.get("role") == [""]:
     return value["content"][0]
   return value

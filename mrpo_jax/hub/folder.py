@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import math
 import pathlib
 from typing import NamedTuple
@@ -57,33 +56,16 @@ def _refuse_adapter(folder):
     )
 
 
-def read_object(file):
-  """The content of a JSON file."""
-  try:
-    text = file.read_text(encoding="utf-8")
-    return json.loads(text, object_pairs_hook=files.once)
-  except InputError as error:
-    raise InputError(f"{file}: {error}") from None
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{file}: not JSON ({error})") from None
-
-
 def generation_config(folder):
   """The content of generation_config.json; {} where there is none."""
   file = pathlib.Path(folder) / GENERATION
-  if not file.is_file():
-    return {}
-  values = read_object(file)
-  if not isinstance(values, dict):
-    raise InputError(f"{file}: want a JSON object")
-  return values
+  return files.read_json(file) if file.is_file() else {}
 
 
 def _weight_map(folder):
   """Name of each tensor that the index lists -> name of its file."""
   file = folder / INDEX
-  index = read_object(file)
-  listed = index.get("weight_map") if isinstance(index, dict) else None
+  listed = files.read_json(file).get("weight_map")
   if not isinstance(listed, dict) or not listed:
     raise InputError(f"{file}: weight_map is missing or empty")
   for shard in listed.values():

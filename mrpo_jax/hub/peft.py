@@ -22,7 +22,6 @@ from mrpo_jax.hub import patterns
 from mrpo_jax.hub.folder import (
   check_header,
   floating,
-  read_object,
   refuse_names,
   stored,
   whole,
@@ -161,9 +160,7 @@ def _read_config(folder):
   if not file.is_file():
     reason = f"there is no {CONFIG}" if folder.is_dir() else "no such folder"
     raise InputError(f"{folder}: {reason}")
-  values = read_object(file)
-  if not isinstance(values, dict):
-    raise InputError(f"{file}: want a JSON object")
+  values = files.read_json(file)
   if values.get("peft_type") != "LORA":
     raise InputError(
       f"{file}: peft_type={values.get('peft_type')!r} is not supported; want "

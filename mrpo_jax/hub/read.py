@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mrpo_jax import parallel
+from mrpo_jax import files, parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub.folder import (
   config_file,
   floating,
-  read_object,
   read_tensor,
   refuse_names,
   stored,
@@ -33,7 +32,7 @@ BUFFERS = re.compile(
 def read_config(path):
   """The ModelConfig of a Hugging Face folder; reads no weights."""
   file = config_file(path)
-  values = read_object(file)
+  values = files.read_json(file)
   try:
     return config_from_hf(values)
   except InputError as error:

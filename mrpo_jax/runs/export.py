@@ -9,14 +9,12 @@ import pathlib
 import jax
 
 from mrpo_jax import files, hub
-from mrpo_jax.data.tokenizer import (
-  load_tokenizer,
-  with_template,
-)
+from mrpo_jax.data.templates import DEFAULT
+from mrpo_jax.data.tokenizer import load_tokenizer, with_template
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
-from mrpo_jax.hub.folder import generation_config, read_object
+from mrpo_jax.hub.folder import generation_config
 from mrpo_jax.models import lora
 from mrpo_jax.runs.config import BanditConfig, Folder
 from mrpo_jax.runs.data import fingerprint_of, trained_folder
@@ -27,8 +25,6 @@ from mrpo_jax.training import checkpoints
 from mrpo_jax.training.log import metrics_until
 
 logger = logging.getLogger(__name__)
-
-DEFAULT = "transcript"  # the template of a tokenizer that has none
 
 
 def export(workdir, to, *, step="newest", merge=False, dtype=None):
@@ -135,7 +131,7 @@ def _generation(section, params, dtype):
       "generation_config.json has the first and the end token alone"
     )
     return None
-  values, here = read_object(file), jax.tree.leaves(params)[0].dtype.name
+  values, here = files.read_json(file), jax.tree.leaves(params)[0].dtype.name
   there = values.get("dtype") or values.get("torch_dtype") or here
   if dtype is None and there != here:
     logger.info(

@@ -22,8 +22,6 @@ CGROUPS = (  # folder, limit, in use; of the second version and of the first
     "memory.usage_in_bytes",
   ),
 )
-
-
 PER_TOKEN = 64  # bytes that the trainer of a tokenizer reserves, at least
 
 

@@ -142,6 +142,9 @@ def test_tools_are_a_list_or_its_json(tools):
     (said("a", reasoning=3), "chosen[0].reasoning_content is not a string"),
     (said([{"type": "image"}]), "chosen[0].content[0] is a part of type 'im"),
     (said(["a"]), "chosen[0].content[0] is a part of type None"),
+    (said("a", thinking="b", reasoning="c"), "chosen[0]: reasoning_content a"),
+    (said("a", images=["b.png"]), "chosen[0].images cannot be trained on"),
+    (said(None, function_call={"name": "f"}), "chosen[0].function_call cann"),
   ],
 )
 def test_what_is_no_message_is_refused_with_its_place(message, problem):

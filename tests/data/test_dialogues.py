@@ -8,23 +8,7 @@ import pytest
 from mrpo_jax.data import formats
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.errors import InputError
-
-
-def user(text):
-  return {"role": "user", "content": text}
-
-
-def bot(text):
-  return {"role": "assistant", "content": text}
-
-
-def system(text):
-  return {"role": "system", "content": text}
-
-
-def only(**row):
-  (pair,) = formats.pairs_of(row, "row 1")
-  return pair
+from tests.material.rows import bot, only, system, user
 
 
 def refused(**row):

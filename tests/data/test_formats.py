@@ -17,23 +17,11 @@ import pytest
 from mrpo_jax.data import formats
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.errors import InputError
+from tests.material.rows import bot, only, user
 
 SAMPLE = pathlib.Path(__file__).parents[1] / "material/hh_sample.jsonl"
 PLAIN = {"prompt": "Sky?", "chosen": " Blue.", "rejected": " Green."}
 PAIR = PreferencePair("Sky?", " Blue.", " Green.")
-
-
-def user(text):
-  return {"role": "user", "content": text}
-
-
-def bot(text):
-  return {"role": "assistant", "content": text}
-
-
-def only(row):
-  (pair,) = formats.pairs_of(row, "row 1")
-  return pair
 
 
 def written(tmp_path, name, content):

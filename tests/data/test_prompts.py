@@ -8,26 +8,10 @@ import pytest
 from mrpo_jax.data import formats
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.errors import InputError
+from tests.material.rows import bot, only, system, user
 
 ANSWERS = {"chosen": "Blue.", "rejected": "Green."}
 SHARED = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
-
-
-def user(text):
-  return {"role": "user", "content": text}
-
-
-def bot(text):
-  return {"role": "assistant", "content": text}
-
-
-def system(text):
-  return {"role": "system", "content": text}
-
-
-def only(row):
-  (pair,) = formats.pairs_of(row, "row 1")
-  return pair
 
 
 def refused(row):

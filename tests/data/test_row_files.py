@@ -125,8 +125,9 @@ def test_a_parquet_bomb_is_refused_by_what_it_says_of_itself(
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_key_that_stands_twice_is_refused(tmp_path, name, row, key):
   (tmp_path / name).write_text(row)
-  assert f"line 1: is not usable JSON (the key '{key}' is twice)" in refusal(
-    tmp_path / name
+  assert (
+    f"line 1: is not usable JSON (the key '{key}' stands there twice)"
+    in refusal(tmp_path / name)
   )
 
 

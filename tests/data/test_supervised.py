@@ -13,21 +13,9 @@ from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.data.table import encode_table
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
+from tests.material.rows import bot, only, user
 
 LIMITS = dict(max_prompt=99, max_response=99)
-
-
-def user(text):
-  return {"role": "user", "content": text}
-
-
-def bot(text):
-  return {"role": "assistant", "content": text}
-
-
-def only(**row):
-  (pair,) = formats.pairs_of(row, "row 1")
-  return pair
 
 
 @pytest.fixture(scope="module")

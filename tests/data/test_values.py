@@ -7,19 +7,7 @@ import pytest
 
 from mrpo_jax.data import formats
 from mrpo_jax.data.formats import PreferencePair
-
-
-def user(text):
-  return {"role": "user", "content": text}
-
-
-def bot(text):
-  return {"role": "assistant", "content": text}
-
-
-def only(row):
-  (pair,) = formats.pairs_of(row, "row 1")
-  return pair
+from tests.material.rows import bot, only, user
 
 
 def test_columns_of_messages_read_like_lists_of_messages():

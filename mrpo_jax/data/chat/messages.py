@@ -7,7 +7,11 @@ from mrpo_jax.errors import InputError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is ours
 TOOL_ROLES = ("tool", "function", "observation", "ipython")
-ASKING_ROLES = ("system", "developer", "user", "human")
+USER_ROLES = ("user", "human")
+ASKING_ROLES = (*USER_ROLES, "system", "developer")
+# Keys of what is no text, and of what tool_calls replaced.
+UNREAD = ("function_call", "image", "images", "audio", "audios", "video")
+UNREAD += ("videos",)
 TEXT = "text"  # the one type of part that a language model reads
 
 
@@ -30,8 +34,17 @@ def beside_content(turn, role, where):
   """What a message holds beside role and content: {} of an ordinary one.
 
   Lists and texts that are empty, and nulls, count as absent.
+
+  Raises:
+    InputError: it holds what cannot be trained on.
   """
   found = {}
+  for key in UNREAD:
+    if turn.get(key):
+      raise InputError(
+        f"{where}.{key} cannot be trained on; give texts, tool_calls and "
+        f"{REASONING[0]}, or leave the row out"
+      )
   if calls := _objects(turn.get("tool_calls"), f"{where}.tool_calls"):
     for i, call in enumerate(calls):
       named = call.get("function", call)
@@ -45,6 +58,8 @@ def beside_content(turn, role, where):
   if said:
     if not isinstance(said[0], str):
       raise InputError(f"{where}.{REASONING[0]} is not a string; give one")
+    if any(one != said[0] for one in said):
+      raise InputError(f"{where}: {' and '.join(REASONING)} differ; give one")
     found[REASONING[0]] = said[0]
   if role in TOOL_ROLES:
     given = {key: turn.get(key) for key in ("name", "tool_call_id")}

@@ -20,8 +20,8 @@ import threading
 
 SECONDS = 3  # of processor time, for one conversation
 MEMORY = 1 << 30  # bytes more than it has before the first
-# Characters of a text: so many, and so many for each that it is given.
 LONGEST = 300  # characters of an error
+# Characters of a text: so many, and so many for each that it is given.
 LEAST, TIMES = 1_000_000, 100
 TOO_SLOW = "takes more than {} seconds for one conversation"
 TOO_MUCH = f"takes more than {MEMORY / 1e9:.1f} GB for one conversation"

@@ -8,15 +8,13 @@ As messages, or as text with Anthropic's marks "\\n\\nHuman:" and
 import re
 
 from mrpo_jax.data.chat import messages
+from mrpo_jax.data.chat.messages import ASKING_ROLES, USER_ROLES
 from mrpo_jax.errors import InputError
 
 ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
 MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):|(?:^|\n)## (Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 NO_ANSWER = {"role": "assistant", "content": ""}
-# Roles of a prompt's turns; all others but those of tools answer.
-USERS = ("user", "human")
-ASKS = (*USERS, "system", "developer")
 
 
 def says_nothing(side):
@@ -30,8 +28,7 @@ def says_nothing(side):
 
 
 def has_answer(turns):
-  others = (*ASKS, *messages.TOOL_ROLES)
-  return any(turn["role"] not in others for turn in turns)
+  return any(map(messages.is_answer, turns))
 
 
 def shared_length(one, other):
@@ -58,7 +55,7 @@ def split_turns(chosen, rejected, where):
   if chosen == rejected:
     shared -= 1
   sides = [side[shared:] or [NO_ANSWER] for side in (chosen, rejected)]
-  asks = [side[0]["role"] in ASKS for side in sides]
+  asks = [side[0]["role"] in ASKING_ROLES for side in sides]
   is_start = shared in (len(chosen), len(rejected))
   if any(asks) and not is_start and all(map(has_answer, sides)):
     raise InputError(
@@ -140,7 +137,7 @@ def after_turns(prompt, chosen, rejected, where, *, exact):
     InputError: they begin with another prompt.
   """
   sides = chosen, rejected
-  whole = [side[0]["role"] in ASKS for side in sides]
+  whole = [side[0]["role"] in ASKING_ROLES for side in sides]
   if not any(whole) or any(map(says_nothing, sides)):
     return prompt, *sides
   if all(whole):
@@ -173,7 +170,7 @@ def _agreed(prompt, start, exact):
       return system + begun
     return system + asked if begun and asked[-len(begun) :] == begun else None
   said = _words(asked[-1])
-  found = (_words(turn) for turn in begun if turn["role"] in USERS)
+  found = (_words(turn) for turn in begun if turn["role"] in USER_ROLES)
   same = any(words and (words in said or said in words) for words in found)
   return system + begun if same else None
 
@@ -182,7 +179,7 @@ def _after(prompt, side):
   """What comes after the prompt in a conversation; None if it is another."""
   for given in (prompt, _apart(prompt)[1]):
     rest = side[len(given) :]
-    asks = rest and rest[0]["role"] in ASKS and has_answer(rest)
+    asks = rest and rest[0]["role"] in ASKING_ROLES and has_answer(rest)
     if given and side[: len(given)] == given and not asks:
       return rest or [NO_ANSWER]
   return None if has_answer(side) else side

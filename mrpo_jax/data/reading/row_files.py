@@ -8,6 +8,7 @@ import pathlib
 import stat
 import zlib
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -96,7 +97,7 @@ def _refuse_bomb(path, unpacked, most):
 
 def _parsed(text, path, line=1):
   try:
-    return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
+    return json.loads(text.decode("utf-8-sig"), object_pairs_hook=files.once)
   except UnicodeDecodeError as error:
     line += error.object[: error.start].count(b"\n")
     problem = "is not UTF-8; save the file as UTF-8"
@@ -107,13 +108,6 @@ def _parsed(text, path, line=1):
   except (ValueError, RecursionError) as error:
     problem = f"is not usable JSON ({error}); remove it"
   raise InputError(f"{path} line {line}: {problem}")
-
-
-def _object(pairs):
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    raise ValueError(f"the key {_twice([key for key, _ in pairs])!r} is twice")
-  return found
 
 
 def _twice(names):

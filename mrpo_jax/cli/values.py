@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of flags: from the text of a flag to its value, or why it is none."""
+
+import argparse
+import os
+import pathlib
+
+from mrpo_jax.files import at_home
+
+DTYPES = ("float32", "bfloat16", "float16")  # of weights that are written
+
+
+def count_from(least):
+  """The type of a number from `least` on."""
+
+  def count(text):
+    if not text.isdecimal() or int(text) < least:
+      raise argparse.ArgumentTypeError(f"{text!r}; want a number from {least}")
+    return int(text)
+
+  return count
+
+
+def positive(text, kind=float):
+  """A positive number."""
+  try:
+    value = kind(text)
+  except ValueError:
+    value = 0
+  if not 0 < value < float("inf"):
+    raise argparse.ArgumentTypeError(f"{text!r}; want a positive number")
+  return value
+
+
+def share(text):
+  """(i, n) of i/n, i from 0 on."""
+  part, _, parts = text.partition("/")
+  if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+    raise argparse.ArgumentTypeError(f"{text!r}; want like 0/4, from 0 on")
+  return int(part), int(parts)
+
+
+def two_lengths(text):
+  """[tokens of a prompt, tokens of a response]."""
+  lengths = [positive(one, int) for one in text.split(",")]
+  if len(lengths) != 2:
+    raise argparse.ArgumentTypeError(f"{text!r}; want like 256,256")
+  return lengths
+
+
+def dtype(text):
+  """The name of a type of weights."""
+  if text not in DTYPES:
+    raise argparse.ArgumentTypeError(f"{text!r}; want {', '.join(DTYPES)}")
+  return text
+
+
+def new_file(text):
+  """The path of a file that can be written; or ""."""
+  path = at_home(text)
+  folder = pathlib.Path(path).resolve().parent
+  problem = None
+  if not folder.is_dir():
+    problem = "no such folder"
+  elif pathlib.Path(path).is_dir():
+    problem = "is a folder; name a file"
+  elif not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    problem = "cannot be written"
+  if path and problem:
+    raise argparse.ArgumentTypeError(f"{text}: {problem}")
+  return path
+
+
+def new_folder(text):
+  """The path of a folder that is there or can be made; or ""."""
+  path = pathlib.Path(at_home(text)).absolute()
+  there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+  if text and not (there.is_dir() and os.access(there, os.W_OK)):
+    raise argparse.ArgumentTypeError(f"{text}: cannot be written")
+  return at_home(text)
