@@ -137,7 +137,8 @@ def hidden(
     params: tree of leaves in the shape of `parameters.table(config)`.
     tokens_RT: token ids; padding may hold any valid id.
     layout: `layout.RowLayout` of the rows.
-    kernel: a key of `kernels.KERNELS`, or "auto".
+    kernel: a key of `kernels.KERNELS`, or "auto"; or a function from the number
+      of a layer to its kernel, which may keep keys and values.
     remat: a key of REMAT: what the backward pass keeps of each layer.
     dtype: of the activations; None means that of the parameters.
     partition: Partition of the activations over a mesh.
@@ -154,14 +155,19 @@ def hidden(
   cos_KRT1E, sin_KRT1E = rotary(
     config.ropes, config.head_dim, positions_RT, wide
   )
-  kernel = kernels.choose(kernel, config, dtype, partition)
-  step = functools.partial(block, config, kernel)
-  if remat != "none":
-    # prevent_cse is needless under scan and would cost fusions.
-    step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+  numbers = None
+  if callable(kernel):
+    of_layer, numbers = kernel, jnp.arange(config.layers)
+  else:
+    chosen = kernels.choose(kernel, config, dtype, partition)
+    of_layer = lambda _: chosen  # noqa: E731
 
   def layer(x_RTD, xs):
-    weights, rope, window = xs
+    weights, rope, window, number = xs
+    step = functools.partial(block, config, of_layer(number))
+    if remat != "none":
+      # prevent_cse is needless under scan and would cost fusions.
+      step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
     x_RTD = step(
       x_RTD,
       weights,
@@ -178,7 +184,8 @@ def hidden(
     jnp.asarray(values, jnp.int32) if values else None
     for values in (config.layer_ropes, config.layer_windows)
   ]
-  x_RTD, _ = jax.lax.scan(layer, x_RTD, (params["blocks"], *per_layer))
+  xs = (params["blocks"], *per_layer, numbers)
+  x_RTD, _ = jax.lax.scan(layer, x_RTD, xs)
   x_RTD = norm(config, x_RTD, params, "norm")
   return x_RTD * jnp.asarray(config.logits_scale, dtype)
 
