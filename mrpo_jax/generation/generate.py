@@ -27,6 +27,7 @@ from mrpo_jax.models.weights import dense
 BLOCK = 16  # tokens that slots decode between two looks at them
 SLOTS = 64
 ROW = 1024  # tokens of prompts that are read at once
+DEFAULT = Sampling()
 ROUND = 128  # sizes are multiples of it, so that few programs are compiled
 
 
@@ -56,7 +57,7 @@ def generate(
   params,
   prompts,
   *,
-  sampling=Sampling(),
+  sampling=DEFAULT,
   seed=0,
   stop_ids=(),
   slots=None,
@@ -81,13 +82,20 @@ def generate(
   Raises:
     ValueError: a prompt is empty, or longer than the model allows.
   """
+  if not prompts:
+    return []
   found = [[None] * sampling.samples for _ in prompts]
   many = len(prompts) * sampling.samples
   slots = max(1, min(many, SLOTS if slots is None else slots))
-  longest = max(map(len, prompts), default=1)
+  longest = max(map(len, prompts))
   decoder = Decoder(
-    config, params, sampling=sampling, stop_ids=stop_ids, slots=slots,
-    longest=longest, **forward,
+    config,
+    params,
+    sampling=sampling,
+    stop_ids=stop_ids,
+    slots=slots,
+    longest=longest,
+    **forward,
   )
   requests = [
     (prompt, sample)
@@ -139,8 +147,9 @@ class Decoder:
       self.length = longest + sampling.max_new_tokens
       if self.length > config.longest:
         raise ValueError(
-          f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones "
-          f"are more than the {config.longest} that this {config.family} allows"
+          f"a prompt of {longest} tokens and {sampling.max_new_tokens} new "
+          f"ones: more than the {config.longest} that this {config.family} "
+          "allows"
         )
     self.row = _rounded(max(longest - 1, 1))
     self._kernel = kernels.choose(kernel, config, dtype, partition)
@@ -232,6 +241,42 @@ class Decoder:
     )
     return jax.tree.map(jax.freeze, refs), seen_BV, slots, said
 
+  def compiled(self):
+    """The program of a block of tokens, compiled for its arguments."""
+    cache, seen_BV, slots = jax.eval_shape(self._empty)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    return self._decode.lower(
+      self.params, cache, seen_BV, slots, seed
+    ).compile()
+
+  def _empty(self):
+    """(cache, seen_BV, Slots) before the first prompt."""
+    B, seen_BV = self.slots, None
+    if self.sampling.penalises:
+      seen_BV = jnp.zeros((B, self.config.vocab_size), bool)
+    cache = caches.empty(self.config, B, self.length, self._dtype)
+    zero_B = jnp.zeros(B, jnp.int32)
+    slots = Slots(
+      zero_B, zero_B, zero_B, zero_B > 0, jnp.zeros((B, 2), jnp.int32)
+    )
+    return cache, seen_BV, slots
+
+  def _check(self, prompts):
+    V = self.config.vocab_size
+    for number, prompt in enumerate(prompts):
+      if not len(prompt):
+        raise ValueError(f"prompt {number} is empty; it needs a token at least")
+      if not 0 <= min(prompt) <= max(prompt) < V:
+        wrong = next(token for token in prompt if not 0 <= token < V)
+        raise ValueError(
+          f"prompt {number} has the token {wrong}; the model knows {V} tokens"
+        )
+      if len(prompt) - 1 > self.row:
+        raise ValueError(
+          f"prompt {number} has {len(prompt)} tokens, more than the longest "
+          f"that was announced, {self.row + 1}"
+        )
+
   # The loop on the host.
 
   def run(self, prompts, requests, seed, ended=None):
@@ -245,21 +290,12 @@ class Decoder:
       ended: ids -> how many of them are kept, once the text has ended; else
         None.  None asks for no text.
     """
-    for number, prompt in enumerate(prompts):
-      if not len(prompt):
-        raise ValueError(f"prompt {number} is empty; it needs a token at least")
-    B, sampling, config = self.slots, self.sampling, self.config
+    self._check(prompts)
+    B, config = self.slots, self.config
     kept = config.layers, 1, self.row, config.kv_heads, config.head_dim
     staged = caches.KeysValues(*jnp.zeros((2, *kept), self._dtype))
-    cache = caches.empty(config, B, self.length, self._dtype)
-    seen_BV = None
-    if sampling.penalises:
-      seen_BV = jnp.zeros((B, config.vocab_size), bool)
-    zero_B = np.zeros(B, np.int32)
-    slots = Slots(
-      zero_B.copy(), zero_B.copy(), zero_B.copy(), zero_B > 0,
-      np.zeros((B, 2), np.int32),
-    )
+    cache, seen_BV, slots = self._empty()
+    slots = jax.tree.map(np.array, slots)
     pending, waiting = collections.deque(requests), collections.deque()
     said, owner = [None] * B, [None] * B
     while True:

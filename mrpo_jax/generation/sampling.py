@@ -124,18 +124,21 @@ def _greatest(enough, score_BV):
   Sorting a vocabulary takes longer than 32 sums over it.
   """
 
-  def number(bits_B):
-    # Of the order of floats: negative ones count backwards.
-    signed_B = jnp.where(bits_B >> 31 == 1, bits_B ^ (1 << 31), ~bits_B)
-    return jax.lax.bitcast_convert_type(
-      signed_B.astype(jnp.uint32), jnp.float32
-    )[:, None]
+  sign = jnp.uint32(1 << 31)
 
-  def bit(i, bits_B):
-    more_B = bits_B | (jnp.uint32(1) << jnp.uint32(31 - i))
+  def number(order_B):
+    """The float of that place in the order of floats, negative ones first."""
+    bits_B = jnp.where(order_B >= sign, order_B ^ sign, ~order_B)
+    return jax.lax.bitcast_convert_type(bits_B, jnp.float32)[:, None]
+
+  def bit(i, order_B):
+    more_B = order_B | (sign >> i.astype(jnp.uint32))
     least_B1 = number(more_B)
-    is_enough_B = enough(least_B1) & ~jnp.isnan(least_B1[:, 0])
-    return jnp.where(is_enough_B, more_B, bits_B)
+    # What is no number stands before -inf and after inf.
+    is_enough_B = jnp.where(
+      jnp.isnan(least_B1[:, 0]), more_B < sign, enough(least_B1)
+    )
+    return jnp.where(is_enough_B, more_B, order_B)
 
   start_B = jnp.zeros(score_BV.shape[0], jnp.uint32)
   return number(jax.lax.fori_loop(0, 32, bit, start_B))
@@ -155,7 +158,9 @@ def _inverse(share_BV, uniform_B):
   passed_B = jnp.minimum(uniform_B * whole_B, jnp.nextafter(whole_B, 0.0))
   block_B = jnp.sum(sum_BN <= passed_B[:, None], axis=1)
   before_B = jnp.where(block_B > 0, _of(sum_BN, block_B - 1), 0.0)
-  share_Bv = jnp.take_along_axis(share_BNv, block_B[:, None, None], axis=1)[:, 0]
+  share_Bv = jnp.take_along_axis(share_BNv, block_B[:, None, None], axis=1)[
+    :, 0
+  ]
   sum_Bv = before_B[:, None] + jnp.cumsum(share_Bv, axis=1)
   inside_B = jnp.sum(sum_Bv <= passed_B[:, None], axis=1)
   # Rounding may carry it past the last token that has a share.

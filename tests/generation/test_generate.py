@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation against the whole sequence computed anew, token by token."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrpo_jax import hub
+from mrpo_jax.generation import Sampling, generate
+from mrpo_jax.generation.generate import Decoder
+from mrpo_jax.models import lora, parameters, transformer, weights
+from mrpo_jax.models.config import ModelConfig
+from tests.material.folders import GOLDEN
+
+NEW = 12  # tokens
+STOP = 7
+# Of every kind of layer.
+QUICK = ("llama_gqa_tied", "gemma3_pattern", "gpt_neox_parallel")
+NAMES = sorted(
+  path.stem
+  for path in GOLDEN.glob("*.npz")
+  if (path.with_suffix("") / "config.json").exists()
+)
+CONFIG = ModelConfig(
+  vocab_size=64,
+  width=32,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_dim=8,
+  mlp_width=48,
+)
+
+
+@functools.cache
+def model(windows=()):
+  config = dataclasses.replace(CONFIG, layer_windows=windows)
+  params = jax.jit(functools.partial(parameters.init, config))(
+    jax.random.key(0)
+  )
+  # Far from uniform, so that a wrong key is seen.
+  return config, jax.tree.map(lambda array: 6 * array, params)
+
+
+def prompts_of(config, longest=60):
+  draw = np.random.default_rng(0)
+
+  def tokens(count):
+    return draw.integers(3, config.vocab_size, count).tolist()
+
+  start = tokens(36)  # of two prompts
+  found = [start + tokens(3), start + tokens(9), tokens(17), tokens(1)]
+  return [prompt[:longest] for prompt in found]
+
+
+def assert_said(config, params, prompts, found, greedy=True):
+  """The log-probabilities, and greedy choices, of each whole sequence."""
+  size = max(map(len, prompts)) + NEW
+  if config.longest is not None:
+    size = min(size, config.longest)
+  apply = jax.jit(functools.partial(transformer.apply, config))
+  for prompt, samples in zip(prompts, found, strict=True):
+    for sample in samples:
+      ids = prompt + sample.ids
+      tokens_1T = np.zeros((1, size), np.int32)
+      tokens_1T[0, : len(ids)] = ids
+      logits_TV = apply(params, tokens_1T)[0]
+      said = slice(len(prompt) - 1, len(ids) - 1)
+      logp_TV = jax.nn.log_softmax(logits_TV[said])
+      logp_T = logp_TV[jnp.arange(len(sample.ids)), jnp.array(sample.ids)]
+      np.testing.assert_allclose(sample.logp, logp_T, rtol=0, atol=1e-4)
+      if greedy:  # but for ties
+        assert (jnp.max(logp_TV, axis=1) - logp_T).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+    for name in NAMES
+  ],
+)
+def test_every_family_says_what_it_would_score(name):
+  config, params = hub.load(GOLDEN / name, dtype="float32")
+  longest = 60 if config.longest is None else config.longest - NEW
+  prompts = prompts_of(config, longest)
+  found = generate(
+    config,
+    params,
+    prompts,
+    sampling=Sampling(temperature=0, max_new_tokens=NEW),
+    slots=3,
+  )
+  assert_said(config, params, prompts, found)
+
+
+@pytest.mark.parametrize("windows", [(), (5, 5), (0, 5)])
+def test_slots_and_order_change_nothing(windows):
+  config, params = model(windows)
+  prompts = prompts_of(config)
+  sampling = Sampling(max_new_tokens=NEW, samples=3)
+
+  def run(slots, **more):
+    found = generate(
+      *(config, params, prompts),
+      **dict(sampling=sampling, seed=3, stop_ids=[STOP], slots=slots) | more,
+    )
+    return [[one.ids for one in samples] for samples in found], found
+
+  ids, found = run(4)
+  for slots in (1, 64):
+    assert run(slots)[0] == ids
+  assert run(4, block=5)[0] == ids
+  assert run(4, seed=4)[0] != ids
+  assert_said(config, params, prompts, found, greedy=False)
+  assert any(a != b for a, b, _ in ids)  # samples differ
+  for samples in found:
+    for one in samples:
+      assert STOP not in one.ids[:-1]
+      is_stop = one.ids[-1] == STOP
+      assert one.finish == ("stop" if is_stop else "length")
+      assert len(one.ids) == NEW or is_stop
+
+
+def test_a_prompt_by_itself_says_what_it_says_among_others():
+  config, params = model()
+  prompts = prompts_of(config)
+  sampling = Sampling(max_new_tokens=NEW)
+  (all_of_them, alone) = (
+    generate(config, params, some, sampling=sampling, seed=1)
+    for some in (prompts, prompts[:1])
+  )
+  assert all_of_them[0][0].ids == alone[0][0].ids
+
+
+def test_nothing_ends_before_it_may():
+  config, params = model()
+  sampling = Sampling(max_new_tokens=NEW, min_new_tokens=4, samples=8)
+  stops = [*range(3, 40)]
+  (found,) = generate(
+    config, params, [[5, 6]], sampling=sampling, stop_ids=stops
+  )
+  assert {len(one.ids) for one in found} - {NEW}
+  for one in found:
+    assert len(one.ids) > 4 and not {*stops} & {*one.ids[:-1]}
+
+
+def test_adapters_and_integers_are_decoded_too():
+  config, params = model()
+  table = parameters.table(config)
+  adapter = lora.Adapter(rank=2, alpha=8.0)
+  own = lora.init_adapters(
+    lora.adapter_table(table, adapter), jax.random.key(1)
+  )
+  own = jax.tree.map(lambda array: array + 0.1, own)
+  prompts = prompts_of(config)
+  sampling = Sampling(temperature=0, max_new_tokens=NEW)
+  for changed in (
+    lora.attach(params, own, adapter),
+    weights.quantize(params, table, "int8"),
+    weights.quantize(params, table, "int4", group=16),
+  ):
+    found = generate(config, changed, prompts, sampling=sampling, slots=2)
+    assert_said(config, changed, prompts, found)
+
+
+def test_the_cache_is_updated_in_place():
+  """No copy of it among the temporaries of the compiled block."""
+  config, params = model()
+  decoder = Decoder(
+    *(config, params),
+    sampling=Sampling(max_new_tokens=400),
+    stop_ids=(),
+    slots=4,
+    longest=60,
+  )
+  memory = decoder.compiled().memory_analysis()
+  cache = 2 * 2 * 4 * 2 * 512 * 8 * 4  # K and V, LBGSE, bytes
+  assert memory.alias_size_in_bytes >= cache
+  assert memory.temp_size_in_bytes < cache
+
+
+def test_half_as_many_bytes_are_kept_where_asked():
+  config, params = model()
+  prompts = prompts_of(config)
+  sampling = Sampling(temperature=0, max_new_tokens=NEW)
+  found = generate(
+    config, params, prompts, sampling=sampling, cache_dtype="bfloat16"
+  )
+  exact = generate(config, params, prompts, sampling=sampling)
+  for one, other in zip(found, exact, strict=True):
+    assert abs(one[0].logp[0] - other[0].logp[0]) < 0.1
+
+
+@pytest.mark.parametrize(
+  "prompts, message", [([[1], []], "prompt 1 is empty"), ([[99]], "99")]
+)
+def test_prompts_that_cannot_be_read_are_refused(prompts, message):
+  config, params = model()
+  with pytest.raises(ValueError, match=message):
+    generate(config, params, prompts)
+
+
+def test_what_passes_the_longest_sequence_is_refused():
+  config, params = model()
+  config = dataclasses.replace(config, learned_positions=True, max_positions=20)
+  with pytest.raises(ValueError, match="20 .* allows"):
+    generate(config, params, [[1] * 10], sampling=Sampling(max_new_tokens=11))
+
+
+def test_no_prompts_no_samples():
+  config, params = model()
+  assert generate(config, params, []) == []
