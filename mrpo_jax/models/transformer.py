@@ -134,7 +134,8 @@ def hidden(
 
   Args:
     config: ModelConfig.
-    params: tree of leaves in the shape of `parameters.table(config)`.
+    params: tree of leaves in the shape of `parameters.table(config)`; see
+      `weights.apart` for another shape of its blocks.
     tokens_RT: token ids; padding may hold any valid id.
     layout: `layout.RowLayout` of the rows.
     kernel: a key of `kernels.KERNELS`, or "auto"; or a function from the number
@@ -155,16 +156,14 @@ def hidden(
   cos_KRT1E, sin_KRT1E = rotary(
     config.ropes, config.head_dim, positions_RT, wide
   )
-  numbers = None
-  if callable(kernel):
-    of_layer, numbers = kernel, jnp.arange(config.layers)
-  else:
-    chosen = kernels.choose(kernel, config, dtype, partition)
-    of_layer = lambda _: chosen  # noqa: E731
+  numbers = range(config.layers)
+  if not callable(kernel):
+    chosen, numbers = kernels.choose(kernel, config, dtype, partition), ()
+    kernel = lambda _: chosen  # noqa: E731
 
   def layer(x_RTD, xs):
-    weights, rope, window, number = xs
-    step = functools.partial(block, config, of_layer(number))
+    weights, number, rope, window = xs
+    step = functools.partial(block, config, kernel(number))
     if remat != "none":
       # prevent_cse is needless under scan and would cost fusions.
       step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
@@ -180,12 +179,16 @@ def hidden(
 
   x_RTD = embed(config, params, tokens_RT, positions_RT, dtype, partition)
   x_RTD = partition.kept(x_RTD)
-  per_layer = [
-    jnp.asarray(values, jnp.int32) if values else None
-    for values in (config.layer_ropes, config.layer_windows)
-  ]
-  xs = (params["blocks"], *per_layer, numbers)
-  x_RTD, _ = jax.lax.scan(layer, x_RTD, xs)
+  per_layer = numbers, config.layer_ropes, config.layer_windows
+  if isinstance(params["blocks"], tuple):
+    for i, weights in enumerate(params["blocks"]):
+      own = [values[i] if values else None for values in per_layer]
+      x_RTD, _ = layer(x_RTD, (weights, *own))
+  else:
+    per_layer = [
+      jnp.asarray(values, jnp.int32) if values else None for values in per_layer
+    ]
+    x_RTD, _ = jax.lax.scan(layer, x_RTD, (params["blocks"], *per_layer))
   x_RTD = norm(config, x_RTD, params, "norm")
   return x_RTD * jnp.asarray(config.logits_scale, dtype)
 

@@ -18,6 +18,7 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import qwix
 
 KINDS = ("int8", "int4")
@@ -154,6 +155,29 @@ def summed(params, totals):
     for name in ("embed", "positions", "head")
     if name in params
   }
+
+
+def apart(params):
+  """The tree with its blocks as a tuple of layers; see `transformer.hidden`.
+
+  A scan cuts the weights of a layer out of those of all.  On a CPU that is a
+  copy, with which a pass over few tokens spends most of its time; layers that
+  stand apart are read where they are: there, in the same memory as before.
+  """
+  leaves = jax.tree.leaves(params["blocks"])
+  return params | {
+    "blocks": tuple(
+      jax.tree.map(lambda array, i=i: _layer(array, i), params["blocks"])
+      for i in range(leaves[0].shape[0])
+    )
+  }
+
+
+def _layer(array, number):
+  devices = array.devices()
+  if len(devices) > 1 or min(devices).platform != "cpu":
+    return array[number]
+  return jax.device_put(np.asarray(array)[number], may_alias=True)
 
 
 def matrices(table):

@@ -11,7 +11,7 @@ import pytest
 
 from mrpo_jax import hub
 from mrpo_jax.generation import Sampling, generate
-from mrpo_jax.generation.generate import Decoder
+from mrpo_jax.generation import Decoder
 from mrpo_jax.models import lora, parameters, transformer, weights
 from mrpo_jax.models.config import ModelConfig
 from tests.material.folders import GOLDEN

@@ -95,7 +95,7 @@ def test_which_keys_a_device_takes(monkeypatch):
   def keys(H, G, devices, place):
     monkeypatch.setattr(type(WHOLE), "size", lambda self, axes: devices)
     monkeypatch.setattr(type(WHOLE), "place", lambda self, axes: place)
-    return kernels._own_keys(WHOLE, H, G).tolist()
+    return kernels.own_keys(WHOLE, H, G).tolist()
 
   # Queries 6 to 8 of 12 look at keys 3, 3, 4: three runs of one query.
   assert keys(12, 6, 4, 2) == [3, 3, 4]

@@ -55,7 +55,7 @@ def divided(kernel, partition):
 
     def here(query_RTHE, key_RSGE, value_RSGE, layout, window):
       if not together:
-        own_G = _own_keys(partition, H, G)
+        own_G = own_keys(partition, H, G)
         key_RSGE, value_RSGE = key_RSGE[:, :, own_G], value_RSGE[:, :, own_G]
       return kernel(query_RTHE, key_RSGE, value_RSGE, layout, window, **numbers)
 
@@ -70,7 +70,7 @@ def divided(kernel, partition):
   return run
 
 
-def _own_keys(partition, H, G):
+def own_keys(partition, H, G):
   """Which of G heads of keys the queries of this device look at, in order.
 
   Equally many queries in a row look at each; where a device has a part of

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoder: the programs of a model that generates, compiled once each."""
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mrpo_jax.generation import cache as caches
+from mrpo_jax.generation.sampling import draw
+from mrpo_jax.models import transformer
+from mrpo_jax.models.attention import kernels
+from mrpo_jax.models.attention.layout import RowLayout, capped
+from mrpo_jax.models.partition import WHOLE
+from mrpo_jax.models.weights import apart, dense
+
+BLOCK = 16  # tokens that slots decode between two looks at them
+ROW = 2048  # tokens of prompts that are read at once, if there are so many
+ROUND = 128  # sizes are multiples of it, so that few programs are compiled
+
+
+@flax.struct.dataclass
+class Slots:
+  """What each of B slots goes on from; small arrays, beside the cache."""
+
+  token: jax.Array  # the newest token, whose successor comes next
+  position: jax.Array  # of that token
+  made: jax.Array  # tokens since the prompt
+  active: jax.Array
+  request: jax.Array  # B2: numbers of the prompt and of the sample
+
+
+@flax.struct.dataclass
+class Said:
+  """What each slot said in a block of tokens: B by block."""
+
+  token: jax.Array
+  logp: jax.Array  # of the model
+  behaviour_logp: jax.Array  # of what the token was drawn from
+  is_greedy: jax.Array  # is it the model's likeliest?
+
+
+class Decoder:
+  """The programs of a model that generates, compiled once for all prompts.
+
+  Attributes:
+    slots: sequences that are decoded side by side.
+    rows: rows of prompts that are read side by side.
+    row: tokens of a row.
+  """
+
+  def __init__(
+    self,
+    config,
+    params,
+    *,
+    sampling,
+    stop_ids,
+    slots,
+    longest,
+    kernel="auto",
+    dtype=None,
+    cache_dtype=None,
+    partition=WHOLE,
+    block=BLOCK,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      config: ModelConfig.
+      params: its parameters, on the devices that decode; of `apart` layers
+        too.
+      sampling: Sampling.
+      stop_ids: tokens that end a sample.
+      slots: samples that are decoded side by side; rounded up to what divides
+        over the rows of the partition.
+      longest: tokens of the longest prompt that it will be given.
+      kernel: of the prompts' attention, see `transformer.hidden`.
+      dtype: of the activations; None is that of the parameters.
+      cache_dtype: of keys and values; None is that of the activations.
+      partition: Partition of the activations over a mesh.
+      block: tokens that are decoded at once.
+
+    Raises:
+      ValueError: prompt and sample may be longer than the model allows.
+    """
+    self.config, self.sampling = config, sampling
+    self.stop_ids, self.block = tuple(stop_ids), block
+    self.longest = longest
+    partition = dataclasses.replace(partition, context=(), embed=())
+    self._partition = partition
+    self.rows = partition.size(partition.rows)
+    self.slots = -(-slots // self.rows) * self.rows
+    self.length = _length(config, longest, sampling.max_new_tokens)
+    self.row = _rounded(max(longest - 1, 1))
+    self.row = max(self.row, min(ROW, self.row * -(-self.slots // self.rows)))
+    dtype = jnp.dtype(dtype or params["norm"].dtype)
+    self._forward = dict(dtype=dtype, partition=partition)
+    self._dtype = jnp.dtype(cache_dtype or dtype)
+    self._kernel = kernels.choose(kernel, config, dtype, partition)
+    self.params = self._layers = _together(params, partition.rows)
+    if _platform(self.params) == "cpu" and partition.mesh is None:
+      self._layers = apart(self.params)
+    self._shape = caches.Shape(
+      *(config, self.slots, self.length, self._dtype, partition),
+      apart=self._layers is not self.params,
+    )
+    self._prefill = jax.jit(self._prefill, donate_argnums=1)
+    self._insert = jax.jit(self._insert, donate_argnums=(0, 1))
+    self._decode = jax.jit(self._decode, donate_argnums=(1, 2))
+    self._empty = jax.jit(self._empty)
+    self._staged = jax.jit(self._staged)
+
+  # What the host calls, in this order.
+
+  def start(self, seed):
+    """Forgets all; what is drawn follows from the seed, a number below 2^32."""
+    self._seed = np.uint32(seed)
+    self._cache, self._seen_BV = self._empty()
+    self._kept = self._staged()
+
+  def read(self, tokens_RT, layout):
+    """Reads prompts: packed rows and their RowLayout; see `prompts.take`."""
+    self._kept = self._prefill(self.params, self._kept, tokens_RT, layout)
+
+  def take(self, requests, seen_NV):
+    """Moves prompts that were read into slots.
+
+    Args:
+      requests: cache.Requests.
+      seen_NV: which tokens stand in each; None where nothing asks.
+    """
+    self._cache, self._seen_BV = self._insert(
+      self._cache, self._seen_BV, self._kept, requests, seen_NV
+    )
+
+  def decode(self, slots):
+    """(Slots, Said) after the next block of tokens, as numpy arrays."""
+    self._cache, self._seen_BV, *found = self._decode(
+      self._layers, self._cache, self._seen_BV, slots, self._seed
+    )
+    return jax.tree.map(np.array, found)
+
+  def compiled(self):
+    """The program of a block of tokens, compiled for its arguments."""
+    cache, seen_BV = jax.eval_shape(self._empty)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    slots = jax.eval_shape(lambda: no_slots(self.slots))
+    return self._decode.lower(
+      self._layers, cache, seen_BV, slots, seed
+    ).compile()
+
+  # Programs.
+
+  def _empty(self):
+    """(cache, seen_BV) before the first prompt."""
+    seen_BV = None
+    if self.sampling.penalises:
+      seen_BV = jnp.zeros((self.slots, self.config.vocab_size), bool)
+    return self._split(self._shape.empty(), seen_BV)
+
+  def _split(self, cache, seen_BV):
+    rows = PartitionSpec(self._partition.rows)
+    return self._shape.kept(cache), self._on(seen_BV, rows)
+
+  def _on(self, arrays, spec):
+    mesh = self._partition.mesh
+    if mesh is None:
+      return arrays
+    return jax.lax.with_sharding_constraint(arrays, NamedSharding(mesh, spec))
+
+  def _staged(self):
+    """Room for the keys and values of the rows that are read."""
+    config = self.config
+    shape = (self.rows, self.row, config.kv_heads, config.head_dim)
+    zeros = jnp.zeros((2, config.layers, *shape), self._dtype)
+    return self._on_all_rows(caches.KeysValues(*zeros))
+
+  def _on_all_rows(self, staged):
+    """Each device may have to take a prompt from any row."""
+    heads = PartitionSpec(None, None, None, self._partition.kv_heads)
+    return self._on(staged, heads)
+
+  def _prefill(self, params, staged, tokens_RT, layout):
+    refs = jax.tree.map(jax.new_ref, staged)
+    transformer.hidden(
+      self.config,
+      params,
+      tokens_RT,
+      layout,
+      kernel=caches.keeping(self._kernel, refs),
+      **self._forward,
+    )
+    return self._on_all_rows(jax.tree.map(jax.freeze, refs))
+
+  def _insert(self, cache, seen_BV, staged, requests, seen_NV):
+    cache = self._shape.insert(cache, staged, requests)
+    if seen_BV is not None:
+      is_one_N = jnp.arange(requests.slot_N.size) < requests.count
+      slot_N = jnp.where(is_one_N, requests.slot_N, self.slots)  # past the last
+      seen_BV = seen_BV.at[slot_N].set(seen_NV, mode="drop")
+    return self._split(cache, seen_BV)
+
+  def _decode(self, params, cache, seen_BV, slots, seed):
+    refs = jax.tree.map(jax.new_ref, cache)
+    step = functools.partial(self._step, params, refs, jax.random.key(seed))
+    shape = (self.slots, self.block)
+    kinds = "int32", "float32", "float32", "bool"
+    said = Said(*(jnp.zeros(shape, kind) for kind in kinds))
+    slots, seen_BV, said = jax.lax.fori_loop(
+      0, self.block, step, (slots, seen_BV, said)
+    )
+    cache = jax.tree.map(jax.freeze, refs)
+    return *self._split(cache, seen_BV), *self._on(
+      (slots, said), PartitionSpec()
+    )
+
+  def _step(self, params, refs, key, i, carry):
+    """One token of every slot; writes the cache of references."""
+    slots, seen_BV, said = carry
+    logits_BV = self._logits(params, refs, slots)
+    uniform_B = jax.vmap(functools.partial(_uniform, key))(
+      slots.request, slots.made
+    )
+    stops, banned_BV = np.array(self.stop_ids, np.int32), None
+    if self.sampling.min_new_tokens and len(stops):
+      is_stop_V = jnp.zeros(logits_BV.shape[1], bool).at[stops].set(True)
+      early_B = slots.made < self.sampling.min_new_tokens
+      banned_BV = early_B[:, None] & is_stop_V[None]
+    drawn = Said(
+      *draw(
+        self.sampling,
+        logits_BV,
+        uniform_B,
+        seen_BV=seen_BV,
+        banned_BV=banned_BV,
+      )
+    )
+    token_B = drawn.token
+    if seen_BV is not None:
+      seen_BV = seen_BV.at[jnp.arange(self.slots), token_B].set(True)
+    said = jax.tree.map(
+      lambda one, new_B: jax.lax.dynamic_update_index_in_dim(
+        one, new_B.astype(one.dtype), i, axis=1
+      ),
+      *(said, drawn),
+    )
+    made_B = slots.made + slots.active
+    ends_B = made_B >= self.sampling.max_new_tokens
+    if len(stops):
+      ends_B |= (token_B[:, None] == stops[None]).any(1)
+    slots = Slots(
+      token=jnp.where(slots.active, token_B, slots.token),
+      position=slots.position + slots.active,
+      made=made_B,
+      active=slots.active & ~ends_B,
+      request=slots.request,
+    )
+    return slots, seen_BV, said
+
+  def _logits(self, params, refs, slots):
+    layout = RowLayout(
+      slots.position[:, None],
+      jnp.ones((self.slots, 1), jnp.int32),
+      jnp.zeros((self.slots, 1), jnp.int32),
+    )
+    hidden_B1D = transformer.hidden(
+      self.config,
+      params,
+      slots.token[:, None],
+      layout,
+      kernel=self._shape.decoding(refs),
+      **self._forward,
+    )
+    head_VD = dense(transformer.head(params), hidden_B1D.dtype)
+    logits_BV = jnp.einsum(
+      "BD,VD->BV",
+      hidden_B1D[:, 0],
+      head_VD,
+      preferred_element_type=jnp.promote_types(hidden_B1D.dtype, jnp.float32),
+    )
+    # The whole vocabulary of its slots, for what is summed up over it.
+    logits_BV = self._on(logits_BV, PartitionSpec(self._partition.rows))
+    return capped(logits_BV, self.config.logits_softcap)
+
+
+def no_slots(slots):
+  """Slots without a sequence."""
+  zero_B = np.zeros(slots, np.int32)
+  return Slots(
+    *(zero_B, zero_B.copy(), zero_B.copy()),
+    active=np.zeros(slots, bool),
+    request=np.zeros((slots, 2), np.int32),
+  )
+
+
+def _uniform(key, request_2, made):
+  """The random number of one token, whatever stands beside it."""
+  for number in (request_2[0], request_2[1], made):
+    key = jax.random.fold_in(key, number)
+  return jax.random.uniform(key)
+
+
+def _length(config, longest, new):
+  """Positions of a slot: rounded up, where the model has so many."""
+  length = _rounded(longest + new)
+  if config.longest is None or length <= config.longest:
+    return length
+  if longest + new <= config.longest:
+    return longest + new
+  raise ValueError(
+    f"a prompt of {longest} tokens and {new} new ones: more than the "
+    f"{config.longest} that this {config.family} allows"
+  )
+
+
+def _rounded(size):
+  return -(-size // ROUND) * ROUND
+
+
+def _platform(params):
+  array = jax.tree.leaves(params)[0]
+  is_here = isinstance(array, jax.Array)
+  return min(array.devices()).platform if is_here else None
+
+
+def _together(params, rows):
+  """The tree without its split over the rows of the mesh.
+
+  Once, where each token would else collect the weights of every layer anew.
+  """
+
+  def one(array):
+    to = getattr(array, "sharding", None)
+    if not isinstance(to, NamedSharding):
+      return array
+    spec = PartitionSpec(*(_without(names, rows) for names in to.spec))
+    to = NamedSharding(to.mesh, spec)
+    if isinstance(array, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=to)
+    return jax.device_put(array, to)
+
+  return jax.tree.map(one, params)
+
+
+def _without(names, rows):
+  """The axes of one dimension but those; None where none is left."""
+  names = (names,) if isinstance(names, str) else names or ()
+  return tuple(name for name in names if name not in rows) or None
