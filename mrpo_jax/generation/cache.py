@@ -4,6 +4,10 @@
 Position p of a slot stands at place p modulo the places there are.  Layers
 with a window have as many places as their window: a ring, in which a new token
 takes the place of the one that has just left the window.
+
+While a block of tokens is decoded the cache is only read.  Their keys and
+values stand apart, at the same place for every slot, which is a write that any
+device does in place; after the block they move into the cache.
 """
 
 import flax.struct
@@ -19,13 +23,14 @@ from mrpo_jax.shapes import widen
 
 @flax.struct.dataclass
 class KeysValues:
-  """Keys and values, turned by their positions: BGSE of each layer, or NBGSE.
+  """Keys and values, turned by their positions, of every layer or of some.
 
-  Layers stand apart where the model's weights do; see `weights.apart`.
+  A tuple of layers where the model's weights stand apart (`weights.apart`);
+  else arrays with an axis of layers in front.
   """
 
-  keys: jax.Array | tuple
-  values: jax.Array | tuple
+  keys: jax.Array | tuple  # BGES, which CPUs multiply faster
+  values: jax.Array | tuple  # BGSE
 
 
 @flax.struct.dataclass
@@ -34,179 +39,6 @@ class Cache:
 
   whole: KeysValues | None  # of layers that see all before
   ring: KeysValues | None  # of those with a window
-
-
-class Shape:
-  """Shape of a Cache: which layers keep a ring, and how it is split.
-
-  Attributes:
-    length: positions that a slot can hold.
-    is_ring_L: which layers keep a ring.
-  """
-
-  def __init__(self, config, slots, length, dtype, partition, *, apart):
-    """The shape for so many slots of at most `length` positions.
-
-    Args:
-      config: ModelConfig.
-      slots: B; the rows of the mesh divide it.
-      length: positions.
-      dtype: of keys and values.
-      partition: Partition; slots are its rows.
-      apart: do layers stand apart?
-    """
-    windows = np.array(config.layer_windows or [0] * config.layers)
-    self.length, self.is_ring_L = length, (windows > 0) & (windows < length)
-    counts = np.stack([~self.is_ring_L, self.is_ring_L]).cumsum(1) - 1
-    self._place_L = np.where(self.is_ring_L, counts[1], counts[0])
-    self._ring = int(windows[self.is_ring_L].max(initial=0))
-    self._config, self._slots, self._dtype = config, slots, dtype
-    self._partition, self._apart = partition, apart
-    self.spec = PartitionSpec(partition.rows, partition.kv_heads)
-    if not apart:
-      self.spec = PartitionSpec(None, *self.spec)
-
-  def empty(self):
-    """A Cache of zeros, on the devices that will fill it."""
-
-    def zeros(count, places):
-      if not count:
-        return None
-      config = self._config
-      shape = (self._slots, config.kv_heads, places, config.head_dim)
-      if not self._apart:
-        return KeysValues(*jnp.zeros((2, count, *shape), self._dtype))
-      layers = [jnp.zeros(shape, self._dtype) for _ in range(2 * count)]
-      return KeysValues(tuple(layers[::2]), tuple(layers[1::2]))
-
-    rings = int(self.is_ring_L.sum())
-    wholes = len(self.is_ring_L) - rings
-    return Cache(zeros(wholes, self.length), zeros(rings, self._ring))
-
-  def kept(self, cache):
-    """The Cache split as it has to stay."""
-    mesh = self._partition.mesh
-    if mesh is None:
-      return cache
-    return jax.lax.with_sharding_constraint(
-      cache, NamedSharding(mesh, self.spec)
-    )
-
-  def decoding(self, cache):
-    """Function of a layer's number to its kernel: one token for each slot.
-
-    Args:
-      cache: a Cache of references (`jax.new_ref`), which the kernels write.
-    """
-
-    def of_layer(number):
-      is_ring = self.is_ring_L[number] if self._apart else None
-      if self.is_ring_L.all() or not self.is_ring_L.any():
-        is_ring = self.is_ring_L[0]
-      if is_ring is None:
-        is_ring = jnp.asarray(self.is_ring_L)[number]
-      place_L = self._place_L if self._apart else jnp.asarray(self._place_L)
-      place = place_L[number]
-
-      def kernel(query, key, value, layout, window=None, **numbers):
-        of = query, key, value, layout.positions[:, 0], window
-
-        def over(kept):
-          return self._attend(kept, place, *of, **numbers)
-
-        if isinstance(is_ring, np.bool_):
-          return over(cache.ring if is_ring else cache.whole)
-        return jax.lax.cond(
-          is_ring, lambda: over(cache.ring), lambda: over(cache.whole)
-        )
-
-      return kernel
-
-    return of_layer
-
-  def _attend(self, kept, place, query, key, value, position_B, window, **how):
-    """Attention of one new token a slot, on each device's own slots."""
-    partition = self._partition
-    together = partition.heads == partition.kv_heads
-    H, G = query.shape[2], key.shape[2]
-    refs = kept.keys, kept.values
-    if self._apart:
-      refs = [of_layers[place] for of_layers in refs]
-
-    def here(keys, values, place, query, *of):
-      at = () if self._apart else (place,)
-      own_G = None if together else own_keys(partition, H, G)
-      return _attend((keys, values), at, own_G, query, *of, **how)
-
-    rows = PartitionSpec(partition.rows)
-    of_heads = PartitionSpec(partition.rows, None, partition.heads)
-    of_keys = PartitionSpec(partition.rows, None, partition.kv_heads)
-    none = PartitionSpec()
-    in_specs = (
-      *(self.spec, self.spec, none),
-      *(of_heads, of_keys, of_keys, rows, none),
-    )
-    return partition.run(here, in_specs, of_heads)(
-      *refs, place, query, key, value, position_B, window
-    )
-
-  def insert(self, cache, staged, requests):
-    """The Cache with staged sequences in slots.
-
-    Args:
-      cache: Cache of arrays.
-      staged: KeysValues, [L, R, T, G, E].
-      requests: Requests; those from `count` on are none.
-    """
-    partition = self._partition
-
-    def here(cache, staged, requests):
-      B = self._slots // partition.size(partition.rows)
-      first = partition.place(partition.rows) * B
-
-      def one(i, cache):
-        slot = requests.slot_N[i] - first
-        return jax.lax.cond(
-          (slot >= 0) & (slot < B),
-          lambda: self._insert(cache, staged, requests, i, slot),
-          lambda: cache,
-        )
-
-      return jax.lax.fori_loop(0, requests.count, one, cache)
-
-    none = PartitionSpec()
-    heads = PartitionSpec(None, None, None, partition.kv_heads)
-    in_specs = (self.spec, heads, none)
-    return partition.run(here, in_specs, self.spec)(cache, staged, requests)
-
-  def _insert(self, cache, staged, requests, i, slot):
-    source_T, last = requests.source_NT[i], requests.length_N[i] - 1
-    row = requests.row_N[i]
-
-    def into(kept, own_L, places):
-      if kept is None:
-        return None
-      # The newest position of each place; of places without one any.
-      at_S = last - (last - jnp.arange(places)) % places
-      from_S = source_T[jnp.clip(at_S, 0, source_T.shape[0] - 1)]
-
-      def copied(of_layers, staged_LRTGE):
-        if self._apart:
-          return tuple(
-            _placed(array_BGSE, staged_LRTGE[number, row][from_S], slot, 0)
-            for array_BGSE, number in zip(of_layers, own_L, strict=True)
-          )
-        return _placed(of_layers, staged_LRTGE[own_L, row][:, from_S], slot, 1)
-
-      return KeysValues(
-        copied(kept.keys, staged.keys), copied(kept.values, staged.values)
-      )
-
-    wholes, rings = map(np.flatnonzero, (~self.is_ring_L, self.is_ring_L))
-    return Cache(
-      into(cache.whole, wholes, self.length),
-      into(cache.ring, rings, self._ring),
-    )
 
 
 @flax.struct.dataclass
@@ -220,41 +52,343 @@ class Requests:
   length_N: jax.Array  # positions
 
 
+class Shape:
+  """Shape of a Cache: which layers keep a ring, and how it is split."""
+
+  def __init__(self, config, slots, length, block, dtype, partition, *, apart):
+    """The shape for so many slots of at most `length` positions.
+
+    Args:
+      config: ModelConfig.
+      slots: B; the rows of the mesh divide it.
+      length: positions.
+      block: tokens that are decoded at once.
+      dtype: of keys and values.
+      partition: Partition; slots are its rows.
+      apart: do layers stand apart?
+    """
+    windows = np.array(config.layer_windows or [0] * config.layers)
+    self._is_ring_L = (windows > 0) & (windows < length)
+    counts = np.stack([~self._is_ring_L, self._is_ring_L]).cumsum(1) - 1
+    self._place_L = np.where(self._is_ring_L, counts[1], counts[0])
+    self._ring = int(windows[self._is_ring_L].max(initial=0))
+    # A block may begin at the last position.
+    self._length, self._block = length + block, block
+    self._config, self._slots, self._dtype = config, slots, dtype
+    self._partition, self._apart = partition, apart
+    spec = PartitionSpec(partition.rows, partition.kv_heads)
+    self._spec = spec if apart else PartitionSpec(None, *spec)
+
+  def empty(self):
+    """A Cache of zeros."""
+    rings = int(self._is_ring_L.sum())
+    wholes = len(self._is_ring_L) - rings
+    return Cache(
+      self._zeros(wholes, self._length), self._zeros(rings, self._ring)
+    )
+
+  def recent(self):
+    """KeysValues of zeros for a block of tokens."""
+    return self.kept(self._zeros(len(self._is_ring_L), self._block))
+
+  def _zeros(self, layers, places):
+    if not layers:
+      return None
+    B, G, E = self._slots, self._config.kv_heads, self._config.head_dim
+    found = []
+    for shape in ((B, G, E, places), (B, G, places, E)):
+      if self._apart:
+        found.append(
+          tuple(jnp.zeros(shape, self._dtype) for _ in range(layers))
+        )
+      else:
+        found.append(jnp.zeros((layers, *shape), self._dtype))
+    return KeysValues(*found)
+
+  def kept(self, arrays):
+    """A Cache or KeysValues, split as it has to stay."""
+    mesh = self._partition.mesh
+    if mesh is None:
+      return arrays
+    return jax.lax.with_sharding_constraint(
+      arrays, NamedSharding(mesh, self._spec)
+    )
+
+  # Decoding.
+
+  def decoding(self, cache, recent, i, start_B):
+    """Function of a layer's number to its kernel: one token for each slot.
+
+    Args:
+      cache: Cache of what stands before the block.
+      recent: KeysValues of references (`jax.new_ref`), which kernels write.
+      i: number of the token in its block.
+      start_B: position of the first token of the block.
+    """
+
+    def of_layer(number):
+      def kernel(query, key, value, layout, window=None, **how):
+        of = query, key, value, start_B, window
+
+        def over(kept):
+          return self._attend(kept, recent, number, i, *of, **how)
+
+        if self._apart or self._is_ring_L.all() or not self._is_ring_L.any():
+          is_ring = self._is_ring_L[number if self._apart else 0]
+          return over(cache.ring if is_ring else cache.whole)
+        return jax.lax.cond(
+          jnp.asarray(self._is_ring_L)[number],
+          lambda: over(cache.ring),
+          lambda: over(cache.whole),
+        )
+
+      return kernel
+
+    return of_layer
+
+  def _attend(self, kept, recent, number, i, query, key, value, *of, **how):
+    """Attention of one new token a slot, on each device's own slots."""
+    partition, apart = self._partition, self._apart
+    place = (self._place_L if apart else jnp.asarray(self._place_L))[number]
+    together = partition.heads == partition.kv_heads
+    H, G = query.shape[2], key.shape[2]
+    arrays = [kept.keys, kept.values, recent.keys, recent.values]
+    if apart:
+      arrays = [
+        of_layers[k]
+        for of_layers, k in zip(
+          arrays, (place, place, number, number), strict=True
+        )
+      ]
+
+    def here(keys, values, new_keys, new_values, place, number, i, *of):
+      if not apart:
+        keys, values = keys[place], values[place]
+      at = () if apart else (number,)
+      _write((new_keys, new_values), at, i, of[1:3])
+      kept = [(keys, values), (new_keys[at or ...], new_values[at or ...])]
+      if not together:
+        own_G = own_keys(partition, H, G)
+        kept = jax.tree.map(lambda array: array[:, own_G], kept)
+      return _attend(kept, i, of[0], *of[3:], **how)
+
+    rows, none = PartitionSpec(partition.rows), PartitionSpec()
+    of_heads = PartitionSpec(partition.rows, None, partition.heads)
+    of_keys = PartitionSpec(partition.rows, None, partition.kv_heads)
+    in_specs = (
+      *[self._spec] * 4,
+      *[none] * 3,
+      *(of_heads, of_keys, of_keys, rows, none),
+    )
+    return partition.run(here, in_specs, of_heads)(
+      *arrays, place, number, i, query, key, value, *of
+    )
+
+  def merged(self, cache, recent, start_B):
+    """The Cache with the keys and values of a block; both are arrays."""
+    partition = self._partition
+    wholes, rings = self._layers()
+
+    def here(cache, recent, start_B):
+      return Cache(
+        _moved(cache.whole, self._of_layers(recent, wholes), start_B),
+        _turned(cache.ring, self._of_layers(recent, rings), start_B),
+      )
+
+    specs = (self._spec, self._spec, PartitionSpec(partition.rows))
+    return partition.run(here, specs, self._spec)(cache, recent, start_B)
+
+  def _layers(self):
+    """Numbers of the layers that see all, and of those with a ring."""
+    return map(np.flatnonzero, (~self._is_ring_L, self._is_ring_L))
+
+  def _of_layers(self, arrays, numbers):
+    """The KeysValues of these layers."""
+    if self._apart:
+      return KeysValues(
+        tuple(arrays.keys[i] for i in numbers),
+        tuple(arrays.values[i] for i in numbers),
+      )
+    if len(numbers) == len(self._is_ring_L):
+      return arrays
+    return jax.tree.map(lambda array: array[numbers], arrays)
+
+  # Prompts.
+
+  def insert(self, cache, staged, requests):
+    """The Cache with staged sequences in slots.
+
+    Args:
+      cache: Cache of arrays.
+      staged: KeysValues, [L, R, T, G, E] both.
+      requests: Requests; those from `count` on are none.
+    """
+    partition = self._partition
+
+    def here(cache, staged, requests):
+      B = self._slots // partition.size(partition.rows)
+      first = partition.place(partition.rows) * B
+
+      def one(i, cache):
+        slot = requests.slot_N[i] - first
+        return jax.lax.cond(
+          (slot >= 0) & (slot < B),
+          lambda: self._inserted(cache, staged, requests, i, slot),
+          lambda: cache,
+        )
+
+      return jax.lax.fori_loop(0, requests.count, one, cache)
+
+    none = PartitionSpec()
+    heads = PartitionSpec(None, None, None, partition.kv_heads)
+    in_specs = (self._spec, heads, none)
+    return partition.run(here, in_specs, self._spec)(cache, staged, requests)
+
+  def _inserted(self, cache, staged, requests, i, slot):
+    source_T, last = requests.source_NT[i], requests.length_N[i] - 1
+    row = requests.row_N[i]
+
+    def into(kept, numbers, places):
+      if kept is None:
+        return None
+      # The newest position of each place; of places without one any.
+      at_S = last - (last - jnp.arange(places)) % places
+      from_S = source_T[jnp.clip(at_S, 0, source_T.shape[0] - 1)]
+
+      def copied(of_layers, staged_LRTGE, axes):
+        """`axes` of SGE as the cache has them."""
+        if self._apart:
+          return tuple(
+            _placed(
+              array, staged_LRTGE[number, row][from_S].transpose(axes), slot, 0
+            )
+            for array, number in zip(of_layers, numbers, strict=True)
+          )
+        new = staged_LRTGE[numbers, row][:, from_S]
+        axes = 0, *(axis + 1 for axis in axes)
+        return _placed(of_layers, new.transpose(axes), slot, 1)
+
+      return KeysValues(
+        copied(kept.keys, staged.keys, (1, 2, 0)),
+        copied(kept.values, staged.values, (1, 0, 2)),
+      )
+
+    wholes, rings = self._layers()
+    return Cache(
+      into(cache.whole, wholes, self._length),
+      into(cache.ring, rings, self._ring),
+    )
+
+
 def _placed(kept, new, slot, axis):
-  """[..., S, G, E] written at a slot of [..., B, G, S, E]."""
-  new = jnp.expand_dims(jnp.swapaxes(new, axis, axis + 1), axis)
-  return jax.lax.dynamic_update_slice_in_dim(kept, new, slot, axis)
-
-
-def _attend(
-  refs, at, own_G, query_B1HE, key_B1GE, value_B1GE, position_B, window, **how
-):
-  """Attention of one new token a slot over what is kept, itself included."""
-  S = refs[0].shape[-2]
-  B, _, G, _ = key_B1GE.shape
-  where = jnp.arange(B)[:, None], jnp.arange(G)[None], (position_B % S)[:, None]
-  kept = []
-  for ref, new_B1GE in zip(refs, (key_B1GE, value_B1GE), strict=True):
-    ref[(*at, *where)] = new_B1GE[:, 0].astype(ref.dtype)
-    kept.append(ref[at or ...])
-  key_BGSE, value_BGSE = kept if own_G is None else (a[:, own_G] for a in kept)
-  _, _, H, E = query_B1HE.shape
-  G = key_BGSE.shape[1]
-  query_BGHE = widen(query_B1HE).reshape(B, G, H // G, E)
-  score_BGHS = jnp.einsum(
-    "BGHE,BGSE->BGHS", query_BGHE, key_BGSE.astype(query_BGHE.dtype)
+  """What a slot keeps, in the array of all slots, which are that axis."""
+  return jax.lax.dynamic_update_slice_in_dim(
+    kept, jnp.expand_dims(new, axis), slot, axis
   )
-  score_BGHS = capped(score_BGHS * how["scale"], how["softcap"])
-  back_BS = (position_B[:, None] - jnp.arange(S)[None]) % S
-  sees_BS = back_BS <= position_B[:, None]
+
+
+def _write(refs, at, i, new_B1GE):
+  """Writes keys and values of the i-th token of a block."""
+  keys, values = refs
+  key_BGE, value_BGE = (new[:, 0].astype(keys.dtype) for new in new_B1GE)
+  all_of_them = slice(None)
+  keys[(*at, all_of_them, all_of_them, all_of_them, i)] = key_BGE
+  values[(*at, all_of_them, all_of_them, i)] = value_BGE
+
+
+def _attend(kept, i, query_B1HE, start_B, window, *, scale, softcap):
+  """Attention of one new token a slot over cache and block, itself included.
+
+  Args:
+    kept: keys and values of the cache, and of the block up to this token.
+    i: number of the token in the block.
+    query_B1HE: queries.
+    start_B: position of the block's first token.
+    window: see `layout.sees`.
+    scale, softcap: see `layout.dense`.
+  """
+  B, _, H, E = query_B1HE.shape
+  (keys_BGES, _), (keys_BGEP, _) = kept
+  G, S, P = *keys_BGES.shape[1::2], keys_BGEP.shape[3]
+  query_BGHE = widen(query_B1HE).reshape(B, G, H // G, E)
+  score_BGHS = jnp.concatenate(
+    [
+      jnp.einsum("BGHE,BGES->BGHS", query_BGHE, keys.astype(query_BGHE.dtype))
+      for keys, _ in kept
+    ],
+    axis=3,
+  )
+  score_BGHS = capped(score_BGHS * scale, softcap)
+  # How long before the block's start; what was never there lies before 0.
+  back_BS = (start_B[:, None] - 1 - jnp.arange(S)[None]) % S + 1
+  is_there_BS = back_BS <= start_B[:, None]
+  back_BS = jnp.concatenate(
+    [back_BS, jnp.broadcast_to(-jnp.arange(P)[None], (B, P))], axis=1
+  )
+  is_there_BP = jnp.broadcast_to((jnp.arange(P) <= i)[None], (B, P))
+  sees_BS = jnp.concatenate([is_there_BS, is_there_BP], axis=1)
   if window is not None:
-    sees_BS &= (back_BS < window) | (window == 0)
+    sees_BS &= (back_BS + i < window) | (window == 0)
   score_BGHS = jnp.where(sees_BS[:, None, None], score_BGHS, -jnp.inf)
-  share_BGHS = jax.nn.softmax(score_BGHS, axis=-1)
-  seen_BGHE = jnp.einsum(
-    "BGHS,BGSE->BGHE", share_BGHS, value_BGSE.astype(share_BGHS.dtype)
+  share_BGHS = jax.nn.softmax(score_BGHS, axis=3)
+  seen_BGHE = sum(
+    jnp.einsum("BGHS,BGSE->BGHE", share, values.astype(share.dtype))
+    for share, (_, values) in zip(
+      (share_BGHS[..., :S], share_BGHS[..., S:]), kept, strict=True
+    )
   )
   return seen_BGHE.reshape(B, 1, H, E).astype(query_B1HE.dtype)
+
+
+def _moved(kept, recent, start_B):
+  """KeysValues of layers that see all, with those of a block."""
+  if kept is None:
+    return None
+
+  def one(slot, kept):
+    def placed(array, new, axis):
+      """`axis` of the places, counted from the last."""
+      slots, places = array.ndim - 4, array.ndim + axis
+      new = jax.lax.dynamic_slice_in_dim(new, slot, 1, slots)
+      at = [0] * array.ndim
+      at[slots], at[places] = slot, start_B[slot]
+      return jax.lax.dynamic_update_slice(array, new, at)
+
+    def all_placed(arrays, new, axis):
+      return jax.tree.map(lambda a, b: placed(a, b, axis), arrays, new)
+
+    return KeysValues(
+      all_placed(kept.keys, recent.keys, -1),
+      all_placed(kept.values, recent.values, -2),
+    )
+
+  return jax.lax.fori_loop(0, start_B.size, one, kept)
+
+
+def _turned(kept, recent, start_B):
+  """KeysValues of rings, with those of a block."""
+  if kept is None:
+    return None
+
+  def turned(axis):
+    def one(array, new):
+      S, P = array.shape[axis], new.shape[axis]
+      # Which of the block's tokens is the newest of each place.
+      end_B1 = start_B[:, None] + P - 1
+      j_BS = P - 1 - (end_B1 - jnp.arange(S)[None]) % S
+      ones = (1, 1, S) if axis == -1 else (1, S, 1)
+      j = j_BS.reshape(*[1] * (array.ndim - 4), -1, *ones)
+      new = jnp.take_along_axis(
+        new, jnp.maximum(j, 0), axis=axis, mode="promise_in_bounds"
+      )
+      return jnp.where(j >= 0, new, array)
+
+    return one
+
+  return KeysValues(
+    jax.tree.map(turned(-1), kept.keys, recent.keys),
+    jax.tree.map(turned(-2), kept.values, recent.values),
+  )
 
 
 def keeping(chosen, staged):
@@ -262,7 +396,7 @@ def keeping(chosen, staged):
 
   Args:
     chosen: the kernel of packed rows.
-    staged: KeysValues of references, [L, R, T, G, E].
+    staged: KeysValues of references, [L, R, T, G, E] both.
   """
 
   def of_layer(number):

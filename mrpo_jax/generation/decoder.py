@@ -106,7 +106,7 @@ class Decoder:
     if _platform(self.params) == "cpu" and partition.mesh is None:
       self._layers = apart(self.params)
     self._shape = caches.Shape(
-      *(config, self.slots, self.length, self._dtype, partition),
+      *(config, self.slots, self.length, block, self._dtype, partition),
       apart=self._layers is not self.params,
     )
     self._prefill = jax.jit(self._prefill, donate_argnums=1)
@@ -206,23 +206,29 @@ class Decoder:
     return self._split(cache, seen_BV)
 
   def _decode(self, params, cache, seen_BV, slots, seed):
-    refs = jax.tree.map(jax.new_ref, cache)
-    step = functools.partial(self._step, params, refs, jax.random.key(seed))
+    refs = jax.tree.map(jax.new_ref, self._shape.recent())
+    key, start_B = jax.random.key(seed), jnp.asarray(slots.position)
+
+    def step(i, carry):
+      kernel = self._shape.decoding(cache, refs, i, start_B)
+      return self._step(params, kernel, key, i, carry)
+
     shape = (self.slots, self.block)
     kinds = "int32", "float32", "float32", "bool"
     said = Said(*(jnp.zeros(shape, kind) for kind in kinds))
     slots, seen_BV, said = jax.lax.fori_loop(
       0, self.block, step, (slots, seen_BV, said)
     )
-    cache = jax.tree.map(jax.freeze, refs)
+    recent = jax.tree.map(jax.freeze, refs)
+    cache = self._shape.merged(cache, recent, start_B)
     return *self._split(cache, seen_BV), *self._on(
       (slots, said), PartitionSpec()
     )
 
-  def _step(self, params, refs, key, i, carry):
-    """One token of every slot; writes the cache of references."""
+  def _step(self, params, kernel, key, i, carry):
+    """The i-th token of every slot."""
     slots, seen_BV, said = carry
-    logits_BV = self._logits(params, refs, slots)
+    logits_BV = self._logits(params, kernel, slots)
     uniform_B = jax.vmap(functools.partial(_uniform, key))(
       slots.request, slots.made
     )
@@ -262,7 +268,7 @@ class Decoder:
     )
     return slots, seen_BV, said
 
-  def _logits(self, params, refs, slots):
+  def _logits(self, params, kernel, slots):
     layout = RowLayout(
       slots.position[:, None],
       jnp.ones((self.slots, 1), jnp.int32),
@@ -273,7 +279,7 @@ class Decoder:
       params,
       slots.token[:, None],
       layout,
-      kernel=self._shape.decoding(refs),
+      kernel=kernel,
       **self._forward,
     )
     head_VD = dense(transformer.head(params), hidden_B1D.dtype)
