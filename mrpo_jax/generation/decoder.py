@@ -103,7 +103,7 @@ class Decoder:
     self._dtype = jnp.dtype(cache_dtype or dtype)
     self._kernel = kernels.choose(kernel, config, dtype, partition)
     self.params = self._layers = _together(params, partition.rows)
-    if _platform(self.params) == "cpu" and partition.mesh is None:
+    if _on_one_cpu(params):
       self._layers = apart(self.params)
     self._shape = caches.Shape(
       *(config, self.slots, self.length, block, self._dtype, partition),
@@ -328,10 +328,10 @@ def _rounded(size):
   return -(-size // ROUND) * ROUND
 
 
-def _platform(params):
+def _on_one_cpu(params):
   array = jax.tree.leaves(params)[0]
-  is_here = isinstance(array, jax.Array)
-  return min(array.devices()).platform if is_here else None
+  devices = array.devices() if isinstance(array, jax.Array) else ()
+  return [device.platform for device in devices] == ["cpu"]
 
 
 def _together(params, rows):

@@ -174,8 +174,7 @@ def apart(params):
 
 
 def _layer(array, number):
-  devices = array.devices()
-  if len(devices) > 1 or min(devices).platform != "cpu":
+  if [device.platform for device in array.devices()] != ["cpu"]:
     return array[number]
   return jax.device_put(np.asarray(array)[number], may_alias=True)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrpo_jax import hub
+from mrpo_jax import hub, parallel
 from mrpo_jax.generation import Sampling, generate
 from mrpo_jax.generation import Decoder
 from mrpo_jax.models import lora, parameters, transformer, weights
@@ -215,3 +215,29 @@ def test_what_passes_the_longest_sequence_is_refused():
 def test_no_prompts_no_samples():
   config, params = model()
   assert generate(config, params, []) == []
+
+
+@pytest.mark.parametrize(
+  "axes, windows",
+  [
+    (dict(data=2, fsdp=2, model=2), (0, 5)),
+    (dict(fsdp=4, context=2), ()),
+    (dict(model=2, data=4), (5, 5)),
+  ],
+)
+def test_a_mesh_says_what_one_device_says(axes, windows):
+  config, params = model(windows)
+  prompts = prompts_of(config)
+  sampling = Sampling(max_new_tokens=NEW, samples=2)
+  given = dict(sampling=sampling, seed=3, stop_ids=[STOP])
+  alone = generate(config, params, prompts, slots=3, **given)
+  mesh = parallel.make_mesh(**axes)
+  split = jax.device_put(params, parallel.param_shardings(config, mesh))
+  partition = parallel.partition_of(mesh)
+  found = generate(
+    config, split, prompts, slots=3, partition=partition, **given
+  )
+  for some, others in zip(alone, found, strict=True):
+    for one, other in zip(some, others, strict=True):
+      assert one.ids == other.ids and one.finish == other.finish
+      np.testing.assert_allclose(one.logp, other.logp, rtol=0, atol=1e-4)
