@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transformers' `generate` as a player; see benchmarks/generation.py."""
+
+import time
+
+import torch
+import transformers
+
+from benchmarks import turns
+
+
+def player(job, cache):
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    job["folder"], dtype=torch.float32
+  ).eval()
+  pad = job["pad"]
+
+  def said(prompts, new, **more):
+    """What `generate` returns: greedy, exactly `new` tokens unless told."""
+    longest = max(map(len, prompts))
+    ids = [[pad] * (longest - len(p)) + p for p in prompts]
+    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    given = dict(do_sample=False, min_new_tokens=new, max_new_tokens=new)
+    given |= dict(pad_token_id=pad, repetition_penalty=1.0, use_cache=True)
+    if cache == "static":
+      given["cache_implementation"] = "static"
+    with torch.inference_mode():
+      return model.generate(
+        torch.tensor(ids), attention_mask=torch.tensor(mask), **given | more
+      )
+
+  def turn(number):
+    prompts = job["prompts"]
+    started = time.perf_counter()
+    said(prompts, 1)
+    middle = time.perf_counter()
+    said(prompts, job["new"])
+    seconds = time.perf_counter() - middle
+    return {
+      "whole": seconds,
+      "decode": (seconds - (middle - started)) / (job["new"] - 1),
+      "memory": turns.resident(),
+    }
+
+  def equality(number):
+    """Each prompt alone: its ids, and how far the second token is behind."""
+    found = []
+    for prompt in job["prompts"]:
+      out = said(
+        [prompt], job["new"], output_logits=True, return_dict_in_generate=True
+      )
+      logits_TV = torch.stack(out.logits)[:, 0]
+      top_T2 = torch.log_softmax(logits_TV, -1).topk(2).values
+      found.append(
+        {
+          "ids": out.sequences[0, len(prompt) :].tolist(),
+          "gap": (top_T2[:, 0] - top_T2[:, 1]).tolist(),
+          "logp": top_T2[:, 0].tolist(),
+        }
+      )
+    return {"found": found}
+
+  return equality if job["equality"] else turn
+
+
+def main():
+  given = turns.worker_arguments(__doc__, cache="dynamic")
+  about = {"torch": torch.__version__, "transformers": transformers.__version__}
+  about["threads"] = torch.get_num_threads()
+  turns.serve(given.channel, about, player(given.job, given.cache))
+
+
+if __name__ == "__main__":
+  main()
