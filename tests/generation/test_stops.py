@@ -87,13 +87,29 @@ def test_any_blocks_find_what_a_search_of_the_whole_text_finds(
   draw = random.Random(seed)
   monkeypatch.setattr(module, "WINDOW", draw.choice([4, 9, 64]))
   ids = [draw.randrange(len(TOKENS)) for _ in range(draw.choice([10, 80]))]
-  letters = "ab\nc \u00e9\u6f22"
-  stops = [
-    "".join(draw.choices(letters, k=draw.randint(1, 6)))
-    for _ in range(draw.randint(1, 3))
-  ]
+  whole, stops = text_of(ids), []
+  for _ in range(draw.randint(1, 3)):  # of the text itself, so that they come
+    at = draw.randrange(len(whole) // 2, len(whole))
+    stops.append(whole[at : at + draw.randint(3, 9)])
   sizes = [draw.randint(1, 12) for _ in range(5)]
   assert found(ids, stops, sizes) == naive(ids, stops)
+
+
+def test_no_place_is_inside_a_character(monkeypatch):
+  """Some decoders write a sign for each byte of what is not whole yet."""
+  monkeypatch.setattr(module, "WINDOW", 2)
+
+  def byte_by_byte(ids):
+    try:
+      return bytes(ids).decode()
+    except UnicodeDecodeError:
+      return "\ufffd" * len(ids)
+
+  watch, ids, counts = Stops(["\u6f22"], byte_by_byte), [], []
+  for byte in "\u6f22".encode():
+    ids.append(byte)
+    counts.append(watch.ended(ids))
+  assert counts == [None, None, 0]
 
 
 def test_long_samples_are_not_decoded_anew_for_every_block():
