@@ -13,6 +13,8 @@ from mrpo_jax.data.tokenized import (
   with_two,
 )
 
+ANSWER = [{"role": "assistant", "content": "x"}]
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptIds:
@@ -93,3 +95,25 @@ def _ends(encoding):
   added = itertools.takewhile(bool, reversed(encoding.special_tokens_mask))
   count = len(list(added))
   return 0 if count == len(encoding.ids) else count
+
+
+def turn_end(tokenizer):
+  """What the chat template writes after an answer: a token, or a text.
+
+  The id of the first special token there; where there is none the text
+  without white space around it, which may be "".
+  """
+  template = templates.chat_template(tokenizer)
+  turns = [{"role": "user", "content": "x"}, *ANSWER]
+  key = templates.Conversation(turns).frame_key()
+  found = templates.frame(tokenizer, template, key)
+  if found is None or found.order[-1:] != (1,):
+    return ""
+  tail = found.literals[-1]
+  special = {
+    one
+    for one, token in tokenizer.added_tokens_decoder.items()
+    if token.special
+  }
+  ids = tokenizer(tail, add_special_tokens=False).input_ids
+  return next((one for one in ids if one in special), tail.strip())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy of a checkpoint: its weights, and its tokenizer as trained with."""
+"""The policy of a checkpoint: its weights and the tokenizer it had."""
 
 import dataclasses
 import logging
