@@ -95,14 +95,14 @@ def test_a_line_is_the_row_and_what_was_said(said, inputs):
   assert len({line["response"] for line in lines}) == len(lines)
 
 
-@pytest.mark.parametrize("slots", [1, 3, 64])
+@pytest.mark.parametrize("slots", [1, 4])  # and 64, of the file itself
 def test_slots_change_no_byte(said, inputs, prompts, tmp_path, slots):
   to = tmp_path / "to.jsonl"
   say(Source(model=str(inputs / "base")), prompts, to, slots=slots)
   assert to.read_bytes() == said[0].read_bytes()
 
 
-@pytest.mark.parametrize("cut", [0, 1, 5])
+@pytest.mark.parametrize("cut", [0, 5])
 def test_the_same_command_goes_on(said, inputs, prompts, tmp_path, cut, caplog):
   """After so many whole lines and the half of one."""
   to, source = tmp_path / "to.jsonl", Source(model=str(inputs / "base"))
