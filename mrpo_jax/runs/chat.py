@@ -2,6 +2,7 @@
 """A conversation with a model, turn by turn."""
 
 import contextlib
+import dataclasses
 import logging
 
 from mrpo_jax.data.formats import PreferencePair
@@ -14,7 +15,6 @@ from mrpo_jax.runs import sampled, speaker
 logger = logging.getLogger(__name__)
 
 LONGEST = 4096  # tokens of a chat, where the model allows as many
-NEW = 256  # tokens of an answer, where the chat is as long as four of them
 
 
 class Chat:
@@ -45,17 +45,11 @@ class Chat:
     if "" in stops:
       raise InputError("--stop is empty; give the text that ends an answer")
     self._speaker = found = speaker.find(source)
-    bound = found.config.longest or found.config.max_positions
-    self.max_length = max_length or min(bound, LONGEST)
-    if self.max_length > bound:
-      raise InputError(
-        f"--max_length={max_length}: {found.name} takes {bound} tokens"
-      )
+    self.max_length = _max_length(found, max_length)
+    self._sampling = sampled.sampling(given, found, generation_config)
     if not given.get("max_new_tokens"):
-      given = {**given, "max_new_tokens": min(NEW, self.max_length // 4 or 1)}
-    self._sampling = sampled.sampling(
-      given, found.folder if generation_config else None
-    )
+      most = min(self._sampling.max_new_tokens, self.max_length // 4 or 1)
+      self._sampling = dataclasses.replace(self._sampling, max_new_tokens=most)
     self._room = self.max_length - self._sampling.max_new_tokens
     if self._room < 1:
       raise InputError(
@@ -189,6 +183,14 @@ class Stream:
       if whole.endswith(stop[:size])
     ]
     return len(text) - len(whole) + max(begun, default=0)
+
+
+def _max_length(found, given):
+  """Tokens of a chat with that Speaker."""
+  bound = found.config.longest or found.config.max_positions
+  if given and given > bound:
+    raise InputError(f"--max_length={given}: {found.name} takes {bound} tokens")
+  return given or min(bound, LONGEST)
 
 
 def _turn(role, content):

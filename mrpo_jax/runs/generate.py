@@ -15,6 +15,7 @@ import pathlib
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
+from mrpo_jax.generation.generate import SLOTS
 from mrpo_jax.generation.stops import Stops
 from mrpo_jax.progress import Progress
 from mrpo_jax.runs import asked, sampled, speaker
@@ -26,7 +27,6 @@ OWN = (  # keys of a line beside those of its prompt
   *("response", "ids", "logp", "behaviour_logp", "tokens", "finish"),
   *("sample", "index"),
 )
-SLOTS = 64
 DECIMALS = 4  # of log-probabilities in nats
 
 
@@ -59,7 +59,7 @@ def generate(
   given,
   seed=0,
   stops=(),
-  slots=None,
+  slots=SLOTS,
   cache_dtype=None,
   generation_config=False,
 ):
@@ -72,7 +72,7 @@ def generate(
     given: values of flags by the names of Sampling, None where not given.
     seed: of all samples.
     stops: texts that end a sample.
-    slots: samples that are decoded side by side; None chooses.
+    slots: samples that are decoded side by side.
     cache_dtype: of keys and values; None is that of the activations.
     generation_config: does the model's file of that name count, too?
 
@@ -93,17 +93,12 @@ def generate(
       return
     if known is None:
       files.write_json(_beside(to), record)
-    _run(work, to, done, slots or SLOTS, cache_dtype)
+    _run(work, to, done, slots, cache_dtype)
 
 
 def _work(found, path, given, seed, stops, generation_config):
   """The Work of flags; reads prompts, but no weights."""
-  if generation_config and not found.folder:
-    raise InputError(
-      f"--generation_config: {found.name} was made without such a file"
-    )
-  folder = found.folder if generation_config else None
-  sampling = sampled.sampling(given, folder)
+  sampling = sampled.sampling(given, found, generation_config)
   prompts = asked.read(path, keys=OWN, conversations=found.conversations)
   ids = asked.encode(found, prompts, sampling.max_new_tokens)
   chats = sum(one.is_chat for one in prompts)

@@ -5,7 +5,7 @@ import logging
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.generation import Sampling
-from mrpo_jax.hub.folder import GENERATION, generation_config
+from mrpo_jax.hub import folder as files_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +31,39 @@ ALONE = {
 }
 
 
-def sampling(given, folder=None):
+def sampling(given, speaker=None, generation_config=False):
   """The Sampling that is asked for.
 
   Args:
     given: {name of a flag: its value, None where it was not given}.
-    folder: whose generation_config.json counts for what was not given; None
-      is none.
+    speaker: the model's speaker.Speaker.
+    generation_config: does its file of that name count for what was not given?
 
   Raises:
     InputError: a value is out of range, or that file asks for what is not done
       here.
   """
   asked = {name: one for name, one in given.items() if one is not None}
+  folder = speaker.folder if generation_config else None
+  if generation_config and not folder:
+    raise InputError(
+      f"--generation_config: {speaker.name} was made without such a file"
+    )
   taken = _of_file(folder, asked) if folder else {}
   try:
     return Sampling(**taken, **asked)
   except ValueError as error:  # "temperature=-1 is out of range"
     name = str(error).partition("=")[0]
-    where = f"{folder}/{GENERATION}: " if name in taken else "--"
+    where = f"{folder}/{files_of.GENERATION}: " if name in taken else "--"
     raise InputError(f"{where}{error}") from None
 
 
 def _of_file(folder, asked):
   """What counts of generation_config.json, and says so."""
-  where, values = f"{folder}/{GENERATION}", generation_config(folder)
+  where, values = (
+    f"{folder}/{files_of.GENERATION}",
+    files_of.generation_config(folder),
+  )
   values = {key: one for key, one in values.items() if one is not None}
   for key, harmless in ALONE.items():
     if key in values and values[key] != harmless:

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from mrpo_jax import cli, files
+from mrpo_jax import cli, files, parallel
+from mrpo_jax.cli import values
 from tests.material.rows import user
 from tests.material.standing import run_of
 
@@ -200,6 +201,10 @@ def test_a_run_and_its_merged_export_say_the_same(here, inputs, capsys):
 
 
 ADAPTER, MERGE = dict(rank=2, alpha=4.0), "--merge-adapters"
+
+
+def test_the_axes_of_a_flag_are_those_of_a_mesh():
+  assert values.AXES == parallel.AXES
 
 
 # mrpo chat.

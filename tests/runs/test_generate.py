@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,11 @@ def test_every_end_that_is_known_counts(inputs, tmp_path):
 # generation_config.json.
 
 
+def of(folder):
+  """Arguments of a model with that folder, whose file counts."""
+  return types.SimpleNamespace(folder=folder, name="M"), True
+
+
 @pytest.mark.parametrize(
   "values,given,taken",
   [
@@ -253,7 +259,7 @@ def test_a_generation_config_counts_where_flags_do_not(
 ):
   files.write_json(tmp_path / "generation_config.json", values)
   with caplog.at_level("INFO", "mrpo_jax"):
-    found = sampled.sampling(given, tmp_path)
+    found = sampled.sampling(given, *of(tmp_path))
   assert found == sampled.Sampling(**taken | given)
   for name in taken:
     assert f"{name}={taken[name]}" in caplog.text
@@ -275,7 +281,12 @@ def test_a_generation_config_that_cannot_be_done_is_refused(
 ):
   files.write_json(tmp_path / "generation_config.json", values)
   with pytest.raises(InputError, match=match):
-    sampled.sampling({}, tmp_path)
+    sampled.sampling({}, *of(tmp_path))
+
+
+def test_a_model_without_a_folder_has_no_generation_config():
+  with pytest.raises(InputError, match="M was made without such a file"):
+    sampled.sampling({}, *of(None))
 
 
 # A run.
