@@ -146,10 +146,9 @@ def _policy(source, found, mesh, rules):
   base = found.section.base
   if source.dtype:
     base = dataclasses.replace(base, dtype=source.dtype)
-  if source.quantize:
-    base = dataclasses.replace(base, quantize=source.quantize, group=None)
-    if source.quantize == "int4":
-      base = dataclasses.replace(base, group=weights.GROUP)
+  if source.quantize and source.quantize != base.quantize:
+    group = weights.GROUP if source.quantize == "int4" else None
+    base = dataclasses.replace(base, quantize=source.quantize, group=group)
   own = lora.adapter_table(table, found.adapter)
   return adapted_params(found, base, lambda tree: place(tree, own), mesh)
 

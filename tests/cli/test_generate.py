@@ -290,6 +290,8 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):
   assert chat(monkeypatch, "One", "Two") == 0
   ended, answer = capsys.readouterr().out.split("\n")[:-1]
   assert ended == " [ended]" and answer
+  requests = [given[2] for given in calls]
+  assert requests[0] != requests[1]  # each turn draws for itself
 
 
 def test_a_piped_chat_prints_answers_alone(inputs):

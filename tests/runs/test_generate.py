@@ -14,7 +14,7 @@ from mrpo_jax import files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import transformer
-from mrpo_jax.runs import sampled, speaker
+from mrpo_jax.runs import asked, sampled, speaker
 from mrpo_jax.runs.generate import OWN, generate
 from mrpo_jax.runs.policy import adapted_params, read_checkpoint
 from mrpo_jax.runs.speaker import Source
@@ -116,6 +116,8 @@ def test_the_same_command_goes_on(said, inputs, prompts, tmp_path, cut, caplog):
     say(source, prompts, to)
   assert to.read_bytes() == whole
   assert "its last line is cut short" in caplog.text
+  made = sum(line["tokens"] for line in said[1][cut:])  # and no more
+  assert f"holds all 8 samples; {made} tokens" in caplog.text
   with caplog.at_level("INFO", "mrpo_jax"):
     say(source, prompts, to)
   assert "is done: it holds all 8 samples" in caplog.text
@@ -207,6 +209,51 @@ def test_a_stop_text_ends_samples_before_it(said, inputs, prompts, tmp_path):
     else:
       assert after == before
   assert at(stop) <= 2 and found[0]["response"] == line["response"][: at(stop)]
+
+
+def test_a_stop_that_is_a_token_ends_samples_at_it(inputs, tmp_path, prompts):
+  """Special tokens have no text in which it could be found."""
+  to = tmp_path / "to.jsonl"
+  say(Source(model=str(inputs / "base")), prompts, to, stops=("<pad>",))
+  assert files.read_json(f"{to}.run.json")["ends"] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["base", "second"])
+def test_a_text_keeps_the_space_before_it(inputs, name):
+  """So that prompt and response are one text, whatever the tokenizer."""
+  tokenizer = load_tokenizer(inputs / name)
+  whole = "The sky is blue, and so am I."
+  for at in (7, 10, 16):
+    ids = tokenizer(whole[at:], add_special_tokens=False).input_ids
+    assert speaker.text_of(tokenizer)([*ids, 1]) == whole[at:]
+
+
+def test_a_space_stays_where_a_tokenizer_strips_the_first():
+  """As Llama's do."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  backend = Tokenizer(models.WordLevel({"\u2581a": 0, "\u2581b": 1}, "\u2581a"))
+  backend.pre_tokenizer = pre_tokenizers.Metaspace()
+  backend.decoder = decoders.Sequence(
+    [
+      decoders.Replace("\u2581", " "),
+      decoders.Fuse(),
+      decoders.Strip(" ", 1, 0),
+    ]
+  )
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+  assert tokenizer.decode([1, 0]) == "b a"
+  assert speaker.text_of(tokenizer)([1, 0]) == " b a"
+  assert speaker.text_of(tokenizer)([]) == ""
+
+
+def test_plain_dialogues_are_turns_where_the_run_has_them_so(tmp_path):
+  row = {"prompt": "\n\nHuman: Sky?\n\nAssistant:"}
+  files.write_lines(tmp_path / "p.jsonl", [row])
+  for form, prompt in (("", row["prompt"]), ("hh", [user("Sky?")])):
+    (one,) = asked.read(tmp_path / "p.jsonl", keys=(), conversations=form)
+    assert one.row == row and one.pair.prompt == prompt
 
 
 def test_every_end_that_is_known_counts(inputs, tmp_path):
@@ -308,3 +355,17 @@ def test_a_run_says_what_its_policy_says(inputs, prompts, tmp_path):
     assert (abs(found[0]["logp"] - expected) < 2e-3) == same
   record = json.loads((tmp_path / "to.jsonl.run.json").read_text())
   assert record["workdir"] == str(workdir) and record["step"] == 1
+
+
+@pytest.mark.parametrize("adapter", [None, dict(rank=2, alpha=4.0)])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_the_weights_of_a_run_are_held_as_asked(
+  inputs, tmp_path, adapter, quantize
+):
+  workdir = run_of(tmp_path, inputs / "base", adapter=adapter)
+  asked_for = Source(workdir=str(workdir), dtype="bfloat16", quantize=quantize)
+  params = speaker.find(asked_for).load()
+  kinds = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
+  assert "bfloat16" in kinds and (quantize in kinds) == bool(quantize)
+  if not quantize:
+    assert kinds == {"bfloat16"}
