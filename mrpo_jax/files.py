@@ -33,20 +33,37 @@ def new_folder(path):
   path = pathlib.Path(os.path.abspath(path))
   _refuse_taken(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  draft, lock = f".{path.name}.partial-", path.with_name(f".{path.name}.lock")
-  held, is_alone = _taken(lock, path)
+  draft = f".{path.name}.partial-"
   partial = path.with_name(f"{draft}{os.getpid()}")
+  with alone(path) as is_alone:
+    try:
+      _refuse_taken(path)  # by the command before
+      for left in (
+        path.parent.glob(f"{glob.escape(draft)}*") if is_alone else ()
+      ):
+        if left.is_dir() and not left.is_symlink():
+          logger.info(f"removing {left}, which a killed command left")
+          shutil.rmtree(left)
+      partial.mkdir()
+      yield partial
+      partial.rename(path)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(path):
+  """One command at a time makes a path; yields whether that is certain.
+
+  Raises:
+    InputError: another command makes it.
+  """
+  path = pathlib.Path(os.path.abspath(path))
+  lock = path.with_name(f".{path.name}.lock")
+  held, is_alone = _taken(lock, path)
   try:
-    _refuse_taken(path)  # by the command before
-    for left in path.parent.glob(f"{glob.escape(draft)}*") if is_alone else ():
-      if left.is_dir() and not left.is_symlink():
-        logger.info(f"removing {left}, which a killed command left")
-        shutil.rmtree(left)
-    partial.mkdir()
-    yield partial
-    partial.rename(path)
+    yield is_alone
   finally:
-    shutil.rmtree(partial, ignore_errors=True)
     lock.unlink(missing_ok=True)
     os.close(held)
 
@@ -70,8 +87,7 @@ def _taken(lock, path):
     except BlockingIOError:
       os.close(held)
       raise InputError(
-        f"another command is writing {path}; wait for its end, or name another "
-        "folder"
+        f"another command is writing {path}; wait for its end, or name another"
       ) from None
     except OSError:  # some disks of clusters have no locks
       return held, False

@@ -29,7 +29,8 @@ MAY = {
   "hub": {*GROUND, "models", "parallel"},
   "references": {*GROUND, "models", "data"},
   "training": {*GROUND, "losses", "models", "parallel"},
-  "runs": {*GROUND, *WINGS, "parallel", "hub", *ENGINES},
+  "generation": {*GROUND, "models", "parallel"},
+  "runs": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"},
   "reports": {*GROUND, "runs"},
   "performance": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "runs"},
 }

@@ -15,6 +15,8 @@ from mrpo_jax.errors import InputError, blames, did_you_mean
 class Lines(logging.Handler):
   """Prints what is logged, a plain line each, on the first process."""
 
+  to = "stdout"
+
   def emit(self, record):
     import tqdm
 
@@ -23,7 +25,7 @@ class Lines(logging.Handler):
     if not processes.is_first():
       return
     with tqdm.tqdm.external_write_mode():  # a bar steps aside
-      print(record.getMessage(), flush=True)
+      print(record.getMessage(), flush=True, file=getattr(sys, self.to))
 
 
 LINES = Lines()
@@ -102,6 +104,8 @@ def _run(argv):
 
   # What a library logs on its way up is said once, by `main` or a traceback.
   absl_logging.set_verbosity(absl_logging.FATAL)
+  # Of a chat standard output has the answers.
+  LINES.to = "stderr" if argv[0] == "chat" else "stdout"
   logger = logging.getLogger("mrpo_jax")
   logger.setLevel(logging.INFO)
   logger.addHandler(LINES)  # once, however often

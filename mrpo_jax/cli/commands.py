@@ -6,6 +6,7 @@ What they work with is imported inside them, so that help needs no jax.
 
 import tempfile
 
+from mrpo_jax.cli.values import mesh_sizes
 from mrpo_jax.errors import InputError
 from mrpo_jax.files import at_home
 
@@ -117,6 +118,73 @@ def export(given):
   )
 
 
+def generate(given):
+  """Write samples of a model after every prompt of a file.
+
+  The model is a folder of Hugging Face files, or a checkpoint of a run.  Rows
+  of --prompts are {"prompt": text or messages, ...}, or lines of a .txt file;
+  each line of --to is one with the sample's response, ids, logp (the model's,
+  nats), behaviour_logp (of what it was drawn from), tokens, finish, sample
+  and index.  The same command goes on where it was killed.
+
+  Nothing is taken from generation_config.json but end tokens, unless
+  --generation_config is given; then flags that are given count before it.
+  """
+  source = _source(given)
+  from mrpo_jax.runs import generate
+
+  generate.generate(
+    source,
+    given.prompts,
+    given.to,
+    given={**_sampling(given), "samples": given.samples},
+    seed=given.seed,
+    stops=tuple(given.stop),
+    slots=given.slots,
+    cache_dtype=given.cache_dtype,
+    generation_config=given.generation_config,
+  )
+
+
+def chat(given):
+  """Talk to a model in the terminal.
+
+  Its answers are shown as they come.  /help lists what else may be typed;
+  Ctrl-C ends an answer, Ctrl-D the chat.  Where the input is no terminal,
+  every line of it is a message, and the answers alone are printed.
+  """
+  source = _source(given)
+  from mrpo_jax.cli.chat import talk
+  from mrpo_jax.runs.chat import Chat
+
+  talk(
+    Chat(
+      source,
+      given=_sampling(given),
+      seed=given.seed,
+      stops=tuple(given.stop),
+      max_length=given.max_length,
+      cache_dtype=given.cache_dtype,
+      generation_config=given.generation_config,
+      system=given.system,
+    )
+  )
+
+
+def _source(given):
+  """The model that flags name, as runs.speaker.Source."""
+  from mrpo_jax.runs.speaker import Source
+
+  return Source(**{name: getattr(given, name) for name in Source._fields})
+
+
+def _sampling(given):
+  """{name: value, None where it was not given} of the flags of sampling."""
+  from mrpo_jax.runs.sampled import NAMES
+
+  return {name: getattr(given, name) for name in NAMES}
+
+
 def report(given):
   """Compare the evaluated runs of a folder: a table and results.json.
 
@@ -176,18 +244,9 @@ def inspect(given):
   """Print the arrays of a model folder and their bytes on each device."""
   if len(given.rest) != 1:
     raise InputError("give one folder: mrpo inspect FOLDER")
-  from mrpo_jax import parallel
   from mrpo_jax.hub import inspect
 
-  sizes = dict.fromkeys(parallel.AXES, 1)
-  for part in filter(None, given.mesh.split(",")):
-    axis, _, size = part.partition("=")
-    if axis not in sizes or not size.isdecimal() or int(size) < 1:
-      raise InputError(
-        f"--mesh: {part!r}; want like {'=1,'.join(parallel.AXES)}=1"
-      )
-    sizes[axis] = int(size)
-  for line in inspect.lines(at_home(given.rest[0]), sizes):
+  for line in inspect.lines(at_home(given.rest[0]), given.mesh or ONE_DEVICE):
     print(line)
 
 
@@ -215,12 +274,15 @@ def _of_models(given, purpose):
   return config
 
 
+ONE_DEVICE = mesh_sizes("")
 STORE_ACTIONS = ("ls", "verify", "prune", "export")
 COMMANDS = {
   "train": train,
   "score": score,
   "store": store,
   "export": export,
+  "generate": generate,
+  "chat": chat,
   "report": report,
   "bench": bench,
   "plan": plan,

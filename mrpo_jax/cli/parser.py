@@ -14,11 +14,16 @@ from mrpo_jax.cli.values import (
   DTYPES,
   count_from,
   dtype,
+  mesh_sizes,
   new_file,
   new_folder,
+  number,
+  one_of,
   positive,
+  seed,
   share,
   two_lengths,
+  whole,
 )
 from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.files import at_home
@@ -51,6 +56,7 @@ class Flag(NamedTuple):
   default: object = ""
   type: Callable = str  # of its text; raises ArgumentTypeError
   required: bool = False  # and not empty
+  many: bool = False  # may it be given several times?  Then a list
 
 
 class Command(NamedTuple):
@@ -69,6 +75,7 @@ CONFIG = Flag(
   "file, and the argument of its get_config",
   "FILE[:args]",
   required=True,
+  many=True,
 )
 WORKDIR = Flag("workdir", "folder of the run", "DIR", required=True)
 STORE = Flag("store", "scores of references (default: in the workdir)", "DIR")
@@ -87,6 +94,44 @@ PROCESSES = (
   Flag("coordinator", "where process 0 of several listens", "HOST:PORT"),
   Flag("processes", "how many processes; 1: this one by itself", "N"),
   Flag("process", "which one this is, from 0 on", "I"),
+)
+MESH = Flag(
+  *("mesh", "sizes of its axes (default: one device)"),
+  *("AXIS=N,...", None, mesh_sizes),
+)
+SOURCE = (
+  Flag("model", "folder of the model", "DIR"),
+  WORKDIR._replace(about="folder of its run", required=False),
+  Flag("step", "newest, best or a step (default: newest)", "STEP"),
+  Flag("template", "chat template (default: the tokenizer's)", "NAME|FILE"),
+  Flag(
+    *("dtype", f"{', '.join(DTYPES)} (default: as it is)"),
+    *("TYPE", None, dtype),
+  ),
+  Flag(
+    *("quantize", "weights as integers: int8 or int4"),
+    *("KIND", None, one_of("int8", "int4")),
+  ),
+  MESH,
+)
+SAMPLING = (
+  Flag("temperature", "0 is greedy (default: 1)", "T", None, number),
+  Flag("top_k", "likeliest tokens; 0: all (default: 0)", "N", None, whole),
+  Flag("top_p", "share of the likeliest (default: 1)", "P", None, number),
+  Flag("min_p", "least share of the best one (default: 0)", "P", None, number),
+  Flag(
+    *("repetition_penalty", "of tokens that were there (default: 1)"),
+    *("X", None, number),
+  ),
+  Flag("max_new_tokens", "at most (default: 256)", "N", None, count_from(1)),
+  Flag("min_new_tokens", "at least (default: 0)", "N", None, count_from(0)),
+  Flag("seed", "of what is drawn", "N", 0, seed),
+  Flag("stop", "a text that ends a sample; may be repeated", "TEXT", many=True),
+  Flag(
+    *("cache_dtype", "of keys and values (default: as computed)"),
+    *("TYPE", None, dtype),
+  ),
+  Flag("generation_config", "the model's file of that name counts"),
 )
 FLAGS = {
   "train": Command(
@@ -132,6 +177,29 @@ FLAGS = {
       ),
     ),
   ),
+  "generate": Command(
+    "--model=DIR|--workdir=DIR --prompts=FILE --to=FILE [flags]",
+    (
+      *SOURCE,
+      Flag("prompts", "rows of JSON, or a .txt file", "FILE", required=True),
+      Flag("to", "JSON lines to write", "FILE", type=new_file, required=True),
+      Flag("samples", "samples of each prompt", "N", 1, count_from(1)),
+      *SAMPLING,
+      Flag("slots", "samples side by side", "N", 64, count_from(1)),
+    ),
+  ),
+  "chat": Command(
+    "--model=DIR|--workdir=DIR [flags]",
+    (
+      *SOURCE,
+      Flag("system", "what the system turn says", "TEXT"),
+      *SAMPLING,
+      Flag(
+        *("max_length", "tokens of a chat (default: at most 4096)"),
+        *("N", None, count_from(2)),
+      ),
+    ),
+  ),
   "report": Command(
     "--workdir=DIR",
     (WORKDIR._replace(about="folder of a run, or with runs in it"),),
@@ -166,7 +234,7 @@ FLAGS = {
   ),
   "inspect": Command(
     "FOLDER [--mesh=data=1,fsdp=4,model=2]",
-    (Flag("mesh", "sizes of its axes (default: one device)", "AXIS=N,..."),),
+    (MESH,),
     takes="words",
   ),
   "prepare": Command(
@@ -201,7 +269,7 @@ class Parser(argparse.ArgumentParser):
       kind = dict(metavar=flag.value, default=flag.default, type=read)
       about += " (required)" if flag.required else ""
       about += f" (default: {flag.default})" if flag.default else ""
-    if flag is CONFIG:
+    if flag.many:
       kind |= dict(action="append", default=[])
     self.add_argument(f"--{flag.name}", help=about, **kind)
 

@@ -7,6 +7,7 @@ import pathlib
 
 from mrpo_jax.files import at_home
 
+AXES = ("data", "fsdp", "context", "model")  # of a mesh, as in `parallel`
 DTYPES = ("float32", "bfloat16", "float16")  # of weights that are written
 
 
@@ -21,6 +22,17 @@ def count_from(least):
   return count
 
 
+whole = count_from(0)
+
+
+def seed(text):
+  """The seed of random numbers."""
+  value = whole(text)
+  if value >= 2**32:
+    raise argparse.ArgumentTypeError(f"{text!r}; want one below 2^32")
+  return value
+
+
 def positive(text, kind=float):
   """A positive number."""
   try:
@@ -30,6 +42,27 @@ def positive(text, kind=float):
   if not 0 < value < float("inf"):
     raise argparse.ArgumentTypeError(f"{text!r}; want a positive number")
   return value
+
+
+def number(text):
+  """A number; `Sampling` says in which range."""
+  try:
+    return float(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"{text!r}; want a number") from None
+
+
+def mesh_sizes(text):
+  """{axis: its size} of axis=N,...; axes that are not named have 1."""
+  sizes = dict.fromkeys(AXES, 1)
+  for part in filter(None, text.split(",")):
+    axis, _, size = part.partition("=")
+    if axis not in sizes or not size.isdecimal() or int(size) < 1:
+      raise argparse.ArgumentTypeError(
+        f"{part!r}; want like {'=1,'.join(AXES)}=1"
+      )
+    sizes[axis] = int(size)
+  return sizes
 
 
 def share(text):
@@ -48,11 +81,18 @@ def two_lengths(text):
   return lengths
 
 
-def dtype(text):
-  """The name of a type of weights."""
-  if text not in DTYPES:
-    raise argparse.ArgumentTypeError(f"{text!r}; want {', '.join(DTYPES)}")
-  return text
+def one_of(*names):
+  """The type of one of these names."""
+
+  def name(text):
+    if text not in names:
+      raise argparse.ArgumentTypeError(f"{text!r}; want {', '.join(names)}")
+    return text
+
+  return name
+
+
+dtype = one_of(*DTYPES)  # the name of a type of weights
 
 
 def new_file(text):

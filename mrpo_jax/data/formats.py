@@ -96,6 +96,42 @@ def pairs_of(row, where):
   ]
 
 
+def prompt_of(row, where):
+  """The prompt of a row that need have no response, as a pair without one.
+
+  What is read is what `pairs_of` reads of the row as one of preferences or of
+  supervised training; `chosen` stands for any answer, and `rejected` is None.
+
+  Raises:
+    InputError: there is none, or an empty one.
+  """
+  if not isinstance(row, dict):
+    raise InputError(
+      f"{where}: is {values.kind_of(row)}, want one object per row"
+    )
+  given = {key: value for key, value in row.items() if value is not None}
+  if "prompt" not in given:
+    keys = ", ".join(map(repr, row)) or "none"
+    raise InputError(f"{where}: there is no prompt; the row's keys are {keys}")
+  if "chosen" in given and "rejected" in given:
+    prompt = _given_pair(given, where).prompt
+  else:
+    prompt = values.as_text_or_turns(given["prompt"], f"{where}: prompt")
+    if any(isinstance(given.get(key), list) for key in ANSWERS):
+      prompt = _as_turns("user", prompt)
+  if not prompt:
+    raise InputError(f"{where}: the prompt is empty; give it a word at least")
+  pair = _with_system(_system(row, where), _answerable(prompt), where)
+  tools = messages.tools(row.get("tools"), f"{where}: tools")
+  return dataclasses.replace(pair, rejected=None, tools=tools)
+
+
+def _answerable(prompt):
+  """The pair of a prompt and of what most answers begin with."""
+  said = " The" if isinstance(prompt, str) else _as_turns("assistant", "The")
+  return PreferencePair(prompt, said, said)
+
+
 def _given(row):
   """A row without nulls: in Parquet every row has every column.
 

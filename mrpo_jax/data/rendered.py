@@ -20,6 +20,7 @@ REWRITTEN = (
 NOT_CONTINUED = (
   "prompt ends in an assistant turn: it cannot be one with the response's first"
 )
+TOOLS_BESIDE_TEXT = "tools beside plain text"
 # Plain text is a prompt and a response with nothing around them.
 PLAIN = [
   templates.Frame(("", ""), (0,)),
@@ -159,7 +160,7 @@ def _continued(prompt, response):
 
 def _plain_text(pair, kept):
   if getattr(pair, "tools", None):
-    return "tools beside plain text"
+    return TOOLS_BESIDE_TEXT
   sides = pair.chosen, pair.rejected
   contents = [[pair.prompt], *([pair.prompt, side] for side in sides)]
   wholes = ["".join(some) for some in contents]

@@ -50,23 +50,26 @@ def pair_tokenizer(tokenizer, template):
   )
 
   def tokenize_pairs(pairs, cuts):
-    pairs = [_with_two(pair) for pair in pairs]
+    pairs = [with_two(pair) for pair in pairs]
     some = rendered.pair_texts(tokenizer, template, frame, pairs, cuts)
-    found = _tokenize(tokenizer, some)
+    found = tokenize(tokenizer, some)
     return [_pair_tokens(tokenizer, one, found) for one in some]
 
   return tokenize_pairs
 
 
-def _with_two(pair):
+def with_two(pair):
   """A supervised pair with its response on both sides."""
   if pair.rejected is None:
     return dataclasses.replace(pair, rejected=pair.chosen)
   return pair
 
 
-def _tokenize(tokenizer, pairs):
-  """{(text, plain): (ids, Encoding)} for all texts of some PairTexts."""
+def tokenize(tokenizer, pairs):
+  """{(text, plain): (ids, Encoding)} for all texts of some PairTexts.
+
+  A string in place of the two says why a text is not encodable.
+  """
   found = {}
   pairs = [pair for pair in pairs if not isinstance(pair, str)]
   for plain in (True, False):
@@ -111,7 +114,7 @@ def _pair_tokens(tokenizer, pair, found):
   sequences, encodings = map(list, zip(*results, strict=True))
   bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
   if pair.plain:
-    sequences = [_one_bos(sequence, bos) for sequence in sequences]
+    sequences = [one_bos(sequence, bos) for sequence in sequences]
   skipped = [
     len(encoding.ids) - len(sequence)
     for sequence, encoding in zip(sequences, encodings, strict=True)
@@ -135,7 +138,7 @@ def _pair_tokens(tokenizer, pair, found):
   )
 
 
-def _one_bos(ids, bos):
+def one_bos(ids, bos):
   while bos is not None and ids[:2] == [bos, bos]:
     ids = ids[1:]
   return ids

@@ -3,25 +3,18 @@
 
 import functools
 import logging
-import os
 import pathlib
 
 import jax
 
 from mrpo_jax import files, hub
 from mrpo_jax.data.templates import DEFAULT
-from mrpo_jax.data.tokenizer import load_tokenizer, with_template
-from mrpo_jax.errors import InputError
+from mrpo_jax.data.tokenizer import with_template
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
 from mrpo_jax.hub.folder import generation_config
 from mrpo_jax.models import lora
-from mrpo_jax.runs.config import BanditConfig, Folder
-from mrpo_jax.runs.data import fingerprint_of, trained_folder
-from mrpo_jax.runs.models import ADAPTED, base_params
-from mrpo_jax.runs.setup import best
-from mrpo_jax.runs.workdir import CONFIG, recorded_config
-from mrpo_jax.training import checkpoints
+from mrpo_jax.runs.policy import adapted_params, read_checkpoint, tokenizer_of
 from mrpo_jax.training.log import metrics_until
 
 logger = logging.getLogger(__name__)
@@ -34,32 +27,21 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
   `merge` the whole model, the adapter added to its base.  `dtype` is that of
   the files; None keeps the one that was trained.
   """
-  workdir = pathlib.Path(workdir)
-  if not (workdir / CONFIG).exists():
-    raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
-  config = recorded_config(workdir / CONFIG, files.read_json(workdir / CONFIG))
-  if isinstance(config, BanditConfig):
-    raise InputError(f"--workdir {workdir}: a bandit has no model to export")
-  step = checkpoints.find(workdir, step, best(config))
-  params, model, adapter, meta = checkpoints.policy(workdir, step)
-  # The config of that step.
-  config = recorded_config(f"{workdir} step {step}", meta["config"])
-  section = config.models()["policy"]
-  identity = meta["config"].get("identity", {})
-  beside = dict(tokenizer=_tokenizer(section, workdir, identity), dtype=dtype)
+  found = read_checkpoint(workdir, step)
+  workdir, step, model = found.workdir, found.step, found.model
+  params, adapter = found.params, found.adapter
+  beside = dict(tokenizer=_tokenizer(found), dtype=dtype)
   card = functools.partial(
-    card_text, meta["config"], step, _metrics(workdir, step)
+    card_text, found.content, step, _metrics(workdir, step)
   )
   if adapter is not None and not merge:
-    base, text = _origin(section), card(library="peft")
-    peft.save(to, model, adapter, params, base=base, card=text, **beside)
+    about = dict(base=found.origin, card=card(library="peft"))
+    peft.save(to, model, adapter, params, **about, **beside)
   else:
     if adapter is not None:
-      _check_base(section, identity)
-      base = base_params(section.base, model)
-      params = lora.merge(lora.attach(base, params, adapter))
+      params = lora.merge(adapted_params(found))
     text = card(library="transformers")
-    generation = _generation(section, params, dtype)
+    generation = _generation(found.origin, params, dtype)
     hub.save(to, model, params, card=text, generation=generation, **beside)
   print(f"step {step} of {workdir} is now {to}")
 
@@ -73,55 +55,22 @@ def _metrics(workdir, step):
   }
 
 
-def _tokenizer(section, workdir, identity):
-  """The policy's tokenizer with the chat template that it was trained with."""
-  given = section.tokenizer
-  folder = given.folder or trained_folder(workdir, given.key)
-  tokenizer = load_tokenizer(folder)
-  mark = fingerprint_of(tokenizer, given.template, identity)
-  tokenizer = with_template(tokenizer, given.template)
-  if identity.get("policy.tokenizer", mark) != mark:
-    if not given.folder:
-      raise InputError(
-        f"{folder}: not the tokenizer that {workdir} was trained with; mrpo "
-        "train makes it again"
-      )
-    logger.warning(
-      f"warning: the tokenizer of {folder}, or its chat template, is not the "
-      "one that was trained with; the export has it as it is now"
-    )
+def _tokenizer(found):
+  """The policy's tokenizer with a chat template in any case."""
+  tokenizer = tokenizer_of(found)
   if not tokenizer.chat_template:
     logger.info(
-      f"{folder} has no chat template: the export has {DEFAULT!r}, in which "
-      "the run gives conversations"
+      f"the tokenizer has no chat template: the export has {DEFAULT!r}, in "
+      "which the run gives conversations"
     )
   return with_template(tokenizer, "" if tokenizer.chat_template else DEFAULT)
 
 
-def _origin(section):
-  """The folder of the policy's weights; None where they were made here."""
-  weights = section.base.weights
-  return os.path.abspath(weights.path) if isinstance(weights, Folder) else None
-
-
-def _check_base(section, identity):
-  """Raises InputError where the base is not the one that was trained on."""
-  folder = _origin(section)
-  known = identity.get("policy", "").partition(ADAPTED)[0].split(" ")[0]
-  if folder and known and hub.fingerprint(folder) != known:
-    raise InputError(
-      f"{folder} is not the model that the adapter was trained on: its "
-      "config.json or its weights have changed; put them back, or export "
-      "without --merge-adapters"
-    )
-
-
-def _generation(section, params, dtype):
+def _generation(folder, params, dtype):
   """The source's generation_config.json; None where there is no source.
 
   Says where the source has another type of weights than the export.
   """
-  folder = _origin(section)
   if folder is None:
     return None
   file = pathlib.Path(folder) / "config.json"

@@ -18,6 +18,8 @@ GIVEN = {
   "score": ["--config=C", "--workdir=W"],
   "store": ["ls", "--store=S"],
   "export": ["--workdir=W", "--to=T"],
+  "generate": ["--model=M", "--prompts=P", "--to=T"],
+  "chat": ["--model=M"],
   "report": ["--workdir=W"],
   "bench": ["--config=C"],
   "plan": ["--config=C", "--topology=local"],

@@ -7,7 +7,6 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mrpo_jax import files, hub
@@ -15,17 +14,13 @@ from mrpo_jax.data.templates import TEMPLATES
 from mrpo_jax.data.tokenizer import (
   load_tokenizer,
   tokenizer_fingerprint,
-  with_template,
 )
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
-from mrpo_jax.models import lora, parameters
-from mrpo_jax.models.families.read import config_to_hf
-from mrpo_jax.runs.config import read
 from mrpo_jax.runs.export import export
-from mrpo_jax.training import checkpoints, train_state
-from tests.material.config import get_config
+from mrpo_jax.training import checkpoints
 from tests.material.runs import mrpo
+from tests.material.standing import run_of
 
 GENERATION = {"eos_token_id": [1, 7], "temperature": 0.6, "do_sample": True}
 ADAPTER = dict(rank=2, alpha=4.0)
@@ -39,39 +34,6 @@ def source(inputs, tmp_path):
   tokenizer = load_tokenizer(inputs / "base")
   hub.save(folder, config, params, tokenizer=tokenizer, generation=GENERATION)
   return folder
-
-
-def run_of(workdir, source, poison=False, **policy):
-  """A workdir that stands at step 1: the start of the run, and no more."""
-  values = get_config(f"dpo,inputs={source.parent}").to_dict()
-  values["policy"] |= {"path": str(source), **policy}
-  config = read(values)
-  section = config.models()["policy"]
-  tokenizer = with_template(
-    load_tokenizer(section.tokenizer.folder), section.tokenizer.template
-  )
-  content = config.to_dict() | {
-    "identity": {
-      "policy": hub.fingerprint(source),
-      "policy.tokenizer": tokenizer_fingerprint(tokenizer),
-    }
-  }
-  model, params = hub.load(source, dtype=config.policy.dtype)
-  meta = {"step": 1, "config": content}
-  meta["model"] = config_to_hf(model, "float32")
-  if config.policy.adapter:
-    adapter = lora.Adapter(**config.policy.adapter.model_dump())
-    table = lora.adapter_table(parameters.table(model), adapter)
-    params = lora.init_adapters(table, jax.random.key(0))
-    meta["adapter"] = adapter.to_json()
-  if poison:
-    params["norm"] = params["norm"].at[0].set(jnp.inf)
-  state = train_state.create(params, optax.sgd(0.1), {})
-  files.write_json(workdir / "config.json", content)
-  files.write_lines(workdir / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
-  with checkpoints.manager(workdir) as manager:
-    checkpoints.save(manager, 1, state, meta)
-  return workdir
 
 
 def test_an_export_has_the_generation_config_of_its_source(source, tmp_path):
@@ -103,7 +65,9 @@ def test_a_source_that_is_gone_is_said(source, tmp_path, caplog, inputs):
 def test_a_generation_config_that_is_none_is_named(source, tmp_path, text):
   workdir = run_of(tmp_path, source)
   (source / "generation_config.json").write_text(text)
-  with pytest.raises(InputError, match="source/generation_config.json (is not JSON|holds)"):
+  with pytest.raises(
+    InputError, match="source/generation_config.json (is not JSON|holds)"
+  ):
     export(workdir, tmp_path / "to")
   assert not (tmp_path / "to").exists()
 

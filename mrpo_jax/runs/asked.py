@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts of a file, as rows and as token ids of a model."""
+
+import dataclasses
+import logging
+import pathlib
+
+from mrpo_jax import files
+from mrpo_jax.data import formats
+from mrpo_jax.data.chat.sandbox import sandbox
+from mrpo_jax.data.prompts import encode_prompts
+from mrpo_jax.data.reading.row_files import rows_of
+from mrpo_jax.errors import InputError, StoppedRun
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A prompt of a file."""
+
+  where: str  # "prompts.jsonl line 3"
+  row: dict
+  pair: formats.PreferencePair  # its responses do not count
+
+  @property
+  def is_chat(self):
+    return isinstance(self.pair.prompt, list)
+
+
+def read(path, *, keys, conversations=""):
+  """Every prompt of a file, each an Asked.
+
+  Args:
+    path: rows of JSON with a `prompt`, or .txt with one on each line.
+    keys: that rows may not have, for something else has them.
+    conversations: as `source.load` takes it.
+
+  Raises:
+    InputError: names the line that is wrong.
+  """
+  found = []
+  for where, row in _rows(path):
+    pair = formats.prompt_of(row, where)
+    if conversations == "hh":
+      pair = formats.in_turns(pair, where)
+    taken = [key for key in row if key in keys]
+    if taken:
+      raise InputError(
+        f"{where}: its key {taken[0]!r} is one that a sample has; rename it"
+      )
+    try:
+      files.as_json(row, where)
+    except StoppedRun:
+      raise InputError(
+        f"{where}: holds NaN or an infinite number, which JSON cannot; leave "
+        "it out"
+      ) from None
+    found.append(Asked(where, row, pair))
+  if not found:
+    raise InputError(f"{path}: has no rows; give at least one prompt")
+  return found
+
+
+def _rows(path):
+  name = pathlib.Path(path).name.lower()
+  if not name.endswith(SUFFIXES):
+    raise InputError(
+      f"{path}: unknown file type; prompts are {', '.join(SUFFIXES)}"
+    )
+  if not name.endswith(".txt"):
+    yield from rows_of(path)
+    return
+  if not pathlib.Path(path).is_file():
+    raise InputError(f"{path}: no such file; check the path")
+  lines = pathlib.Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
+  for number, line in enumerate(lines, 1):
+    where = f"{path} line {number}"
+    try:
+      text = line.removesuffix(b"\r").decode("utf-8-sig")
+    except UnicodeDecodeError:
+      raise InputError(
+        f"{where}: is not UTF-8; save the file as UTF-8"
+      ) from None
+    yield where, {"prompt": text}
+
+
+def encode(speaker, prompts, new):
+  """The ids of each Asked, and of all of them that can be answered.
+
+  Args:
+    speaker: speaker.Speaker.
+    prompts: list of Asked.
+    new: how many tokens may be generated.
+
+  Raises:
+    InputError: names the first that the model cannot be given.
+  """
+  encoded = encode_prompts(speaker.tokenizer, [one.pair for one in prompts])
+  sandbox.close()
+  size = speaker.config.vocab_size
+  for one, found in zip(prompts, encoded, strict=True):
+    if found.dropped:
+      raise InputError(f"{one.where}: {found.dropped}")
+    if max(found.ids) >= size:
+      token = speaker.tokenizer.convert_ids_to_tokens(max(found.ids))
+      raise InputError(
+        f"{one.where}: has the token {token!r}, id {max(found.ids)}; "
+        f"{speaker.name} has only {size}"
+      )
+    _check_length(speaker, one.where, len(found.ids), new)
+  if left := sum(bool(found.left_out) for found in encoded):
+    first = next(found.left_out for found in encoded if found.left_out)
+    logger.warning(
+      f"warning: of {left} of {len(encoded)} prompts the chat template leaves "
+      f"out what they say, of the first {first}"
+    )
+  longest = max(len(found.ids) for found in encoded)
+  if longest + new > speaker.config.max_positions:
+    logger.warning(
+      f"warning: {longest} tokens of a prompt and {new} new ones are more than "
+      f"the {speaker.config.max_positions} that {speaker.name} was made for"
+    )
+  return [found.ids for found in encoded]
+
+
+def _check_length(speaker, where, length, new):
+  config = speaker.config
+  if length > config.max_positions:
+    raise InputError(
+      f"{where}: {length} tokens are more than the {config.max_positions} that "
+      f"{speaker.name} takes; shorten it"
+    )
+  if config.longest is not None and length + new > config.longest:
+    raise InputError(
+      f"{where}: {length} tokens and {new} new ones are more than the "
+      f"{config.longest} that {speaker.name} takes; shorten it, or give a "
+      "smaller --max_new_tokens"
+    )

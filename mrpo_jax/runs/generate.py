@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of a model after the prompts of a file, a line of JSON each.
+
+FILE.jsonl is written in the order of prompts and samples, a whole line at a
+time; FILE.jsonl.run.json, which is written first, says what its lines are of.
+The same command goes on where it was killed.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+
+from mrpo_jax import files
+from mrpo_jax.errors import InputError
+from mrpo_jax.generation.generate import SLOTS
+from mrpo_jax.generation.stops import Stops
+from mrpo_jax.progress import Progress
+from mrpo_jax.runs import asked, sampled, speaker
+from mrpo_jax.runs.workdir import differences
+
+logger = logging.getLogger(__name__)
+
+OWN = (  # keys of a line beside those of its prompt
+  *("response", "ids", "logp", "behaviour_logp", "tokens", "finish"),
+  *("sample", "index"),
+)
+DECIMALS = 4  # of log-probabilities in nats
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a command has to do, all of it checked."""
+
+  speaker: speaker.Speaker
+  prompts: list  # of asked.Asked
+  ids: list  # of each prompt
+  sampling: object
+  seed: int
+  ends: tuple  # tokens
+  stops: tuple  # texts
+
+  @property
+  def total(self):
+    return len(self.prompts) * self.sampling.samples
+
+  def request(self, number):
+    """(prompt, sample) of a line."""
+    return divmod(number, self.sampling.samples)
+
+
+def generate(
+  source,
+  prompts,
+  to,
+  *,
+  given,
+  seed=0,
+  stops=(),
+  slots=SLOTS,
+  cache_dtype=None,
+  generation_config=False,
+):
+  """Writes samples of a model after every prompt of a file.
+
+  Args:
+    source: speaker.Source.
+    prompts: file of them, see `asked.read`.
+    to: file to write, or to go on with.
+    given: values of flags by the names of Sampling, None where not given.
+    seed: of all samples.
+    stops: texts that end a sample.
+    slots: samples that are decoded side by side.
+    cache_dtype: of keys and values; None is that of the activations.
+    generation_config: does the model's file of that name count, too?
+
+  Raises:
+    InputError: something that was given is wrong; nothing is written then.
+  """
+  if "" in stops:
+    raise InputError("--stop is empty; give the text that ends a sample")
+  to = pathlib.Path(to)
+  with files.alone(to):
+    known = _known(to)
+    found = speaker.find(source, (known or {}).get("date"))
+    work = _work(found, prompts, given, seed, stops, generation_config)
+    record = _record(work, prompts, cache_dtype)
+    done = 0 if known is None else _done(to, known, record, work)
+    if done == work.total:
+      logger.info(f"{to} is done: it holds all {done} samples")
+      return
+    if known is None:
+      files.write_json(_beside(to), record)
+    _run(work, to, done, slots, cache_dtype)
+
+
+def _work(found, path, given, seed, stops, generation_config):
+  """The Work of flags; reads prompts, but no weights."""
+  sampling = sampled.sampling(given, found, generation_config)
+  prompts = asked.read(path, keys=OWN, conversations=found.conversations)
+  ids = asked.encode(found, prompts, sampling.max_new_tokens)
+  chats = sum(one.is_chat for one in prompts)
+  tokens, texts = speaker.ends(found, chats=bool(chats))
+  texts = (*texts, *stops)
+  for text in stops:  # one that is a token has no text of its own
+    own = found.tokenizer.convert_tokens_to_ids(text)
+    if own in found.tokenizer.added_tokens_decoder:
+      tokens.setdefault(own, ["--stop"])
+  logger.info(
+    f"{len(prompts)} prompts, {chats} of them conversations, of "
+    f"{min(map(len, ids))} to {max(map(len, ids))} tokens"
+  )
+  speaker.say_ends(found, tokens, texts)
+  return Work(found, prompts, ids, sampling, seed, (*tokens,), texts)
+
+
+# What is there.
+
+
+def _beside(to):
+  return to.with_name(f"{to.name}.run.json")
+
+
+def _record(work, prompts, cache_dtype):
+  """All that the lines of a file follow from."""
+  return {
+    **work.speaker.identity,
+    "prompts": files.sha256_of(prompts),
+    "sampling": dataclasses.asdict(work.sampling),
+    "seed": work.seed,
+    "ends": sorted(work.ends),
+    "stop": list(work.stops),
+    "cache_dtype": cache_dtype,
+  }
+
+
+def _known(to):
+  """The record of what a file holds already; None where it holds nothing."""
+  if _beside(to).is_file():
+    return files.read_json(_beside(to))
+  if to.exists() and to.stat().st_size:
+    raise InputError(
+      f"{to} exists, and no {_beside(to).name} beside it says of what it is; "
+      "remove it or name another file"
+    )
+  return None
+
+
+def _done(to, known, record, work):
+  """How many lines stand there, whole; a last one that was cut is removed.
+
+  Raises:
+    InputError: they are of another command, or are not its first lines.
+  """
+  found = [str(one) for one in differences(record, known)]
+  if found:
+    raise InputError(
+      f"{to} is of another command: {'; '.join(found)}; name another file, or "
+      f"remove it and {_beside(to).name}"
+    )
+  if not to.exists():
+    return 0
+  lines = files.read_lines(to)
+  for number, line in enumerate(lines):
+    place = line.get("index"), line.get("sample")
+    if number >= work.total or place != work.request(number):
+      raise InputError(
+        f"{to} line {number + 1} is not the one that was written there; remove "
+        f"the file and {_beside(to).name}"
+      )
+  with open(to, "rb+") as file:
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+      logger.info(f"{to}: its last line is cut short, and made again")
+      file.truncate(whole)
+  return len(lines)
+
+
+# What is made.
+
+
+def _run(work, to, done, slots, cache_dtype):
+  """Writes the lines that are left."""
+  text_of = speaker.text_of(work.speaker.tokenizer)
+  stops = Stops(work.stops, text_of)
+  decoder = speaker.decoder(
+    work.speaker,
+    work.speaker.load(),
+    sampling=work.sampling,
+    stop_ids=work.ends,
+    # Of all samples, so that the programs are those of the first command.
+    slots=min(slots, work.total),
+    longest=max(map(len, work.ids)),
+    cache_dtype=cache_dtype,
+  )
+  requests = [work.request(number) for number in range(done, work.total)]
+  made, tokens = {}, 0
+  if done:
+    logger.info(f"{to} holds {done} of {work.total} samples; going on")
+  with (
+    open(to, "ab") as file,
+    Progress("generating", work.total, "samples", done=done) as progress,
+    contextlib.closing(
+      speaker.samples(decoder, work.ids, requests, work.seed, stops.ended)
+    ) as samples,
+  ):
+    for request, sample in samples:
+      said = stops.text(sample.ids)
+      if said is None:
+        ends = sample.ids[-1] in work.ends
+        said = text_of(sample.ids[:-1] if ends else sample.ids)
+      made[request] = _line(work, request, sample, said)
+      tokens += len(sample.ids)
+      while work.request(done) in made:
+        file.write(made.pop(work.request(done)))
+        file.flush()
+        done += 1
+      speed = f"{progress.per_second(tokens):.0f} tokens/s"
+      progress.update(1, (speed,))
+    os.fsync(file.fileno())
+    speed = progress.per_second(tokens)
+  logger.info(
+    f"{to} holds all {done} samples; {tokens} tokens, {speed:.0f} a second"
+  )
+
+
+def _line(work, request, sample, text):
+  """The line of a sample, as bytes."""
+  prompt, number = request
+  row = {
+    **work.prompts[prompt].row,
+    "response": text,
+    "ids": [int(one) for one in sample.ids],
+    "logp": round(float(sum(sample.logp)), DECIMALS),
+    "behaviour_logp": round(float(sum(sample.behaviour_logp)), DECIMALS),
+    "tokens": len(sample.ids),
+    "finish": sample.finish,
+    "sample": number,
+    "index": prompt,
+  }
+  return (json.dumps(row, allow_nan=False) + "\n").encode()

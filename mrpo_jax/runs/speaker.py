@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that is to say something: from a folder, or a checkpoint of a run."""
+
+import dataclasses
+import datetime
+import functools
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from mrpo_jax import generation, hub, parallel
+from mrpo_jax.data.prompts import turn_end
+from mrpo_jax.data.tokenizer import (
+  load_tokenizer,
+  tokenizer_fingerprint,
+  with_date,
+  with_template,
+)
+from mrpo_jax.errors import InputError, blames
+from mrpo_jax.hub.folder import generation_config
+from mrpo_jax.models import lora, parameters, weights
+from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.runs.policy import adapted_params, read_checkpoint, tokenizer_of
+
+logger = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+  """Which model is meant, and how it is held: flags of a command."""
+
+  model: str = ""  # its folder, or
+  workdir: str = ""  # that of its run
+  step: str = ""  # of the run; "" is the newest
+  template: str = ""  # "" is the tokenizer's own
+  dtype: str | None = None  # None: as stored, or as trained
+  quantize: str | None = None
+  mesh: dict | None = None  # sizes of its axes; None is one device
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+  """A model before its weights are read, and all that is known of it then."""
+
+  config: ModelConfig
+  tokenizer: object
+  identity: dict  # by which its samples are known
+  name: str  # what people call it
+  folder: str | None  # that has generation_config.json, if it has one
+  conversations: str  # of plain prompts, as `config.data.conversations`
+  forward: dict  # arguments of `generation.Decoder`
+  load: Callable  # () -> its parameters
+
+
+def find(source, date=None):
+  """The Speaker that flags name; reads no weights but to know them again.
+
+  Args:
+    source: Source.
+    date: of a template that writes one, as text; None is the run's, or today.
+  """
+  if bool(source.model) == bool(source.workdir):
+    raise InputError(
+      "give one of --model=FOLDER and --workdir=DIR: the model that is to speak"
+    )
+  if source.model and source.step:
+    raise InputError(
+      "--step is of a run: give it with --workdir=DIR, not with --model"
+    )
+  mesh = None
+  if source.mesh:
+    count = math.prod(source.mesh.values())
+    if count > jax.device_count():
+      raise InputError(
+        f"--mesh: takes {count} devices; there are {jax.device_count()}"
+      )
+    mesh = parallel.make_mesh(**source.mesh, devices=jax.devices()[:count])
+  found = (_of_folder if source.model else _of_run)(source, mesh, date)
+  tokenizer = found.tokenizer
+  return dataclasses.replace(
+    found,
+    identity={
+      **found.identity,
+      "tokenizer": tokenizer_fingerprint(tokenizer),
+      "dtype": source.dtype,
+      "quantize": source.quantize,
+    },
+  )
+
+
+def _of_folder(source, mesh, date):
+  config = hub.read_config(source.model)
+  with blames("--template", InputError):
+    tokenizer = load_tokenizer(source.model, source.template)
+  tokenizer, identity = _on_day(tokenizer, date)
+  identity["model"] = hub.fingerprint(source.model)
+
+  def load():
+    dtype = source.dtype
+    _, params = hub.load(source.model, dtype=dtype, mesh=mesh)
+    return _quantized(source, config, params)
+
+  return Speaker(
+    *(config, tokenizer, identity, source.model, source.model, ""),
+    forward=_forward(mesh),
+    load=load,
+  )
+
+
+def _of_run(source, mesh, date):
+  found = read_checkpoint(source.workdir, source.step or "newest")
+  with blames("--template", InputError):
+    tokenizer = with_template(tokenizer_of(found), source.template)
+  tokenizer, identity = _on_day(tokenizer, date or found.identity.get("date"))
+  identity |= {"workdir": os.path.abspath(source.workdir), "step": found.step}
+  rules = dict(found.section.base.rules)
+  compute = None if source.dtype else found.config.policy.compute or None
+  return Speaker(
+    found.model,
+    tokenizer,
+    identity,
+    name=f"step {found.step} of {source.workdir}",
+    folder=found.origin,
+    conversations=found.config.data.conversations,
+    forward=_forward(mesh, rules) | {"dtype": compute},
+    load=functools.partial(_policy, source, found, mesh, rules),
+  )
+
+
+def _policy(source, found, mesh, rules):
+  """The parameters of a checkpoint where they are used."""
+
+  def place(tree, table):
+    if source.dtype:
+      tree = jax.tree.map(lambda array: array.astype(source.dtype), tree)
+    to = mesh and parallel.table_shardings(table, mesh, rules)
+    return jax.device_put(tree, to)
+
+  table = parameters.table(found.model)
+  if found.adapter is None:
+    return _quantized(source, found.model, place(found.params, table))
+  base = found.section.base
+  if source.dtype:
+    base = dataclasses.replace(base, dtype=source.dtype)
+  if source.quantize and source.quantize != base.quantize:
+    group = weights.GROUP if source.quantize == "int4" else None
+    base = dataclasses.replace(base, quantize=source.quantize, group=group)
+  own = lora.adapter_table(table, found.adapter)
+  return adapted_params(found, base, lambda tree: place(tree, own), mesh)
+
+
+def _quantized(source, config, params):
+  if not source.quantize:
+    return params
+  with blames("--quantize"):
+    return weights.quantize(params, parameters.table(config), source.quantize)
+
+
+def _forward(mesh, rules=None):
+  return {"partition": parallel.partition_of(mesh, rules)} if mesh else {}
+
+
+def _on_day(tokenizer, date):
+  """(tokenizer, {"date": ...} where its template writes the day)."""
+  day = datetime.date.fromisoformat(date) if date else datetime.date.today()
+  dated = with_date(tokenizer, day)
+  return dated, {} if dated is tokenizer else {"date": str(day)}
+
+
+# What ends a sample, and its text.
+
+
+def ends(speaker, *, chats):
+  """({token that ends a sample: who says so}, texts that end one).
+
+  Args:
+    speaker: Speaker.
+    chats: does it answer conversations?  Then what the chat template writes
+      after an answer counts, too.
+  """
+  config, texts = speaker.config, []
+  source = json.loads(config.source or "{}")
+  said = {
+    "tokenizer": [speaker.tokenizer.eos_token_id],
+    "config.json": [*_ids(source.get("eos_token_id")), config.eos_id],
+  }
+  if speaker.folder:
+    values = generation_config(speaker.folder)
+    said["generation_config.json"] = _ids(values.get("eos_token_id"))
+  if chats:
+    end = turn_end(speaker.tokenizer)
+    said["chat template"] = _ids(end)
+    texts = [end] if isinstance(end, str) and end else []
+  found = {}
+  for who, ids in said.items():
+    for one in dict.fromkeys(ids):
+      if one is not None and 0 <= one < config.vocab_size:
+        found.setdefault(one, []).append(who)
+  return found, texts
+
+
+def _ids(value):
+  """A token or several, as a list."""
+  some = value if isinstance(value, list) else [value]
+  return [one for one in some if type(one) is int]
+
+
+def say_ends(speaker, tokens, texts):
+  """Says once what ends a sample."""
+  names = [
+    f"{speaker.tokenizer.convert_ids_to_tokens(one)} ({', '.join(who)})"
+    for one, who in tokens.items()
+  ]
+  names += map(repr, texts)
+  if names:
+    logger.info(f"a sample ends with {', '.join(names)}")
+  else:
+    logger.warning("warning: nothing is known to end a sample")
+
+
+def text_of(tokenizer):
+  """The function of ids to their text, as it stands within a longer one.
+
+  Special tokens have none.  By themselves some tokenizers would leave out a
+  space before the first word.
+  """
+  before = tokenizer("a", add_special_tokens=False).input_ids
+  decode = functools.partial(
+    tokenizer.decode,
+    skip_special_tokens=True,
+    clean_up_tokenization_spaces=False,
+  )
+  head = decode(before)
+  return lambda ids: decode([*before, *ids])[len(head) :]
+
+
+# Samples.
+
+
+def decoder(speaker, params, **given):
+  """The `generation.Decoder` of a Speaker whose weights are read."""
+  with blames(speaker.name):
+    return generation.Decoder(
+      speaker.config, params, **{**speaker.forward, **given}
+    )
+
+
+def samples(one, prompts, requests, seed, ended):
+  """`generation.samples` of a Decoder; `ended` is a function of ids alone."""
+  if hasattr(one, "run"):
+    return one.run(prompts, requests, seed, ended)
+  return generation.samples(
+    *(one, prompts, requests, seed), lambda _, ids: ended(ids)
+  )

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of samples: their lines, where they go on, what ends a sample."""
+
+import json
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrpo_jax import files, hub
+from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import transformer
+from mrpo_jax.runs import asked, sampled, speaker
+from mrpo_jax.runs.generate import OWN, generate
+from mrpo_jax.runs.policy import adapted_params, read_checkpoint
+from mrpo_jax.runs.speaker import Source
+from tests.material.rows import user
+from tests.material.standing import run_of
+
+NEW = 12
+PROMPTS = [
+  {"prompt": "Hello there, what", "id": 7, "chosen": "x", "rejected": "y"},
+  {"prompt": [user("How are you?")], "id": "\u00e9"},
+  {"prompt": "\n\nHuman: What is it?\n\nAssistant:"},
+  {"prompt": "A"},
+]
+LENGTH = 64  # of what is scored anew; longer than any of them
+
+
+@pytest.fixture(scope="module")
+def prompts(shared):
+  def write(folder):
+    files.write_lines(folder / "prompts.jsonl", PROMPTS)
+
+  return shared("prompts", write) / "prompts.jsonl"
+
+
+def say(source, prompts, to, samples=2, **more):
+  given = dict.fromkeys(sampled.NAMES) | {"max_new_tokens": NEW}
+  given |= {key: more.pop(key) for key in [*more] if key in given}
+  generate(source, prompts, to, given={**given, "samples": samples}, **more)
+  return files.read_lines(to)
+
+
+@pytest.fixture(scope="module")
+def said(inputs, prompts, shared):
+  """A finished file, and its lines."""
+
+  def run(folder):
+    say(Source(model=str(inputs / "base")), prompts, folder / "to.jsonl")
+
+  to = shared("said", run) / "to.jsonl"
+  return to, files.read_lines(to)
+
+
+def logp_of(config, params, prompt, ids):
+  """The log-probability of ids after a prompt, by the path of training."""
+  whole = [*prompt, *ids]
+  tokens_1T = np.zeros((1, LENGTH), np.int32)
+  tokens_1T[0, : len(whole)] = whole
+  logp_TV = jax.nn.log_softmax(apply(config, params, tokens_1T)[0])
+  places = jnp.arange(len(prompt) - 1, len(whole) - 1)
+  return float(logp_TV[places, jnp.array(ids)].sum())
+
+
+apply = jax.jit(transformer.apply, static_argnums=0)
+
+
+def test_a_line_is_the_row_and_what_was_said(said, inputs):
+  _, lines = said
+  config, params = hub.load(inputs / "base")
+  tokenizer = load_tokenizer(inputs / "base")
+  assert len(lines) == 2 * len(PROMPTS)
+  for number, line in enumerate(lines):
+    assert (line["index"], line["sample"]) == divmod(number, 2)
+    row = PROMPTS[line["index"]]
+    assert [*line] == [*row, *OWN]
+    assert {key: line[key] for key in row} == row
+    assert line["tokens"] == len(line["ids"]) <= NEW
+    assert (line["finish"] == "stop") == (line["ids"][-1] == 1)
+    text = tokenizer.decode(line["ids"], skip_special_tokens=True)
+    assert line["response"] == text
+    prompt = row["prompt"]
+    if isinstance(prompt, list):
+      prompt = f"<bos>\n\nHuman: {prompt[0]['content']}\n\nAssistant:"
+      ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    else:
+      ids = tokenizer(prompt).input_ids
+    expected = logp_of(config, params, ids, line["ids"])
+    assert abs(line["logp"] - expected) < 2e-3
+    assert line["behaviour_logp"] == line["logp"]
+  assert len({line["response"] for line in lines}) == len(lines)
+
+
+@pytest.mark.parametrize("slots", [1, 4])  # and 64, of the file itself
+def test_slots_change_no_byte(said, inputs, prompts, tmp_path, slots):
+  to = tmp_path / "to.jsonl"
+  say(Source(model=str(inputs / "base")), prompts, to, slots=slots)
+  assert to.read_bytes() == said[0].read_bytes()
+
+
+@pytest.mark.parametrize("cut", [0, 5])
+def test_the_same_command_goes_on(said, inputs, prompts, tmp_path, cut, caplog):
+  """After so many whole lines and the half of one."""
+  to, source = tmp_path / "to.jsonl", Source(model=str(inputs / "base"))
+  whole = said[0].read_bytes()
+  lines = whole.splitlines(keepends=True)
+  kept = b"".join(lines[:cut])
+  to.write_bytes(kept + lines[cut][:9])
+  shutil.copy(f"{said[0]}.run.json", f"{to}.run.json")
+  with caplog.at_level("INFO", "mrpo_jax"):
+    say(source, prompts, to)
+  assert to.read_bytes() == whole
+  assert "its last line is cut short" in caplog.text
+  made = sum(line["tokens"] for line in said[1][cut:])  # and no more
+  assert f"holds all 8 samples; {made} tokens" in caplog.text
+  with caplog.at_level("INFO", "mrpo_jax"):
+    say(source, prompts, to)
+  assert "is done: it holds all 8 samples" in caplog.text
+  assert to.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+  "change,match",
+  [
+    (dict(seed=3), "seed: 0 -> 3"),
+    (dict(temperature=0.5), "sampling.temperature: 1.0 -> 0.5"),
+    (dict(samples=3), "sampling.samples: 2 -> 3"),
+    (dict(stops=("x",)), r"stop: \[\] -> \['x'\]"),
+    (dict(cache_dtype="bfloat16"), "cache_dtype: None -> 'bfloat16'"),
+    (dict(source=dict(template="chatml")), "tokenizer: "),
+    (dict(source=dict(dtype="bfloat16")), "dtype: None -> 'bfloat16'"),
+    (dict(source=dict(quantize="int8")), "quantize: None -> 'int8'"),
+    (dict(source=dict(model="second")), "model: "),
+  ],
+)
+def test_another_command_is_refused(said, inputs, prompts, change, match):
+  to, before = said[0], said[0].read_bytes()
+  changed = dict(change.pop("source", {}))
+  model = inputs / changed.pop("model", "base")
+  with pytest.raises(InputError, match=f"is of another command: .*{match}"):
+    say(Source(model=str(model), **changed), prompts, to, **change)
+  assert to.read_bytes() == before
+
+
+def test_other_prompts_are_refused(said, inputs, tmp_path):
+  other = tmp_path / "prompts.jsonl"
+  files.write_lines(other, PROMPTS[:2])
+  with pytest.raises(InputError, match="another command: prompts: "):
+    say(Source(model=str(inputs / "base")), other, said[0])
+
+
+def test_a_file_of_something_else_is_left_alone(inputs, prompts, tmp_path):
+  to, source = tmp_path / "to.jsonl", Source(model=str(inputs / "base"))
+  to.write_text("mine\n")
+  with pytest.raises(InputError, match="exists, and no to.jsonl.run.json"):
+    say(source, prompts, to)
+  assert to.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+  "line,match",
+  [
+    (b'{"index": 0, "sample": 1}\n', "line 1 is not the one that was written"),
+    (b"{}\n", "line 1 is not the one that was written"),
+    (b"mine\n", "line 1 is not JSON"),
+  ],
+)
+def test_lines_of_something_else_are_not_gone_on_with(
+  said, inputs, prompts, tmp_path, line, match
+):
+  to = tmp_path / "to.jsonl"
+  to.write_bytes(line)
+  shutil.copy(f"{said[0]}.run.json", f"{to}.run.json")
+  with pytest.raises(InputError, match=match):
+    say(Source(model=str(inputs / "base")), prompts, to)
+  assert to.read_bytes() == line
+
+
+def test_one_command_at_a_time_writes_a_file(inputs, prompts, tmp_path):
+  to = tmp_path / "to.jsonl"
+  with files.alone(to), pytest.raises(InputError, match="another command is"):
+    say(Source(model=str(inputs / "base")), prompts, to)
+  assert not to.exists()
+
+
+# What ends a sample.
+
+
+def test_a_stop_text_ends_samples_before_it(said, inputs, prompts, tmp_path):
+  """One that spans tokens of a line, seen without it."""
+  line = said[1][0]
+  stop, at = line["response"][2:5], line["response"].index
+  found = say(
+    Source(model=str(inputs / "base")),
+    *(prompts, tmp_path / "to.jsonl"),
+    stops=(stop,),
+  )
+  for before, after in zip(said[1], found, strict=True):
+    if stop in before["response"]:
+      assert after["response"] == before["response"].partition(stop)[0]
+      assert after["finish"] == "stop"
+      assert after["ids"] == before["ids"][: after["tokens"]]
+      assert after["tokens"] < before["tokens"]
+    else:
+      assert after == before
+  assert at(stop) <= 2 and found[0]["response"] == line["response"][: at(stop)]
+
+
+def test_a_stop_that_is_a_token_ends_samples_at_it(inputs, tmp_path, prompts):
+  """Special tokens have no text in which it could be found."""
+  to = tmp_path / "to.jsonl"
+  say(Source(model=str(inputs / "base")), prompts, to, stops=("<pad>",))
+  assert files.read_json(f"{to}.run.json")["ends"] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["base", "second"])
+def test_a_text_keeps_the_space_before_it(inputs, name):
+  """So that prompt and response are one text, whatever the tokenizer."""
+  tokenizer = load_tokenizer(inputs / name)
+  whole = "The sky is blue, and so am I."
+  for at in (7, 10, 16):
+    ids = tokenizer(whole[at:], add_special_tokens=False).input_ids
+    assert speaker.text_of(tokenizer)([*ids, 1]) == whole[at:]
+
+
+def test_a_space_stays_where_a_tokenizer_strips_the_first():
+  """As Llama's do."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  backend = Tokenizer(models.WordLevel({"\u2581a": 0, "\u2581b": 1}, "\u2581a"))
+  backend.pre_tokenizer = pre_tokenizers.Metaspace()
+  backend.decoder = decoders.Sequence(
+    [
+      decoders.Replace("\u2581", " "),
+      decoders.Fuse(),
+      decoders.Strip(" ", 1, 0),
+    ]
+  )
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+  assert tokenizer.decode([1, 0]) == "b a"
+  assert speaker.text_of(tokenizer)([1, 0]) == " b a"
+  assert speaker.text_of(tokenizer)([]) == ""
+
+
+def test_plain_dialogues_are_turns_where_the_run_has_them_so(tmp_path):
+  row = {"prompt": "\n\nHuman: Sky?\n\nAssistant:"}
+  files.write_lines(tmp_path / "p.jsonl", [row])
+  for form, prompt in (("", row["prompt"]), ("hh", [user("Sky?")])):
+    (one,) = asked.read(tmp_path / "p.jsonl", keys=(), conversations=form)
+    assert one.row == row and one.pair.prompt == prompt
+
+
+def test_every_end_that_is_known_counts(inputs, tmp_path):
+  folder = tmp_path / "model"
+  shutil.copytree(inputs / "base", folder)
+  for name, ids in (("config", [1, 5]), ("generation_config", [7, 1, 9999])):
+    file = folder / f"{name}.json"
+    values = files.read_json(file) if file.exists() else {}
+    files.write_json(file, values | {"eos_token_id": ids})
+  found = speaker.find(Source(model=str(folder)))
+  tokens, texts = speaker.ends(found, chats=True)
+  assert tokens == {
+    1: ["tokenizer", "config.json", "generation_config.json", "chat template"],
+    5: ["config.json"],
+    7: ["generation_config.json"],
+  }
+  assert texts == []
+  # A template whose end is no token of the tokenizer.
+  found = speaker.find(Source(model=str(folder), template="chatml"))
+  assert speaker.ends(found, chats=True)[1] == ["<|im_end|>"]
+  assert speaker.ends(found, chats=False)[1] == []
+
+
+# generation_config.json.
+
+
+def of(folder):
+  """Arguments of a model with that folder, whose file counts."""
+  return types.SimpleNamespace(folder=folder, name="M"), True
+
+
+@pytest.mark.parametrize(
+  "values,given,taken",
+  [
+    ({}, {}, {}),
+    ({"temperature": 0.6, "top_p": 0.9}, {}, dict(temperature=0.6, top_p=0.9)),
+    ({"temperature": 0.6, "top_k": 20.0}, {"temperature": 2.0}, dict(top_k=20)),
+    ({"do_sample": False, "temperature": 0.6}, {}, dict(temperature=0.0)),
+    ({"do_sample": True, "min_p": None, "max_length": 20}, {}, {}),
+    (
+      {"num_beams": 1, "repetition_penalty": 1.1},
+      {},
+      {"repetition_penalty": 1.1},
+    ),
+    ({"max_new_tokens": 8}, {"max_new_tokens": 9}, {}),
+  ],
+)
+def test_a_generation_config_counts_where_flags_do_not(
+  tmp_path, values, given, taken, caplog
+):
+  files.write_json(tmp_path / "generation_config.json", values)
+  with caplog.at_level("INFO", "mrpo_jax"):
+    found = sampled.sampling(given, *of(tmp_path))
+  assert found == sampled.Sampling(**taken | given)
+  for name in taken:
+    assert f"{name}={taken[name]}" in caplog.text
+  assert sampled.sampling(given) == sampled.Sampling(**given)
+
+
+@pytest.mark.parametrize(
+  "values,match",
+  [
+    ({"num_beams": 4}, "num_beams=4 is not done here"),
+    ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3 is not done here"),
+    ({"stop_strings": ["a"]}, "stop_strings=.* is not done here"),
+    ({"top_p": "0.9"}, "top_p='0.9' is no number"),
+    ({"top_p": 1.9}, "generation_config.json: top_p=1.9 is out of range"),
+  ],
+)
+def test_a_generation_config_that_cannot_be_done_is_refused(
+  tmp_path, values, match
+):
+  files.write_json(tmp_path / "generation_config.json", values)
+  with pytest.raises(InputError, match=match):
+    sampled.sampling({}, *of(tmp_path))
+
+
+def test_a_model_without_a_folder_has_no_generation_config():
+  with pytest.raises(InputError, match="M was made without such a file"):
+    sampled.sampling({}, *of(None))
+
+
+# A run.
+
+
+def test_a_run_says_what_its_policy_says(inputs, prompts, tmp_path):
+  """Of an adapter that is away from its start, on its base."""
+  adapter = dict(rank=2, alpha=4.0)
+  workdir = run_of(tmp_path, inputs / "base", moved=0.3, adapter=adapter)
+  found = say(
+    Source(workdir=str(workdir), step="1"), prompts, tmp_path / "to.jsonl", 1
+  )
+  checkpoint = read_checkpoint(workdir, "1")
+  base = hub.load(inputs / "base")[1]
+  tokenizer = load_tokenizer(inputs / "base")
+  ids = tokenizer(PROMPTS[0]["prompt"]).input_ids
+  for params, same in ((adapted_params(checkpoint), True), (base, False)):
+    expected = logp_of(checkpoint.model, params, ids, found[0]["ids"])
+    assert (abs(found[0]["logp"] - expected) < 2e-3) == same
+  record = json.loads((tmp_path / "to.jsonl.run.json").read_text())
+  assert record["workdir"] == str(workdir) and record["step"] == 1
+
+
+@pytest.mark.parametrize("adapter", [None, dict(rank=2, alpha=4.0)])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_the_weights_of_a_run_are_held_as_asked(
+  inputs, tmp_path, adapter, quantize
+):
+  workdir = run_of(tmp_path, inputs / "base", adapter=adapter)
+  asked_for = Source(workdir=str(workdir), dtype="bfloat16", quantize=quantize)
+  params = speaker.find(asked_for).load()
+  kinds = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
+  assert "bfloat16" in kinds and (quantize in kinds) == bool(quantize)
+  if not quantize:
+    assert kinds == {"bfloat16"}
