@@ -396,13 +396,15 @@ def keeping(chosen, staged):
 
   Args:
     chosen: the kernel of packed rows.
-    staged: KeysValues of references, [L, R, T, G, E] both.
+    staged: KeysValues of references, [L, R, T, G, E] both; rows may be shorter
+      than T.
   """
 
   def of_layer(number):
     def kernel(query_RTHE, key_RTGE, value_RTGE, *of_whom, **numbers):
-      staged.keys[number] = key_RTGE.astype(staged.keys.dtype)
-      staged.values[number] = value_RTGE.astype(staged.values.dtype)
+      T = key_RTGE.shape[1]
+      staged.keys[number, :, :T] = key_RTGE.astype(staged.keys.dtype)
+      staged.values[number, :, :T] = value_RTGE.astype(staged.values.dtype)
       return chosen(query_RTHE, key_RTGE, value_RTGE, *of_whom, **numbers)
 
     return kernel

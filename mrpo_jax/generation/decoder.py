@@ -127,6 +127,13 @@ class Decoder:
     """Reads prompts: packed rows and their RowLayout; see `prompts.take`."""
     self._kept = self._prefill(self.params, self._kept, tokens_RT, layout)
 
+  def row_of(self, used):
+    """Tokens of a row that holds as many: few lengths, a program for each."""
+    size = ROUND
+    while size < used:
+      size *= 2
+    return min(size, self.row)
+
   def take(self, requests, seen_NV):
     """Moves prompts that were read into slots.
 

@@ -203,8 +203,10 @@ class _Queue:
         places[number] = r, source
       rows.append(row)
       numbers = numbers[count:]
+    used = max(int(np.count_nonzero(row.segments_T)) for row in rows)
+    size = decoder.row_of(used)
     layout = [
-      np.stack([getattr(row, name) for row in rows])
+      np.stack([getattr(row, name)[:size] for row in rows])
       for name in ("tokens_T", "positions_T", "segments_T", "branches_T")
     ]
     decoder.read(layout[0], RowLayout(*layout[1:]))

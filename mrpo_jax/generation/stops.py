@@ -6,12 +6,9 @@ what a reader of one character after the other would find, however many tokens
 come at once.
 """
 
-import collections
-
 WINDOW = 64  # tokens that are decoded anew before a later place is sought
 TRIES = 8  # places that are tried then
 HALF = "\ufffd"  # in place of a character whose bytes are not all there
-REMEMBERED = 4096  # samples on their way
 
 
 def first_end(text, stops):
@@ -26,10 +23,10 @@ def first_end(text, stops):
 
 
 class Stops:
-  """The `ended` of `Decoder.run` for texts that end a sample.
+  """The `ended` of `generate.samples` for texts that end a sample.
 
-  A list of ids that grows is decoded from a place on before which nothing can
-  end it, so that long samples cost no more for each token than short ones.
+  A sample that grows is decoded from a place on before which nothing can end
+  it, so that long ones cost no more for each token than short ones.
   """
 
   def __init__(self, stops, text_of):
@@ -41,37 +38,37 @@ class Stops:
     """
     self._stops, self._text_of = tuple(stops), text_of
     self._longest = max(map(len, self._stops), default=0)
-    # id of a list -> (the list itself, the place in it).
-    self._places = collections.OrderedDict()
-    self._texts = collections.defaultdict(collections.deque)
+    self._places = {}  # of requests: the place from which on they are decoded
+    self._texts = {}  # of those that a stop has ended
 
-  def ended(self, ids):
-    """How many ids are kept, the fewest whose text reaches a stop, or None."""
+  def ended(self, request, ids):
+    """How many ids are kept, the fewest whose text reaches a stop, or None.
+
+    Args:
+      request: what tells samples apart.
+      ids: all of the sample so far; the next call has them and more.
+    """
     if not self._stops:
       return None
-    _, start = self._places.pop(id(ids), (ids, 0))
+    start = self._places.get(request, 0)
     text = self._text_of(ids[start:])
     found = first_end(text, self._stops)
     if found is None:
       if len(ids) - start >= WINDOW:
-        start = self._later(ids, start, text)
-      self._places[id(ids)] = ids, start
-      if len(self._places) > REMEMBERED:
-        self._places.popitem(last=False)
+        self._places[request] = self._later(ids, start, text)
       return None
     said = text[: found[0]]
-    count = self._fewest(ids, start, said)
     before = self._text_of(ids[:start]) if start else ""
-    self._texts[tuple(ids[:count])].append(before + said)
-    return count
+    self._texts[request] = before + said
+    return self._fewest(ids, start, said)
 
-  def text(self, ids):
-    """The text before the stop of a sample that `ended` has cut; else None."""
-    texts = self._texts[tuple(ids)]
-    found = texts.popleft() if texts else None
-    if not texts:
-      del self._texts[tuple(ids)]
-    return found
+  def text(self, request):
+    """The text of a sample before the stop that has ended it; else None.
+
+    To be asked once, at the end of the sample.
+    """
+    self._places.pop(request, None)
+    return self._texts.pop(request, None)
 
   def _later(self, ids, start, text):
     """A later place at which the text comes apart, no stop across it."""

@@ -9,6 +9,7 @@ from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.data.prompts import encode_prompts
 from mrpo_jax.data.templates import DEFAULT
 from mrpo_jax.errors import InputError
+from mrpo_jax.generation import samples
 from mrpo_jax.generation.stops import HALF, Stops
 from mrpo_jax.runs import sampled, speaker
 
@@ -134,8 +135,8 @@ class Chat:
     """The answer to a prompt, taken as a turn, also where Ctrl-C ends it."""
     stops, stream = Stops(self._stops, self._text_of), Stream(self._stops, show)
 
-    def ended(said):
-      count = stops.ended(said)
+    def ended(request, said):
+      count = stops.ended(request, said)
       if count is None:
         stream.take(self._text_of(said))
       return count
@@ -144,10 +145,10 @@ class Chat:
     prompts, request = [ids] * (number + 1), (number, self._tries)
     try:
       with contextlib.closing(
-        speaker.samples(self._decoder, prompts, [request], self._seed, ended)
-      ) as samples:
-        ((_, sample),) = samples
-      text = stops.text(sample.ids)
+        samples(self._decoder, prompts, [request], self._seed, ended)
+      ) as found:
+        ((_, sample),) = found
+      text = stops.text(request)
       if text is None:
         ends = sample.ids[-1] in self._decoder.stop_ids
         text = self._text_of(sample.ids[:-1] if ends else sample.ids)

@@ -15,7 +15,7 @@ import pathlib
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.generation.generate import SLOTS
+from mrpo_jax.generation.generate import SLOTS, samples
 from mrpo_jax.generation.stops import Stops
 from mrpo_jax.progress import Progress
 from mrpo_jax.runs import asked, sampled, speaker
@@ -204,11 +204,11 @@ def _run(work, to, done, slots, cache_dtype):
     open(to, "ab") as file,
     Progress("generating", work.total, "samples", done=done) as progress,
     contextlib.closing(
-      speaker.samples(decoder, work.ids, requests, work.seed, stops.ended)
-    ) as samples,
+      samples(decoder, work.ids, requests, work.seed, stops.ended)
+    ) as found,
   ):
-    for request, sample in samples:
-      said = stops.text(sample.ids)
+    for request, sample in found:
+      said = stops.text(request)
       if said is None:
         ends = sample.ids[-1] in work.ends
         said = text_of(sample.ids[:-1] if ends else sample.ids)

@@ -247,12 +247,3 @@ def decoder(speaker, params, **given):
     return generation.Decoder(
       speaker.config, params, **{**speaker.forward, **given}
     )
-
-
-def samples(one, prompts, requests, seed, ended):
-  """`generation.samples` of a Decoder; `ended` is a function of ids alone."""
-  if hasattr(one, "run"):
-    return one.run(prompts, requests, seed, ended)
-  return generation.samples(
-    *(one, prompts, requests, seed), lambda _, ids: ended(ids)
-  )

@@ -276,9 +276,9 @@ def test_wrong_chats(here, monkeypatch, capsys, flags, match):
 
 
 def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):
-  from mrpo_jax.runs import speaker
+  from mrpo_jax.runs import chat as module
 
-  whole, calls = speaker.samples, []
+  whole, calls = module.samples, []
 
   def interrupted(*given):
     calls.append(given)
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):
       raise KeyboardInterrupt
     return whole(*given)
 
-  monkeypatch.setattr(speaker, "samples", interrupted)
+  monkeypatch.setattr(module, "samples", interrupted)
   assert chat(monkeypatch, "One", "Two") == 0
   ended, answer = capsys.readouterr().out.split("\n")[:-1]
   assert ended == " [ended]" and answer

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from mrpo_jax import hub, parallel
-from mrpo_jax.generation import Sampling, generate
-from mrpo_jax.generation import Decoder
+from mrpo_jax.generation import Decoder, Sampling, generate
 from mrpo_jax.models import lora, parameters, transformer, weights
 from mrpo_jax.models.config import ModelConfig
 from tests.material.folders import GOLDEN

@@ -40,11 +40,10 @@ def found(ids, stops, sizes=(1,)):
     size = sizes[number % len(sizes)]
     given.extend(ids[at : at + size])
     at += size
-    count = watch.ended(given)
+    count = watch.ended(0, given)
     if count is not None:
-      kept = given[:count]
-      said = watch.text(kept)
-      assert watch.text(kept) is None  # it is given once
+      said = watch.text(0)
+      assert watch.text(0) is None  # it is given once
       return count, said
     if at >= len(ids):
       return None
@@ -108,7 +107,7 @@ def test_no_place_is_inside_a_character(monkeypatch):
   watch, ids, counts = Stops(["\u6f22"], byte_by_byte), [], []
   for byte in "\u6f22".encode():
     ids.append(byte)
-    counts.append(watch.ended(ids))
+    counts.append(watch.ended(0, ids))
   assert counts == [None, None, 0]
 
 
@@ -123,17 +122,16 @@ def test_long_samples_are_not_decoded_anew_for_every_block():
   watch, ids = Stops(["\n\n\n"], counted), []
   for _ in range(500):
     ids += [A, B] * 8
-    assert watch.ended(ids) is None
+    assert watch.ended(0, ids) is None
   assert decoded < 20 * len(ids)
 
 
-def test_what_has_the_same_ids_has_a_text_each():
-  """A token that reaches past both cuts."""
-  watch, token = Stops(["\nb", "a\na"], text_of), ids_of(b"ba\nb")
-  assert watch.ended([*token]) == 1
-  other = Stops(["a\n"], text_of)
-  assert other.ended([*token]) == 1 and other.text(token) == "b"
-  assert watch.text(token) == "ba"
+def test_samples_on_their_way_have_a_place_and_a_text_each():
+  watch = Stops(["\nb", "a\na"], text_of)
+  assert watch.ended((0, 0), [A]) is None
+  assert watch.ended((0, 1), [BANB]) == 1
+  assert watch.ended((0, 0), [A, N, A]) == 0
+  assert watch.text((0, 1)) == "ba" and watch.text((0, 0)) == ""
 
 
 def test_of_several_stops_the_first_to_end_counts():
