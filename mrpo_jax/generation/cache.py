@@ -53,7 +53,11 @@ class Requests:
 
 
 class Shape:
-  """Shape of a Cache: which layers keep a ring, and how it is split."""
+  """Shape of a Cache: which layers keep a ring, and how it is split.
+
+  Attributes:
+    spec: PartitionSpec of its arrays.
+  """
 
   def __init__(self, config, slots, length, block, dtype, partition, *, apart):
     """The shape for so many slots of at most `length` positions.
@@ -77,7 +81,7 @@ class Shape:
     self._config, self._slots, self._dtype = config, slots, dtype
     self._partition, self._apart = partition, apart
     spec = PartitionSpec(partition.rows, partition.kv_heads)
-    self._spec = spec if apart else PartitionSpec(None, *spec)
+    self.spec = spec if apart else PartitionSpec(None, *spec)
 
   def empty(self):
     """A Cache of zeros."""
@@ -111,7 +115,7 @@ class Shape:
     if mesh is None:
       return arrays
     return jax.lax.with_sharding_constraint(
-      arrays, NamedSharding(mesh, self._spec)
+      arrays, NamedSharding(mesh, self.spec)
     )
 
   # Decoding.
@@ -176,7 +180,7 @@ class Shape:
     of_heads = PartitionSpec(partition.rows, None, partition.heads)
     of_keys = PartitionSpec(partition.rows, None, partition.kv_heads)
     in_specs = (
-      *[self._spec] * 4,
+      *[self.spec] * 4,
       *[none] * 3,
       *(of_heads, of_keys, of_keys, rows, none),
     )
@@ -195,8 +199,8 @@ class Shape:
         _turned(cache.ring, self._of_layers(recent, rings), start_B),
       )
 
-    specs = (self._spec, self._spec, PartitionSpec(partition.rows))
-    return partition.run(here, specs, self._spec)(cache, recent, start_B)
+    specs = (self.spec, self.spec, PartitionSpec(partition.rows))
+    return partition.run(here, specs, self.spec)(cache, recent, start_B)
 
   def _layers(self):
     """Numbers of the layers that see all, and of those with a ring."""
@@ -241,8 +245,8 @@ class Shape:
 
     none = PartitionSpec()
     heads = PartitionSpec(None, None, None, partition.kv_heads)
-    in_specs = (self._spec, heads, none)
-    return partition.run(here, in_specs, self._spec)(cache, staged, requests)
+    in_specs = (self.spec, heads, none)
+    return partition.run(here, in_specs, self.spec)(cache, staged, requests)
 
   def _inserted(self, cache, staged, requests, i, slot):
     source_T, last = requests.source_NT[i], requests.length_N[i] - 1

@@ -152,14 +152,30 @@ class Decoder:
     )
     return jax.tree.map(np.array, found)
 
-  def compiled(self):
-    """The program of a block of tokens, compiled for its arguments."""
+  def lowered(self):
+    """The program of a block of tokens as jax.stages.Lowered.
+
+    Of parameters that may be jax.ShapeDtypeStruct, for devices that need not be
+    here.
+    """
+    mesh = self._partition.mesh
+
+    def abstract(arrays, spec):
+      def one(array):
+        to = mesh and NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=to)
+
+      return jax.tree.map(one, arrays)
+
     cache, seen_BV = jax.eval_shape(self._empty)
-    seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    slots = jax.eval_shape(lambda: no_slots(self.slots))
+    everywhere = PartitionSpec()
     return self._decode.lower(
-      self._layers, cache, seen_BV, slots, seed
-    ).compile()
+      self._layers,
+      abstract(cache, self._shape.spec),
+      abstract(seen_BV, PartitionSpec(self._partition.rows)),
+      abstract(no_slots(self.slots), everywhere),
+      abstract(jnp.uint32(0), everywhere),
+    )
 
   # Programs.
 
@@ -289,15 +305,23 @@ class Decoder:
       kernel=kernel,
       **self._forward,
     )
-    head_VD = dense(transformer.head(params), hidden_B1D.dtype)
-    logits_BV = jnp.einsum(
-      "BD,VD->BV",
-      hidden_B1D[:, 0],
-      head_VD,
-      preferred_element_type=jnp.promote_types(hidden_B1D.dtype, jnp.float32),
-    )
-    # The whole vocabulary of its slots, for what is summed up over it.
-    logits_BV = self._on(logits_BV, PartitionSpec(self._partition.rows))
+    partition, head_VD = self._partition, transformer.head(params)
+
+    def here(hidden_BD, head_VD):
+      logits_BV = jnp.einsum(
+        "BD,VD->BV",
+        hidden_BD,
+        dense(head_VD, hidden_BD.dtype),
+        preferred_element_type=jnp.promote_types(hidden_BD.dtype, jnp.float32),
+      )
+      if not partition.vocab:
+        return logits_BV
+      # All of it for a device's slots, since sampling sums over it.
+      return jax.lax.all_gather(logits_BV, partition.vocab, axis=1, tiled=True)
+
+    rows = PartitionSpec(partition.rows)
+    specs = rows, partition.of_weights(head_VD, partition.vocab)
+    logits_BV = partition.run(here, specs, rows)(hidden_B1D[:, 0], head_VD)
     return capped(logits_BV, self.config.logits_softcap)
 
 

@@ -177,7 +177,7 @@ def test_the_cache_is_updated_in_place():
     slots=4,
     longest=60,
   )
-  memory = decoder.compiled().memory_analysis()
+  memory = decoder.lowered().compile().memory_analysis()
   cache = 2 * 2 * 4 * 2 * 512 * 8 * 4  # K and V, LBGSE, bytes
   assert memory.alias_size_in_bytes >= cache
   assert memory.temp_size_in_bytes < cache
