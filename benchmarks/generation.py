@@ -165,7 +165,8 @@ def refill(given):
 def equality(given):
   """Are the ids those of transformers, until the first tie?"""
   job = job_of(given, given.prompts)
-  players = [theirs("transformers", given, job), ours("mrpo_jax", job)]
+  slots = f"--slots={given.batch}"
+  players = [theirs("transformers", given, job), ours("mrpo_jax", job, slots)]
   replies = turns.play(players, 1, warmup=0, together=False)
   exact, found = (replies[player.name][0]["found"] for player in players)
   same = ties = wrong = 0

@@ -87,8 +87,9 @@ def player(job, quantize, slots, static):
     }
 
   def equality(number):
-    found = [said([prompt])[0, 0] for prompt in prompts]
-    return {"found": [{"ids": one.ids, "logp": one.logp} for one in found]}
+    found = said(prompts)
+    some = [found[i, 0] for i in range(len(prompts))]
+    return {"found": [{"ids": one.ids, "logp": one.logp} for one in some]}
 
   return equality if job["equality"] else turn
 
