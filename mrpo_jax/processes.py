@@ -174,6 +174,11 @@ def gather(value):
   return [json.loads(found[process]) for process in range(_count())]
 
 
+def first(make):
+  """What process 0 makes, JSON, on all of them; the others make nothing."""
+  return gather(make() if is_first() else None)[0]
+
+
 def of_first(array):
   """Process 0's NumPy array on all; they have one shape."""
   return multihost_utils.broadcast_one_to_all(array)

@@ -33,7 +33,8 @@ mrpo train --help lists the flags of that command, mrpo help config [KEY] the
 keys of a config; mrpo --version says which one this is.
 
 On several hosts every one runs the same command.  A TPU pod, Slurm (a task per
-process) and Open MPI are found out; elsewhere train and score are told
+process) and Open MPI are found out; elsewhere train, score and generate are
+told
 
   --coordinator=HOST:PORT --processes=N --process=I
 
@@ -186,6 +187,7 @@ FLAGS = {
       Flag("samples", "samples of each prompt", "N", 1, count_from(1)),
       *SAMPLING,
       Flag("slots", "samples side by side", "N", 64, count_from(1)),
+      *PROCESSES,
     ),
   ),
   "chat": Command(

@@ -13,7 +13,7 @@ import logging
 import os
 import pathlib
 
-from mrpo_jax import files
+from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError
 from mrpo_jax.generation.generate import SLOTS, samples
 from mrpo_jax.generation.stops import Stops
@@ -82,16 +82,19 @@ def generate(
   if "" in stops:
     raise InputError("--stop is empty; give the text that ends a sample")
   to = pathlib.Path(to)
-  with files.alone(to):
-    known = _known(to)
+  # Of several processes all generate, and the first one reads and writes.
+  with files.alone(to) if processes.is_first() else contextlib.nullcontext():
+    known = processes.first(lambda: _known(to))
     found = speaker.find(source, (known or {}).get("date"))
     work = _work(found, prompts, given, seed, stops, generation_config)
     record = _record(work, prompts, cache_dtype)
-    done = 0 if known is None else _done(to, known, record, work)
+    done = 0
+    if known is not None:
+      done = processes.first(lambda: _done(to, known, record, work))
     if done == work.total:
       logger.info(f"{to} is done: it holds all {done} samples")
       return
-    if known is None:
+    if known is None and processes.is_first():
       files.write_json(_beside(to), record)
     _run(work, to, done, slots, cache_dtype)
 
@@ -201,7 +204,7 @@ def _run(work, to, done, slots, cache_dtype):
   if done:
     logger.info(f"{to} holds {done} of {work.total} samples; going on")
   with (
-    open(to, "ab") as file,
+    open(to if processes.is_first() else os.devnull, "ab") as file,
     Progress("generating", work.total, "samples", done=done) as progress,
     contextlib.closing(
       samples(decoder, work.ids, requests, work.seed, stops.ended)
@@ -220,7 +223,8 @@ def _run(work, to, done, slots, cache_dtype):
         done += 1
       speed = f"{progress.per_second(tokens):.0f} tokens/s"
       progress.update(1, (speed,))
-    os.fsync(file.fileno())
+    if processes.is_first():
+      os.fsync(file.fileno())
     speed = progress.per_second(tokens)
   logger.info(
     f"{to} holds all {done} samples; {tokens} tokens, {speed:.0f} a second"

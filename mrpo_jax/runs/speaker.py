@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from mrpo_jax import generation, hub, parallel
+from mrpo_jax import generation, hub, parallel, processes
 from mrpo_jax.data.prompts import turn_end
 from mrpo_jax.data.tokenizer import (
   load_tokenizer,
@@ -71,14 +71,7 @@ def find(source, date=None):
     raise InputError(
       "--step is of a run: give it with --workdir=DIR, not with --model"
     )
-  mesh = None
-  if source.mesh:
-    count = math.prod(source.mesh.values())
-    if count > jax.device_count():
-      raise InputError(
-        f"--mesh: takes {count} devices; there are {jax.device_count()}"
-      )
-    mesh = parallel.make_mesh(**source.mesh, devices=jax.devices()[:count])
+  mesh = _mesh_of(source.mesh)
   found = (_of_folder if source.model else _of_run)(source, mesh, date)
   tokenizer = found.tokenizer
   return dataclasses.replace(
@@ -92,21 +85,52 @@ def find(source, date=None):
   )
 
 
+def _mesh_of(sizes):
+  """The mesh of --mesh; None is one device by itself.
+
+  Several processes have all of their devices in it, split over the slots
+  unless the flag says otherwise.
+  """
+  there = jax.device_count()
+  if not sizes and not processes.several():
+    return None
+  count = math.prod(sizes.values()) if sizes else there
+  if count > there or processes.several() and count < there:
+    raise InputError(f"--mesh: takes {count} devices; there are {there}")
+  mesh = parallel.make_mesh(**sizes or {}, devices=jax.devices()[:count])
+  processes.connect(mesh)
+  return mesh
+
+
+def _rules(config, mesh, rules=None):
+  """Rules of the mesh: keys stay whole where their heads do not divide."""
+  heads = parallel.rules_of(rules)["kv_heads"]
+  parts = math.prod(mesh.shape[axis] for axis in heads) if mesh else 1
+  if config.kv_heads % parts == 0:
+    return rules
+  logger.info(
+    f"{config.kv_heads} heads of keys do not divide over {parts} devices, "
+    "which have all of them"
+  )
+  return {**(rules or {}), "kv_heads": ()}
+
+
 def _of_folder(source, mesh, date):
   config = hub.read_config(source.model)
   with blames("--template", InputError):
     tokenizer = load_tokenizer(source.model, source.template)
   tokenizer, identity = _on_day(tokenizer, date)
   identity["model"] = hub.fingerprint(source.model)
+  rules = _rules(config, mesh)
 
   def load():
     dtype = source.dtype
-    _, params = hub.load(source.model, dtype=dtype, mesh=mesh)
+    _, params = hub.load(source.model, dtype=dtype, mesh=mesh, rules=rules)
     return _quantized(source, config, params)
 
   return Speaker(
     *(config, tokenizer, identity, source.model, source.model, ""),
-    forward=_forward(mesh),
+    forward=_forward(mesh, rules),
     load=load,
   )
 
@@ -117,7 +141,7 @@ def _of_run(source, mesh, date):
     tokenizer = with_template(tokenizer_of(found), source.template)
   tokenizer, identity = _on_day(tokenizer, date or found.identity.get("date"))
   identity |= {"workdir": os.path.abspath(source.workdir), "step": found.step}
-  rules = dict(found.section.base.rules)
+  rules = _rules(found.model, mesh, dict(found.section.base.rules))
   compute = None if source.dtype else found.config.policy.compute or None
   return Speaker(
     found.model,
@@ -160,7 +184,7 @@ def _quantized(source, config, params):
     return weights.quantize(params, parameters.table(config), source.quantize)
 
 
-def _forward(mesh, rules=None):
+def _forward(mesh, rules):
   return {"partition": parallel.partition_of(mesh, rules)} if mesh else {}
 
 

@@ -15,6 +15,7 @@ from mrpo_jax.models import lora, parameters, transformer, weights
 from mrpo_jax.models.config import ModelConfig
 from tests.material.folders import GOLDEN
 
+SLOW = pytest.mark.slow
 NEW = 12  # tokens
 STOP = 7
 # Of every kind of layer.
@@ -78,10 +79,7 @@ def assert_said(config, params, prompts, found, greedy=True):
 
 @pytest.mark.parametrize(
   "name",
-  [
-    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-    for name in NAMES
-  ],
+  [pytest.param(name, marks=[] if name in QUICK else SLOW) for name in NAMES],
 )
 def test_every_family_says_what_it_would_score(name):
   config, params = hub.load(GOLDEN / name, dtype="float32")
@@ -97,7 +95,10 @@ def test_every_family_says_what_it_would_score(name):
   assert_said(config, params, prompts, found)
 
 
-@pytest.mark.parametrize("windows", [(), (5, 5), (0, 5)])
+@pytest.mark.parametrize(
+  "windows",
+  [pytest.param((), marks=SLOW), pytest.param((5, 5), marks=SLOW), (0, 5)],
+)
 def test_slots_and_order_change_nothing(windows):
   config, params = model(windows)
   prompts = prompts_of(config)
@@ -125,6 +126,7 @@ def test_slots_and_order_change_nothing(windows):
       assert len(one.ids) == NEW or is_stop
 
 
+@SLOW
 def test_a_prompt_by_itself_says_what_it_says_among_others():
   config, params = model()
   prompts = prompts_of(config)
@@ -217,22 +219,22 @@ def test_no_prompts_no_samples():
 
 
 @pytest.mark.parametrize(
-  "axes, windows",
+  "axes, windows, rules",
   [
-    (dict(data=2, fsdp=2, model=2), (0, 5)),
-    (dict(fsdp=4, context=2), ()),
-    (dict(model=2, data=4), (5, 5)),
+    (dict(data=2, fsdp=2, model=2), (0, 5), None),
+    pytest.param(dict(fsdp=4, context=2), (), None, marks=SLOW),
+    pytest.param(dict(model=4, data=2), (5, 5), {"kv_heads": ()}, marks=SLOW),
   ],
 )
-def test_a_mesh_says_what_one_device_says(axes, windows):
+def test_a_mesh_says_what_one_device_says(axes, windows, rules):
   config, params = model(windows)
   prompts = prompts_of(config)
   sampling = Sampling(max_new_tokens=NEW, samples=2)
   given = dict(sampling=sampling, seed=3, stop_ids=[STOP])
   alone = generate(config, params, prompts, slots=3, **given)
   mesh = parallel.make_mesh(**axes)
-  split = jax.device_put(params, parallel.param_shardings(config, mesh))
-  partition = parallel.partition_of(mesh)
+  split = jax.device_put(params, parallel.param_shardings(config, mesh, rules))
+  partition = parallel.partition_of(mesh, rules)
   found = generate(
     config, split, prompts, slots=3, partition=partition, **given
   )

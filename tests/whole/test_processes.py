@@ -85,46 +85,52 @@ def alone(data, tmp_path_factory):
 
 
 def together(workdir, argv, *, last=(), hit=None):
+  """`started`, of a run; `hit` is what the last one meets: (signal, step)."""
+  argv = ("train", *argv, f"--workdir={workdir}")
+  return started(workdir, argv, last=last, hit=hit)
+
+
+def started(path, argv, *, last=(), hit=None):
   """[(exit code, stdout, stderr, seconds after the first end)] of two.
 
-  Each has four devices.  `last` are more flags of the last process, `hit` is
-  what it meets: (signal, step).
+  Each has four devices.  What they print lies beside `path`; `last` are more
+  flags of the last process.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   env = {**os.environ, "PYTHONPATH": str(ROOT)}
   env["XLA_FLAGS"] = env["XLA_FLAGS"].replace("count=8", "count=4")
-  started = []
+  both = []
   for n in range(2):
     meeting = (f"--coordinator=127.0.0.1:{port}", "--processes=2")
     command = ["-m", "mrpo_jax"]
     if n == 1 and hit:
       command = ["-c", SIGNALLED, *map(str, map(int, hit))]
-    flags = (*argv, *(last if n == 1 else ()), f"--workdir={workdir}")
-    files = [open(workdir.with_name(f"{n}.{k}"), "w+") for k in ("out", "err")]
+    flags = (*argv, *(last if n == 1 else ()))
+    files = [open(path.with_name(f"{n}.{k}"), "w+") for k in ("out", "err")]
     process = subprocess.Popen(
-      [sys.executable, *command, "train", *flags, *meeting, f"--process={n}"],
+      [sys.executable, *command, *flags, *meeting, f"--process={n}"],
       env=env,
-      cwd=workdir.parent,
+      cwd=path.parent,
       stdout=files[0],
       stderr=files[1],
     )
-    started.append((process, files))
+    both.append((process, files))
   try:
     ended, deadline = {}, time.monotonic() + 400
     while len(ended) < 2 and time.monotonic() < deadline:
-      for n, (process, _) in enumerate(started):
+      for n, (process, _) in enumerate(both):
         if n not in ended and process.poll() is not None:
           ended[n] = time.monotonic()
       time.sleep(0.1)
     assert len(ended) == 2, "they hang"
   finally:
-    for process, _ in started:
+    for process, _ in both:
       process.kill()
       process.wait()
   found = []
-  for n, (process, files) in enumerate(started):
+  for n, (process, files) in enumerate(both):
     texts = []
     for file in files:
       with file:
@@ -248,3 +254,18 @@ def test_local_ends_as_the_first_that_fails_and_leaves_none(tmp_path):
   for pid in (tmp_path / "python.pids").read_text().split():
     with pytest.raises(ProcessLookupError):
       os.kill(int(pid), 0)
+
+
+def test_two_generate_what_one_does(inputs, tmp_path):
+  rows = [{"prompt": f"question {i} of the day"} for i in range(6)]
+  files.write_lines(tmp_path / "p.jsonl", rows)
+  argv = [
+    *("generate", f"--model={inputs}/base", f"--prompts={tmp_path}/p.jsonl"),
+    *("--samples=2", "--max_new_tokens=12", "--slots=5"),
+  ]
+  assert cli.main([*argv, f"--to={tmp_path}/alone.jsonl"]) == 0
+  to = tmp_path / "said.jsonl"
+  split = [f"--to={to}", "--mesh=data=2,fsdp=2,model=2"]
+  for code, _, err, _ in started(to, [*argv, *split]):
+    assert code == 0, err
+  assert to.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
