@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from mrpo_jax import hub, parallel
+from mrpo_jax.data import pack
+from mrpo_jax.data.encode import Encoded
 from mrpo_jax.generation import Decoder, Sampling, generate
-from mrpo_jax.models import lora, parameters, transformer, weights
+from mrpo_jax.models import lora, packed, parameters, transformer, weights
 from mrpo_jax.models.config import ModelConfig
 from tests.material.folders import GOLDEN
 
@@ -136,6 +138,24 @@ def test_a_prompt_by_itself_says_what_it_says_among_others():
     for some in (prompts, prompts[:1])
   )
   assert all_of_them[0][0].ids == alone[0][0].ids
+
+
+@pytest.mark.parametrize("windows", [(), (0, 5)])
+def test_log_probabilities_are_those_of_scoring(windows):
+  """Of packed pairs and the chunked head, as `mrpo score` has them."""
+  config, params = model(windows)
+  prompts = prompts_of(config)
+  sampling = Sampling(temperature=0.7, top_k=20, max_new_tokens=NEW, samples=2)
+  found = generate(config, params, prompts, sampling=sampling, stop_ids=[STOP])
+  pairs = [
+    Encoded(prompt, one.ids, other.ids)
+    for prompt, (one, other) in zip(prompts, found, strict=True)
+  ]
+  rows = pack.pack(pairs, length=2 * max(map(pack.size, pairs)))
+  logp_ARM = packed.all_token_figures(config, params, rows, len(pairs))["logp"]
+  for slot, one in enumerate(one for some in found for one in some):
+    logp_T = np.asarray(logp_ARM)[np.asarray(rows.slots_RM) == slot]
+    np.testing.assert_allclose(one.logp, logp_T, rtol=0, atol=1e-4)
 
 
 def test_nothing_ends_before_it_may():
