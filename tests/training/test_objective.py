@@ -209,7 +209,8 @@ def test_bridged_weighs_policy_and_reference_by_the_policy():
     surprise_BCT = jnp.exp(-jax.lax.stop_gradient(policy["logp"]))
     return 1 + differs_BCT * jnp.minimum(surprise_BCT, 2.0)
 
-  expect(objective_of("bmc", beta=0.3), (params_of(1),), weighted(weigh))
+  objective = objective_of("bmc", beta=0.3)
+  expect(objective, (params_of(1),), weighted(weigh), parts=2)
 
 
 def test_down_sampling_draws_once_for_both_and_anew_at_each_step():
@@ -258,7 +259,8 @@ def test_divergence_from_a_reference_of_any_shape(version, config):
     return jnp.mean(loss_B)
 
   objective = objective_of("tdpo", config=config, beta=0.3, version=version)
-  expect(objective, (params_of(1, config),), loss_of)
+  # Once in two parts: both have the figures of full distributions.
+  expect(objective, (params_of(1, config),), loss_of, parts=version)
 
 
 def test_weight_of_the_pair_from_squared_probabilities():
@@ -329,7 +331,7 @@ def test_losses_across_the_batch_do_not_see_the_micro_batches(
 def test_a_smaller_batch_of_a_coupled_loss_ignores_the_missing_pairs():
   pairs = some_pairs()[:4]
   objective = objective_of("aot", beta=0.3)
-  metrics, _, _ = step(objective, (params_of(1),), pairs)
+  metrics, _, _ = step(objective, (params_of(1),), pairs, parts=2)
   policy, ref = (known_logps(seed, 4) for seed in (0, 1))
   want = jnp.mean(losses.aot(policy, ref, beta=0.3))
   np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
