@@ -26,20 +26,41 @@ def box():
 
 
 @pytest.fixture(scope="module")
+def patient():
+  """Of so much time that it is the size that ends it, however busy we are."""
+  box = Sandbox(seconds=60)
+  yield box
+  box.close()
+
+
+@pytest.fixture(scope="module")
 def tokenizer():
   return train_tokenizer([], 259)
+
+
+def assert_over(box, template, problem):
+  started = time.monotonic()
+  with pytest.raises(OverBudget, match=problem):
+    box.render(template, [NONE])
+  assert time.monotonic() - started < 30  # on a busy machine
+  assert box.render("a", [NONE, NONE]) == [{"text": "a"}] * 2
+
+
+@pytest.mark.parametrize(
+  "template",
+  [  # Loops and one operation of the processor alike.
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
+    "{% endfor %}",
+    "{{ 3 ** (10 ** 9) }}",
+  ],
+)
+def test_a_template_has_a_budget_of_time(box, template):
+  assert_over(box, template, "more than 1 seconds")
 
 
 @pytest.mark.parametrize(
   "template, problem",
   [
-    # Loops, calls and one operation of the processor alike.
-    (
-      "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
-      "{% endfor %}",
-      "more than 1 seconds",
-    ),
-    ("{{ 3 ** (10 ** 9) }}", "more than 1 seconds"),
     ("{{ 'x' * 5 * 10 ** 9 }}", "more than 1.1 GB"),
     ("{{ 'x' | center(10 ** 10) }}", "more than 1.1 GB"),
     ("{{ '%010000000000d' % 1 }}", "more than 1.1 GB"),
@@ -51,12 +72,8 @@ def tokenizer():
     ("{{ 'x' * 10 ** 8 }}", "more than 1,000,000 characters"),
   ],
 )
-def test_a_template_has_a_budget(box, template, problem):
-  started = time.monotonic()
-  with pytest.raises(OverBudget, match=problem):
-    box.render(template, [NONE])
-  assert time.monotonic() - started < 30  # on a busy machine
-  assert box.render("a", [NONE, NONE]) == [{"text": "a"}] * 2
+def test_a_template_has_a_budget_of_sizes(patient, template, problem):
+  assert_over(patient, template, problem)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,12 @@ import functools
 
 import jax
 import numpy as np
-import optax
 
 from mrpo_jax.data import pack
 from mrpo_jax.models import lora, parameters
 from mrpo_jax.training import train_state
 from mrpo_jax.training.figures import policy_parts, reference_figures
 from mrpo_jax.training.held_out import evaluated
-from mrpo_jax.training.step import train_step
 from tests.training import test_step
 
 CONFIG, BATCH = test_step.CONFIG, test_step.BATCH
@@ -26,21 +24,21 @@ def policy_of(dropout=0.5):
   adapter = dataclasses.replace(ADAPTER, dropout=dropout)
   params = test_step.params_of()
   table = lora.adapter_table(TABLE, adapter)
-  arrays = lora.init_adapters(table, jax.random.key(0))
+  init = jax.jit(functools.partial(lora.init_adapters, table))
+  arrays = init(jax.random.key(0))
   arrays = jax.tree.map(lambda array: array + 0.01, arrays)
   return lora.split(lora.attach(params, arrays, adapter))
 
 
 def gradient_of(policy, references, view, step=0):
   base, trained = policy
-  keep = optax.trace(decay=0.0)
   objective = test_step.objective_of(K=len(references))
-  function = functools.partial(
-    train_step, objective=objective, transformation=keep
-  )
   method_state = objective.method.init(len(references))
-  state = train_state.create(trained, keep, method_state).replace(step=step)
-  state, metrics = jax.jit(function)(state, base, references, (view,), {})
+  state = train_state.create(trained, test_step.KEEP, method_state)
+  state = state.replace(step=np.int32(step))
+  state, metrics = test_step.compiled_gradient(objective)(
+    state, base, references, (view,), {}
+  )
   return metrics, state.opt_state.trace
 
 
@@ -67,9 +65,12 @@ def test_dropout_is_drawn_for_each_step_and_not_in_evaluation(rng):
   )
   assert first == again != second
   objective = test_step.objective_of()
-  fixed = reference_figures(objective, references, (view,), {})
+  fixed = jax.jit(reference_figures, static_argnums=0)(
+    objective, references, (view,), {}
+  )
+  figures_of = jax.jit(evaluated, static_argnums=0)
   with_dropout, without = (
-    evaluated(objective, references, *given, 0, (view,), fixed)
+    figures_of(objective, references, *given, 0, (view,), fixed)
     for given in (policy, policy_of(dropout=0.0))
   )
   np.testing.assert_array_equal(with_dropout.logp_BC, without.logp_BC)

@@ -21,7 +21,21 @@ from tests.training.test_objective import CONFIG, PAIRS, params_of, some_pairs
 MODEL = Model(CONFIG, computation=Computation(kernel="xla"))
 
 
-@pytest.mark.parametrize("name", losses.names())
+# Functions of a pair's log-probabilities alone.  To the step they are `dpo`;
+# tests/losses has the values and gradients of each.
+LIKE_DPO = (
+  *("apo_down", "apo_zero", "bco", "cal_dpo", "combine", "discopop", "dpop"),
+  *("exo", "f_dpo", "focal_dpo", "forward_kl_dpo", "hinge", "hypo", "ipo"),
+  *("kto", "mallows_phi", "minor_dpo", "nca", "robust_dpo", "sppo"),
+  "sppo_hard",
+)
+NAMES = [
+  pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_DPO else [])
+  for name in losses.names()
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_five_steps_of_every_method(name):
   config = read(get_config(name).to_dict())
   names = config.references.names

@@ -40,10 +40,17 @@ CONFIG = ModelConfig(
   mlp_width=64,
 )
 BATCH = 12
+XLA = Computation(kernel="xla")  # of all kernels the fastest to compile
 
 
+@functools.cache
+def init_of(config, dtype="float32"):
+  return jax.jit(functools.partial(parameters.init, config, dtype=dtype))
+
+
+@functools.cache
 def params_of(seed=0):
-  return parameters.init(CONFIG, jax.random.key(seed))
+  return init_of(CONFIG)(jax.random.key(seed))
 
 
 def some_pairs(rng, N=40):
@@ -53,42 +60,53 @@ def some_pairs(rng, N=40):
   return [Encoded(draw(1), draw(1), draw(1)) for _ in range(N)]
 
 
+@functools.cache
 def objective_of(name="dpo", K=1, views=None, **hyper):
   views = views or (0,) * K
   return Objective(
     pairs=BATCH,
-    policy=Model(CONFIG),
-    references=tuple(Model(CONFIG, view) for view in views),
+    policy=Model(CONFIG, computation=XLA),
+    references=tuple(Model(CONFIG, view, XLA) for view in views),
     names=tuple("abc"[:K]),
     method=losses.build(name, **hyper),
   )
 
 
-def curve(objective, references, pairs, *, steps=5, rows=2, mesh=None, lr=1e-2):
-  """The metrics of the first steps, from params_of()."""
-  mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
-  transformation, _ = optimizer.make(peak_lr=lr, steps=steps, warmup=0.0)
-  method_state = objective.method.init(len(references))
+MESH = parallel.make_mesh(devices=jax.devices()[:1])
+STEPS = 8  # of all curves: of how many is part of a program
+
+
+@functools.cache
+def compiled(objective):
+  """(step, function from parameters to the first state)."""
+  transformation, _ = optimizer.make(peak_lr=1e-2, steps=STEPS, warmup=0.0)
+  method_state = objective.method.init(len(objective.references))
   table = parameters.table(CONFIG)
-  shardings = train_state.shardings(table, transformation, mesh, method_state)
+  shardings = train_state.shardings(table, transformation, MESH, method_state)
   create = functools.partial(
     train_state.create, transformation=transformation, method_state=method_state
   )
-  state = jax.jit(create, out_shardings=shardings)(params_of())
-  to = parallel.param_shardings(CONFIG, mesh)
-  references = tuple(jax.device_put(params, to) for params in references)
   step = compile_step(
-    objective, transformation, shardings, parallel.rows_sharding(mesh)
+    objective, transformation, shardings, parallel.rows_sharding(MESH)
   )
-  packing = Packing(batch=BATCH, length=48, rows=rows)
+  return step, jax.jit(create, out_shardings=shardings)
+
+
+def curve(objective, references, pairs):
+  """The metrics of the first steps, from params_of()."""
+  step, create = compiled(objective)
+  state = create(params_of())
+  to = parallel.param_shardings(CONFIG, MESH)
+  references = tuple(jax.device_put(params, to) for params in references)
+  packing = Packing(batch=BATCH, length=48, rows=2)
   views = 1 + max([0, *(m.view for m in objective.references)])
   batches = training_batches([pairs] * views, packing, seed=0)
   found = []
-  for _, (views, given) in itertools.islice(batches, steps):
-    views = tuple(parallel.global_rows(view, mesh) for view in views)
+  for _, (views, given) in itertools.islice(batches, STEPS):
+    views = tuple(parallel.global_rows(view, MESH) for view in views)
     state, metrics = step(state, None, references, views, given)
     found.append({name: float(value) for name, value in metrics.items()})
-  return found, state
+  return found
 
 
 def losses_of(metrics):
@@ -96,7 +114,7 @@ def losses_of(metrics):
 
 
 def test_dpo_starts_at_ln_2_and_falls(rng):
-  metrics, _ = curve(objective_of(), (params_of(),), some_pairs(rng), steps=8)
+  metrics = curve(objective_of(), (params_of(),), some_pairs(rng))
   assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
   assert metrics[-1]["loss"] < 0.68
   assert metrics[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
@@ -105,28 +123,37 @@ def test_dpo_starts_at_ln_2_and_falls(rng):
 @pytest.mark.parametrize("name", ["mrpo", "multi_dpo"])
 def test_references_equal_to_the_start_give_the_dpo_curve(rng, name):
   pairs = some_pairs(rng)
-  one, _ = curve(objective_of(), (params_of(),), pairs)
+  one = curve(objective_of(), (params_of(),), pairs)
   # The second reference reads its own, equal view of the data.
   objective = objective_of(name, K=2, views=(0, 1))
-  two, _ = curve(objective, (params_of(), params_of()), pairs)
+  two = curve(objective, (params_of(), params_of()), pairs)
   np.testing.assert_allclose(losses_of(two), losses_of(one), atol=1e-6)
   assert one[0]["loss"] != one[-1]["loss"]
 
 
 def test_a_second_reference_changes_the_curve(rng):
   pairs = some_pairs(rng)
-  one, _ = curve(objective_of(), (params_of(),), pairs)
-  two, _ = curve(objective_of("mrpo", K=2), (params_of(), params_of(1)), pairs)
+  one = curve(objective_of(), (params_of(),), pairs)
+  objective = objective_of("mrpo", K=2, views=(0, 1))
+  two = curve(objective, (params_of(), params_of(1)), pairs)
   assert abs(two[0]["loss"] - one[0]["loss"]) > 1e-3
 
 
+KEEP = optax.trace(decay=0.0)  # a transformation that keeps the gradient
+
+
+@functools.cache
+def compiled_gradient(objective):
+  step = functools.partial(train_step, objective=objective, transformation=KEEP)
+  return jax.jit(step)
+
+
 def gradient_of(objective, references, view):
-  """(metrics, gradient) of one step; the transformation keeps the gradient."""
-  keep = optax.trace(decay=0.0)
-  step = functools.partial(train_step, objective=objective, transformation=keep)
+  """(metrics, gradient) of one step."""
   method_state = objective.method.init(len(references))
-  state = train_state.create(params_of(), keep, method_state)
-  state, metrics = jax.jit(step)(state, None, references, (view,), {})
+  state = train_state.create(params_of(), KEEP, method_state)
+  step = compiled_gradient(objective)
+  state, metrics = step(state, None, references, (view,), {})
   return metrics, state.opt_state.trace
 
 
@@ -158,18 +185,28 @@ GPT2 = dict(
 )
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-  "changes", [{}, {"tied": True}, GPT2], ids=["untied", "tied", "positions"]
+  "changes,dtype",
+  [
+    pytest.param({}, "float32", id="untied-float32"),
+    pytest.param({"tied": True}, "float32", id="tied-float32"),
+    pytest.param(GPT2, "float32", id="positions-float32"),
+    pytest.param({}, "bfloat16", id="untied-bfloat16"),
+    pytest.param({"tied": True}, "bfloat16", id="tied-bfloat16", marks=SLOW),
+    pytest.param(GPT2, "bfloat16", id="positions-bfloat16", marks=SLOW),
+  ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_gradient_is_that_of_the_sum(rng, changes, dtype):
   # The head's last block of the vocabulary reaches back over the one before.
   config = dataclasses.replace(CONFIG, vocab_size=2100, **changes)
   objective = dataclasses.replace(
-    objective_of("simpo", K=0), policy=Model(config)
+    objective_of("simpo", K=0), policy=Model(config, computation=XLA)
   )
-  params = parameters.init(config, jax.random.key(0), dtype)
-  view = (pack.pack(some_pairs(rng, BATCH), length=48, rows=2),)
+  params = init_of(config, dtype)(jax.random.key(0))
+  view = (pack.pack(some_pairs(rng, BATCH), length=48, rows=3),)
   parts = policy_parts(objective, (view,), FixedFigures(None, None))
   weight_BC = jnp.asarray(rng.normal(size=(BATCH, 2)).astype("float32"))
   key = jax.random.key(1)
@@ -212,6 +249,7 @@ def test_what_the_backward_pass_keeps_changes_nothing(rng, remat):
     np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def logps_of(params, rows, pairs):
   """logp_BC of rows [A, R, T]."""
   figures = packed.all_token_figures(CONFIG, params, rows, pairs)
@@ -240,13 +278,14 @@ def test_supervised_loss_is_the_mean_token_loss_of_the_chosen(rng):
   for n, pair in enumerate(pairs):
     tokens_BT[n, : pack.size(pair)] = pair.prompt_ids + pair.chosen_ids
   # Causal: what stands to the right of a sequence changes nothing in it.
-  logits_BTV = transformer.apply(CONFIG, params_of(), jnp.asarray(tokens_BT))
-  logp_BTV = jax.nn.log_softmax(logits_BTV)
+  logits = functools.partial(transformer.apply, CONFIG)
+  logits_BTV = jax.jit(logits)(params_of(), jnp.asarray(tokens_BT))
+  logp_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
   want = []
   for n, pair in enumerate(pairs):
     start = len(pair.prompt_ids) - 1
     places = np.arange(start, start + len(pair.chosen_ids))
-    want.append(-np.mean(logp_BTV[n, places, np.asarray(pair.chosen_ids)]))
+    want.append(-np.mean(logp_BTV[n, places, pair.chosen_ids]))
   np.testing.assert_allclose(metrics["loss"], np.mean(want), rtol=1e-5)
 
 
@@ -304,7 +343,7 @@ def test_one_gradient_is_in_memory_however_many_micro_batches(rng, sizes):
 def test_the_references_are_left_as_they_are(rng):
   reference = params_of(1)
   before = jax.tree.map(np.array, reference)
-  curve(objective_of(), (reference,), some_pairs(rng), steps=2)
+  curve(objective_of(), (reference,), some_pairs(rng))
   for a, b in zip(
     jax.tree.leaves(before), jax.tree.leaves(reference), strict=True
   ):
