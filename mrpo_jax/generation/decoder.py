@@ -115,6 +115,19 @@ class Decoder:
     self._empty = jax.jit(self._empty)
     self._staged = jax.jit(self._staged)
 
+  @property
+  def bytes(self):
+    """What cache and read prompts take on each device, beside the weights."""
+    partition = self._partition
+
+    def size(make):
+      return sum(
+        array.nbytes for array in jax.tree.leaves(jax.eval_shape(make))
+      )
+
+    heads = partition.size(partition.kv_heads)
+    return (size(self._empty) // self.rows + size(self._staged)) // heads
+
   # What the host calls, in this order.
 
   def start(self, seed):

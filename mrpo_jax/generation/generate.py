@@ -8,6 +8,7 @@ ahead of their slots.
 
 import collections
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -194,7 +195,9 @@ class _Queue:
   def _read_more(self):
     """Reads the next prompts, as many as the rows hold."""
     decoder, places = self._decoder, {}
-    numbers = list(dict.fromkeys(number for number, _ in self._pending))
+    most = decoder.rows * decoder.row  # each has a token
+    waiting = itertools.groupby(self._pending, key=lambda request: request[0])
+    numbers = [number for number, _ in itertools.islice(waiting, most)]
     rows = []
     for r in range(decoder.rows):
       heads = [list(self._prompts[n][:-1]) for n in numbers[: decoder.row]]

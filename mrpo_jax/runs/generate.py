@@ -94,9 +94,19 @@ def generate(
     if done == work.total:
       logger.info(f"{to} is done: it holds all {done} samples")
       return
+    decoder = speaker.decoder(
+      found,
+      found.load(),
+      sampling=work.sampling,
+      stop_ids=work.ends,
+      # Of all samples, so that the programs are those of the first command.
+      slots=min(slots, work.total),
+      longest=max(map(len, work.ids)),
+      cache_dtype=cache_dtype,
+    )
     if known is None and processes.is_first():
       files.write_json(_beside(to), record)
-    _run(work, to, done, slots, cache_dtype)
+    _run(work, decoder, to, done)
 
 
 def _work(found, path, given, seed, stops, generation_config):
@@ -185,20 +195,10 @@ def _done(to, known, record, work):
 # What is made.
 
 
-def _run(work, to, done, slots, cache_dtype):
+def _run(work, decoder, to, done):
   """Writes the lines that are left."""
   text_of = speaker.text_of(work.speaker.tokenizer)
   stops = Stops(work.stops, text_of)
-  decoder = speaker.decoder(
-    work.speaker,
-    work.speaker.load(),
-    sampling=work.sampling,
-    stop_ids=work.ends,
-    # Of all samples, so that the programs are those of the first command.
-    slots=min(slots, work.total),
-    longest=max(map(len, work.ids)),
-    cache_dtype=cache_dtype,
-  )
   requests = [work.request(number) for number in range(done, work.total)]
   made, tokens = {}, 0
   if done:

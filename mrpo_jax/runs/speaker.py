@@ -25,6 +25,7 @@ from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub.folder import generation_config
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.runs import memory
 from mrpo_jax.runs.policy import adapted_params, read_checkpoint, tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -266,8 +267,25 @@ def text_of(tokenizer):
 
 
 def decoder(speaker, params, **given):
-  """The `generation.Decoder` of a Speaker whose weights are read."""
+  """The `generation.Decoder` of a Speaker whose weights are read.
+
+  Raises:
+    InputError: the devices cannot hold it.
+  """
   with blames(speaker.name):
-    return generation.Decoder(
+    found = generation.Decoder(
       speaker.config, params, **{**speaker.forward, **given}
     )
+  partition = speaker.forward.get("partition")
+  mesh = partition.mesh if partition else None
+  free = memory.free_bytes(
+    mesh or parallel.make_mesh(devices=jax.devices()[:1])
+  )
+  if free is not None and found.bytes > free:
+    raise InputError(
+      f"{speaker.name}: {found.slots} slots of {found.length} tokens take "
+      f"{found.bytes / 1e9:.1f} GB of a device, and {free / 1e9:.1f} GB are "
+      "free; give fewer --slots, a smaller --max_new_tokens, shorter prompts "
+      "or --cache_dtype=bfloat16"
+    )
+  return found

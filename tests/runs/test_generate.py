@@ -369,3 +369,13 @@ def test_the_weights_of_a_run_are_held_as_asked(
   assert "bfloat16" in kinds and (quantize in kinds) == bool(quantize)
   if not quantize:
     assert kinds == {"bfloat16"}
+
+
+def test_what_the_devices_cannot_hold_is_refused_before(
+  inputs, prompts, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(speaker.memory, "free_bytes", lambda _: 10_000)
+  to = tmp_path / "said.jsonl"
+  with pytest.raises(InputError, match="slots of .* tokens take .*--slots"):
+    say(Source(f"{inputs}/base"), prompts, to)
+  assert not list(tmp_path.iterdir())
