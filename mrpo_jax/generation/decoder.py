@@ -121,9 +121,8 @@ class Decoder:
     partition = self._partition
 
     def size(make):
-      return sum(
-        array.nbytes for array in jax.tree.leaves(jax.eval_shape(make))
-      )
+      arrays = jax.tree.leaves(jax.eval_shape(make))
+      return sum(array.size * array.dtype.itemsize for array in arrays)
 
     heads = partition.size(partition.kv_heads)
     return (size(self._empty) // self.rows + size(self._staged)) // heads
