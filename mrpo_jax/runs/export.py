@@ -52,6 +52,12 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
   )
   if adapter is not None and not merge:
     base, text = _origin(section), card(library="peft")
+    if base is None:
+      logger.warning(
+        "warning: the adapter's base was made in this run and is written "
+        "nowhere, so the adapter alone cannot be used; --merge-adapters writes "
+        "a whole model"
+      )
     peft.save(to, model, adapter, params, base=base, card=text, **beside)
   else:
     if adapter is not None:
