@@ -13,6 +13,10 @@ esac
 venv=$(pwd -P)/.venv
 # Its last file names its place: another one if the repository was copied.
 if ! grep -qsF -e "=$venv" -e "=\"$venv" -e "='$venv" .venv/bin/activate; then
+  [ ! -L .venv ] || { # --clear would empty what it points to
+    echo "error: $venv is a link to another environment; remove the link" >&2
+    exit 2
+  }
   python=${PYTHON:-python3}
   command -v "$python" >/dev/null || {
     echo "error: no $python here; set PYTHON to Python 3.11 or newer" >&2

@@ -121,8 +121,8 @@ def table_shardings(table, mesh, rules=None):
       if size % int(np.prod([mesh.shape[name] for name in names])):
         over = " * ".join(f"mesh.{name}={mesh.shape[name]}" for name in names)
         raise InputError(
-          f"{leaf}: {size} does not divide over {over}; an empty "
-          f"mesh.rules.{axis} keeps it whole"
+          f"{leaf}: {size} does not divide over {over}; in a "
+          f"config, an empty mesh.rules.{axis} keeps it whole"
         )
     return NamedSharding(mesh, spec)
 

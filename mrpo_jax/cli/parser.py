@@ -245,7 +245,10 @@ FLAGS = {
       Flag(
         "data", "rows, as config.data.train names them", "FILE", required=True
       ),
-      Flag("to", "folder of the data set", "DIR", required=True),
+      Flag(
+        *("to", "the data set is preference_pairs/1.0.0 in it", "DIR"),
+        required=True,
+      ),
       Flag("split", "its split", "NAME", "train"),
     ),
   ),

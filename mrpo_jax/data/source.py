@@ -69,6 +69,7 @@ def _load(name):
     return list(formats.pairs_of_rows(rows, where))
   split = split or "train"
   if place and pathlib.Path(place).is_dir():
+    _refuse_outer(place)
     rows, where = _tfds_rows(place, split), f"{place} split {split}"
     ours = "fingerprint" in (_metadata(pathlib.Path(place)) or {})
     return _prepared(rows) if ours else _pairs(rows, where)
@@ -220,6 +221,20 @@ def _unwrapped(value):
   if isinstance(value, dict) and value.get("role") == [""]:
     return value["content"][0]
   return value
+
+
+def _refuse_outer(place):
+  """Raises InputError where data sets stand below a folder that is none."""
+  if (pathlib.Path(place) / shards.TFDS[0]).exists():
+    return
+  below = [path.parent for path in pathlib.Path(place).rglob(shards.TFDS[0])]
+  # The hub's own folders have no features.json.
+  sets = sorted(str(one) for one in below if (one / shards.TFDS[1]).exists())
+  if sets:
+    raise InputError(
+      f"{place}: is no data set itself; name the one below it: "
+      f"{' or '.join(sets)}"
+    )
 
 
 def _tfds_rows(directory, split):

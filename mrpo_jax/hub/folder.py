@@ -27,7 +27,7 @@ def fingerprint(path):
 
   The same for a copy elsewhere; another for any changed byte or file name.
   """
-  found = (config_file(path), *_files(pathlib.Path(path)))
+  found = (config_file(path), *weight_files(pathlib.Path(path)))
   text = "".join(f"{file.name} {files.sha256_of(file)}\n" for file in found)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -79,7 +79,7 @@ def _weight_map(folder):
   return listed
 
 
-def _files(folder):
+def weight_files(folder):
   """The files that hold the weights, in order of name."""
   if (folder / WEIGHTS).is_file():
     return [folder / WEIGHTS]
@@ -130,7 +130,7 @@ def check_header(path):
 def tensor_infos(folder):
   """{name: TensorInfo} of a folder, from the headers of its files."""
   infos = {}
-  for path in _files(folder):
+  for path in weight_files(folder):
     with whole(path), safetensors.safe_open(path, framework="np") as file:
       check_header(path)
       for name in file.keys():

@@ -63,11 +63,16 @@ def load_tokenizers(config, workdir, pairs, known=None):
   """
   views, view_of, made, identity, bare = {}, {}, {}, {}, {}
   date = _date(config.data.date, (known or {}).get("identity", {}))
-  for section in _in_order(config):
+  sections = _in_order(config)
+  # Those of folders first: what is not there is said before one is trained.
+  for section in sorted(sections, key=lambda one: not one.tokenizer.folder):
     given = section.tokenizer
     origin = given.folder or given.key
     if origin not in bare:
       bare[origin] = _tokenizer(given, workdir, pairs, known, made)
+  for section in sections:
+    given = section.tokenizer
+    origin = given.folder or given.key
     with blames(f"config.{section.key}.template", InputError):
       undated = with_template(bare[origin], given.template)
       tokenizer = with_date(undated, date)

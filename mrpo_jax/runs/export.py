@@ -35,6 +35,12 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
     card_text, found.content, step, _metrics(workdir, step)
   )
   if adapter is not None and not merge:
+    if found.origin is None:
+      logger.warning(
+        "warning: the adapter's base was made in this run and is written "
+        "nowhere, so the adapter alone cannot be used; --merge-adapters writes "
+        "a whole model"
+      )
     about = dict(base=found.origin, card=card(library="peft"))
     peft.save(to, model, adapter, params, **about, **beside)
   else:

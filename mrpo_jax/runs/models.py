@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import math
+import pathlib
 import time
 
 import jax
@@ -16,6 +17,7 @@ from mrpo_jax import hub, parallel
 from mrpo_jax.data.tokenizer import id_count
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub import peft
+from mrpo_jax.hub.folder import weight_files
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
@@ -46,6 +48,19 @@ class Loaded:
 
   params: dict | None  # equal bases are the same arrays
   adapter: lora.Adapter | None  # what they hold
+
+
+def check_folders(config):
+  """Raises InputError where a folder that a model is read from holds none.
+
+  It is asked first: data takes minutes to encode.
+  """
+  for section in config.models().values():
+    if isinstance(section.base.weights, Folder):
+      folder = pathlib.Path(section.base.weights.path)
+      hub.read_config(folder)
+      weight_files(folder)
+    _adapter_identity(section)
 
 
 def describe_models(

@@ -22,7 +22,7 @@ from mrpo_jax.runs.data import (
   load_pairs,
   load_tokenizers,
 )
-from mrpo_jax.runs.models import check_ids, describe_models
+from mrpo_jax.runs.models import check_folders, check_ids, describe_models
 from mrpo_jax.runs.workdir import (
   FIXED,
   check_length,
@@ -66,7 +66,7 @@ def set_up(config, workdir, *, allow_changed=False):
   _check_best(config, method)
   mesh = mesh_of(config)
   processes.connect(mesh)
-  config.models()  # refuses names in rules, before any data is read
+  check_folders(config)  # and names in rules, before any data is read
   packing = _packing(config, mesh, method)
   memory.check_rows(config, packing)
   read = ["train", *(["eval"] if config.data.eval else [])]

@@ -58,6 +58,10 @@ def refused(capsys, *argv):
     (["inspect", LLAMA, "--mesh=rows=2"], "--mesh: 'rows=2'; want like data="),
     (["inspect", LLAMA, "--mesh=fsdp=0"], "--mesh: 'fsdp=0'"),
     (["inspect", LLAMA, "--mesh=fsdp=5"], "does not divide over mesh.fsdp=5"),
+    (
+      ["inspect", LLAMA, "--mesh=model=4"],
+      "mesh.model=4; in a config, an empty mesh.rules.kv_heads keeps it whole",
+    ),
     (["report", "--workdir=W"], "no run that was evaluated"),
     (["prepare", "--data=none.jsonl", "--to=X"], "none.jsonl"),
     (["bench"], "give one --config=FILE"),
@@ -175,6 +179,23 @@ def test_wrong_data(capsys, tmp_path, content, match):
   line = refused(capsys, "train", DEBUG, f"--workdir={workdir}", override)
   assert "rows.jsonl" in line and match in line
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  "key",
+  [
+    "policy.path",
+    "references.second.path",
+    "references.second.adapter",
+    "references.second.tokenizer",
+  ],
+)
+def test_a_model_that_is_not_there_is_said_first(capsys, tmp_path, key):
+  given = [f"--config={CONFIG}:mrpo,debug", f"--workdir={tmp_path}/run"]
+  assert cli.main(["train", *given, f"--config.{key}={tmp_path}/none"]) == 2
+  output, errors = capsys.readouterr()
+  assert "none: no such folder" in errors
+  assert output == ""  # no tokenizer was trained, nothing encoded
 
 
 def test_a_workdir_that_is_a_file(capsys, tmp_path):

@@ -129,6 +129,15 @@ def test_preparing_prints_nothing_to_stdout(tmp_path, file, capsys):
   assert capsys.readouterr().out == ""
 
 
+def test_the_folder_above_a_data_set_names_it(tmp_path, file):
+  one = source.prepare(file, tmp_path / "to")
+  with pytest.raises(InputError, match=f"/to: is no .* below it: {one}$"):
+    source.load(f"{tmp_path}/to:train")
+  two = source.prepare(file, tmp_path / "to", name="a")
+  with pytest.raises(InputError, match=f"below it: {two} or {one}$"):
+    source.load(tmp_path / "to")
+
+
 def test_a_builder_without_pairs_prepares_nothing(tmp_path):
   from mrpo_jax.data.tfds import PreferencePairs
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports carry what stood beside the weights that a run started from."""
 
+import importlib
 import json
 import shutil
 
@@ -175,6 +176,19 @@ def test_a_template_that_has_changed_since_is_said(source, tmp_path, caplog):
 
 
 # The base of an adapter.
+
+
+def test_a_base_that_is_written_nowhere_is_said(
+  source, tmp_path, caplog, monkeypatch
+):
+  workdir = run_of(tmp_path, source, adapter=ADAPTER)
+  export(workdir, tmp_path / "one")
+  assert "written nowhere" not in caplog.text
+  module = importlib.import_module("mrpo_jax.runs.export")
+  monkeypatch.setattr(module, "_origin", lambda section: None)  # made there
+  export(workdir, tmp_path / "two")
+  assert "written nowhere" in caplog.text
+  assert "--merge-adapters writes a whole model" in caplog.text
 
 
 def test_an_adapter_is_not_merged_into_another_base(source, tmp_path):

@@ -202,6 +202,8 @@ def test_a_job_installs_once_and_starts_all(machine):
     (["launch/slurm.sh", "a"], {"SLURM_SUBMIT_DIR": "/"}, "submit from there"),
     (["launch/worker.sh", "tpu"], {}, "want bash"),
     (["launch/quickstart.sh", "a,b"], {}, "has a comma"),
+    (["launch/quickstart.sh", "--help"], {}, "quickstart.sh [workdir]"),
+    (["launch/quickstart.sh", "a", "--help"], {}, "quickstart.sh [workdir]"),
   ],
 )
 def test_what_is_missing_is_said(machine, words, environment, message):
@@ -529,11 +531,42 @@ def test_a_copied_repository_gets_its_own_environment(machine):
   assert (copy / ".venv/made").exists()
 
 
-def test_the_quickstart_takes_a_path_with_spaces(machine):
-  executable(
-    machine.fakes / "mrpo",
-    'for w; do echo "$w"; done >> $CALLED; echo >> $CALLED',
+def test_an_environment_that_is_a_link_is_never_emptied(machine):
+  other = machine.root / "other"
+  (other / "bin").mkdir(parents=True)
+  (other / "bin/activate").write_text(f'VIRTUAL_ENV="{other}"\n')
+  (machine.repository / ".venv").symlink_to(other)
+  code, output, errors = environment(machine)
+  assert (code, output) == (2, "") and errors.count("\n") == 1
+  assert "is a link to another environment" in errors
+  assert [path.name for path in other.rglob("*")] == ["bin", "activate"]
+
+
+# What `mrpo train` leaves, as far as quickstart.sh looks at it: a run of 30
+# steps, which stands at step $STANDS.
+MRPO = r"""
+for w; do echo "$w"; done >> $CALLED; echo >> $CALLED
+[ $1 = train ] || exit 0
+run=${3#--workdir=}
+mkdir -p "$run/checkpoints/${STANDS:-30}"
+echo '{"steps": 30}' > "$run/config.json"
+"""
+
+
+def test_the_quickstart_exports_no_run_that_was_stopped(machine):
+  executable(machine.fakes / "mrpo", MRPO)
+  code, _, errors = machine.run("launch/quickstart.sh", "w", STANDS="12")
+  run = machine.repository / "w" / "sft-base"
+  assert code == 75 and "export" not in machine.calls()
+  assert errors == (
+    f"error: {run} stopped before its last step; the same command goes on\n"
   )
+  assert machine.run("launch/quickstart.sh", "w")[0] == 0
+  assert machine.calls().count("export") == 2
+
+
+def test_the_quickstart_takes_a_path_with_spaces(machine):
+  executable(machine.fakes / "mrpo", MRPO)
   assert machine.run("launch/quickstart.sh", "a work dir")[0] == 0
   calls = "\n".join(machine.calls()).strip().split("\n\n")
   work = machine.repository / "a work dir"
