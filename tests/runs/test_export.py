@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports carry what stood beside the weights that a run started from."""
 
-import importlib
 import json
 import shutil
 
@@ -18,6 +17,7 @@ from mrpo_jax.data.tokenizer import (
 )
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
+from mrpo_jax.runs import policy
 from mrpo_jax.runs.export import export
 from mrpo_jax.training import checkpoints
 from tests.material.runs import mrpo
@@ -184,8 +184,7 @@ def test_a_base_that_is_written_nowhere_is_said(
   workdir = run_of(tmp_path, source, adapter=ADAPTER)
   export(workdir, tmp_path / "one")
   assert "written nowhere" not in caplog.text
-  module = importlib.import_module("mrpo_jax.runs.export")
-  monkeypatch.setattr(module, "_origin", lambda section: None)  # made there
+  monkeypatch.setattr(policy.Checkpoint, "origin", None)  # made there
   export(workdir, tmp_path / "two")
   assert "written nowhere" in caplog.text
   assert "--merge-adapters writes a whole model" in caplog.text
