@@ -42,6 +42,21 @@ for name in dpo mrpo; do
   train $name ",models=$models"
 done
 
+said() { # what a model says, a file of JSON lines
+  mrpo generate "$1" --prompts=launch/quickstart_prompts.jsonl --to="$2" \
+    --temperature=0.7 --max_new_tokens=40 >/dev/null
+}
+echo "== samples"
+said --model="$models/sft-base" "$workdir/said-before.jsonl"
+said --workdir="$workdir/mrpo" "$workdir/said-after.jsonl"
+python -c 'import json, sys
+before, after = ([*map(json.loads, open(f, encoding="utf-8"))] for f in sys.argv[1:])
+for one, other in zip(before, after, strict=True):
+  print("prompt:", one["prompt"][-1]["content"])
+  print("sft-base:", " ".join(one["response"].split()))
+  print("mrpo:    ", " ".join(other["response"].split()))' \
+  "$workdir"/said-{before,after}.jsonl
+
 echo
 mrpo report --workdir="$workdir"
 echo "
