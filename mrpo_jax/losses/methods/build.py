@@ -17,6 +17,8 @@ from mrpo_jax.losses.methods.method import Memory, Method
 from mrpo_jax.losses.methods.mixing import Mixing, Unit
 
 AS_PUBLISHED = "published"  # what a choice is unless given
+# What it is where nothing was published.
+USUAL = dict(weights="uniform", nll=0.0, scale="sum", official_weights=False)
 
 
 @by_name
@@ -128,9 +130,25 @@ def _method(name, loss, given):
     token_arrays=token_arrays,
     pair_weight=pair_weight,
     dispersion=choices.dispersion(given.get("dispersion")),
-    nll=given.get("nll", 0.0),
+    nll=given.get("nll", USUAL["nll"]),
     numbers=numbers,
   )
+
+
+def taken(name):
+  """{keyword: its default} of what `build` takes for a name.
+
+  Not those that another keyword brings, as `adaptive_beta` does `running`.
+  """
+  given = dict(PUBLISHED.get(name, {"loss": name}))
+  loss, own = LOSSES[given.pop("loss")], {}
+  if loss is pair.combine:
+    own = {key: given.pop(key, ()) for key in ("losses", "loss_weights")}
+    loss = _combined(("dpo",), (1.0,))
+  asked, keywords = inputs_of(loss).values(), keywords_of(loss)
+  own |= dict(one.number for one in asked if one.number)
+  defaults = {**USUAL, **keywords, **given}
+  return own | {key: defaults.get(key) for key in _taken(loss, given)}
 
 
 def _taken(loss, given):
@@ -171,14 +189,14 @@ def _mixing(name, given, asked):
       f"{_called(name)} takes one reference, got {len(betas)} betas; name a "
       "mixture"
     )
-  rule, learns = choices.rule(given.get("weights", "uniform"))
+  rule, learns = choices.rule(given.get("weights", USUAL["weights"]))
   return Mixing(
     loss=name,
     p=choices.power(mixture),
     single=mixture is None and not any(one.all_references for one in asked),
     rule=rule,
     learns=learns,
-    official_weights=given.get("official_weights", False),
+    official_weights=given.get("official_weights", USUAL["official_weights"]),
     betas=betas,
     **choices.trust_region(given.get("clip")),
   )
@@ -186,7 +204,7 @@ def _mixing(name, given, asked):
 
 def _unit(name, given, asked):
   """The unit by name; a loss of means has no other."""
-  scale = choices.scale(given.get("scale", "sum"))
+  scale = choices.scale(given.get("scale", USUAL["scale"]))
   if scale == "zscore" and not any(one.from_reference for one in asked):
     raise ValueError(
       f"{_called(name)} has no references for scale 'zscore' to act on"

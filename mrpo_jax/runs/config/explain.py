@@ -6,10 +6,10 @@ import textwrap
 import typing
 
 from mrpo_jax.errors import InputError, did_you_mean
-from mrpo_jax.losses.methods.catalogue import LOSSES
 from mrpo_jax.runs.config.bandit import BanditConfig
 from mrpo_jax.runs.config.config import RENAMED, Config
-from mrpo_jax.runs.config.section import Named, allowed, is_section
+from mrpo_jax.runs.config.keywords import keywords
+from mrpo_jax.runs.config.section import Named, Shown, allowed, is_section
 from mrpo_jax.runs.config.sections import Loss
 
 INDENT = "    "
@@ -68,9 +68,12 @@ def _general(key):
   return ".".join(parts)
 
 
-def _keys_of(kind, where=""):
-  """(key, (what it may be, its meaning)) of a section, and of those below."""
-  for name, field in kind.model_fields.items():
+def _keys_of(section, where=""):
+  """(key, (what it may be, its meaning)) of a section, and of those below.
+
+  Of two sections of which one counts, by its `path`, what one lacks is said.
+  """
+  for name, field in section.model_fields.items():
     sections = _sections_in(field.annotation)
     if not sections:
       yield f"{where}{name}", (_kind(field), field.description)
@@ -80,28 +83,19 @@ def _keys_of(kind, where=""):
     about = field.description or inspect.getdoc(sections[0]).split("\n")[0]
     yield f"{where}{name}", (first, about)
     for one in sections:
-      yield from _keys_of(one, f"{where}{name}.")
-  if issubclass(kind, Named):
-    about = inspect.getdoc(kind.each).split("\n")[0]
+      lacking = [other for other in sections if other is not one]
+      for below, (kind, about) in _keys_of(one):
+        if not all(below in other.model_fields for other in lacking):
+          kind += "; only without path"
+        yield f"{where}{name}.{below}", (kind, about)
+  if issubclass(section, Named):
+    about = inspect.getdoc(section.each).split("\n")[0]
     yield f"{where}<name>", ("section", about)
-    if kind.each is not Loss:  # whose keys stand at `loss`
-      yield from _keys_of(kind.each, f"{where}<name>.")
-  if issubclass(kind, Loss):
-    for name, about in _keywords().items():
-      yield f"{where}{name}", ("keyword", about)
-
-
-def _keywords():
-  """{keyword of a loss: its meaning, and which losses take it}."""
-  takers = {}
-  for loss, function in LOSSES.items():
-    for name, one in inspect.signature(function).parameters.items():
-      if one.kind is one.KEYWORD_ONLY and not name.endswith("_B"):
-        takers.setdefault(name, []).append(f"{loss} ({one.default!r})")
-  return {
-    name: Loss.ABOUT.get(name) or f"of {', '.join(takers[name])}"
-    for name in sorted({*Loss.ABOUT, *takers})
-  }
+    if section.each is not Loss:  # whose keys stand at `loss`
+      yield from _keys_of(section.each, f"{where}<name>.")
+  if issubclass(section, Loss):
+    for name, said in keywords().items():
+      yield f"{where}{name}", said
 
 
 def _sections_in(annotation):
@@ -114,7 +108,11 @@ def _sections_in(annotation):
 
 def _kind(field):
   """Type, allowed values and default of a key, like "int, positive"."""
-  words = [_type(field.annotation), allowed(field.annotation, field.metadata)]
+  shown = [one.text for one in field.metadata if isinstance(one, Shown)]
+  words = [
+    *(shown or [_type(field.annotation)]),
+    allowed(field.annotation, field.metadata),
+  ]
   required = field.is_required()
   words.append("required" if required else f"default {field.default!r}")
   return ", ".join(filter(None, words))

@@ -32,6 +32,12 @@ def _held(given):
   return given
 
 
+class Shown(typing.NamedTuple):
+  """How help names a type that is read from several."""
+
+  text: str
+
+
 Count = typing.Annotated[int, annotated_types.Gt(0)]
 Whole = typing.Annotated[int, annotated_types.Ge(0)]
 # Numbers that a program has as int32.
@@ -41,6 +47,8 @@ Positive = typing.Annotated[float, annotated_types.Gt(0)]
 NotNegative = typing.Annotated[float, annotated_types.Ge(0)]
 # A file, a folder or a name; ~ is the user's home.
 Place = typing.Annotated[str, pydantic.BeforeValidator(_place)]
+# One or several of them.
+Places = typing.Annotated[Place, Shown("str or list of str")]
 SAID, UNKNOWN = "said", "unknown"  # errors whose sentence is made
 WANTED = {  # by the name of pydantic's error
   "int_type": "of type int",

@@ -2,7 +2,7 @@
 """Sections of a config that trains models: every key, default and bound."""
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
@@ -12,14 +12,17 @@ from pydantic import (
   model_validator,
 )
 
+from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.section import (
   Count,
   Named,
   NotNegative,
   Place,
+  Places,
   Positive,
   Section,
+  Shown,
   Whole,
   Whole32,
   key,
@@ -71,7 +74,9 @@ def _axes(given):
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Targets = Annotated[tuple[str, ...], BeforeValidator(_targets)]
+Targets = Annotated[
+  tuple[str, ...], BeforeValidator(_targets), Shown("str or tuple of str")
+]
 Rules = dict[str, Annotated[str, BeforeValidator(_axes)]]
 
 
@@ -102,9 +107,9 @@ class Data(Section):
   Several have commas between them, or are a list.
   """
 
-  train: Place = key("pairs to train on")
-  eval: Place = key("held-out pairs to evaluate on", "")
-  validation: Place = key(
+  train: Places = key("pairs to train on")
+  eval: Places = key("held-out pairs to evaluate on", "")
+  validation: Places = key(
     "held-out pairs that weights of references measure", ""
   )
   max_prompt: Count = key("tokens of a prompt, which keeps its end", 512)
@@ -140,7 +145,11 @@ class Mesh(Ruled):
   fsdp: int = key("devices that share rows, and the width of weights", 1)
   context: int = key("devices that share the positions of a row", 1)
   model: int = key("devices that share heads, MLP and vocabulary", 1)
-  rules: Rules = key("mesh axes over which axes of weights are split", {})
+  rules: Rules = key(
+    f"mesh axes (of {', '.join(parallel.AXES)}) over which an axis of weights "
+    f"(of {', '.join(parallel.RULES)}) is split",
+    {},
+  )
 
 
 class ReferenceUpdate(Section):
@@ -304,25 +313,6 @@ class References(Named):
 class Loss(Section, extra="allow"):
   """A loss by name and its keywords: docs/guide/losses.md lists them."""
 
-  # Keywords that many losses take.
-  ABOUT: ClassVar = {
-    "adaptive_beta": "strength of beta-DPO's beta for each batch",
-    "beta": "per nat; a smaller one lets the policy move further",
-    "betas": "one beta per reference",
-    "clip": "dict(epsilon_max=0.1, adaptive=True): around reference 0",
-    "dispersion": "mean of -log dispersion: MallowsPO's factor on a margin",
-    "loss_weights": "weights of the losses that `combine` adds",
-    "losses": "the losses that `combine` adds, by name",
-    "mixture": "how references become one: harmonic, ..., or multi",
-    "nll": "weight of an added likelihood of the chosen response",
-    "official_weights": "weights as released, not as published",
-    "phi": "dispersion of mallows_phi, for all pairs",
-    "running": "momentum of a running margin",
-    "scale": "unit of log-probabilities: sum, mean, character, zscore",
-    "token_weight": "weights of a response's tokens, by name",
-    "weights": "trust in each reference: numbers, or a rule by name",
-    "win_rate": "of sppo, for all pairs",
-  }
   name: str = key("loss or published method")
 
   @property
