@@ -59,9 +59,9 @@ def job_of(given, count):
       {
         "folder": str(folder),
         "prompts": prompts,
-        "pad": stop,
         "new": given.new,
-        "stops": [stop] if given.refill else [],
+        "stop": stop,
+        "least": 0 if given.refill else given.new,  # before it nothing ends
         "equality": given.equality,
       }
     )

@@ -36,11 +36,13 @@ def player(job, quantize, slots, static):
   longest = max(map(len, prompts))
   a_position = 2 * 4 * config.layers * config.kv_heads * config.head_dim
   mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  sampling = Sampling(temperature=0, max_new_tokens=new)
+  sampling = Sampling(
+    temperature=0, max_new_tokens=new, min_new_tokens=job["least"]
+  )
   decoder = Decoder(
     *(config, params),
     sampling=sampling,
-    stop_ids=job["stops"],
+    stop_ids=[job["stop"]],
     slots=slots or len(prompts),
     longest=longest,
   )

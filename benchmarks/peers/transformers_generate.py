@@ -15,7 +15,7 @@ def player(job, cache):
   model = transformers.AutoModelForCausalLM.from_pretrained(
     job["folder"], dtype=torch.float32
   ).eval()
-  pad = job["pad"]
+  pad = job["stop"]
 
   def said(prompts, new, **more):
     """What `generate` returns: greedy, exactly `new` tokens unless told."""
@@ -23,7 +23,8 @@ def player(job, cache):
     ids = [[pad] * (longest - len(p)) + p for p in prompts]
     mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
     given = dict(do_sample=False, min_new_tokens=new, max_new_tokens=new)
-    given |= dict(pad_token_id=pad, repetition_penalty=1.0, use_cache=True)
+    given |= dict(pad_token_id=pad, eos_token_id=pad)
+    given |= dict(repetition_penalty=1.0, use_cache=True)
     if cache == "static":
       given["cache_implementation"] = "static"
     with torch.inference_mode():
