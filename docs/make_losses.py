@@ -30,9 +30,10 @@ policy minus reference.
 `config.loss.name` is one of these, and the other keys of `config.loss` are
 keywords of `losses.build`.  Values after `=` are the defaults.  Every name but
 `nll` also takes `nll` (weight of an added likelihood term) and, but for
-`tdpo`, `token_weight`; what does not read means takes `scale`; what takes a
-reference takes several of them with `mixture`, `clip` and `weights` (`mnpo`:
-`weights`), and, where it has one `beta` and looks at each pair alone, `betas`.
+`tdpo`, `token_weight`; what does not ask for `mean_logp_BC` takes `scale`; what
+takes a reference takes several of them with `mixture`, `clip` and `weights`
+(`mnpo`: `weights`), and, where it has one `beta` and looks at each pair alone,
+`betas`.
 
 """
 
