@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mrpo_jax.losses.arguments import PairLoss, Weights, checked
+from mrpo_jax.losses.arguments import PairLoss, Weights, checked, keywords_of
 from mrpo_jax.losses.mixture import power_mean, trust_region, virtual_reference
 from mrpo_jax.losses.pair import dpo, margin
 from mrpo_jax.losses.rewards import f_dpo
@@ -61,8 +61,20 @@ def mrpo(
   True
   """
   check(policy_logp_BC=policy_logp_BC, ref_logp_BCK=ref_logp_BCK)
+  _refuse_unknown(virtual)
   ref_logp_BC = virtual_reference(ref_logp_BCK, **virtual)
   return pair_loss(widen(policy_logp_BC) - ref_logp_BC, beta=beta)
+
+
+def _refuse_unknown(virtual):
+  """A TypeError for the first keyword that `mrpo` does not take."""
+  known = keywords_of(virtual_reference)
+  here = {"mixture": "p", "weights": "weight", "clip": "epsilon_max"}
+  for key in virtual:
+    if key not in known:
+      taken = ", ".join(["beta", "pair_loss", *known])
+      meant = f", which is {here[key]!r} here" if key in here else ""
+      raise TypeError(f"mrpo does not take {key!r}{meant}; it takes: {taken}")
 
 
 @checked

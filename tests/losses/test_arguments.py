@@ -109,6 +109,27 @@ def test_the_usual_mistake_is_answered_with_the_right_call():
       call()
 
 
+@pytest.mark.parametrize(
+  "keyword,message",
+  [
+    (dict(mixture="geometric"), "mrpo does not take 'mixture', which is 'p' h"),
+    (
+      dict(weights="uniform"),
+      "mrpo does not take 'weights', which is 'weight'",
+    ),
+    (
+      dict(mixtur=0),
+      "mrpo does not take 'mixtur'; it takes: beta, pair_loss, ",
+    ),
+  ],
+)
+def test_a_keyword_of_configs_is_answered_by_that_of_the_function(
+  keyword, message
+):
+  with pytest.raises(TypeError, match=re.escape(message)):
+    losses.mrpo(LOGRATIO_BC, LOGRATIO_BC[..., None], **keyword)
+
+
 @pytest.mark.parametrize("K", [1, 2, 4])
 @pytest.mark.parametrize("make", [jnp.ones, lambda K: [1.0] * K])
 def test_weights_of_mnpo_are_refused_by_its_own_array(K, make):

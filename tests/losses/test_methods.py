@@ -637,6 +637,9 @@ def test_references_get_no_gradient():
     (dict(name="slic", adaptive_beta=0.6), "not take 'adaptive_beta'"),
     (dict(name="mnpo", mixture="harmonic"), "does not take 'mixture'"),
     (dict(name="mnpo", weight=1.0), "does not take 'weight'"),
+    (dict(name="mrpo", p=0), "does not take 'p', which is 'mixture' here; it"),
+    (dict(name="mrpo", weight=1), "'weight', which is 'weights' here; it"),
+    (dict(name="cpo", p=0), "does not take 'p'; it takes"),
     (dict(name="dpo", scale_B=2.0), "does not take 'scale_B'"),
     (dict(name="aot", valid_B=None), "does not take 'valid_B'"),
     (

@@ -50,12 +50,21 @@ def is_word(value, word):
   return isinstance(value, str) and value == word
 
 
+# What functions of arrays call a choice -> its name in a config.
+CHOICES = {"p": "mixture", "weight": "weights"}
+CHOICES |= {"epsilon_max": "clip", "adaptive_epsilon": "clip"}
+
+
 def refuse(what, given, taken, stand_ins=()):
   """A ValueError that names the first keyword which is not taken."""
   for key in given:
     if key not in taken:
       known = ", ".join(sorted({*taken, *stand_ins})) or "nothing"
-      raise ValueError(f"{what} does not take {key!r}; it takes: {known}")
+      here = CHOICES.get(key)
+      meant = f", which is {here!r} here" if here in taken else ""
+      raise ValueError(
+        f"{what} does not take {key!r}{meant}; it takes: {known}"
+      )
 
 
 def _named(what, given, known):
