@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.models.partition import WHOLE, Partition
+from mrpo_jax.text import counted
 
 AXES = ("data", "fsdp", "context", "model")
 RULES = {  # logical axis -> mesh axes
@@ -33,7 +34,7 @@ def make_mesh(*, data=-1, fsdp=1, context=1, model=1, devices=None):
     sizes[free[0]] = len(devices) // fixed
   if int(np.prod(list(sizes.values()))) != len(devices):
     raise InputError(
-      f"mesh {sizes} does not fit {len(devices)} devices; "
+      f"mesh {sizes} does not fit {counted(len(devices), 'device')}; "
       "change mesh.data, mesh.fsdp, mesh.context or mesh.model"
     )
   # Auto: the partitioner places what the code does not; Explicit axes, the

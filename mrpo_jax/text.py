@@ -10,6 +10,11 @@ def aligned(rows):
   )
 
 
+def counted(number, noun):
+  """ "1 device", "8 devices"."""
+  return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def sized(number, unit, step=1000):
   """A number with a prefix: "1.25 TFLOP", "95.0 GiB"."""
   for prefix in ("", "K", "M", "G", "T", "P", "E"):

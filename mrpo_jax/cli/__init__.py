@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `mrpo`: from its arguments to an exit code."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -49,7 +50,8 @@ def main(argv=None):
     if said is None:
       raise
     code, line = said
-    print(f"error: {line}", file=sys.stderr)
+    is_wish = isinstance(error, KeyboardInterrupt)  # and no error
+    print(line if is_wish else f"error: {line}", file=sys.stderr)
     return code
 
 
@@ -86,10 +88,22 @@ def _help(command="", *rest):
   known = parsers()
   if command not in known or rest:
     raise InputError(
-      f"no help on {' '.join([command, *rest])!r}; known: "
-      f"{', '.join(COMMANDS)}, config [KEY]"
+      f"no help on {' '.join([command, *rest])!r};{_meant_key(command, *rest)} "
+      f"known: {', '.join(COMMANDS)}, config [KEY]"
     )
   return known[command].format_help().rstrip()
+
+
+def _meant_key(*words):
+  """ " did you mean mrpo help config KEY?" where the words are one."""
+  from mrpo_jax.runs.config.explain import explain
+
+  for key in (".".join(words), words[0]):
+    key = key.removeprefix("config.")
+    with contextlib.suppress(InputError):
+      explain(key)
+      return f" did you mean mrpo help config {key}?"
+  return ""
 
 
 def _run(argv):

@@ -84,8 +84,10 @@ def store(given):
   elif action == "verify":
     verified(given.store, maintenance.verify(given.store, keys))
   elif action == "prune":
-    for path in maintenance.prune(given.store, keys):
-      print(f"removed {path}")
+    removed = maintenance.prune(given.store, keys)
+    print(
+      "\n".join(f"removed {path}" for path in removed) or "nothing to prune"
+    )
   elif not given.to:
     raise InputError("--to is missing; see mrpo store --help")
   elif len(keys) != 1:

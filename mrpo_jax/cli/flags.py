@@ -32,6 +32,8 @@ def changed_config(given, changes):
       sys_argv=["mrpo", *changes],
     )
     rest = parsed(["mrpo", *changes])[1:]
+  except flags.IllegalFlagValueError as error:
+    raise InputError(_wrong_value(config, changes, str(error))) from None
   except flags.Error as error:
     raise InputError(str(error).strip().split("\n")[-1]) from None
   if rest:
@@ -75,6 +77,24 @@ def _check_key(config, key, value=""):
       f"config.{key} is a section; give one of its keys: "
       + ", ".join(f"--config.{key}.{name}" for name in sorted(here))
     )
+
+
+def _wrong_value(config, changes, error):
+  """The sentence on a value that is not of the type that its key has."""
+  for place, word in enumerate(changes):
+    if "=" not in word:  # its value is the next word
+      word = "=".join(changes[place : place + 2])
+    if error.startswith(f"flag {word}:"):
+      break
+  else:
+    return error
+  key, _, value = word.removeprefix("--").partition("=")
+  for name in key.split(".")[1:]:
+    config = config[name]
+  wanted = f"of type {type(config).__name__}"
+  if isinstance(config, dict):
+    wanted = "a section like {'key': 1}"
+  return f"{key} must be {wanted}, got {value!r}"
 
 
 def meet(coordinator, count, index):

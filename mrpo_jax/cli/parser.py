@@ -209,7 +209,13 @@ class Parser(argparse.ArgumentParser):
     self.add_argument(f"--{flag.name}", help=about, **kind)
 
   def error(self, message):
-    raise InputError(message.removeprefix("argument "))
+    message = message.removeprefix("argument ")
+    if switch := re.fullmatch(
+      "(--.*): ignored explicit argument (.*)", message
+    ):
+      flag, value = switch.groups()
+      message = f"{flag}: a switch takes no {value}; give {flag} alone, or not"
+    raise InputError(message)
 
 
 def parsers():

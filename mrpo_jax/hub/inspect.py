@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mrpo_jax import parallel
 from mrpo_jax.hub.read import read_config
 from mrpo_jax.models import parameters
-from mrpo_jax.text import aligned
+from mrpo_jax.text import aligned, counted
 
 
 def lines(path, sizes, rules=None):
@@ -40,7 +40,7 @@ def lines(path, sizes, rules=None):
   if config.longest:
     yield f"sequences beyond {config.longest} tokens are refused in training"
   split = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-  yield f"on {math.prod(sizes.values())} devices, {split}:"
+  yield f"on {counted(math.prod(sizes.values()), 'device')}, {split}:"
   rows = [("array", "axes", "shape", "one device", "bytes")]
   total = 0
   for name, spec in _named(table):

@@ -3,7 +3,7 @@
 
 from mrpo_jax.performance.abstract import SPREAD
 from mrpo_jax.runs.memory import verdict
-from mrpo_jax.text import aligned, sized, sized_bytes
+from mrpo_jax.text import aligned, counted, sized, sized_bytes
 
 
 def lines(found):
@@ -12,12 +12,13 @@ def lines(found):
   made = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
   prompt, response = found["assumed_lengths"]
   least, most = SPREAD
+  devices = counted(found["devices"], "device")
   yield (
-    f"{found['devices']} devices of {found['topology']}, mesh {split}; "
-    f"{made}; {found['date']}"
+    f"{devices} of {found['topology']}, mesh {split}; {made}; {found['date']}"
   )
   yield (
-    f"{found['batch']} pairs a step, micro-batches of {found['rows']} rows of "
+    f"{counted(found['batch'], 'pair')} a step, micro-batches of "
+    f"{counted(found['rows'], 'row')} of "
     f"{found['row_length']} tokens, attention {found['kernel']!r}"
   )
   yield (

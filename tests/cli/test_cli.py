@@ -47,7 +47,10 @@ def refused(capsys, *argv):
     (["train", DEBUG, "--workdir=W", "--fit"], "unknown flag --fit;"),
     (["train", DEBUG, "--workdir"], "--workdir: expected one argument"),
     (["train", DEBUG, "--workdir="], "--workdir is missing"),
-    (["train", DEBUG, "--workdir=W", "--allow-changed=1"], "--allow-changed"),
+    (
+      ["train", DEBUG, "--workdir=W", "--allow-changed=true"],
+      "--allow-changed: a switch takes no 'true'; give --allow-changed alone",
+    ),
     (["export", "--workdir=W"], "--to is missing; see mrpo export --help"),
     (["report", "--workdir=W", "--config.steps=1"], "unknown flag --config."),
     (["train", "--config=none.py", "--workdir=W"], "none.py: no such file"),
@@ -89,7 +92,10 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
     ("--config.loss.beta=-1.0", "config.loss.beta must be positive"),
     ("--config.loss.beta=nan", "config.loss.beta must be a finite number"),
     ("--config.steps=0", "config.steps must be positive"),
-    ("--config.steps=ten", "steps"),
+    ("--config.steps=1e3", "config.steps must be of type int, got '1e3'"),
+    ("--config.steps ten", "config.steps must be of type int, got 'ten'"),
+    ("--config.loss.beta=x", "config.loss.beta must be of type float, got 'x'"),
+    ("--config.policy.new={", "new must be a section like {'key': 1}, got '{'"),
     ("--config.no.such=1", "config has no section 'no'; known: checkpoints, "),
     ("--config.polcy.remat=full", "'polcy'; did you mean policy? known: "),
     ("--config.such=1", "config.such is not known"),
@@ -341,6 +347,9 @@ def test_help_lists_every_flag_of_a_command_in_one_line(capsys, command):
   "argv,match",
   [
     (["help", "trian"], "no help on 'trian'; known: train, "),
+    (["help", "loss"], "'loss'; did you mean mrpo help config loss? known: "),
+    (["help", "loss", "beta"], "did you mean mrpo help config loss.beta?"),
+    (["help", "config.seed"], "did you mean mrpo help config seed?"),
     (["help", "train", "all"], "no help on 'train all'; known: train, "),
     (
       ["help", "config", "optimizer.peek_lr"],

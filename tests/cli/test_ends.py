@@ -135,7 +135,7 @@ def test_ctrl_c_is_one_line_and_130(capsys, monkeypatch):
 
   monkeypatch.setitem(COMMANDS, "report", fail)
   assert cli.main(["report", "--workdir=W"]) == 130
-  assert capsys.readouterr().err == "error: interrupted\n"
+  assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_thread_of_a_library_fails_the_command(capsys, monkeypatch):

@@ -28,5 +28,6 @@ def test_bytes_are_those_of_a_device_that_loads_it():
 
 
 def test_devices_need_not_exist():
+  assert "on 1 device, data=1:" in inspect.lines(PHI, dict(data=1))
   *_, last = inspect.lines(PHI, dict(data=64, fsdp=1, model=1))
   assert "bytes on each device" in last

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mrpo_jax import cli
 from mrpo_jax.errors import InputError
 from mrpo_jax.references import maintenance, store
 
@@ -477,6 +478,12 @@ def test_entries_count_a_pair_once(tmp_path):
     "shards": 2,
     "bytes": size,
   }
+
+
+def test_a_store_with_nothing_to_prune_says_so(tmp_path, capsys):
+  filled(tmp_path)
+  assert cli.main(["store", "prune", f"--store={tmp_path}"]) == 0
+  assert capsys.readouterr().out == "nothing to prune\n"
 
 
 def test_no_store_is_an_error(tmp_path):
