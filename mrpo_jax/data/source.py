@@ -3,6 +3,7 @@
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -152,10 +153,13 @@ def fingerprint(pairs):
 def _write(builder, directory):
   import tensorflow_datasets as tfds
 
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   offline = tfds.download.DownloadConfig(try_download_gcs=False)
-  # TFDS prints to stdout, and makes a download folder beside the data.
+  # TFDS prints what it has downloaded, and makes a download folder beside the
+  # data, though nothing is downloaded.
   with (
-    contextlib.redirect_stdout(sys.stderr),
+    contextlib.redirect_stdout(io.StringIO()),
     tempfile.TemporaryDirectory() as downloads,
   ):
     try:

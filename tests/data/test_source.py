@@ -2,6 +2,7 @@
 """Pairs survive TFDS bit by bit; other data and broken data are refused."""
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -124,9 +125,12 @@ def test_a_bad_row_and_a_failed_write_leave_nothing(
   assert list((tmp_path / "out").rglob("*1.0.0*")) == []
 
 
-def test_preparing_prints_nothing_to_stdout(tmp_path, file, capsys):
+def test_preparing_prints_nothing_where_no_terminal_is(tmp_path, file, capfd):
   source.prepare(file, tmp_path)
-  assert capsys.readouterr().out == ""
+  output, errors = capfd.readouterr()
+  assert output == ""
+  assert "\x1b" not in errors and "ownload" not in errors
+  assert not re.search(r"\d%", errors)
 
 
 def test_the_folder_above_a_data_set_names_it(tmp_path, file):
