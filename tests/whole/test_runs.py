@@ -20,6 +20,7 @@ from mrpo_jax.training.held_out import HeldOut
 from mrpo_jax.training.log import Log
 from tests.material.config import CONFIG
 from tests.material.runs import (
+  ROOT,
   assert_equal_runs,
   files_of,
   lines_of,
@@ -95,6 +96,16 @@ def test_a_run_leaves_what_is_promised(finished):
   assert json.loads((finished / "config.json").read_text())["steps"] == 8
   assert checkpoints.steps(finished) == [8, 4]
   assert list(finished.glob("events.out.tfevents.*"))
+
+
+def test_every_figure_is_on_the_page_of_metrics(finished):
+  page = (ROOT / "docs" / "guide" / "metrics.md").read_text("utf-8")
+  for name in lines_of(finished)[-1]:
+    own = re.sub("^(eval/)?((virtual|policy(_mean)?)/)?", "", name)
+    if own.startswith("references/"):  # the page names their table
+      own = "references/<name>/..."
+    own = re.sub("^gradient_scale[_/].*", "gradient_scale", own)
+    assert f"`{own}`" in page, name
 
 
 def test_a_checkpoint_restores_without_a_target(finished):
