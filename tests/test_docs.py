@@ -12,8 +12,10 @@ import sys
 import pytest
 
 from mrpo_jax import losses
+from mrpo_jax.cli.parser import FLAGS
 from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.runs.config import BEST
+from mrpo_jax.runs.config.explain import keys
 from mrpo_jax.runs.workdir import FIXED, HARMLESS
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -87,6 +89,25 @@ def test_files_that_are_named_are_there():
     if name not in EXAMPLES and not (root / name).exists()
   }
   assert not gone
+
+
+def test_every_key_and_every_flag_is_on_a_page():
+  pages = [DOCS.parent / "README.md", *DOCS.glob("**/*.md")]
+  text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+  words = {*re.findall(r"\w+", text)}
+  parts = {key.rpartition(".")[2] for key in keys()} - {"<name>"}
+  assert parts <= words, parts - words
+  for command, (_, flags, *_) in FLAGS.items():
+    for flag in flags:
+      assert f"--{flag.name}" in text, (command, flag.name)
+
+
+def test_extras_are_quoted_as_shells_want_it():
+  """zsh takes [plan] for a pattern."""
+  pages = [*DOCS.parent.glob("*.md"), *DOCS.glob("*/*.md")]
+  for page in pages:
+    bare = re.findall(r"-e \.\[\w+\]", page.read_text(encoding="utf-8"))
+    assert not bare, page
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
