@@ -54,6 +54,14 @@ def site(tmp_path):
   return site
 
 
+def test_the_example_prints_what_it_says(capsys):
+  exec(EXAMPLE, {})
+  (said,) = re.findall(r"print\(.*\)  # \[(.*)\]", EXAMPLE)
+  assert float(capsys.readouterr().out.strip("[]\n")) == pytest.approx(
+    float(said), rel=1e-5
+  )
+
+
 def test_an_installation_without_dependencies_has_the_losses(site, tmp_path):
   assert (site / "mrpo_jax" / "py.typed").is_file()
   code = f"""
@@ -65,6 +73,6 @@ assert not importlib.util.find_spec("ml_collections")
 print(losses.__file__, float(loss(policy_logp_BC, ref_logp_BCK)[0]))
 """
   # Isolated, and without the packages of this environment.
-  place, value = run("-I", "-S", "-c", code, cwd=tmp_path).split()
+  *_, place, value = run("-I", "-S", "-c", code, cwd=tmp_path).split()
   assert place.startswith(str(site))
   assert 0.0 < float(value) < 1.0
