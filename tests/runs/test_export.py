@@ -104,7 +104,9 @@ def test_a_source_that_is_gone_is_said(source, tmp_path, caplog, inputs):
 def test_a_generation_config_that_is_none_is_named(source, tmp_path, text):
   workdir = run_of(tmp_path, source)
   (source / "generation_config.json").write_text(text)
-  with pytest.raises(InputError, match="source/generation_config.json (is not JSON|holds)"):
+  with pytest.raises(
+    InputError, match="source/generation_config.json (is not JSON|holds)"
+  ):
     export(workdir, tmp_path / "to")
   assert not (tmp_path / "to").exists()
 
