@@ -50,7 +50,7 @@ def job_of(given, count):
   folder = given.model
   if not folder:
     job = material.prepare(workdir, given.shape, rounds=1, steps=1, batch=1)
-    (folder,) = json.loads(job.read_text())["models"]
+    folder = json.loads(job.read_text())["model"]
   tokenizer, prompts = prompts_of(folder, count, given.longest)
   stop = tokenizer.eos_token_id
   path = workdir / "generation.json"

@@ -546,6 +546,9 @@ def test_an_environment_that_is_a_link_is_never_emptied(machine):
 # steps, which stands at step $STANDS.
 MRPO = r"""
 for w; do echo "$w"; done >> $CALLED; echo >> $CALLED
+if [ $1 = generate ]; then
+  echo '{"prompt": [{"content": "Hi"}], "response": "Ho"}' > "${4#--to=}"
+fi
 [ $1 = train ] || exit 0
 run=${3#--workdir=}
 mkdir -p "$run/checkpoints/${STANDS:-30}"
@@ -578,6 +581,14 @@ def test_the_quickstart_takes_a_path_with_spaces(machine):
   for name in ("dpo", "mrpo"):
     models, run = f"{name},models={work}/models", f"--workdir={work}/{name}"
     expected += [["train", config + models, run]]
+  for model, said in (
+    (f"--model={work}/models/sft-base", "said-before"),
+    (f"--workdir={work}/mrpo", "said-after"),
+  ):
+    flags = ["--temperature=0.7", "--max_new_tokens=40"]
+    prompts = "--prompts=launch/quickstart_prompts.jsonl"
+    to = f"--to={work}/{said}.jsonl"
+    expected += [["generate", model, prompts, to, *flags]]
   expected += [["report", f"--workdir={work}"]]
   assert [call.split("\n") for call in calls] == expected
 
