@@ -55,16 +55,16 @@ def player(job, cache):
         output_logits=True,
         return_dict_in_generate=True,
       )
-      logp_TBV = torch.log_softmax(torch.stack(out.logits), -1)
-      best_TB, second_TB = logp_TBV.topk(2).values.unbind(-1)
-      for ids, logp_T, gap_T in zip(
-        out.sequences[:, -job["new"] :],
-        best_TB.T,
-        (best_TB - second_TB).T,
-        strict=True,
+      logp_BTV = torch.log_softmax(torch.stack(out.logits, 1), -1)
+      ids_BT = out.sequences[:, -job["new"] :]
+      logp_BT = logp_BTV.gather(-1, ids_BT[..., None])[..., 0]
+      logp_BTV[..., pad] = -torch.inf  # what may not end
+      best_BT, second_BT = logp_BTV.topk(2).values.unbind(-1)
+      figures = ids_BT, logp_BT, best_BT - second_BT
+      for ids, logp, gap in zip(
+        *(one.tolist() for one in figures), strict=True
       ):
-        one = {"ids": ids, "logp": logp_T, "gap": gap_T}
-        found.append({key: value.tolist() for key, value in one.items()})
+        found.append({"ids": ids, "logp": logp, "gap": gap})
     return {"found": found}
 
   return equality if job["equality"] else turn

@@ -133,7 +133,7 @@ def generate(given):
   --generation_config is given; then flags that are given count before it.
   """
   source = _source(given)
-  from mrpo_jax.runs import generate
+  from mrpo_jax.runs.inference import generate
 
   generate.generate(
     source,
@@ -157,7 +157,7 @@ def chat(given):
   """
   source = _source(given)
   from mrpo_jax.cli.chat import talk
-  from mrpo_jax.runs.chat import Chat
+  from mrpo_jax.runs.inference.chat import Chat
 
   talk(
     Chat(
@@ -174,15 +174,15 @@ def chat(given):
 
 
 def _source(given):
-  """The model that flags name, as runs.speaker.Source."""
-  from mrpo_jax.runs.speaker import Source
+  """The model that flags name, as inference.speaker.Source."""
+  from mrpo_jax.runs.inference.speaker import Source
 
   return Source(**{name: getattr(given, name) for name in Source._fields})
 
 
 def _sampling(given):
   """{name: value, None where it was not given} of the flags of sampling."""
-  from mrpo_jax.runs.sampled import NAMES
+  from mrpo_jax.runs.inference.sampling import NAMES
 
   return {name: getattr(given, name) for name in NAMES}
 

@@ -104,6 +104,8 @@ def new_file(text):
     problem = "no such folder"
   elif pathlib.Path(path).is_dir():
     problem = "is a folder; name a file"
+  elif os.path.exists(path) and not pathlib.Path(path).is_file():
+    problem = "is a device, a pipe or a socket; name a file"
   elif not os.access(path if os.path.exists(path) else folder, os.W_OK):
     problem = "cannot be written"
   if path and problem:

@@ -93,7 +93,7 @@ def samples(decoder, prompts, requests, seed, ended=None):
   Args:
     decoder: Decoder.
     prompts: lists of token ids.
-    requests: (number of a prompt, number of a sample), in the order in which
+    requests: of (number of a prompt, number of a sample), in the order in which
       they start; those of one prompt side by side.
     seed: see `generate`.
     ended: (request, ids so far) -> how many of them are kept, once the text
@@ -155,16 +155,17 @@ class _Queue:
 
   def __init__(self, decoder, prompts, requests):
     self._decoder, self._prompts = decoder, prompts
-    self._pending = collections.deque(requests)
+    self._coming = iter(requests)
+    self._pending = collections.deque()
     self._read = collections.deque()  # (request, row, places in it)
 
   def fill(self, slots):
     """[(slot, request)]: what went into the slots that were free."""
     free = collections.deque(np.flatnonzero(~slots.active))
     filled = []
-    while free and (self._read or self._pending):
-      if not self._read:
-        self._read_more()
+    while free:
+      if not self._read and not self._read_more():
+        break
       taken = []
       while free and self._read:
         taken.append((free.popleft(), *self._read.popleft()))
@@ -193,11 +194,15 @@ class _Queue:
     decoder.take(Requests(count, slot_N, row_N, source_NT, length_N), seen_NV)
 
   def _read_more(self):
-    """Reads the next prompts, as many as the rows hold."""
+    """Reads the next prompts, as many as the rows hold; were there any?"""
     decoder, places = self._decoder, {}
-    most = decoder.rows * decoder.row  # each has a token
-    waiting = itertools.groupby(self._pending, key=lambda request: request[0])
-    numbers = [number for number, _ in itertools.islice(waiting, most)]
+    # Each has a token at least; of one that is sampled often a part.
+    most = decoder.rows * decoder.row + decoder.slots
+    more = itertools.islice(self._coming, most - len(self._pending))
+    self._pending.extend(more)
+    numbers = list(dict.fromkeys(number for number, _ in self._pending))
+    if not numbers:
+      return False
     rows = []
     for r in range(decoder.rows):
       heads = [list(self._prompts[n][:-1]) for n in numbers[: decoder.row]]
@@ -216,3 +221,4 @@ class _Queue:
     while self._pending and self._pending[0][0] in places:
       request = self._pending.popleft()
       self._read.append((request, *places[request[0]]))
+    return True

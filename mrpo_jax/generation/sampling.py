@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 NEVER = -jnp.inf
+LEAST, MOST = 1e-6, 1e6  # of what logits are divided by: float32 holds both
 BLOCK = 256  # tokens of the vocabulary whose shares are summed at once
 
 
@@ -28,11 +29,11 @@ class Sampling:
 
   def __post_init__(self):
     checks = {
-      "temperature": 0 <= self.temperature < float("inf"),
+      "temperature": self.temperature == 0 or LEAST <= self.temperature <= MOST,
       "top_k": self.top_k >= 0,
-      "top_p": 0 < self.top_p <= 1,
-      "min_p": 0 <= self.min_p <= 1,
-      "repetition_penalty": 0 < self.repetition_penalty < float("inf"),
+      "top_p": LEAST <= self.top_p <= 1,
+      "min_p": self.min_p == 0 or LEAST <= self.min_p <= 1,
+      "repetition_penalty": LEAST <= self.repetition_penalty <= MOST,
       "max_new_tokens": self.max_new_tokens >= 1,
       "min_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
       "samples": self.samples >= 1,

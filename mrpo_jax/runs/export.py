@@ -14,7 +14,11 @@ from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
 from mrpo_jax.hub.folder import generation_config
 from mrpo_jax.models import lora
-from mrpo_jax.runs.policy import adapted_params, read_checkpoint, tokenizer_of
+from mrpo_jax.runs.inference.policy import (
+  adapted_params,
+  read_checkpoint,
+  tokenizer_of,
+)
 from mrpo_jax.training.log import metrics_until
 
 logger = logging.getLogger(__name__)

@@ -276,7 +276,7 @@ def test_wrong_chats(here, monkeypatch, capsys, flags, match):
 
 
 def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):
-  from mrpo_jax.runs import chat as module
+  from mrpo_jax.runs.inference import chat as module
 
   whole, calls = module.samples, []
 
@@ -304,7 +304,7 @@ def test_a_piped_chat_prints_answers_alone(inputs):
 
 
 def test_pieces_of_an_answer_hold_no_half_and_no_beginning_of_a_stop():
-  from mrpo_jax.runs.chat import Stream
+  from mrpo_jax.runs.inference.chat import Stream
 
   pieces = []
   stream = Stream(("\n\n", "<end>"), pieces.append)

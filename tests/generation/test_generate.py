@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from mrpo_jax import hub, parallel
 from mrpo_jax.data import pack
 from mrpo_jax.data.encode import Encoded
-from mrpo_jax.generation import Decoder, Sampling, generate
+from mrpo_jax.generation import Decoder, Sampling, generate, samples
 from mrpo_jax.models import lora, packed, parameters, transformer, weights
 from mrpo_jax.models.config import ModelConfig
 from tests.material.folders import GOLDEN
@@ -65,8 +66,8 @@ def assert_said(config, params, prompts, found, greedy=True):
   if config.longest is not None:
     size = min(size, config.longest)
   apply = jax.jit(functools.partial(transformer.apply, config))
-  for prompt, samples in zip(prompts, found, strict=True):
-    for sample in samples:
+  for prompt, some in zip(prompts, found, strict=True):
+    for sample in some:
       ids = prompt + sample.ids
       tokens_1T = np.zeros((1, size), np.int32)
       tokens_1T[0, : len(ids)] = ids
@@ -120,8 +121,8 @@ def test_slots_and_order_change_nothing(windows):
   assert run(4, seed=4)[0] != ids
   assert_said(config, params, prompts, found, greedy=False)
   assert any(a != b for a, b, _ in ids)  # samples differ
-  for samples in found:
-    for one in samples:
+  for some in found:
+    for one in some:
       assert STOP not in one.ids[:-1]
       is_stop = one.ids[-1] == STOP
       assert one.finish == ("stop" if is_stop else "length")
@@ -231,6 +232,23 @@ def test_what_passes_the_longest_sequence_is_refused():
   config = dataclasses.replace(config, learned_positions=True, max_positions=20)
   with pytest.raises(ValueError, match="20 .* allows"):
     generate(config, params, [[1] * 10], sampling=Sampling(max_new_tokens=11))
+
+
+def test_requests_are_asked_for_as_slots_are_free():
+  """So that many samples of a prompt take no memory before they are made."""
+  config, params = model()
+  decoder = Decoder(
+    *(config, params),
+    sampling=Sampling(max_new_tokens=2),
+    stop_ids=(),
+    slots=2,
+    longest=3,
+  )
+  requests = zip(itertools.repeat(0), itertools.count(), strict=False)
+  found = samples(decoder, [[5, 6, 7]], requests, 0)
+  first = [request for request, _ in itertools.islice(found, 5)]
+  assert first == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4)]
+  assert next(requests)[1] < 1000
 
 
 def test_no_prompts_no_samples():

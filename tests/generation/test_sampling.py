@@ -120,11 +120,14 @@ def test_greedy_takes_the_likeliest_after_penalty_and_bans():
   [
     dict(temperature=-1.0),
     dict(temperature=float("nan")),
+    dict(temperature=1e-38),  # logits over it are no numbers
     dict(top_k=-1),
     dict(top_p=0.0),
     dict(top_p=1.1),
+    dict(top_p=1e-320),
     dict(min_p=-0.1),
     dict(repetition_penalty=0.0),
+    dict(repetition_penalty=1e39),
     dict(max_new_tokens=0),
     dict(min_new_tokens=9, max_new_tokens=8),
     dict(samples=0),

@@ -17,8 +17,8 @@ from mrpo_jax.data.tokenizer import (
 )
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
-from mrpo_jax.runs import policy
 from mrpo_jax.runs.export import export
+from mrpo_jax.runs.inference import policy
 from mrpo_jax.training import checkpoints
 from tests.material.runs import mrpo
 from tests.material.standing import run_of

@@ -26,7 +26,11 @@ from mrpo_jax.hub.folder import generation_config
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.runs import memory
-from mrpo_jax.runs.policy import adapted_params, read_checkpoint, tokenizer_of
+from mrpo_jax.runs.inference.policy import (
+  adapted_params,
+  read_checkpoint,
+  tokenizer_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +122,9 @@ def _rules(config, mesh, rules=None):
 
 def _of_folder(source, mesh, date):
   config = hub.read_config(source.model)
+  tokenizer = load_tokenizer(source.model)
   with blames("--template", InputError):
-    tokenizer = load_tokenizer(source.model, source.template)
+    tokenizer = with_template(tokenizer, source.template)
   tokenizer, identity = _on_day(tokenizer, date)
   identity["model"] = hub.fingerprint(source.model)
   rules = _rules(config, mesh)
@@ -191,7 +196,8 @@ def _forward(mesh, rules):
 
 def _on_day(tokenizer, date):
   """(tokenizer, {"date": ...} where its template writes the day)."""
-  day = datetime.date.fromisoformat(date) if date else datetime.date.today()
+  with blames("the day that was recorded"):
+    day = datetime.date.fromisoformat(date) if date else datetime.date.today()
   dated = with_date(tokenizer, day)
   return dated, {} if dated is tokenizer else {"date": str(day)}
 
@@ -225,6 +231,11 @@ def ends(speaker, *, chats):
     for one in dict.fromkeys(ids):
       if one is not None and 0 <= one < config.vocab_size:
         found.setdefault(one, []).append(who)
+      elif one is not None:
+        logger.warning(
+          f"warning: {who} ends samples with the token {one}, which never "
+          f"comes: the model has {config.vocab_size}"
+        )
   return found, texts
 
 

@@ -11,7 +11,8 @@ from mrpo_jax.data.templates import DEFAULT
 from mrpo_jax.errors import InputError
 from mrpo_jax.generation import samples
 from mrpo_jax.generation.stops import HALF, Stops
-from mrpo_jax.runs import sampled, speaker
+from mrpo_jax.runs.inference import speaker
+from mrpo_jax.runs.inference.sampling import sampling_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Chat:
       raise InputError("--stop is empty; give the text that ends an answer")
     self._speaker = found = speaker.find(source)
     self.max_length = _max_length(found, max_length)
-    self._sampling = sampled.sampling(given, found, generation_config)
+    self._sampling = sampling_of(given, found, generation_config)
     if not given.get("max_new_tokens"):
       most = min(self._sampling.max_new_tokens, self.max_length // 4 or 1)
       self._sampling = dataclasses.replace(self._sampling, max_new_tokens=most)

@@ -31,7 +31,7 @@ ALONE = {
 }
 
 
-def sampling(given, speaker=None, generation_config=False):
+def sampling_of(given, speaker=None, generation_config=False):
   """The Sampling that is asked for.
 
   Args:
@@ -71,6 +71,11 @@ def _of_file(folder, asked):
         f"{where}: {key}={values[key]!r} is not done here; leave out "
         "--generation_config, or that key"
       )
+  if "max_length" in values and not {"max_new_tokens"} & {*values, *asked}:
+    raise InputError(
+      f"{where}: max_length={values['max_length']!r} counts the prompt, too, "
+      "which is not done here; give --max_new_tokens"
+    )
   found = {name: values[name] for name in NAMES if name in values}
   if values.get("do_sample") is False:
     found["temperature"] = 0.0

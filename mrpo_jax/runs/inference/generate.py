@@ -18,7 +18,9 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.generation.generate import SLOTS, samples
 from mrpo_jax.generation.stops import Stops
 from mrpo_jax.progress import Progress
-from mrpo_jax.runs import asked, sampled, speaker
+from mrpo_jax.runs.inference import speaker
+from mrpo_jax.runs.inference.prompts import prompt_ids, read_prompts
+from mrpo_jax.runs.inference.sampling import sampling_of
 from mrpo_jax.runs.workdir import differences
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class Work:
   """What a command has to do, all of it checked."""
 
   speaker: speaker.Speaker
-  prompts: list  # of asked.Asked
+  prompts: list  # of prompts.Asked
   ids: list  # of each prompt
   sampling: object
   seed: int
@@ -67,7 +69,7 @@ def generate(
 
   Args:
     source: speaker.Source.
-    prompts: file of them, see `asked.read`.
+    prompts: file of them, see `prompts.read_prompts`.
     to: file to write, or to go on with.
     given: values of flags by the names of Sampling, None where not given.
     seed: of all samples.
@@ -111,9 +113,9 @@ def generate(
 
 def _work(found, path, given, seed, stops, generation_config):
   """The Work of flags; reads prompts, but no weights."""
-  sampling = sampled.sampling(given, found, generation_config)
-  prompts = asked.read(path, keys=OWN, conversations=found.conversations)
-  ids = asked.encode(found, prompts, sampling.max_new_tokens)
+  sampling = sampling_of(given, found, generation_config)
+  prompts = read_prompts(path, keys=OWN, conversations=found.conversations)
+  ids = prompt_ids(found, prompts, sampling.max_new_tokens)
   chats = sum(one.is_chat for one in prompts)
   tokens, texts = speaker.ends(found, chats=bool(chats))
   texts = (*texts, *stops)
@@ -152,7 +154,12 @@ def _record(work, prompts, cache_dtype):
 def _known(to):
   """The record of what a file holds already; None where it holds nothing."""
   if _beside(to).is_file():
-    return files.read_json(_beside(to))
+    known = files.read_json(_beside(to))
+    if not isinstance(known.get("date", ""), str):
+      raise InputError(
+        f"{_beside(to)} is not as it was written; remove it and {to.name}"
+      )
+    return known
   if to.exists() and to.stat().st_size:
     raise InputError(
       f"{to} exists, and no {_beside(to).name} beside it says of what it is; "
@@ -199,7 +206,7 @@ def _run(work, decoder, to, done):
   """Writes the lines that are left."""
   text_of = speaker.text_of(work.speaker.tokenizer)
   stops = Stops(work.stops, text_of)
-  requests = [work.request(number) for number in range(done, work.total)]
+  requests = map(work.request, range(done, work.total))
   made, tokens = {}, 0
   if done:
     logger.info(f"{to} holds {done} of {work.total} samples; going on")

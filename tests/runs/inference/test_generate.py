@@ -14,10 +14,12 @@ from mrpo_jax import files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import transformer
-from mrpo_jax.runs import asked, sampled, speaker
-from mrpo_jax.runs.generate import OWN, generate
-from mrpo_jax.runs.policy import adapted_params, read_checkpoint
-from mrpo_jax.runs.speaker import Source
+from mrpo_jax.runs.inference import prompts as asked
+from mrpo_jax.runs.inference import sampling as sampled
+from mrpo_jax.runs.inference import speaker
+from mrpo_jax.runs.inference.generate import OWN, generate
+from mrpo_jax.runs.inference.policy import adapted_params, read_checkpoint
+from mrpo_jax.runs.inference.speaker import Source
 from tests.material.rows import user
 from tests.material.standing import run_of
 
@@ -252,11 +254,13 @@ def test_plain_dialogues_are_turns_where_the_run_has_them_so(tmp_path):
   row = {"prompt": "\n\nHuman: Sky?\n\nAssistant:"}
   files.write_lines(tmp_path / "p.jsonl", [row])
   for form, prompt in (("", row["prompt"]), ("hh", [user("Sky?")])):
-    (one,) = asked.read(tmp_path / "p.jsonl", keys=(), conversations=form)
+    (one,) = asked.read_prompts(
+      tmp_path / "p.jsonl", keys=(), conversations=form
+    )
     assert one.row == row and one.pair.prompt == prompt
 
 
-def test_every_end_that_is_known_counts(inputs, tmp_path):
+def test_every_end_that_is_known_counts(inputs, tmp_path, caplog):
   folder = tmp_path / "model"
   shutil.copytree(inputs / "base", folder)
   for name, ids in (("config", [1, 5]), ("generation_config", [7, 1, 9999])):
@@ -271,6 +275,9 @@ def test_every_end_that_is_known_counts(inputs, tmp_path):
     7: ["generation_config.json"],
   }
   assert texts == []
+  assert (
+    "generation_config.json ends samples with the token 9999" in caplog.text
+  )
   # A template whose end is no token of the tokenizer.
   found = speaker.find(Source(model=str(folder), template="chatml"))
   assert speaker.ends(found, chats=True)[1] == ["<|im_end|>"]
@@ -292,7 +299,8 @@ def of(folder):
     ({"temperature": 0.6, "top_p": 0.9}, {}, dict(temperature=0.6, top_p=0.9)),
     ({"temperature": 0.6, "top_k": 20.0}, {"temperature": 2.0}, dict(top_k=20)),
     ({"do_sample": False, "temperature": 0.6}, {}, dict(temperature=0.0)),
-    ({"do_sample": True, "min_p": None, "max_length": 20}, {}, {}),
+    ({"do_sample": True, "min_p": None}, {}, {}),
+    ({"max_length": 20}, {"max_new_tokens": 9}, {}),
     (
       {"num_beams": 1, "repetition_penalty": 1.1},
       {},
@@ -306,11 +314,11 @@ def test_a_generation_config_counts_where_flags_do_not(
 ):
   files.write_json(tmp_path / "generation_config.json", values)
   with caplog.at_level("INFO", "mrpo_jax"):
-    found = sampled.sampling(given, *of(tmp_path))
+    found = sampled.sampling_of(given, *of(tmp_path))
   assert found == sampled.Sampling(**taken | given)
   for name in taken:
     assert f"{name}={taken[name]}" in caplog.text
-  assert sampled.sampling(given) == sampled.Sampling(**given)
+  assert sampled.sampling_of(given) == sampled.Sampling(**given)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +327,7 @@ def test_a_generation_config_counts_where_flags_do_not(
     ({"num_beams": 4}, "num_beams=4 is not done here"),
     ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3 is not done here"),
     ({"stop_strings": ["a"]}, "stop_strings=.* is not done here"),
+    ({"max_length": 20}, "max_length=20 counts the prompt, too"),
     ({"top_p": "0.9"}, "top_p='0.9' is no number"),
     ({"top_p": 1.9}, "generation_config.json: top_p=1.9 is out of range"),
   ],
@@ -328,12 +337,12 @@ def test_a_generation_config_that_cannot_be_done_is_refused(
 ):
   files.write_json(tmp_path / "generation_config.json", values)
   with pytest.raises(InputError, match=match):
-    sampled.sampling({}, *of(tmp_path))
+    sampled.sampling_of({}, *of(tmp_path))
 
 
 def test_a_model_without_a_folder_has_no_generation_config():
   with pytest.raises(InputError, match="M was made without such a file"):
-    sampled.sampling({}, *of(None))
+    sampled.sampling_of({}, *of(None))
 
 
 # A run.
@@ -379,3 +388,11 @@ def test_what_the_devices_cannot_hold_is_refused_before(
   with pytest.raises(InputError, match="slots of .* tokens take .*--slots"):
     say(Source(f"{inputs}/base"), prompts, to)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_record_that_was_changed_is_refused(said, inputs, prompts, tmp_path):
+  to = tmp_path / "to.jsonl"
+  shutil.copy(said[0], to)
+  files.write_json(tmp_path / "to.jsonl.run.json", {"date": 5})
+  with pytest.raises(InputError, match="run.json is not as it was written"):
+    say(Source(f"{inputs}/base"), prompts, to)

@@ -30,7 +30,7 @@ class Asked:
     return isinstance(self.pair.prompt, list)
 
 
-def read(path, *, keys, conversations=""):
+def read_prompts(path, *, keys, conversations=""):
   """Every prompt of a file, each an Asked.
 
   Args:
@@ -87,7 +87,7 @@ def _rows(path):
     yield where, {"prompt": text}
 
 
-def encode(speaker, prompts, new):
+def prompt_ids(speaker, prompts, new):
   """The ids of each Asked, and of all of them that can be answered.
 
   Args:
