@@ -33,7 +33,7 @@ DECIMALS = 4  # of log-probabilities in nats
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Job:
   """What a command has to do, all of it checked."""
 
   speaker: speaker.Speaker
@@ -112,7 +112,7 @@ def generate(
 
 
 def _work(found, path, given, seed, stops, generation_config):
-  """The Work of flags; reads prompts, but no weights."""
+  """The Job of flags; reads prompts, but no weights."""
   sampling = sampling_of(given, found, generation_config)
   prompts = read_prompts(path, keys=OWN, conversations=found.conversations)
   ids = prompt_ids(found, prompts, sampling.max_new_tokens)
@@ -128,7 +128,7 @@ def _work(found, path, given, seed, stops, generation_config):
     f"{min(map(len, ids))} to {max(map(len, ids))} tokens"
   )
   speaker.say_ends(found, tokens, texts)
-  return Work(found, prompts, ids, sampling, seed, (*tokens,), texts)
+  return Job(found, prompts, ids, sampling, seed, (*tokens,), texts)
 
 
 # What is there.
