@@ -4,6 +4,7 @@
 from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
+SYSTEM_ROLES = ("system", "developer")
 ROLES = {"human": "user", "gpt": "assistant"}
 ROLES |= {role: role for role in ("user", "assistant", "system")}
 
@@ -122,6 +123,28 @@ def holds_text(value, words):
       return True
     value = [*value.values()]
   return isinstance(value, list) and any(holds_text(v, words) for v in value)
+
+
+def is_blank(value):
+  """Is it a text, or turns, without a word?  System turns do not count."""
+  if isinstance(value, str):
+    return not value.strip()
+  if isinstance(value, dict):
+    said = {"content", "value", "text"} & value.keys()
+    beside = ("role", "from", "type", "name", *said)
+    return (
+      bool(said)
+      and all(is_blank(value[key]) for key in said)
+      and not any(value[key] for key in value if key not in beside)
+    )
+  if not isinstance(value, list):
+    return False
+  asked = [
+    one
+    for one in value
+    if not isinstance(one, dict) or one.get("role") not in SYSTEM_ROLES
+  ]
+  return all(map(is_blank, asked or value))
 
 
 def shown(value):

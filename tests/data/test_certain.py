@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a row means is certain, or the row is refused with what it has."""
+
+import pytest
+
+from mrpo_jax.data import formats
+from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.errors import InputError
+from tests.material.rows import bot, only, system, user
+
+ASKED = "What is the capital?"
+SIDES = {"chosen": "Town", "rejected": "River"}
+TURNS = PreferencePair([user(ASKED)], [bot("Town")], [bot("River")])
+
+
+def refusal(row):
+  with pytest.raises(InputError, match="^a.jsonl line 7: ") as found:
+    formats.pairs_of(row, "a.jsonl line 7")
+  text = str(found.value)
+  assert "\n" not in text
+  return text
+
+
+# A prompt that says nothing is none.
+
+EMPTY = ["", " \n", [], [user("")], [user(" ")], {"role": [], "content": []}]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+def test_another_column_is_the_prompt_where_prompt_says_nothing(empty):
+  row = {"prompt": empty, "question": ASKED}
+  assert only(row, **SIDES) == TURNS
+  assert only(row, ranked=["Town", "River"]) == TURNS
+  assert only(row, response="Town").prompt == TURNS.prompt
+  turns = {"prompt": empty, "messages": [user(ASKED)]}
+  assert only(turns, **SIDES) == TURNS
+
+
+@pytest.mark.parametrize("empty", [*EMPTY, [system("S"), user("")]])
+@pytest.mark.parametrize(
+  "rest",
+  [
+    SIDES,
+    {"chosen": "It is a town", "rejected": "It is a river"},
+    {"chosen": [bot("Town")], "rejected": [bot("River")]},
+    SIDES | {"system": "S"},
+    SIDES | {"topic": ASKED},
+    {"ranked": ["Town", "River"]},
+    {"completion": "Town"},
+  ],
+)
+def test_an_empty_prompt_is_refused(empty, rest):
+  assert "prompt is empty; give it a word" in refusal({"prompt": empty} | rest)
+
+
+@pytest.mark.parametrize(
+  "key", ["question", "query", "instruction", "input", "messages"]
+)
+def test_a_question_that_says_nothing_is_refused(key):
+  empty = [user(" ")] if key == "messages" else "  "
+  assert f"{key} is empty" in refusal({key: empty} | SIDES)
+
+
+def test_a_part_of_an_instruction_may_be_empty():
+  row = {"instruction": " ", "input": ASKED}
+  assert only(row, **SIDES) == TURNS
+  row = {"instruction": ASKED, "input": " "}
+  assert only(row, **SIDES) == TURNS
+
+
+def test_a_text_column_beside_two_responses_may_be_the_prompt():
+  text = refusal({"text": ASKED} | SIDES)
+  assert "'text' holds text too; name the column of the prompt" in text
