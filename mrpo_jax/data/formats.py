@@ -153,6 +153,7 @@ def _pairs_of(row, where):
     return [_given_pair(row, where)]
   key, prompt = _prompt(row, where)
   if key and (ranking := _ranking(row, where)):
+    prompt = dialogues.without_answer(prompt, ranking[0])
     if not isinstance(prompt, str):
       responses, scores = ranking
       ranking = [_as_turns("assistant", one) for one in responses], scores
@@ -184,6 +185,7 @@ def _answer(row, key, prompt, where):
     response = values.as_text_or_turns(
       row[answers[0]], f"{where}: {answers[0]}", empty=False
     )
+    prompt = dialogues.without_answer(prompt, [response])
     return _explicit(row, key, prompt, response, response, where)
   return _last_answer(row, turns[0], where)
 
@@ -213,6 +215,7 @@ def _given_pair(row, where):
   )
   key, prompt = _prompt(row, where)
   if key:
+    prompt = dialogues.without_answer(prompt, [chosen, rejected])
     return _explicit(row, key, prompt, chosen, rejected, where)
   return _implicit(row, chosen, rejected, where)
 

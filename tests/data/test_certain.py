@@ -71,3 +71,47 @@ def test_a_part_of_an_instruction_may_be_empty():
 def test_a_text_column_beside_two_responses_may_be_the_prompt():
   text = refusal({"text": ASKED} | SIDES)
   assert "'text' holds text too; name the column of the prompt" in text
+
+
+# What a response says is no part of the prompt.
+
+Q, OWL, CAT = user("Name a bird."), bot("It is an owl."), bot("It is a cat.")
+BIRD = PreferencePair([Q], [OWL], [CAT])
+
+
+def of_gpt(turn):
+  names = {"user": "human", "assistant": "gpt"}
+  return {"from": names[turn["role"]], "value": turn["content"]}
+
+
+@pytest.mark.parametrize("answer", [OWL, CAT, bot(" It is an owl.\n")])
+@pytest.mark.parametrize("key", ["prompt", "messages", "conversations"])
+def test_an_answer_that_a_prompt_ends_in_stands_once(key, answer):
+  row = {key: [Q, answer]}
+  assert only(row, chosen=[OWL], rejected=[CAT]) == BIRD
+  assert only(row, chosen=of_gpt(OWL), rejected=of_gpt(CAT)) == BIRD
+  if key != "prompt":
+    texts = OWL["content"], CAT["content"]
+    assert only(row, chosen=texts[0], rejected=texts[1]) == BIRD
+  ranked = {"ranked": [[OWL], [CAT], [bot("Cod.")]]}
+  for pair in formats.pairs_of(row | ranked, "row 1"):
+    assert pair.prompt == [Q]
+  if answer == OWL:
+    assert only(row, chosen=[Q, OWL], rejected=[Q, CAT]) == BIRD
+    one = only(row, response=[OWL])
+    assert one == PreferencePair([Q], [OWL], None)
+
+
+def test_the_start_of_an_answer_that_all_repeat_stands_once():
+  row = {"messages": [Q, bot("It is")]}
+  assert only(row, chosen=[OWL], rejected=[CAT]) == BIRD
+  goes_on = only(row, chosen=[bot(" an owl.")], rejected=[bot(" a cat.")])
+  assert goes_on.prompt == row["messages"]
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_an_answer_that_a_dialogue_ends_in_stands_once(space):
+  start = "\n\nHuman: Name a bird.\n\nAssistant:"
+  row = {"chosen": f"{space}It is an owl.", "rejected": f"{space}It is a cat."}
+  pair = only(row, prompt=start + " It is an owl.")
+  assert pair == only(row, prompt=start + " "[len(space) :])

@@ -195,6 +195,44 @@ def _words(turn):
   return " ".join(messages.content(turn).split())
 
 
+# A prompt that holds a response.
+
+
+def without_answer(prompt, responses):
+  """A prompt without its last answer, where that is a response too.
+
+  It is one where some response says the same, or where all begin with it.
+  """
+  last = _last_answer(prompt)
+  said = messages.content(last).strip()
+  firsts = [_first_answer(one) for one in responses]
+  texts = [messages.content(one).strip() for one in firsts]
+  begin = bool(said.split()[1:]) and all(one.startswith(said) for one in texts)
+  if not (begin or said and said in texts or last and last in firsts):
+    return prompt
+  if not isinstance(prompt, str):
+    return prompt[:-1]
+  start = prompt.rstrip().removesuffix(said)
+  apart = any(messages.content(one)[:1].isspace() for one in firsts)
+  return start.rstrip() if apart else start
+
+
+def _last_answer(prompt):
+  """The turn of the model that a prompt ends in, {} if it ends in none."""
+  if not isinstance(prompt, str):
+    return prompt[-1] if prompt and messages.is_answer(prompt[-1]) else {}
+  ends = [mark.end() for mark in ASSISTANT.finditer(prompt)]
+  said = prompt[ends[-1] :] if ends else ""
+  return {} if MARK.search(said) else {"content": said}
+
+
+def _first_answer(response):
+  """The turn of a response, or the last one of a whole conversation."""
+  if isinstance(response, str):
+    return {"content": response}
+  return response[0 if messages.is_answer(response[0]) else -1]
+
+
 # The turns of a text.
 
 
