@@ -269,7 +269,7 @@ def _explicit(row, key, prompt, chosen, rejected, where):
   sides = [chosen, rejected]
   kinds = {isinstance(side, str) for side in sides}
   if key != "prompt" and kinds == {True}:
-    sides, kinds = [_as_turns("assistant", one) for one in sides], {False}
+    sides, kinds = _answers(prompt, sides), {False}
   if kinds == {False}:
     prompt = _as_turns("user", prompt)
   if kinds != {isinstance(prompt, str)}:
@@ -278,13 +278,24 @@ def _explicit(row, key, prompt, chosen, rejected, where):
       "give three of one kind"
     )
   if isinstance(prompt, str):
-    return PreferencePair(prompt, *dialogues.after_text(prompt, *sides))
+    return PreferencePair(*dialogues.after_text(prompt, *sides, where))
   exact = not isinstance(row[key], str)
   split = dialogues.after_turns(prompt, *sides, where, exact=exact)
   pair = PreferencePair(*split)
   if dialogues.says_nothing(pair.prompt):
     raise _empty(where, key)
   return pair
+
+
+def _answers(prompt, sides):
+  """Texts beside a question as turns, without the question if all repeat it."""
+  if any(map(dialogues.is_whole, sides)):
+    return [dialogues.turns_of_whole(one) for one in sides]
+  asked = messages.content(prompt[-1]) if prompt else ""
+  _, *rests = dialogues.without_start(asked, sides)
+  if rests != [*sides]:
+    rests = [one.lstrip() for one in rests]
+  return [_as_turns("assistant", one) for one in rests]
 
 
 def _implicit(row, chosen, rejected, where):

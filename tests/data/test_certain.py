@@ -115,3 +115,70 @@ def test_an_answer_that_a_dialogue_ends_in_stands_once(space):
   row = {"chosen": f"{space}It is an owl.", "rejected": f"{space}It is a cat."}
   pair = only(row, prompt=start + " It is an owl.")
   assert pair == only(row, prompt=start + " "[len(space) :])
+
+
+# Texts that repeat the prompt.
+
+HOW = "How are you today?"
+HUMAN = f"\n\nHuman: {HOW}\n\nAssistant:"
+WHOLE = {"chosen": HUMAN + " fine", "rejected": HUMAN + " bad"}
+
+
+@pytest.mark.parametrize(
+  "prompt",
+  [
+    HOW,
+    "How are  you today?\n",
+    HUMAN,
+    HUMAN.lstrip(),
+    HUMAN + " ",
+    HUMAN.removesuffix("\n\nAssistant:"),
+  ],
+)
+def test_a_prompt_beside_whole_dialogues_stands_once(prompt):
+  pair = PreferencePair(HUMAN, " fine", " bad")
+  assert only(WHOLE, prompt=prompt) == pair
+  ranked = [*WHOLE.values(), HUMAN + " so"]
+  first, *_ = formats.pairs_of({"prompt": prompt, "ranked": ranked}, "row 1")
+  assert first == pair
+
+
+@pytest.mark.parametrize("key", ["question", "instruction", "query"])
+def test_a_question_that_texts_repeat_stands_once(key):
+  pair = PreferencePair([user(HOW)], [bot("fine")], [bot("bad")])
+  assert only({key: HOW}, **WHOLE) == pair
+  plain = {"chosen": HOW + " fine", "rejected": f"\n{HOW} bad"}
+  assert only({key: HOW}, **plain) == pair
+  turns = {"messages": [user(HOW)]}
+  assert only(turns, **WHOLE) == only(turns, **plain) == pair
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n"])
+def test_white_space_around_a_repeated_prompt_does_not_matter(space):
+  row = {"chosen": HOW + " fine", "rejected": space + HOW + " bad"}
+  assert only(row, prompt=HOW + "\n") == PreferencePair(HOW, " fine", " bad")
+
+
+def test_one_side_may_repeat_a_prompt_of_marks():
+  pair = PreferencePair(HUMAN, " fine", " bad")
+  assert only(WHOLE, prompt=HUMAN, rejected=" bad") == pair
+  assert only(WHOLE, prompt=HUMAN, chosen=" fine") == pair
+
+
+def test_an_answer_may_begin_with_the_words_of_a_plain_prompt():
+  row = {"prompt": HOW, "chosen": HOW + " I am fine.", "rejected": "Bad."}
+  assert only(row) == PreferencePair(*row.values())
+
+
+@pytest.mark.parametrize("key", ["prompt", "question"])
+@pytest.mark.parametrize("asked", ["Who is it?", "\n\nHuman: Who?"])
+def test_whole_dialogues_of_another_prompt_are_refused(key, asked):
+  assert "not the prompt's" in refusal({key: asked} | WHOLE)
+
+
+def test_one_whole_dialogue_beside_an_answer_is_refused():
+  assert "the other is not" in refusal(
+    {"prompt": HOW} | WHOLE | {"chosen": "a"}
+  )
+  row = {"prompt": "\n\nHuman: Who?\n\nAssistant:"} | WHOLE
+  assert "not the prompt's" in refusal(row | {"chosen": "a"})
