@@ -182,3 +182,35 @@ def test_one_whole_dialogue_beside_an_answer_is_refused():
   )
   row = {"prompt": "\n\nHuman: Who?\n\nAssistant:"} | WHOLE
   assert "not the prompt's" in refusal(row | {"chosen": "a"})
+
+
+# Roles.
+
+
+@pytest.mark.parametrize(
+  "asks, answers",
+  [
+    ("User", "Assistant"),
+    ("user ", "assistant "),
+    ("prompter", "assistant"),
+    ("USER", "gpt"),
+  ],
+)
+@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
+def test_a_role_in_any_case_and_by_another_name_is_the_same(
+  asks, answers, names
+):
+  def said(role, turn):
+    return dict(zip(names, (role, turn["content"]), strict=True))
+
+  asked = said(asks, Q)
+  sides = [[asked, said(answers, one)] for one in (OWL, CAT)]
+  assert only(chosen=sides[0], rejected=sides[1]) == BIRD
+  assert only(prompt=Q["content"], chosen=sides[0], rejected=sides[1]) == BIRD
+
+
+@pytest.mark.parametrize("role", ["critic", "", "user:", "user\u200b"])
+def test_an_unknown_role_is_no_answer(role):
+  other = [Q, {"role": role, "content": "It is an owl."}]
+  text = refusal({"chosen": other, "rejected": [Q, CAT]})
+  assert f"chosen[1].role: unknown role {role!r}; the known are" in text

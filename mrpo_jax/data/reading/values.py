@@ -5,8 +5,12 @@ from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
 SYSTEM_ROLES = ("system", "developer")
-ROLES = {"human": "user", "gpt": "assistant"}
-ROLES |= {role: role for role in ("user", "assistant", "system")}
+# Roles of role and content, as they are kept; and of from and value.
+KEPT = (*messages.ASKING_ROLES, "assistant", "model", *messages.TOOL_ROLES)
+ROLES = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
+FROM = ROLES | {"human": "user"}
+FROM |= {role: role for role in ("user", "assistant", "system")}
+ROLES |= {role: role for role in KEPT}
 
 
 def as_list(value, where):
@@ -83,7 +87,7 @@ def _turn(turn, where):
     and "role" in turn
     and ("content" in turn or turn.get("tool_calls"))
   ):
-    role = as_text(turn["role"], f"{where}.role")
+    role = _role(turn["role"], ROLES, f"{where}.role")
     beside = messages.beside_content(turn, role, where)
     content = turn.get("content")
     if isinstance(content, list):
@@ -91,17 +95,22 @@ def _turn(turn, where):
     elif content is not None or "tool_calls" not in beside:
       content = as_text(content, f"{where}.content")
   elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
-    role = ROLES.get(as_text(turn["from"], f"{where}.from"), "")
+    role = _role(turn["from"], FROM, f"{where}.from")
     content, beside = as_text(turn["value"], f"{where}.value"), {}
   else:
     raise InputError(
       f"{where} is {kind_of(turn)}, want a message with role and content"
     )
-  if not role:
-    given = turn.get("from", "")
-    known = ", ".join(ROLES)
-    raise InputError(f"{where}: unknown role {given!r}; the known are {known}")
   return {"role": role, "content": content, **beside}
+
+
+def _role(value, known, where):
+  """A role under the name that is kept; case and white space do not count."""
+  role = known.get(as_text(value, where).strip().lower())
+  if role is None:
+    names = ", ".join(known)
+    raise InputError(f"{where}: unknown role {value!r}; the known are {names}")
+  return role
 
 
 def kind_of(value):
