@@ -27,7 +27,7 @@ RESPONSES, ORDERS = (
   ("responses", "completions", "outputs"),
   ("scores", "score", "ranks", "rank"),
 )
-IMPLICIT = ("chosen", "rejected", "text", "score", "tools", *SYSTEMS)
+IMPLICIT = ("chosen", "rejected", "tools", *SYSTEMS)
 # Keys of the response of a supervised row, and of what says that it is none.
 ANSWERS = ("completion", "response", "output")
 JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
@@ -83,6 +83,7 @@ def pairs_of(row, where):
   if pairs is None and "chosen" in row and "rejected" in row:
     pairs = [_given_pair(row, where)]  # says which is null
   if pairs is None:
+    _refuse_blank(row, where)
     keys = ", ".join(map(repr, row)) or "none"
     raise InputError(
       f"{where}: a key is missing; the row's keys are {keys}; "
@@ -119,8 +120,8 @@ def prompt_of(row, where):
     prompt = values.as_text_or_turns(given["prompt"], f"{where}: prompt")
     if any(isinstance(given.get(key), list) for key in ANSWERS):
       prompt = _as_turns("user", prompt)
-  if not prompt:
-    raise InputError(f"{where}: the prompt is empty; give it a word at least")
+  if dialogues.says_nothing(prompt):
+    raise _empty(where, "the prompt")
   pair = _with_system(_system(row, where), _answerable(prompt), where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
   return dataclasses.replace(pair, rejected=None, tools=tools)
@@ -152,6 +153,7 @@ def _pairs_of(row, where):
     return [_given_pair(row, where)]
   key, prompt = _prompt(row, where)
   if key and (ranking := _ranking(row, where)):
+    prompt = dialogues.without_answer(prompt, ranking[0])
     if not isinstance(prompt, str):
       responses, scores = ranking
       ranking = [_as_turns("assistant", one) for one in responses], scores
@@ -183,6 +185,7 @@ def _answer(row, key, prompt, where):
     response = values.as_text_or_turns(
       row[answers[0]], f"{where}: {answers[0]}", empty=False
     )
+    prompt = dialogues.without_answer(prompt, [response])
     return _explicit(row, key, prompt, response, response, where)
   return _last_answer(row, turns[0], where)
 
@@ -212,6 +215,7 @@ def _given_pair(row, where):
   )
   key, prompt = _prompt(row, where)
   if key:
+    prompt = dialogues.without_answer(prompt, [chosen, rejected])
     return _explicit(row, key, prompt, chosen, rejected, where)
   return _implicit(row, chosen, rejected, where)
 
@@ -219,13 +223,14 @@ def _given_pair(row, where):
 def _prompt(row, where):
   """(key, text or turns) of the prompt that a row names, (None, None) if none.
 
-  A question in a column of its own is a turn.
+  A question in a column of its own is a turn; what says nothing is none.
   """
-  given = [key for key in PROMPTS if row.get(key) not in (None, "")]
-  if row.get("prompt") is not None:
+  given = [key for key in PROMPTS if not _says_nothing(row.get(key))]
+  if "prompt" in given:
     return "prompt", values.as_text_or_turns(row["prompt"], f"{where}: prompt")
   if "instruction" in row and "input" in given:
     given.remove("input")  # it is a part of it
+    given = list(dict.fromkeys(["instruction", *given]))
   if not given:
     return None, None
   if len(given) > 1 and "conversations" not in given:
@@ -243,12 +248,28 @@ def _prompt(row, where):
   return key, _history(row, where) + _as_turns("user", asked)
 
 
+def _says_nothing(value):
+  return value is None or values.is_blank(value)
+
+
+def _refuse_blank(row, where):
+  """InputError where a row names its prompt, but that says nothing."""
+  given = [key for key in PROMPTS if row.get(key) is not None]
+  if given and all(values.is_blank(row[key]) for key in given):
+    values.as_text_or_turns(row[given[0]], f"{where}: {given[0]}")
+    raise _empty(where, given[0])
+
+
+def _empty(where, name):
+  return InputError(f"{where}: {name} is empty; give it a word at least")
+
+
 def _explicit(row, key, prompt, chosen, rejected, where):
   """The pair of a prompt and two responses, which may repeat it."""
   sides = [chosen, rejected]
   kinds = {isinstance(side, str) for side in sides}
   if key != "prompt" and kinds == {True}:
-    sides, kinds = [_as_turns("assistant", one) for one in sides], {False}
+    sides, kinds = _answers(prompt, sides), {False}
   if kinds == {False}:
     prompt = _as_turns("user", prompt)
   if kinds != {isinstance(prompt, str)}:
@@ -257,10 +278,24 @@ def _explicit(row, key, prompt, chosen, rejected, where):
       "give three of one kind"
     )
   if isinstance(prompt, str):
-    return PreferencePair(prompt, *dialogues.after_text(prompt, *sides))
+    return PreferencePair(*dialogues.after_text(prompt, *sides, where))
   exact = not isinstance(row[key], str)
   split = dialogues.after_turns(prompt, *sides, where, exact=exact)
-  return PreferencePair(*split)
+  pair = PreferencePair(*split)
+  if dialogues.says_nothing(pair.prompt):
+    raise _empty(where, key)
+  return pair
+
+
+def _answers(prompt, sides):
+  """Texts beside a question as turns, without the question if all repeat it."""
+  if any(map(dialogues.is_whole, sides)):
+    return [dialogues.turns_of_whole(one) for one in sides]
+  asked = messages.content(prompt[-1]) if prompt else ""
+  _, *rests = dialogues.without_start(asked, sides)
+  if rests != [*sides]:
+    rests = [one.lstrip() for one in rests]
+  return [_as_turns("assistant", one) for one in rests]
 
 
 def _implicit(row, chosen, rejected, where):
@@ -291,16 +326,18 @@ def _refuse_guess(row, pair, where):
     certain = any(turn["role"] in messages.USER_ROLES for turn in pair.prompt)
   if certain:
     return
+  _refuse_blank(row, where)
   if _system(row, where):
     raise InputError(
       f"{where}: a system text stands beside texts that name no prompt; "
       "name the column of the prompt prompt"
     )
-  blank = not pair.prompt or dialogues.says_nothing(pair.prompt)
+  blank = dialogues.says_nothing(pair.prompt)
+  beside = IMPLICIT if "chosen" in row else (*IMPLICIT, "text", "score")
   for key, value in row.items():
     if value is None:  # a prompt's
       values.as_text(value, f"{where}: {key}", "a string or a list of messages")
-    if key not in IMPLICIT and values.holds_text(value, 1 if blank else 2):
+    if key not in beside and values.holds_text(value, 1 if blank else 2):
       raise InputError(
         f"{where}: chosen and rejected would be read with the prompt "
         f"{values.shown(pair.prompt)}, which is what both begin with, but "
@@ -313,10 +350,12 @@ def _refuse_guess(row, pair, where):
 
 
 def _instruction(row, where):
-  parts = [values.as_text(row["instruction"], f"{where}: instruction")]
-  if row.get("input") not in (None, ""):
-    parts.append(values.as_text(row["input"], f"{where}: input"))
-  return "\n".join(parts)
+  parts = [
+    values.as_text(row[key], f"{where}: {key}")
+    for key in ("instruction", "input")
+    if row.get(key) is not None
+  ]
+  return "\n".join(part for part in parts if part.strip())
 
 
 def _history(row, where):

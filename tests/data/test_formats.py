@@ -276,7 +276,7 @@ TURN = "want a message with role and content"
     ({"chosen": "c", "rejected": [bot("r")]}, "one response is a string, the"),
     (
       LLAMA | {"chosen": {"from": "robot", "value": "a"}},
-      "chosen[0]: unknown role 'robot'; the known are human, gpt, user,",
+      "chosen[0].from: unknown role 'robot'; the known are prompter, gpt, bot,",
     ),
     (LLAMA | {"conversations": "q"}, "conversations is a string, want a list"),
     (LLAMA | {"chosen": "a"}, "mix strings and message lists"),

@@ -18,10 +18,10 @@ ROWS = [
   for i in range(20)
 ] + [
   {
-    "prompt": [],
-    "chosen": [{"role": "user", "content": "q"}],
+    "prompt": [{"role": "user", "content": "p"}],
+    "chosen": [{"role": "assistant", "content": "q"}],
     "rejected": [
-      {"role": "user", "content": ""},
+      {"role": "assistant", "content": ""},
       {"role": "assistant", "content": "z"},
     ],
   }

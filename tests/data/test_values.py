@@ -7,6 +7,7 @@ import pytest
 
 from mrpo_jax.data import formats
 from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.errors import InputError
 from tests.material.rows import bot, only, user
 
 
@@ -19,7 +20,8 @@ def test_columns_of_messages_read_like_lists_of_messages():
   pair = only(row)
   assert pair.prompt == [{"role": "system", "content": "S"}, user("Sky?")]
   assert (pair.chosen, pair.rejected) == ([bot("Blue.")], [bot("Green.")])
-  assert only(row | {"prompt": {"role": [], "content": []}}).prompt == []
+  with pytest.raises(InputError, match="^row 1: prompt is empty"):
+    only(row | {"prompt": {"role": [], "content": []}})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ As messages, or as text with Anthropic's marks "\\n\\nHuman:" and
 "\\n\\nAssistant:", also in the "## Human:" form of WebGPT's copies.
 """
 
+import itertools
 import re
 
 from mrpo_jax.data.chat import messages
@@ -114,11 +115,87 @@ def _word_boundary(chosen, rejected, shared):
 # Responses that repeat a prompt that is given.
 
 
-def after_text(prompt, *sides):
-  """Texts without a prompt of several words, if all of them begin with it."""
-  if prompt.split()[1:] and all(side.startswith(prompt) for side in sides):
-    return [side[len(prompt) :] for side in sides]
-  return sides
+def after_text(prompt, chosen, rejected, where):
+  """(prompt, chosen, rejected) of texts that may begin with the prompt.
+
+  Where both are dialogues, the prompt is the start that they share.  A plain
+  text that one response alone repeats stays: answers do begin so.
+
+  Raises:
+    InputError: they are dialogues that begin with another prompt, or one is,
+      and the prompt is not.
+  """
+  sides = chosen, rejected
+  if all(map(is_whole, sides)):
+    start, *sides = split_texts(chosen, rejected, where)
+    if not _repeats(prompt, start):
+      raise _another_prompt(where)
+    return start, *sides
+  whole = next(filter(is_whole, sides), None)
+  if _turns(prompt) is not None:
+    if whole is not None and _rest(prompt, whole) is None:
+      raise _another_prompt(where)
+    rests = [_rest(prompt, side) for side in sides]
+    found = [rests[i] if rests[i] is not None else sides[i] for i in (0, 1)]
+    return prompt if found == [*sides] else prompt.rstrip(), *found
+  if whole is not None and _repeats(prompt, whole):
+    raise InputError(
+      f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
+      "the other is not; give both as answers"
+    )
+  return without_start(prompt, sides)
+
+
+def without_start(prompt, sides):
+  """(prompt, *sides) without a prompt of several words that all begin with."""
+  if not prompt.split()[1:]:
+    return prompt, *sides
+  if all(side.startswith(prompt) for side in sides):
+    return prompt, *(side[len(prompt) :] for side in sides)
+  rests = [_rest(prompt, side) for side in sides]
+  return (prompt, *sides) if None in rests else (prompt.rstrip(), *rests)
+
+
+def is_whole(text):
+  """Is it a dialogue from the first question on?"""
+  turns = _turns(text)
+  return bool(turns) and turns[0]["role"] == "user" and has_answer(turns)
+
+
+def turns_of_whole(text):
+  """A whole dialogue as turns; any other text as an answer."""
+  return _turns(text) if is_whole(text) else [NO_ANSWER | {"content": text}]
+
+
+def _repeats(prompt, dialogue):
+  """Does a dialogue begin with a prompt, or ask what a plain one does?"""
+  begun, asked = _turns(dialogue), _turns(prompt)
+  if asked is None:
+    asked = [{"role": "user", "content": prompt}]
+    return _agreed(asked, begun, exact=False) is not None
+  if asked[-1] == NO_ANSWER:
+    asked = asked[:-1]
+  return begun[: len(asked)] == asked
+
+
+def _rest(prompt, side):
+  """What comes after the words of the prompt in a text; None if it has not."""
+  words = prompt.split()
+  found = list(itertools.islice(re.finditer(r"\S+", side), len(words)))
+  if not words or [one[0] for one in found[:-1]] != words[:-1]:
+    return None
+  end = found[-1].start() + len(words[-1])
+  in_word = side[end - 1 : end].isalnum() and side[end : end + 1].isalnum()
+  if in_word or not found[-1][0].startswith(words[-1]):
+    return None
+  return side[end:]
+
+
+def _another_prompt(where):
+  return InputError(
+    f"{where}: chosen and rejected begin with turns that are not the "
+    "prompt's; leave out the prompt, or those turns"
+  )
 
 
 def after_turns(prompt, chosen, rejected, where, *, exact):
@@ -150,10 +227,7 @@ def after_turns(prompt, chosen, rejected, where, *, exact):
       for side, asks in zip(sides, whole, strict=True)
     ]
   if prompt is None or None in sides:
-    raise InputError(
-      f"{where}: chosen and rejected begin with turns that are not the "
-      "prompt's; leave out the prompt, or those turns"
-    )
+    raise _another_prompt(where)
   return prompt, *sides
 
 
@@ -193,6 +267,44 @@ def _apart(turns):
 
 def _words(turn):
   return " ".join(messages.content(turn).split())
+
+
+# A prompt that holds a response.
+
+
+def without_answer(prompt, responses):
+  """A prompt without its last answer, where that is a response too.
+
+  It is one where some response says the same, or where all begin with it.
+  """
+  last = _last_answer(prompt)
+  said = messages.content(last).strip()
+  firsts = [_first_answer(one) for one in responses]
+  texts = [messages.content(one).strip() for one in firsts]
+  begin = bool(said.split()[1:]) and all(one.startswith(said) for one in texts)
+  if not (begin or said and said in texts or last and last in firsts):
+    return prompt
+  if not isinstance(prompt, str):
+    return prompt[:-1]
+  start = prompt.rstrip().removesuffix(said)
+  apart = any(messages.content(one)[:1].isspace() for one in firsts)
+  return start.rstrip() if apart else start
+
+
+def _last_answer(prompt):
+  """The turn of the model that a prompt ends in, {} if it ends in none."""
+  if not isinstance(prompt, str):
+    return prompt[-1] if prompt and messages.is_answer(prompt[-1]) else {}
+  ends = [mark.end() for mark in ASSISTANT.finditer(prompt)]
+  said = prompt[ends[-1] :] if ends else ""
+  return {} if MARK.search(said) else {"content": said}
+
+
+def _first_answer(response):
+  """The turn of a response, or the last one of a whole conversation."""
+  if isinstance(response, str):
+    return {"content": response}
+  return response[0 if messages.is_answer(response[0]) else -1]
 
 
 # The turns of a text.

@@ -4,8 +4,13 @@
 from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
-ROLES = {"human": "user", "gpt": "assistant"}
-ROLES |= {role: role for role in ("user", "assistant", "system")}
+SYSTEM_ROLES = ("system", "developer")
+# Roles of role and content, as they are kept; and of from and value.
+KEPT = (*messages.ASKING_ROLES, "assistant", "model", *messages.TOOL_ROLES)
+ROLES = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
+FROM = ROLES | {"human": "user"}
+FROM |= {role: role for role in ("user", "assistant", "system")}
+ROLES |= {role: role for role in KEPT}
 
 
 def as_list(value, where):
@@ -82,7 +87,7 @@ def _turn(turn, where):
     and "role" in turn
     and ("content" in turn or turn.get("tool_calls"))
   ):
-    role = as_text(turn["role"], f"{where}.role")
+    role = _role(turn["role"], ROLES, f"{where}.role")
     beside = messages.beside_content(turn, role, where)
     content = turn.get("content")
     if isinstance(content, list):
@@ -90,17 +95,22 @@ def _turn(turn, where):
     elif content is not None or "tool_calls" not in beside:
       content = as_text(content, f"{where}.content")
   elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
-    role = ROLES.get(as_text(turn["from"], f"{where}.from"), "")
+    role = _role(turn["from"], FROM, f"{where}.from")
     content, beside = as_text(turn["value"], f"{where}.value"), {}
   else:
     raise InputError(
       f"{where} is {kind_of(turn)}, want a message with role and content"
     )
-  if not role:
-    given = turn.get("from", "")
-    known = ", ".join(ROLES)
-    raise InputError(f"{where}: unknown role {given!r}; the known are {known}")
   return {"role": role, "content": content, **beside}
+
+
+def _role(value, known, where):
+  """A role under the name that is kept; case and white space do not count."""
+  role = known.get(as_text(value, where).strip().lower())
+  if role is None:
+    names = ", ".join(known)
+    raise InputError(f"{where}: unknown role {value!r}; the known are {names}")
+  return role
 
 
 def kind_of(value):
@@ -122,6 +132,28 @@ def holds_text(value, words):
       return True
     value = [*value.values()]
   return isinstance(value, list) and any(holds_text(v, words) for v in value)
+
+
+def is_blank(value):
+  """Is it a text, or turns, without a word?  System turns do not count."""
+  if isinstance(value, str):
+    return not value.strip()
+  if isinstance(value, dict):
+    said = {"content", "value", "text"} & value.keys()
+    beside = ("role", "from", "type", "name", *said)
+    return (
+      bool(said)
+      and all(is_blank(value[key]) for key in said)
+      and not any(value[key] for key in value if key not in beside)
+    )
+  if not isinstance(value, list):
+    return False
+  asked = [
+    one
+    for one in value
+    if not isinstance(one, dict) or one.get("role") not in SYSTEM_ROLES
+  ]
+  return all(map(is_blank, asked or value))
 
 
 def shown(value):

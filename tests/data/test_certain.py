@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a row means is certain, or the row is refused with what it has."""
+
+import pytest
+
+from mrpo_jax.data import formats
+from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.errors import InputError
+from tests.material.rows import bot, only, system, user
+
+ASKED = "What is the capital?"
+SIDES = {"chosen": "Town", "rejected": "River"}
+TURNS = PreferencePair([user(ASKED)], [bot("Town")], [bot("River")])
+
+
+def refusal(row):
+  with pytest.raises(InputError, match="^a.jsonl line 7: ") as found:
+    formats.pairs_of(row, "a.jsonl line 7")
+  text = str(found.value)
+  assert "\n" not in text
+  return text
+
+
+# A prompt that says nothing is none.
+
+EMPTY = ["", " \n", [], [user("")], [user(" ")], {"role": [], "content": []}]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+def test_another_column_is_the_prompt_where_prompt_says_nothing(empty):
+  row = {"prompt": empty, "question": ASKED}
+  assert only(row, **SIDES) == TURNS
+  assert only(row, ranked=["Town", "River"]) == TURNS
+  assert only(row, response="Town").prompt == TURNS.prompt
+  turns = {"prompt": empty, "messages": [user(ASKED)]}
+  assert only(turns, **SIDES) == TURNS
+
+
+@pytest.mark.parametrize("empty", [*EMPTY, [system("S"), user("")]])
+@pytest.mark.parametrize(
+  "rest",
+  [
+    SIDES,
+    {"chosen": "It is a town", "rejected": "It is a river"},
+    {"chosen": [bot("Town")], "rejected": [bot("River")]},
+    SIDES | {"system": "S"},
+    SIDES | {"topic": ASKED},
+    {"ranked": ["Town", "River"]},
+    {"completion": "Town"},
+  ],
+)
+def test_an_empty_prompt_is_refused(empty, rest):
+  assert "prompt is empty; give it a word" in refusal({"prompt": empty} | rest)
+
+
+@pytest.mark.parametrize(
+  "key", ["question", "query", "instruction", "input", "messages"]
+)
+def test_a_question_that_says_nothing_is_refused(key):
+  empty = [user(" ")] if key == "messages" else "  "
+  assert f"{key} is empty" in refusal({key: empty} | SIDES)
+
+
+def test_a_part_of_an_instruction_may_be_empty():
+  row = {"instruction": " ", "input": ASKED}
+  assert only(row, **SIDES) == TURNS
+  row = {"instruction": ASKED, "input": " "}
+  assert only(row, **SIDES) == TURNS
+
+
+def test_a_text_column_beside_two_responses_may_be_the_prompt():
+  text = refusal({"text": ASKED} | SIDES)
+  assert "'text' holds text too; name the column of the prompt" in text
+
+
+# What a response says is no part of the prompt.
+
+Q, OWL, CAT = user("Name a bird."), bot("It is an owl."), bot("It is a cat.")
+BIRD = PreferencePair([Q], [OWL], [CAT])
+
+
+def of_gpt(turn):
+  names = {"user": "human", "assistant": "gpt"}
+  return {"from": names[turn["role"]], "value": turn["content"]}
+
+
+@pytest.mark.parametrize("answer", [OWL, CAT, bot(" It is an owl.\n")])
+@pytest.mark.parametrize("key", ["prompt", "messages", "conversations"])
+def test_an_answer_that_a_prompt_ends_in_stands_once(key, answer):
+  row = {key: [Q, answer]}
+  assert only(row, chosen=[OWL], rejected=[CAT]) == BIRD
+  assert only(row, chosen=of_gpt(OWL), rejected=of_gpt(CAT)) == BIRD
+  if key != "prompt":
+    texts = OWL["content"], CAT["content"]
+    assert only(row, chosen=texts[0], rejected=texts[1]) == BIRD
+  ranked = {"ranked": [[OWL], [CAT], [bot("Cod.")]]}
+  for pair in formats.pairs_of(row | ranked, "row 1"):
+    assert pair.prompt == [Q]
+  if answer == OWL:
+    assert only(row, chosen=[Q, OWL], rejected=[Q, CAT]) == BIRD
+    one = only(row, response=[OWL])
+    assert one == PreferencePair([Q], [OWL], None)
+
+
+def test_the_start_of_an_answer_that_all_repeat_stands_once():
+  row = {"messages": [Q, bot("It is")]}
+  assert only(row, chosen=[OWL], rejected=[CAT]) == BIRD
+  goes_on = only(row, chosen=[bot(" an owl.")], rejected=[bot(" a cat.")])
+  assert goes_on.prompt == row["messages"]
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_an_answer_that_a_dialogue_ends_in_stands_once(space):
+  start = "\n\nHuman: Name a bird.\n\nAssistant:"
+  row = {"chosen": f"{space}It is an owl.", "rejected": f"{space}It is a cat."}
+  pair = only(row, prompt=start + " It is an owl.")
+  assert pair == only(row, prompt=start + " "[len(space) :])
+
+
+# Texts that repeat the prompt.
+
+HOW = "How are you today?"
+HUMAN = f"\n\nHuman: {HOW}\n\nAssistant:"
+WHOLE = {"chosen": HUMAN + " fine", "rejected": HUMAN + " bad"}
+
+
+@pytest.mark.parametrize(
+  "prompt",
+  [
+    HOW,
+    "How are  you today?\n",
+    HUMAN,
+    HUMAN.lstrip(),
+    HUMAN + " ",
+    HUMAN.removesuffix("\n\nAssistant:"),
+  ],
+)
+def test_a_prompt_beside_whole_dialogues_stands_once(prompt):
+  pair = PreferencePair(HUMAN, " fine", " bad")
+  assert only(WHOLE, prompt=prompt) == pair
+  ranked = [*WHOLE.values(), HUMAN + " so"]
+  first, *_ = formats.pairs_of({"prompt": prompt, "ranked": ranked}, "row 1")
+  assert first == pair
+
+
+@pytest.mark.parametrize("key", ["question", "instruction", "query"])
+def test_a_question_that_texts_repeat_stands_once(key):
+  pair = PreferencePair([user(HOW)], [bot("fine")], [bot("bad")])
+  assert only({key: HOW}, **WHOLE) == pair
+  plain = {"chosen": HOW + " fine", "rejected": f"\n{HOW} bad"}
+  assert only({key: HOW}, **plain) == pair
+  turns = {"messages": [user(HOW)]}
+  assert only(turns, **WHOLE) == only(turns, **plain) == pair
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n"])
+def test_white_space_around_a_repeated_prompt_does_not_matter(space):
+  row = {"chosen": HOW + " fine", "rejected": space + HOW + " bad"}
+  assert only(row, prompt=HOW + "\n") == PreferencePair(HOW, " fine", " bad")
+
+
+def test_one_side_may_repeat_a_prompt_of_marks():
+  pair = PreferencePair(HUMAN, " fine", " bad")
+  assert only(WHOLE, prompt=HUMAN, rejected=" bad") == pair
+  assert only(WHOLE, prompt=HUMAN, chosen=" fine") == pair
+
+
+def test_an_answer_may_begin_with_the_words_of_a_plain_prompt():
+  row = {"prompt": HOW, "chosen": HOW + " I am fine.", "rejected": "Bad."}
+  assert only(row) == PreferencePair(*row.values())
+
+
+@pytest.mark.parametrize("key", ["prompt", "question"])
+@pytest.mark.parametrize("asked", ["Who is it?", "\n\nHuman: Who?"])
+def test_whole_dialogues_of_another_prompt_are_refused(key, asked):
+  assert "not the prompt's" in refusal({key: asked} | WHOLE)
+
+
+def test_one_whole_dialogue_beside_an_answer_is_refused():
+  assert "the other is not" in refusal(
+    {"prompt": HOW} | WHOLE | {"chosen": "a"}
+  )
+  row = {"prompt": "\n\nHuman: Who?\n\nAssistant:"} | WHOLE
+  assert "not the prompt's" in refusal(row | {"chosen": "a"})
+
+
+# Roles.
+
+
+@pytest.mark.parametrize(
+  "asks, answers",
+  [
+    ("User", "Assistant"),
+    ("user ", "assistant "),
+    ("prompter", "assistant"),
+    ("USER", "gpt"),
+  ],
+)
+@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
+def test_a_role_in_any_case_and_by_another_name_is_the_same(
+  asks, answers, names
+):
+  def said(role, turn):
+    return dict(zip(names, (role, turn["content"]), strict=True))
+
+  asked = said(asks, Q)
+  sides = [[asked, said(answers, one)] for one in (OWL, CAT)]
+  assert only(chosen=sides[0], rejected=sides[1]) == BIRD
+  assert only(prompt=Q["content"], chosen=sides[0], rejected=sides[1]) == BIRD
+
+
+@pytest.mark.parametrize("role", ["critic", "", "user:", "user\u200b"])
+def test_an_unknown_role_is_no_answer(role):
+  other = [Q, {"role": role, "content": "It is an owl."}]
+  text = refusal({"chosen": other, "rejected": [Q, CAT]})
+  assert f"chosen[1].role: unknown role {role!r}; the known are" in text
