@@ -480,14 +480,16 @@ def _scores(value, responses, where):
 def pairs_of_rows(rows, where):
   """Iterates over the pairs of (place, row); `where` is named if there is none.
 
-  How many rows prefer no response is said at the end.
+  How many rows prefer no response, and how many pairs have responses that go
+  past an answer, is said at the end.
   """
-  count = pairs = without = 0
+  count = pairs = without = asking = 0
   for place, row in rows:
     found = pairs_of(row, place)
     count += 1
     pairs += len(found)
     without += not found
+    asking += sum(map(_asks_again, found))
     yield from found
   if not count:
     raise InputError(f"{where}: has no rows; give at least one pair")
@@ -498,6 +500,16 @@ def pairs_of_rows(rows, where):
       f"{where}: {without} of {count} rows prefer no response: all that they "
       "have are equally good, or there are not two"
     )
+  if asking:
+    logger.info(
+      f"{where}: {asking} of {pairs} pairs have a turn of the user within a "
+      "response, which is trained on with it; give one answer each, if it is "
+      "not meant so"
+    )
+
+
+def _asks_again(pair):
+  return any(map(dialogues.asks_again, (pair.chosen, pair.rejected or "")))
 
 
 def in_turns(pair, where):

@@ -214,3 +214,30 @@ def test_an_unknown_role_is_no_answer(role):
   other = [Q, {"role": role, "content": "It is an owl."}]
   text = refusal({"chosen": other, "rejected": [Q, CAT]})
   assert f"chosen[1].role: unknown role {role!r}; the known are" in text
+
+
+# Turns of the user within a response.
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"prompt": [Q], "chosen": [OWL, user("More?"), CAT], "rejected": [CAT]},
+    {"prompt": [Q], "chosen": [OWL], "rejected": [CAT, user("More?"), OWL]},
+    {
+      "chosen": HUMAN + " fine\n\nHuman: More?\n\nAssistant: yes",
+      "rejected": HUMAN + " bad",
+    },
+  ],
+)
+def test_questions_within_responses_are_counted(row, caplog):
+  caplog.set_level("INFO")
+  plain = {"prompt": "q", "chosen": "a", "rejected": "b"}
+  rows = [
+    ("line 1", row),
+    ("line 2", plain),
+    ("line 3", {"messages": [Q, OWL]}),
+  ]
+  assert len(list(formats.pairs_of_rows(rows, "a.jsonl"))) == 3
+  (line,) = caplog.messages
+  assert line.startswith("a.jsonl: 1 of 3 pairs have a turn of the user within")

@@ -32,6 +32,14 @@ def has_answer(turns):
   return any(map(messages.is_answer, turns))
 
 
+def asks_again(response):
+  """Does the user say something within a response?"""
+  if isinstance(response, str):
+    marks = MARK.finditer(response)
+    return any("Human" in (mark[1], mark[2]) for mark in marks)
+  return any(turn["role"] in USER_ROLES for turn in response)
+
+
 def shared_length(one, other):
   """How many characters, or messages, two start with alike."""
   together = enumerate(zip(one, other, strict=False))
