@@ -267,6 +267,8 @@ def _empty(where, name):
 def _explicit(row, key, prompt, chosen, rejected, where):
   """The pair of a prompt and two responses, which may repeat it."""
   sides = [chosen, rejected]
+  _refuse_written(where, key, row[key])
+  _refuse_written(where, "chosen and rejected", *sides)
   kinds = {isinstance(side, str) for side in sides}
   if key != "prompt" and kinds == {True}:
     sides, kinds = _answers(prompt, sides), {False}
@@ -287,6 +289,15 @@ def _explicit(row, key, prompt, chosen, rejected, where):
   return pair
 
 
+def _refuse_written(where, name, *given):
+  """InputError where texts are lists of turns that a program wrote."""
+  if all(map(dialogues.is_written, given)):
+    raise InputError(
+      f"{where}: {name} would be read as plain text, but holds turns that are "
+      "written as a string; give them as lists of objects"
+    )
+
+
 def _answers(prompt, sides):
   """Texts beside a question as turns, without the question if all repeat it."""
   if any(map(dialogues.is_whole, sides)):
@@ -300,6 +311,7 @@ def _answers(prompt, sides):
 
 def _implicit(row, chosen, rejected, where):
   is_text = isinstance(chosen, str)
+  _refuse_written(where, "chosen and rejected", chosen, rejected)
   if is_text != isinstance(rejected, str):
     raise InputError(
       f"{where}: one response is a string, the other a message list; "
@@ -321,7 +333,7 @@ def _refuse_guess(row, pair, where):
   if any(map(dialogues.says_nothing, sides)) or sides[0] == sides[1]:
     return
   if isinstance(pair.prompt, str):
-    certain = dialogues.is_dialogue(pair.prompt)
+    certain = dialogues.is_marked(pair.prompt)
   else:
     certain = any(turn["role"] in messages.USER_ROLES for turn in pair.prompt)
   if certain:
@@ -480,14 +492,16 @@ def _scores(value, responses, where):
 def pairs_of_rows(rows, where):
   """Iterates over the pairs of (place, row); `where` is named if there is none.
 
-  How many rows prefer no response is said at the end.
+  How many rows prefer no response, and how many pairs have responses that go
+  past an answer, is said at the end.
   """
-  count = pairs = without = 0
+  count = pairs = without = asking = 0
   for place, row in rows:
     found = pairs_of(row, place)
     count += 1
     pairs += len(found)
     without += not found
+    asking += sum(map(_asks_again, found))
     yield from found
   if not count:
     raise InputError(f"{where}: has no rows; give at least one pair")
@@ -498,6 +512,16 @@ def pairs_of_rows(rows, where):
       f"{where}: {without} of {count} rows prefer no response: all that they "
       "have are equally good, or there are not two"
     )
+  if asking:
+    logger.info(
+      f"{where}: {asking} of {pairs} pairs have a turn of the user within a "
+      "response, which is trained on with it; give one answer each, if it is "
+      "not meant so"
+    )
+
+
+def _asks_again(pair):
+  return any(map(dialogues.asks_again, (pair.chosen, pair.rejected or "")))
 
 
 def in_turns(pair, where):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a row means is certain, or the row is refused with what it has."""
 
+import json
+
 import pytest
 
 from mrpo_jax.data import formats
@@ -214,3 +216,93 @@ def test_an_unknown_role_is_no_answer(role):
   other = [Q, {"role": role, "content": "It is an owl."}]
   text = refusal({"chosen": other, "rejected": [Q, CAT]})
   assert f"chosen[1].role: unknown role {role!r}; the known are" in text
+
+
+# Turns of the user within a response.
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"prompt": [Q], "chosen": [OWL, user("More?"), CAT], "rejected": [CAT]},
+    {"prompt": [Q], "chosen": [OWL], "rejected": [CAT, user("More?"), OWL]},
+    {
+      "chosen": HUMAN + " fine\n\nHuman: More?\n\nAssistant: yes",
+      "rejected": HUMAN + " bad",
+    },
+  ],
+)
+def test_questions_within_responses_are_counted(row, caplog):
+  caplog.set_level("INFO")
+  plain = {"prompt": "q", "chosen": "a", "rejected": "b"}
+  rows = [
+    ("line 1", row),
+    ("line 2", plain),
+    ("line 3", {"messages": [Q, OWL]}),
+  ]
+  assert len(list(formats.pairs_of_rows(rows, "a.jsonl"))) == 3
+  (line,) = caplog.messages
+  assert line.startswith("a.jsonl: 1 of 3 pairs have a turn of the user within")
+
+
+# Texts with other marks than Anthropic's.
+
+MARKED = [
+  "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+  "<s>[INST] q [/INST]",
+  "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+  "<|start_header_id|>assistant<|end_header_id|>\n\n",
+  "<start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\n",
+  "<|user|>\nq\n<|assistant|>\n",
+  "<\uff5cUser\uff5c>q<\uff5cAssistant\uff5c>",
+]
+WORDED = [
+  "Human: q\nAssistant:",
+  "\r\n\r\nHuman: q\r\n\r\nAssistant:",
+  "### Instruction:\nq\n\n### Response:",
+  "USER: q ASSISTANT:",
+  "Question: q\nAnswer:",
+  "Q: q\nA:",
+]
+
+
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
+def test_texts_are_split_where_the_answer_begins(start):
+  row = {"chosen": start + " The a", "rejected": start + " The b"}
+  assert only(row) == PreferencePair(start, " The a", " The b")
+  again = {"chosen": start + "Yo" + start + "I a", "rejected": start + "Yo"}
+  again["rejected"] += start + "I b"
+  assert only(again).chosen == "I a"
+
+
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
+def test_a_prompt_within_marks_stands_once(start):
+  start = start.replace("q", HOW)
+  row = {"chosen": start + " The a", "rejected": start + " The b"}
+  assert only(row, prompt=HOW) == PreferencePair(start, " The a", " The b")
+
+
+def test_marked_texts_that_ask_different_things_are_refused():
+  row = {"chosen": MARKED[1] + " a", "rejected": "x" + MARKED[1] + " b"}
+  assert "differ before an answer begins" in refusal(row)
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_turns_that_are_written_as_a_string_are_refused(write):
+  message = "holds turns that are written as a string"
+  row = {"prompt": write([Q]), "chosen": "a", "rejected": "b"}
+  assert f"prompt would be read as plain text, but {message}" in refusal(row)
+  assert message in refusal(row | {"chosen": [OWL], "rejected": [CAT]})
+  row = {"chosen": write([Q, OWL]), "rejected": write([Q, CAT])}
+  assert message in refusal(row)
+  assert message in refusal(row | {"prompt": "Name a bird."})
+  assert message in refusal(row | {"question": "Name a bird."})
+
+
+def test_options_are_no_marks():
+  row = {
+    "chosen": "Options:\nA: an owl\nB: one",
+    "rejected": "Options:\nA: an emu",
+  }
+  assert only(row).prompt == "Options:\nA: an"
+  assert only(row, prompt="Name it.").chosen == row["chosen"]

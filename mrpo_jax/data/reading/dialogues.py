@@ -14,6 +14,22 @@ from mrpo_jax.errors import InputError
 
 ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
 MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):|(?:^|\n)## (Human|Assistant):")
+# Where an answer begins in texts of other templates; words are less certain.
+TAGS = re.compile(
+  r"<\|im_start\|>assistant[ \t]*\r?\n|\[/INST\]|<start_of_turn>model\r?\n"
+  r"|<\|start_header_id\|>assistant<\|end_header_id\|>(?:\r?\n)*"
+  r"|<[|\uff5c](?:assistant|Assistant|ASSISTANT)[|\uff5c]>\r?\n?"
+)
+WORDS = re.compile(
+  r"(?:^|[\r\n])[ \t]*(?:#+[ \t]*)?"
+  r"(?:assistant|response|answer|gpt|model|ai|bot)[ \t]*:|\b(?-i:ASSISTANT:)",
+  re.IGNORECASE,
+)
+LETTERS = re.compile(r"(?:^|[\r\n])[ \t]*([QA])[ \t]*:")
+# JSON of turns, or what Python shows of them.
+WRITTEN = re.compile(
+  r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:"""
+)
 ROLES = {"Human": "user", "Assistant": "assistant"}
 NO_ANSWER = {"role": "assistant", "content": ""}
 
@@ -30,6 +46,14 @@ def says_nothing(side):
 
 def has_answer(turns):
   return any(map(messages.is_answer, turns))
+
+
+def asks_again(response):
+  """Does the user say something within a response?"""
+  if isinstance(response, str):
+    marks = MARK.finditer(response)
+    return any("Human" in (mark[1], mark[2]) for mark in marks)
+  return any(turn["role"] in USER_ROLES for turn in response)
 
 
 def shared_length(one, other):
@@ -70,9 +94,10 @@ def split_turns(chosen, rejected, where):
 def split_texts(chosen, rejected, where):
   """(prompt, chosen, rejected) of two dialogues, or texts that share words.
 
-  Dialogues are split after the last mark of an answer that they share, other
-  texts at a word.  A dialogue that ends before an answer, or where the other
-  one has a further turn, has an empty response.
+  Dialogues are split after the last mark of an answer that they share, also of
+  the marks of chat templates; other texts at a word.  A dialogue that ends
+  before an answer, or where the other one has a further turn, has an empty
+  response.
 
   Raises:
     InputError: both are dialogues, but no answer begins where they agree.
@@ -87,20 +112,47 @@ def split_texts(chosen, rejected, where):
   if ends:
     shared = ends[-1]
   elif all(answered):
-    raise InputError(
-      f"{where}: chosen and rejected are dialogues that differ before an "
-      "answer begins; give both the same prompt"
-    )
+    raise _differ_early(where)
   elif any(answered) and all(map(MARK.match, (chosen, rejected))):
     sides = chosen[shared:], rejected[shared:]
     return chosen[:shared], *(
       side if has else "" for side, has in zip(sides, answered, strict=True)
     )
+  elif ends := _other_marks(chosen[:shared]):
+    shared = ends[-1]
+  elif all(map(TAGS.search, (chosen, rejected))):
+    raise _differ_early(where)
   else:
     # One character stays: a text that is the other's beginning is a response.
     shared = min(shared, max(len(shorter) - 1, 0))
     shared = _word_boundary(chosen, rejected, shared)
   return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _differ_early(where):
+  return InputError(
+    f"{where}: chosen and rejected are dialogues that differ before an "
+    "answer begins; give both the same prompt"
+  )
+
+
+def _other_marks(text):
+  """Where answers begin in a text by tags, or else by words."""
+  marks = [*TAGS.finditer(text)] or [*WORDS.finditer(text)]
+  letters = [*LETTERS.finditer(text)]
+  if not marks and letters and letters[0][1] == "Q":
+    marks = [mark for mark in letters if mark[1] == "A"]
+  return [mark.end() for mark in marks]
+
+
+def is_marked(text):
+  """Does an answer begin in a text by the marks of a dialogue or template?"""
+  return is_dialogue(text) or bool(TAGS.search(text))
+
+
+def is_written(text):
+  """Is a text what a program writes of a list of turns?"""
+  return isinstance(text, str) and bool(WRITTEN.match(text))
 
 
 def _word_boundary(chosen, rejected, shared):
@@ -143,7 +195,27 @@ def after_text(prompt, chosen, rejected, where):
       f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
       "the other is not; give both as answers"
     )
+  if within := _within_marks(prompt, sides):
+    return within
   return without_start(prompt, sides)
+
+
+def _within_marks(prompt, sides):
+  """(prompt, *sides) where both sides hold a prompt within other marks."""
+  shared = shared_length(*sides)
+  ends = _other_marks(sides[0][:shared])
+  if not ends or not prompt.split()[1:]:
+    return None
+  start = sides[0][: ends[-1]]
+  if not _holds(" ".join(start.split()), " ".join(prompt.split())):
+    return None
+  return start, *(side[len(start) :] for side in sides)
+
+
+def _holds(text, words):
+  """Do words stand in a text, not within other words?"""
+  found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text)
+  return bool(words and found)
 
 
 def without_start(prompt, sides):
