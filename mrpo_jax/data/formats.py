@@ -7,12 +7,10 @@ Where a row ranks several responses, every strictly ordered pair comes out.
 """
 
 import dataclasses
-import itertools
 import logging
-import math
 
 from mrpo_jax.data.chat import messages
-from mrpo_jax.data.reading import dialogues, values
+from mrpo_jax.data.reading import dialogues, instructions, rankings, values
 from mrpo_jax.data.reading.row_files import rows_of
 from mrpo_jax.errors import InputError
 
@@ -23,19 +21,15 @@ QUESTIONS = ("question", "query", "input")
 # Keys that mean something; PROMPTS hold a prompt or a part of it.
 PROMPTS = ("prompt", *TURNS, "instruction", *QUESTIONS)
 SYSTEMS = ("system", "system_prompt")
-RESPONSES, ORDERS = (
-  ("responses", "completions", "outputs"),
-  ("scores", "score", "ranks", "rank"),
-)
 IMPLICIT = ("chosen", "rejected", "tools", *SYSTEMS)
 # Keys of the response of a supervised row, and of what says that it is none.
 ANSWERS = ("completion", "response", "output")
 JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
-JUDGED += ("rating", "ratings", *ORDERS)
+JUDGED += ("rating", "ratings", *rankings.ORDERS)
 KNOWN = (
   *(*ANSWERS, *JUDGED),
   *("chosen", "rejected", "history", "text", "ranked", "tools"),
-  *(*PROMPTS, *SYSTEMS, *RESPONSES, *ORDERS),
+  *(*PROMPTS, *SYSTEMS, *rankings.RESPONSES, *rankings.ORDERS),
 )
 LAYOUTS = (
   "{prompt, chosen, rejected} {chosen, rejected} {question, chosen, rejected} "
@@ -152,18 +146,21 @@ def _pairs_of(row, where):
   if "chosen" in row and "rejected" in row:
     return [_given_pair(row, where)]
   key, prompt = _prompt(row, where)
-  if key and (ranking := _ranking(row, where)):
+  if key and (ranking := rankings.ranked(row, where)):
     prompt = dialogues.without_answer(prompt, ranking[0])
     if not isinstance(prompt, str):
       responses, scores = ranking
       ranking = [_as_turns("assistant", one) for one in responses], scores
     return [
-      _explicit(row, key, prompt, *pair, where) for pair in _ordered(*ranking)
+      _explicit(row, key, prompt, *pair, where)
+      for pair in rankings.ordered(*ranking)
     ]
   if "text" in row and "score" in row:
-    texts = _responses(row["text"], f"{where}: text")
-    scores = _scores(row["score"], texts, f"{where}: score")
-    return [_implicit(row, *pair, where) for pair in _ordered(texts, scores)]
+    texts = rankings.responses_of(row["text"], f"{where}: text")
+    scores = rankings.scores_of(row["score"], texts, f"{where}: score")
+    return [
+      _implicit(row, *pair, where) for pair in rankings.ordered(texts, scores)
+    ]
   answer = _answer(row, key, prompt, where)
   return answer and [dataclasses.replace(answer, rejected=None)]
 
@@ -242,10 +239,10 @@ def _prompt(row, where):
   if key in TURNS:
     return key, values.as_turns(row[key], f"{where}: {key}")
   if key == "instruction":
-    asked = _instruction(row, where)
+    asked = instructions.instruction(row, where)
   else:
     asked = values.as_text_or_turns(row[key], f"{where}: {key}")
-  return key, _history(row, where) + _as_turns("user", asked)
+  return key, instructions.history(row, where) + _as_turns("user", asked)
 
 
 def _says_nothing(value):
@@ -361,30 +358,6 @@ def _refuse_guess(row, pair, where):
 # Parts of layouts.
 
 
-def _instruction(row, where):
-  parts = [
-    values.as_text(row[key], f"{where}: {key}")
-    for key in ("instruction", "input")
-    if row.get(key) is not None
-  ]
-  return "\n".join(part for part in parts if part.strip())
-
-
-def _history(row, where):
-  turns = []
-  history = values.as_list(row.get("history") or [], f"{where}: history")
-  for i, turn in enumerate(history):
-    if not isinstance(turn, list) or len(turn) != 2:
-      raise InputError(
-        f"{where}: history[{i}] is {values.kind_of(turn)}, want "
-        "[question, answer]"
-      )
-    for role, text in zip(("user", "assistant"), turn, strict=True):
-      text = values.as_text(text, f"{where}: history[{i}]")
-      turns.append({"role": role, "content": text})
-  return turns
-
-
 def _system(row, where):
   """The text of the system turn that a column holds, None without one."""
   given = {
@@ -418,72 +391,11 @@ def _with_system(system, pair, where):
   return PreferencePair([turn, *prompt], *sides)
 
 
-def _ranking(row, where):
-  """Responses and their scores, higher is better; None without such keys."""
-  given = [key for key in RESPONSES if key in row]
-  order = [key for key in ORDERS if key in row]
-  if given and order:
-    responses = _responses(row[given[0]], f"{where}: {given[0]}")
-    scores = _scores(row[order[0]], responses, f"{where}: {order[0]}")
-    return responses, [-s for s in scores] if "rank" in order[0] else scores
-  if "completions" in row:
-    return _scored_objects(row["completions"], f"{where}: completions")
-  if "ranked" in row:
-    best_first = _responses(row["ranked"], f"{where}: ranked")
-    return best_first, range(len(best_first), 0, -1)
-  return None
-
-
-def _scored_objects(value, where):
-  """UltraFeedback: each response is an object, with its score beside it."""
-  if not isinstance(value, list | dict) or not all(
-    isinstance(one, dict) for one in value if isinstance(value, list)
-  ):
-    return None
-  responses, scores = (
-    values.column(value, key, where) for key in ("response", "overall_score")
-  )
-  responses = _responses(responses, f"{where}.response")
-  return responses, _scores(scores, responses, f"{where}.overall_score")
-
-
-def _ordered(responses, scores):
-  scored = zip(responses, scores, strict=True)
-  for (better, high), (worse, low) in itertools.permutations(scored, 2):
-    if high > low:
-      yield better, worse
-
-
 def _as_turns(role, value):
   """A text as a list of one turn; turns stay."""
   if isinstance(value, str):
     return [{"role": role, "content": value}]
   return value
-
-
-# Values.
-
-
-def _responses(value, where):
-  return [
-    values.as_text_or_turns(one, f"{where}[{i}]", empty=False)
-    for i, one in enumerate(values.as_list(value, where))
-  ]
-
-
-def _scores(value, responses, where):
-  scores = values.as_list(value, where)
-  if len(scores) != len(responses):
-    raise InputError(
-      f"{where} has {len(scores)} entries for {len(responses)} "
-      "responses; give one each"
-    )
-  for i, score in enumerate(scores):
-    number = isinstance(score, int | float) and not isinstance(score, bool)
-    if not number or not -math.inf < score < math.inf:
-      kind = score if number else values.kind_of(score)
-      raise InputError(f"{where}[{i}] is {kind}, want a finite number")
-  return scores
 
 
 # Files.

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Columns of Alpaca's layout that make a prompt: instruction, input, history."""
+
+from mrpo_jax.data.reading import values
+from mrpo_jax.errors import InputError
+
+
+def instruction(row, where):
+  """The text of instruction and input, a line each."""
+  parts = [
+    values.as_text(row[key], f"{where}: {key}")
+    for key in ("instruction", "input")
+    if row.get(key) is not None
+  ]
+  return "\n".join(part for part in parts if part.strip())
+
+
+def history(row, where):
+  """The turns of a column of [question, answer] before the question."""
+  turns = []
+  pairs = values.as_list(row.get("history") or [], f"{where}: history")
+  for i, turn in enumerate(pairs):
+    if not isinstance(turn, list) or len(turn) != 2:
+      raise InputError(
+        f"{where}: history[{i}] is {values.kind_of(turn)}, want "
+        "[question, answer]"
+      )
+    for role, text in zip(("user", "assistant"), turn, strict=True):
+      text = values.as_text(text, f"{where}: history[{i}]")
+      turns.append({"role": role, "content": text})
+  return turns

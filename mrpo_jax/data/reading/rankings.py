@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several responses to a prompt, ranked or scored, as ordered pairs."""
+
+import itertools
+import math
+
+from mrpo_jax.data.reading import values
+from mrpo_jax.errors import InputError
+
+RESPONSES, ORDERS = (
+  ("responses", "completions", "outputs"),
+  ("scores", "score", "ranks", "rank"),
+)
+
+
+def ranked(row, where):
+  """Responses and their scores, higher is better; None without such keys."""
+  given = [key for key in RESPONSES if key in row]
+  order = [key for key in ORDERS if key in row]
+  if given and order:
+    responses = responses_of(row[given[0]], f"{where}: {given[0]}")
+    scores = scores_of(row[order[0]], responses, f"{where}: {order[0]}")
+    return responses, [-s for s in scores] if "rank" in order[0] else scores
+  if "completions" in row:
+    return _scored_objects(row["completions"], f"{where}: completions")
+  if "ranked" in row:
+    best_first = responses_of(row["ranked"], f"{where}: ranked")
+    return best_first, range(len(best_first), 0, -1)
+  return None
+
+
+def _scored_objects(value, where):
+  """UltraFeedback: each response is an object, with its score beside it."""
+  if not isinstance(value, list | dict) or not all(
+    isinstance(one, dict) for one in value if isinstance(value, list)
+  ):
+    return None
+  responses, scores = (
+    values.column(value, key, where) for key in ("response", "overall_score")
+  )
+  responses = responses_of(responses, f"{where}.response")
+  return responses, scores_of(scores, responses, f"{where}.overall_score")
+
+
+def ordered(responses, scores):
+  """Yields (better, worse) of every strictly ordered pair."""
+  scored = zip(responses, scores, strict=True)
+  for (better, high), (worse, low) in itertools.permutations(scored, 2):
+    if high > low:
+      yield better, worse
+
+
+def responses_of(value, where):
+  """The list of responses in a column; none may be empty."""
+  return [
+    values.as_text_or_turns(one, f"{where}[{i}]", empty=False)
+    for i, one in enumerate(values.as_list(value, where))
+  ]
+
+
+def scores_of(value, responses, where):
+  """The number of each response."""
+  scores = values.as_list(value, where)
+  if len(scores) != len(responses):
+    raise InputError(
+      f"{where} has {len(scores)} entries for {len(responses)} "
+      "responses; give one each"
+    )
+  for i, score in enumerate(scores):
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if not number or not -math.inf < score < math.inf:
+      kind = score if number else values.kind_of(score)
+      raise InputError(f"{where}[{i}] is {kind}, want a finite number")
+  return scores
