@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Columns of Alpaca's layout that make a prompt: instruction, input, history."""
+"""Alpaca's columns that make a prompt: instruction, input and history."""
 
 from mrpo_jax.data.reading import values
 from mrpo_jax.errors import InputError
