@@ -31,7 +31,10 @@ IMPLICIT = ("chosen", "rejected", "tools", *SYSTEMS)
 # Keys of the response of a supervised row, and of what says that it is none.
 ANSWERS = ("completion", "response", "output")
 JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
-JUDGED += ("rating", "ratings", *ORDERS)
+JUDGED += ("rating", "ratings", *ORDERS, "overall_score", "reward", "rewards")
+JUDGED += ("kto_tag", "preference", "preferred", "is_preferred", "accepted")
+JUDGED += ("helpfulness", "correctness", "coherence", "harmlessness", "is_safe")
+JUDGED += ("votes", "upvotes", "downvotes")
 KNOWN = (
   *(*ANSWERS, *JUDGED),
   *("chosen", "rejected", "text", "ranked", "tools"),
@@ -179,7 +182,8 @@ def _answer(row, key, prompt, where):
   if judged := [name for name in JUDGED if name in row]:
     raise InputError(
       f"{where}: {judged[0]!r} stands beside {(answers or turns)[0]!r}: a "
-      "response that is judged is no supervised one, and alone it is no pair"
+      "response that is judged is no supervised one, and alone it is no pair; "
+      "leave the column out if the response is good"
     )
   if len(answers) > 1:
     raise InputError(f"{where}: {' and '.join(answers)} are two; give one")

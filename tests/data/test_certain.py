@@ -395,3 +395,35 @@ def test_a_message_that_says_two_things_is_refused():
   for other in (of_gpt(OWL), {"from": "human", "value": "Name a fish."}):
     text = refusal(row | {"prompt": [Q | other]})
     assert "role and content differ from from and value" in text
+
+
+# A response that is judged is no supervised one.
+
+
+@pytest.mark.parametrize(
+  "judged",
+  [
+    {"helpfulness": 0, "correctness": 0},
+    {"correctness": 4},
+    {"kto_tag": False},
+    {"kto_tag": True},
+    {"reward": -3},
+    {"overall_score": 0.0},
+    {"upvotes": 0},
+  ],
+)
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"prompt": HOW, "response": "a"},
+    {"prompt": HOW, "completion": "a"},
+    {"instruction": HOW, "output": "a"},
+    {"messages": [Q, OWL]},
+  ],
+)
+def test_a_judged_response_is_not_supervised(row, judged):
+  assert f"'{[*judged][0]}' stands beside" in refusal(row | judged)
+  assert only(row, **dict.fromkeys(judged)) == only(row)
+  if "messages" not in row:
+    pair = only(prompt=HOW, **SIDES)
+    assert only(pair.__dict__ | {"tools": None} | judged) == pair
