@@ -10,7 +10,13 @@ import dataclasses
 import logging
 
 from mrpo_jax.data.chat import messages
-from mrpo_jax.data.reading import dialogues, instructions, rankings, values
+from mrpo_jax.data.reading import (
+  beside,
+  dialogues,
+  instructions,
+  rankings,
+  values,
+)
 from mrpo_jax.data.reading.row_files import rows_of
 from mrpo_jax.errors import InputError
 
@@ -25,10 +31,14 @@ IMPLICIT = ("chosen", "rejected", "tools", *SYSTEMS)
 # Keys of the response of a supervised row, and of what says that it is none.
 ANSWERS = ("completion", "response", "output")
 JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
-JUDGED += ("rating", "ratings", *rankings.ORDERS)
+JUDGED += ("rating", "ratings", *rankings.ORDERS, "overall_score")
+JUDGED += ("reward", "rewards", "votes", "upvotes", "downvotes", "is_safe")
+JUDGED += ("kto_tag", "preference", "preferred", "is_preferred", "accepted")
+JUDGED += ("helpfulness", "correctness", "coherence", "harmlessness")
 KNOWN = (
   *(*ANSWERS, *JUDGED),
-  *("chosen", "rejected", "history", "text", "ranked", "tools"),
+  *("chosen", "rejected", "text", "ranked", "tools"),
+  *beside.COLUMNS,
   *(*PROMPTS, *SYSTEMS, *rankings.RESPONSES, *rankings.ORDERS),
 )
 LAYOUTS = (
@@ -85,10 +95,10 @@ def pairs_of(row, where):
     )
   system = _system(row, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
-  return [
-    dataclasses.replace(_with_system(system, pair, where), tools=tools)
-    for pair in pairs
-  ]
+  pairs = [_with_system(system, pair, where) for pair in pairs]
+  for pair in pairs[:1]:  # all have one prompt
+    beside.refuse_lost(_given(row), PROMPTS[1:], pair.prompt, where)
+  return [dataclasses.replace(pair, tools=tools) for pair in pairs]
 
 
 def prompt_of(row, where):
@@ -118,6 +128,7 @@ def prompt_of(row, where):
     raise _empty(where, "the prompt")
   pair = _with_system(_system(row, where), _answerable(prompt), where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
+  beside.refuse_lost(given, PROMPTS[1:], pair.prompt, where)
   return dataclasses.replace(pair, rejected=None, tools=tools)
 
 
@@ -174,7 +185,8 @@ def _answer(row, key, prompt, where):
   if judged := [name for name in JUDGED if name in row]:
     raise InputError(
       f"{where}: {judged[0]!r} stands beside {(answers or turns)[0]!r}: a "
-      "response that is judged is no supervised one, and alone it is no pair"
+      "response that is judged is no supervised one, and alone it is no pair; "
+      "leave the column out if the response is good"
     )
   if len(answers) > 1:
     raise InputError(f"{where}: {' and '.join(answers)} are two; give one")
@@ -198,10 +210,12 @@ def _last_answer(row, key, where):
   ends = dialogues.has_answer(turns[-1:])
   answer = turns[-1:] if ends else [dialogues.NO_ANSWER]
   start = turns[:-1] if ends else turns
-  if isinstance(row.get("prompt"), str):
-    asked = _as_turns("user", row["prompt"])
-    whole = [*start, *answer]
-    dialogues.after_turns(asked, whole, whole, where, exact=False)
+  if not _says_nothing(row.get("prompt")):
+    asked = values.as_text_or_turns(row["prompt"], f"{where}: prompt")
+    exact, whole = not isinstance(asked, str), [*start, *answer]
+    asked = _as_turns("user", asked)
+    dialogues.after_turns(asked, whole, whole, where, exact=exact)
+    beside.refuse_lost({"prompt": asked}, ["prompt"], start, where)
   return PreferencePair(start, answer, answer)
 
 

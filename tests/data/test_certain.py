@@ -3,6 +3,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from mrpo_jax.data import formats
@@ -306,3 +308,122 @@ def test_options_are_no_marks():
   }
   assert only(row).prompt == "Options:\nA: an"
   assert only(row, prompt="Name it.").chosen == row["chosen"]
+
+
+# Columns and messages that hold a part of the prompt.
+
+
+@pytest.mark.parametrize(
+  "rest",
+  [
+    {"prompt": HOW, "input": "Bob"},
+    {"prompt": [user(HOW)], "question": "Who is it?"},
+    {"prompt": HOW, "instruction": "Be short."},
+    {"prompt": HOW, "context": "Bob is ill."},
+    {"prompt": HOW, "system_message": "Be short."},
+    {"prompt": HOW, "history": [["Hi", "Yo"]]},
+    {"conversations": [user(HOW)], "question": "Who is it?"},
+    {"conversations": [user(HOW)], "history": [["Hi", "Yo"]]},
+    {"question": HOW, "context": ["Bob is ill.", "Ann is well."]},
+    {"prompt": HOW, "messages": [user("Hi"), bot("Yo"), user(HOW)]},
+    {"prompt": HOW, "messages": {"role": ["user"], "content": ["Hi"]}},
+  ],
+)
+def test_a_column_that_the_prompt_lacks_is_refused(rest):
+  lost = [*rest][-1]
+  turns = "chosen", "rejected"
+  for sides in (SIDES, {key: [bot(SIDES[key])] for key in turns}):
+    if isinstance(rest.get("prompt"), str) or sides != SIDES:
+      assert f"without what '{lost}' holds" in refusal(rest | sides)
+
+
+def test_a_column_that_the_prompt_holds_may_stand_beside_it():
+  whole = [user(f"Bob is ill.\n{HOW}"), bot("Town")]
+  row = {"prompt": f"Bob is ill. {HOW}", "question": HOW, "messages": whole}
+  row |= {"context": "Bob is ill.", "history": [], "images": [], "input": ""}
+  row |= {"audio": None, "video": {"bytes": None, "path": None}} | SIDES
+  assert only(row) == PreferencePair(row["prompt"], "Town", "River")
+
+
+def test_supervised_messages_hold_the_prompt_beside_them():
+  row = {"messages": [Q, OWL]}
+  assert only(row, prompt=[Q]).prompt == [Q]
+  for lost in ([user("Hi")], [system("S"), Q], [user("Hi"), bot("Yo"), Q]):
+    refusal(row | {"prompt": lost})
+  assert "without what" in refusal(row | {"prompt": "Name a bird. Be short."})
+
+
+@pytest.mark.parametrize(
+  "column",
+  [
+    "image",
+    "images",
+    "image_url",
+    "video",
+    "audio",
+    "attachments",
+    "functions",
+  ],
+)
+def test_columns_of_what_is_no_text_are_refused(tmp_path, column):
+  row = {"prompt": HOW, column: [{"bytes": "x", "path": None}]} | SIDES
+  assert f"'{column}' " in refusal(row)
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+  with pytest.raises(InputError, match=f"parquet row 1: '{column}' "):
+    list(formats.read(path))
+
+
+@pytest.mark.parametrize("key", ["image_url", "input_audio", "attachments"])
+def test_what_is_no_text_in_a_message_is_refused(key):
+  part = {"type": "text", "text": "Sky?"}
+  asked = of_gpt(Q)
+  for turn in (Q | {key: ["x"]}, asked | {key: "x"}, user([part | {key: "x"}])):
+    text = refusal({"prompt": [turn], "chosen": [OWL], "rejected": [CAT]})
+    assert f"{key} cannot be trained on" in text
+
+
+def test_calls_beside_from_and_value_are_read():
+  calls = [{"function": {"name": "birds", "arguments": {}}}]
+  row = {"prompt": [Q], "chosen": of_gpt(OWL) | {"tool_calls": calls}}
+  assert only(row, rejected=[CAT]).chosen == [OWL | {"tool_calls": calls}]
+
+
+def test_a_message_that_says_two_things_is_refused():
+  row = {"chosen": [OWL], "rejected": [CAT]}
+  assert only(row, prompt=[Q | of_gpt(Q)]).prompt == [Q]
+  for other in (of_gpt(OWL), {"from": "human", "value": "Name a fish."}):
+    text = refusal(row | {"prompt": [Q | other]})
+    assert "role and content differ from from and value" in text
+
+
+# A response that is judged is no supervised one.
+
+
+@pytest.mark.parametrize(
+  "judged",
+  [
+    {"helpfulness": 0, "correctness": 0},
+    {"correctness": 4},
+    {"kto_tag": False},
+    {"kto_tag": True},
+    {"reward": -3},
+    {"overall_score": 0.0},
+    {"upvotes": 0},
+  ],
+)
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"prompt": HOW, "response": "a"},
+    {"prompt": HOW, "completion": "a"},
+    {"instruction": HOW, "output": "a"},
+    {"messages": [Q, OWL]},
+  ],
+)
+def test_a_judged_response_is_not_supervised(row, judged):
+  assert f"'{[*judged][0]}' stands beside" in refusal(row | judged)
+  assert only(row, **dict.fromkeys(judged)) == only(row)
+  if "messages" not in row:
+    pair = only(prompt=HOW, **SIDES)
+    assert only(pair.__dict__ | {"tools": None} | judged) == pair

@@ -11,7 +11,7 @@ USER_ROLES = ("user", "human")
 ASKING_ROLES = (*USER_ROLES, "system", "developer")
 # Keys of what is no text, and of what tool_calls replaced.
 UNREAD = ("function_call", "image", "images", "audio", "audios", "video")
-UNREAD += ("videos",)
+UNREAD += ("videos", "image_url", "input_audio", "attachments", "functions")
 TEXT = "text"  # the one type of part that a language model reads
 
 
@@ -26,6 +26,7 @@ def parts(value, where):
         f"{where}[{i}] is a part of type {kind!r}, want "
         '{"type": "text", "text": ...}: only text can be trained on'
       )
+    _refuse_unread(part, f"{where}[{i}]")
     found.append({"type": TEXT, "text": part["text"]})
   return found
 
@@ -39,12 +40,7 @@ def beside_content(turn, role, where):
     InputError: it holds what cannot be trained on.
   """
   found = {}
-  for key in UNREAD:
-    if turn.get(key):
-      raise InputError(
-        f"{where}.{key} cannot be trained on; give texts, tool_calls and "
-        f"{REASONING[0]}, or leave the row out"
-      )
+  _refuse_unread(turn, where)
   if calls := _objects(turn.get("tool_calls"), f"{where}.tool_calls"):
     for i, call in enumerate(calls):
       named = call.get("function", call)
@@ -65,6 +61,15 @@ def beside_content(turn, role, where):
     given = {key: turn.get(key) for key in ("name", "tool_call_id")}
     found |= {key: one for key, one in given.items() if isinstance(one, str)}
   return found
+
+
+def _refuse_unread(value, where):
+  for key in UNREAD:
+    if value.get(key):
+      raise InputError(
+        f"{where}.{key} cannot be trained on; give texts, tool_calls and "
+        f"{REASONING[0]}, or leave the row out"
+      )
 
 
 def tools(value, where):

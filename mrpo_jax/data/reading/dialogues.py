@@ -207,15 +207,16 @@ def _within_marks(prompt, sides):
   if not ends or not prompt.split()[1:]:
     return None
   start = sides[0][: ends[-1]]
-  if not _holds(" ".join(start.split()), " ".join(prompt.split())):
+  if not holds(" ".join(start.split()), " ".join(prompt.split())):
     return None
   return start, *(side[len(start) :] for side in sides)
 
 
-def _holds(text, words):
+def holds(text, words):
   """Do words stand in a text, not within other words?"""
-  found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text)
-  return bool(words and found)
+  begin = r"(?<!\w)" if words[:1].isalnum() else ""
+  end = r"(?!\w)" if words[-1:].isalnum() else ""
+  return bool(re.search(begin + re.escape(words) + end, text))
 
 
 def without_start(prompt, sides):

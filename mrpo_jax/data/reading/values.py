@@ -88,6 +88,7 @@ def _turn(turn, where):
     and ("content" in turn or turn.get("tool_calls"))
   ):
     role = _role(turn["role"], ROLES, f"{where}.role")
+    _refuse_two(turn, role, where)
     beside = messages.beside_content(turn, role, where)
     content = turn.get("content")
     if isinstance(content, list):
@@ -96,12 +97,24 @@ def _turn(turn, where):
       content = as_text(content, f"{where}.content")
   elif isinstance(turn, dict) and {"from", "value"} <= turn.keys():
     role = _role(turn["from"], FROM, f"{where}.from")
-    content, beside = as_text(turn["value"], f"{where}.value"), {}
+    content = as_text(turn["value"], f"{where}.value")
+    beside = messages.beside_content(turn, role, where)
   else:
     raise InputError(
       f"{where} is {kind_of(turn)}, want a message with role and content"
     )
   return {"role": role, "content": content, **beside}
+
+
+def _refuse_two(turn, role, where):
+  """InputError where from and value say other than role and content."""
+  given = {"from", "value"} <= turn.keys()
+  other = given and _role(turn["from"], FROM, f"{where}.from")
+  same = FROM.get(role, role), turn.get("content")
+  if given and (other, turn["value"]) != same:
+    raise InputError(
+      f"{where}: role and content differ from from and value; give one of both"
+    )
 
 
 def _role(value, known, where):

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Columns beside the prompt that hold a part of it, which would be lost."""
+
+from mrpo_jax.data.chat import messages
+from mrpo_jax.data.reading import dialogues, values
+from mrpo_jax.errors import InputError
+
+MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
+MEDIA += ("input_audio", "attachments")
+# Columns of texts or turns that the prompt of a row must have too.
+TEXTS = ("context", "system_message", "history")
+COLUMNS = (*MEDIA, *TEXTS, "functions")
+
+
+def refuse_lost(row, read, prompt, where):
+  """InputError where a column has what a prompt lacks; the column is named.
+
+  Args:
+    row: without nulls.
+    read: the other names of columns that may hold a prompt.
+    prompt: as it was read, text or turns.
+    where: begins the message.
+  """
+  for key in MEDIA:
+    if _is_given(row.get(key)):
+      raise InputError(
+        f"{where}: {key!r} cannot be trained on: only text can; leave the row "
+        "out, or the column, if the texts are complete without it"
+      )
+  if _is_given(row.get("functions")):
+    raise InputError(
+      f"{where}: 'functions' would not be read; give them as tools"
+    )
+  given = {key: row[key] for key in (*read, *TEXTS) if key in row}
+  said = _all_of(prompt) if given else ""
+  for key, value in given.items():
+    for text in _asked_of(value):
+      if not dialogues.holds(_words(said), _words(text)):
+        raise InputError(
+          f"{where}: the prompt would be {values.shown(said)}, without what "
+          f"{key!r} holds, {values.shown(text)}; put it into the prompt, or "
+          "leave the column out"
+        )
+
+
+def _is_given(value):
+  """Has a value anything but nulls and empty texts, at any depth?"""
+  if isinstance(value, dict):
+    value = [*value.values()]
+  if isinstance(value, list):
+    return any(map(_is_given, value))
+  return value not in (None, "", b"", False)
+
+
+def _all_of(prompt):
+  if isinstance(prompt, str):
+    return prompt
+  return "\n".join(map(messages.content, prompt))
+
+
+def _asked_of(value):
+  """Texts of a column: of turns those that are no answers, of a list all."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, list):
+    for one in value:
+      yield from _asked_of(one)
+  elif isinstance(value, dict):
+    if isinstance(role := value.get("role") or value.get("from"), str):
+      role = values.FROM.get(role.strip().lower(), role)
+      said = [value.get("content"), value.get("value")]
+      yield from () if role in ("assistant", "model") else _asked_of(said)
+    elif isinstance(text := value.get("text"), str):
+      yield text
+    elif isinstance(role, list):  # columns of turns
+      turns = values.as_turns(value, "the row")
+      yield from _asked_of(turns)
+
+
+def _words(text):
+  return " ".join(text.split())
