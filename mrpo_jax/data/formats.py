@@ -123,7 +123,7 @@ def prompt_of(row, where):
   else:
     prompt = values.as_text_or_turns(given["prompt"], f"{where}: prompt")
     if any(isinstance(given.get(key), list) for key in ANSWERS):
-      prompt = _as_turns("user", prompt)
+      prompt = dialogues.asked_turns(prompt, where)
   if dialogues.says_nothing(prompt):
     raise _empty(where, "the prompt")
   pair = _with_system(_system(row, where), _answerable(prompt), where)
@@ -210,7 +210,7 @@ def _last_answer(row, key, where):
   if not _says_nothing(row.get("prompt")):
     asked = values.as_text_or_turns(row["prompt"], f"{where}: prompt")
     exact, whole = not isinstance(asked, str), [*start, *answer]
-    asked = _as_turns("user", asked)
+    asked = dialogues.asked_turns(asked, where)
     dialogues.after_turns(asked, whole, whole, where, exact=exact)
     beside.refuse_lost({"prompt": asked}, ["prompt"], start, where)
   return PreferencePair(start, answer, answer)
@@ -279,9 +279,9 @@ def _explicit(row, key, prompt, chosen, rejected, where):
   _refuse_written(where, "chosen and rejected", *sides)
   kinds = {isinstance(side, str) for side in sides}
   if key != "prompt" and kinds == {True}:
-    sides, kinds = _answers(prompt, sides), {False}
+    sides, kinds = _answers(prompt, sides, where), {False}
   if kinds == {False}:
-    prompt = _as_turns("user", prompt)
+    prompt = dialogues.asked_turns(prompt, where)
   if kinds != {isinstance(prompt, str)}:
     raise InputError(
       f"{where}: prompt, chosen and rejected mix strings and message lists; "
@@ -289,7 +289,7 @@ def _explicit(row, key, prompt, chosen, rejected, where):
     )
   if isinstance(prompt, str):
     return PreferencePair(*dialogues.after_text(prompt, *sides, where))
-  exact = not isinstance(row[key], str)
+  exact = not isinstance(row[key], str) or len(prompt) > 1
   split = dialogues.after_turns(prompt, *sides, where, exact=exact)
   pair = PreferencePair(*split)
   if dialogues.says_nothing(pair.prompt):
@@ -306,11 +306,16 @@ def _refuse_written(where, name, *given):
     )
 
 
-def _answers(prompt, sides):
+def _answers(prompt, sides, where):
   """Texts beside a question as turns, without the question if all repeat it."""
   if any(map(dialogues.is_whole, sides)):
     return [dialogues.turns_of_whole(one) for one in sides]
   asked = messages.content(prompt[-1]) if prompt else ""
+  if dialogues.within_marks(asked, sides):
+    raise InputError(
+      f"{where}: chosen and rejected hold the question again, within marks; "
+      "give the answers alone, or leave out the column of the question"
+    )
   _, *rests = dialogues.without_start(asked, sides)
   if rests != [*sides]:
     rests = [one.lstrip() for one in rests]
@@ -431,15 +436,41 @@ def _ranking(row, where):
   given = [key for key in RESPONSES if key in row]
   order = [key for key in ORDERS if key in row]
   if given and order:
+    _refuse_second(row, given, where)
     responses = _responses(row[given[0]], f"{where}: {given[0]}")
-    scores = _scores(row[order[0]], responses, f"{where}: {order[0]}")
-    return responses, [-s for s in scores] if "rank" in order[0] else scores
+    scores = [_order(row, key, responses, where) for key in order]
+    for key, other in zip(order[1:], scores[1:], strict=True):
+      _refuse_contradiction(scores[0], other, f"{where}: {order[0]} and {key}")
+    return responses, scores[0]
   if "completions" in row:
     return _scored_objects(row["completions"], f"{where}: completions")
   if "ranked" in row:
     best_first = _responses(row["ranked"], f"{where}: ranked")
     return best_first, range(len(best_first), 0, -1)
   return None
+
+
+def _refuse_second(row, given, where):
+  """InputError where a row has two lists of responses that differ."""
+  if "ranked" in row:
+    given = [*given, "ranked"]
+  if any(row[key] != row[given[0]] for key in given):
+    raise InputError(f"{where}: {' and '.join(given)} are two; give one")
+
+
+def _order(row, key, responses, where):
+  """Numbers of a column of scores or ranks, higher is better."""
+  scores = _scores(row[key], responses, f"{where}: {key}")
+  return [-score for score in scores] if "rank" in key else scores
+
+
+def _refuse_contradiction(scores, others, where):
+  for i, j in itertools.permutations(range(len(scores)), 2):
+    if scores[i] > scores[j] and others[i] < others[j]:
+      raise InputError(
+        f"{where} contradict each other on responses {i + 1} and {j + 1}; a "
+        "higher score is better, a lower rank is; give one of both"
+      )
 
 
 def _scored_objects(value, where):
