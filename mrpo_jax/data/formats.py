@@ -123,7 +123,7 @@ def prompt_of(row, where):
   else:
     prompt = values.as_text_or_turns(given["prompt"], f"{where}: prompt")
     if any(isinstance(given.get(key), list) for key in ANSWERS):
-      prompt = _as_turns("user", prompt)
+      prompt = dialogues.asked_turns(prompt, where)
   if dialogues.says_nothing(prompt):
     raise _empty(where, "the prompt")
   pair = _with_system(_system(row, where), _answerable(prompt), where)
@@ -213,7 +213,7 @@ def _last_answer(row, key, where):
   if not _says_nothing(row.get("prompt")):
     asked = values.as_text_or_turns(row["prompt"], f"{where}: prompt")
     exact, whole = not isinstance(asked, str), [*start, *answer]
-    asked = _as_turns("user", asked)
+    asked = dialogues.asked_turns(asked, where)
     dialogues.after_turns(asked, whole, whole, where, exact=exact)
     beside.refuse_lost({"prompt": asked}, ["prompt"], start, where)
   return PreferencePair(start, answer, answer)
@@ -282,9 +282,9 @@ def _explicit(row, key, prompt, chosen, rejected, where):
   _refuse_written(where, "chosen and rejected", *sides)
   kinds = {isinstance(side, str) for side in sides}
   if key != "prompt" and kinds == {True}:
-    sides, kinds = _answers(prompt, sides), {False}
+    sides, kinds = _answers(prompt, sides, where), {False}
   if kinds == {False}:
-    prompt = _as_turns("user", prompt)
+    prompt = dialogues.asked_turns(prompt, where)
   if kinds != {isinstance(prompt, str)}:
     raise InputError(
       f"{where}: prompt, chosen and rejected mix strings and message lists; "
@@ -292,7 +292,7 @@ def _explicit(row, key, prompt, chosen, rejected, where):
     )
   if isinstance(prompt, str):
     return PreferencePair(*dialogues.after_text(prompt, *sides, where))
-  exact = not isinstance(row[key], str)
+  exact = not isinstance(row[key], str) or len(prompt) > 1
   split = dialogues.after_turns(prompt, *sides, where, exact=exact)
   pair = PreferencePair(*split)
   if dialogues.says_nothing(pair.prompt):
@@ -309,11 +309,16 @@ def _refuse_written(where, name, *given):
     )
 
 
-def _answers(prompt, sides):
+def _answers(prompt, sides, where):
   """Texts beside a question as turns, without the question if all repeat it."""
   if any(map(dialogues.is_whole, sides)):
     return [dialogues.turns_of_whole(one) for one in sides]
   asked = messages.content(prompt[-1]) if prompt else ""
+  if dialogues.within_marks(asked, sides):
+    raise InputError(
+      f"{where}: chosen and rejected hold the question again, within marks; "
+      "give the answers alone, or leave out the column of the question"
+    )
   _, *rests = dialogues.without_start(asked, sides)
   if rests != [*sides]:
     rests = [one.lstrip() for one in rests]

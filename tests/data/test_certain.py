@@ -427,3 +427,60 @@ def test_a_judged_response_is_not_supervised(row, judged):
   if "messages" not in row:
     pair = only(prompt=HOW, **SIDES)
     assert only(pair.__dict__ | {"tools": None} | judged) == pair
+
+
+# What contradicts itself.
+
+
+@pytest.mark.parametrize(
+  "prompt, asked",
+  [("hi", "What is history?"), ("is it", "What is item 3?"), ("é", "café")],
+)
+def test_a_prompt_within_another_word_is_another_prompt(prompt, asked):
+  sides = {"chosen": [user(asked), OWL], "rejected": [user(asked), CAT]}
+  assert "not the prompt's" in refusal({"prompt": prompt} | sides)
+
+
+def test_scripts_without_spaces_have_no_words_to_be_within():
+  asked = user("请告诉我今天天气如何")
+  row = {"chosen": [asked, OWL], "rejected": [asked, CAT]}
+  assert only(row, prompt="今天天气").prompt == [asked]
+
+
+def test_a_dialogue_before_turns_is_turns():
+  start = [user("Hi"), bot("Yo"), Q]
+  text = "\n\nHuman: Hi\n\nAssistant: Yo\n\nHuman: Name a bird."
+  pair = PreferencePair(start, [OWL], [CAT])
+  for prompt in (text, text + "\n\nAssistant:"):
+    assert only(prompt=prompt, chosen=[OWL], rejected=[CAT]) == pair
+    whole = {"chosen": [*start, OWL], "rejected": [*start, CAT]}
+    assert only(whole, prompt=prompt) == pair
+    supervised = {"prompt": prompt, "completion": [OWL]}
+    assert only(supervised).prompt == start
+    assert formats.prompt_of(supervised, "row 1").prompt == start
+  row = {"prompt": MARKED[0], "chosen": [OWL], "rejected": [CAT]}
+  assert "marks of a chat template" in refusal(row)
+
+
+@pytest.mark.parametrize("start", [MARKED[0], WORDED[0]])
+def test_a_question_within_marks_beside_its_column_is_refused(start):
+  start = start.replace("q", HOW)
+  row = {"chosen": start + " a", "rejected": start + " b"}
+  assert "hold the question again" in refusal({"question": HOW} | row)
+
+
+def test_scores_and_ranks_agree_or_are_refused():
+  row = {"prompt": "p", "responses": ["a", "b"], "scores": [2, 1]}
+  pair = PreferencePair("p", "a", "b")
+  for ranks in ([1, 2], [1, 1], None):
+    assert only(row, ranks=ranks) == pair
+  text = refusal(row | {"ranks": [2, 1]})
+  assert "scores and ranks contradict each other on responses 1 and 2" in text
+  assert "responses and outputs are two" in refusal(row | {"outputs": ["c"]})
+  assert "responses and ranked are two" in refusal(row | {"ranked": ["c"]})
+
+
+def test_a_key_that_stands_twice_in_tools_is_refused():
+  tools = '[{"function": {"name": "a", "name": "b"}}]'
+  row = {"prompt": [Q], "chosen": [OWL], "rejected": [CAT], "tools": tools}
+  assert "tools: the key 'name' stands there twice" in refusal(row)

@@ -3,6 +3,7 @@
 
 import json
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is ours
@@ -80,7 +81,9 @@ def tools(value, where):
 def _objects(value, where):
   if isinstance(value, str) and value.strip():  # as Parquet files hold it
     try:
-      value = json.loads(value)
+      value = json.loads(value, object_pairs_hook=files.once)
+    except InputError as error:
+      raise InputError(f"{where}: {error}") from None
     except ValueError:
       raise InputError(f"{where} is a string that is not JSON") from None
   if not value or isinstance(value, str):

@@ -31,7 +31,10 @@ def refuse_lost(row, read, prompt, where):
     raise InputError(
       f"{where}: 'functions' would not be read; give them as tools"
     )
-  given = {key: row[key] for key in (*read, *TEXTS) if key in row}
+  # Beside whole dialogues alone a context is one column among others.
+  asks = any(key in row for key in ("prompt", *read))
+  texts = [key for key in TEXTS if asks or key != "context"]
+  given = {key: row[key] for key in (*read, *texts) if key in row}
   said = _all_of(prompt) if given else ""
   for key, value in given.items():
     for text in _asked_of(value):

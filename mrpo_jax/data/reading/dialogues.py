@@ -26,6 +26,8 @@ WORDS = re.compile(
   re.IGNORECASE,
 )
 LETTERS = re.compile(r"(?:^|[\r\n])[ \t]*([QA])[ \t]*:")
+# What words are made of, in scripts that put white space between them.
+LETTER = r"[^\W\u0e00-\u0eff\u2e80-\ud7ff]"
 # JSON of turns, or what Python shows of them.
 WRITTEN = re.compile(
   r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:"""
@@ -195,12 +197,12 @@ def after_text(prompt, chosen, rejected, where):
       f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
       "the other is not; give both as answers"
     )
-  if within := _within_marks(prompt, sides):
+  if within := within_marks(prompt, sides):
     return within
   return without_start(prompt, sides)
 
 
-def _within_marks(prompt, sides):
+def within_marks(prompt, sides):
   """(prompt, *sides) where both sides hold a prompt within other marks."""
   shared = shared_length(*sides)
   ends = _other_marks(sides[0][:shared])
@@ -214,8 +216,8 @@ def _within_marks(prompt, sides):
 
 def holds(text, words):
   """Do words stand in a text, not within other words?"""
-  begin = r"(?<!\w)" if words[:1].isalnum() else ""
-  end = r"(?!\w)" if words[-1:].isalnum() else ""
+  begin = f"(?<!{LETTER})" if re.match(LETTER, words) else ""
+  end = f"(?!{LETTER})" if re.search(f"{LETTER}$", words) else ""
   return bool(re.search(begin + re.escape(words) + end, text))
 
 
@@ -318,7 +320,10 @@ def _agreed(prompt, start, exact):
     return system + asked if begun and asked[-len(begun) :] == begun else None
   said = _words(asked[-1])
   found = (_words(turn) for turn in begun if turn["role"] in USER_ROLES)
-  same = any(words and (words in said or said in words) for words in found)
+  same = any(
+    words and said and (holds(said, words) or holds(words, said))
+    for words in found
+  )
   return system + begun if same else None
 
 
@@ -381,6 +386,23 @@ def _first_answer(response):
 
 
 # The turns of a text.
+
+
+def asked_turns(prompt, where):
+  """The turns of a prompt: of a plain dialogue all, of another text one.
+
+  Raises:
+    InputError: it has the marks of a chat template.
+  """
+  if not isinstance(prompt, str):
+    return prompt
+  if TAGS.search(prompt):
+    raise InputError(
+      f"{where}: the prompt is a text with the marks of a chat template, the "
+      "responses are turns; give it as turns too"
+    )
+  turns = _turns(prompt) or [{"role": "user", "content": prompt}]
+  return turns[:-1] if turns[-1] == NO_ANSWER else turns
 
 
 def is_dialogue(text):

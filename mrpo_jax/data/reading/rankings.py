@@ -18,15 +18,41 @@ def ranked(row, where):
   given = [key for key in RESPONSES if key in row]
   order = [key for key in ORDERS if key in row]
   if given and order:
+    _refuse_second(row, given, where)
     responses = responses_of(row[given[0]], f"{where}: {given[0]}")
-    scores = scores_of(row[order[0]], responses, f"{where}: {order[0]}")
-    return responses, [-s for s in scores] if "rank" in order[0] else scores
+    scores = [_order(row, key, responses, where) for key in order]
+    for key, other in zip(order[1:], scores[1:], strict=True):
+      _refuse_contradiction(scores[0], other, f"{where}: {order[0]} and {key}")
+    return responses, scores[0]
   if "completions" in row:
     return _scored_objects(row["completions"], f"{where}: completions")
   if "ranked" in row:
     best_first = responses_of(row["ranked"], f"{where}: ranked")
     return best_first, range(len(best_first), 0, -1)
   return None
+
+
+def _refuse_second(row, given, where):
+  """InputError where a row has two lists of responses that differ."""
+  if "ranked" in row:
+    given = [*given, "ranked"]
+  if any(row[key] != row[given[0]] for key in given):
+    raise InputError(f"{where}: {' and '.join(given)} are two; give one")
+
+
+def _order(row, key, responses, where):
+  """Numbers of a column of scores or ranks, higher is better."""
+  scores = scores_of(row[key], responses, f"{where}: {key}")
+  return [-score for score in scores] if "rank" in key else scores
+
+
+def _refuse_contradiction(scores, others, where):
+  for i, j in itertools.permutations(range(len(scores)), 2):
+    if scores[i] > scores[j] and others[i] < others[j]:
+      raise InputError(
+        f"{where} contradict each other on responses {i + 1} and {j + 1}; a "
+        "higher score is better, a lower rank is; give one of both"
+      )
 
 
 def _scored_objects(value, where):
