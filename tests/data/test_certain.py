@@ -484,3 +484,8 @@ def test_a_key_that_stands_twice_in_tools_is_refused():
   tools = '[{"function": {"name": "a", "name": "b"}}]'
   row = {"prompt": [Q], "chosen": [OWL], "rejected": [CAT], "tools": tools}
   assert "tools: the key 'name' stands there twice" in refusal(row)
+
+
+def test_a_whole_dialogue_stands_beside_a_context():
+  row = WHOLE | {"context": "Bob is ill.", "question": " ", "prompt": ""}
+  assert only(row) == PreferencePair(HUMAN, " fine", " bad")
