@@ -161,6 +161,8 @@ def _pairs_of(row, where):
     prompt = dialogues.without_answer(prompt, ranking[0])
     if not isinstance(prompt, str):
       responses, scores = ranking
+      if all(isinstance(one, str) for one in responses):
+        responses = _answers(prompt, responses, where)
       ranking = [_as_turns("assistant", one) for one in responses], scores
     return [
       _explicit(row, key, prompt, *pair, where)
@@ -311,7 +313,7 @@ def _refuse_written(where, name, *given):
 
 def _answers(prompt, sides, where):
   """Texts beside a question as turns, without the question if all repeat it."""
-  if any(map(dialogues.is_whole, sides)):
+  if not sides or any(map(dialogues.is_whole, sides)):
     return [dialogues.turns_of_whole(one) for one in sides]
   asked = messages.content(prompt[-1]) if prompt else ""
   if dialogues.within_marks(asked, sides):

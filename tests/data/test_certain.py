@@ -153,6 +153,10 @@ def test_a_question_that_texts_repeat_stands_once(key):
   assert only({key: HOW}, **WHOLE) == pair
   plain = {"chosen": HOW + " fine", "rejected": f"\n{HOW} bad"}
   assert only({key: HOW}, **plain) == pair
+  for row in (WHOLE, plain):
+    ranked = [*row.values(), f"{HUMAN if row is WHOLE else HOW} so"]
+    first, *_ = formats.pairs_of({key: HOW, "ranked": ranked}, "row 1")
+    assert first == pair
   turns = {"messages": [user(HOW)]}
   assert only(turns, **WHOLE) == only(turns, **plain) == pair
 
@@ -484,3 +488,8 @@ def test_a_key_that_stands_twice_in_tools_is_refused():
   tools = '[{"function": {"name": "a", "name": "b"}}]'
   row = {"prompt": [Q], "chosen": [OWL], "rejected": [CAT], "tools": tools}
   assert "tools: the key 'name' stands there twice" in refusal(row)
+
+
+def test_a_whole_dialogue_stands_beside_a_context():
+  row = WHOLE | {"context": "Bob is ill.", "question": " ", "prompt": ""}
+  assert only(row) == PreferencePair(HUMAN, " fine", " bad")

@@ -31,10 +31,10 @@ def refuse_lost(row, read, prompt, where):
     raise InputError(
       f"{where}: 'functions' would not be read; give them as tools"
     )
-  # Beside whole dialogues alone a context is one column among others.
-  asks = any(key in row for key in ("prompt", *read))
-  texts = [key for key in TEXTS if asks or key != "context"]
-  given = {key: row[key] for key in (*read, *texts) if key in row}
+  given = {key: row[key] for key in read if key in row}
+  named = [*given.values(), row.get("prompt", "")]
+  if not all(map(values.is_blank, named)):  # dialogues alone are complete
+    given |= {key: row[key] for key in TEXTS if key in row}
   said = _all_of(prompt) if given else ""
   for key, value in given.items():
     for text in _asked_of(value):

@@ -203,8 +203,8 @@ def after_text(prompt, chosen, rejected, where):
 
 
 def within_marks(prompt, sides):
-  """(prompt, *sides) where both sides hold a prompt within other marks."""
-  shared = shared_length(*sides)
+  """(prompt, *sides) where all sides hold a prompt within other marks."""
+  shared = min(shared_length(sides[0], side) for side in sides)
   ends = _other_marks(sides[0][:shared])
   if not ends or not prompt.split()[1:]:
     return None
