@@ -26,20 +26,14 @@ TURNS = ("conversations", "messages")  # keys of turns that lead to a response
 QUESTIONS = ("question", "query", "input")
 # Keys that mean something; PROMPTS hold a prompt or a part of it.
 PROMPTS = ("prompt", *TURNS, "instruction", *QUESTIONS)
-SYSTEMS = ("system", "system_prompt")
-IMPLICIT = ("chosen", "rejected", "tools", *SYSTEMS)
-# Keys of the response of a supervised row, and of what says that it is none.
+IMPLICIT = ("chosen", "rejected", "tools", *instructions.SYSTEMS)
+# Keys of the response of a supervised row.
 ANSWERS = ("completion", "response", "output")
-JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
-JUDGED += ("rating", "ratings", *rankings.ORDERS, "overall_score")
-JUDGED += ("reward", "rewards", "votes", "upvotes", "downvotes", "is_safe")
-JUDGED += ("kto_tag", "preference", "preferred", "is_preferred", "accepted")
-JUDGED += ("helpfulness", "correctness", "coherence", "harmlessness")
 KNOWN = (
-  *(*ANSWERS, *JUDGED),
+  *(*ANSWERS, *rankings.JUDGED),
   *("chosen", "rejected", "text", "ranked", "tools"),
   *beside.COLUMNS,
-  *(*PROMPTS, *SYSTEMS, *rankings.RESPONSES, *rankings.ORDERS),
+  *(*PROMPTS, *instructions.SYSTEMS, *rankings.RESPONSES, *rankings.ORDERS),
 )
 LAYOUTS = (
   "{prompt, chosen, rejected} {chosen, rejected} {question, chosen, rejected} "
@@ -93,7 +87,7 @@ def pairs_of(row, where):
       f"{where}: a key is missing; the row's keys are {keys}; "
       f"give one of the layouts {LAYOUTS}"
     )
-  system = _system(row, where)
+  system = instructions.system(row, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
   pairs = [_with_system(system, pair, where) for pair in pairs]
   for pair in pairs[:1]:  # all have one prompt
@@ -126,7 +120,9 @@ def prompt_of(row, where):
       prompt = dialogues.asked_turns(prompt, where)
   if dialogues.says_nothing(prompt):
     raise _empty(where, "the prompt")
-  pair = _with_system(_system(row, where), _answerable(prompt), where)
+  pair = _with_system(
+    instructions.system(row, where), _answerable(prompt), where
+  )
   tools = messages.tools(row.get("tools"), f"{where}: tools")
   beside.refuse_lost(given, PROMPTS[1:], pair.prompt, where)
   return dataclasses.replace(pair, rejected=None, tools=tools)
@@ -184,7 +180,7 @@ def _answer(row, key, prompt, where):
   turns = [name for name in TURNS if name in row]
   if "chosen" in row or "rejected" in row or not (turns or answers and key):
     return None
-  if judged := [name for name in JUDGED if name in row]:
+  if judged := [name for name in rankings.JUDGED if name in row]:
     raise InputError(
       f"{where}: {judged[0]!r} stands beside {(answers or turns)[0]!r}: a "
       "response that is judged is no supervised one, and alone it is no pair; "
@@ -357,7 +353,7 @@ def _refuse_guess(row, pair, where):
   if certain:
     return
   _refuse_blank(row, where)
-  if _system(row, where):
+  if instructions.system(row, where):
     raise InputError(
       f"{where}: a system text stands beside texts that name no prompt; "
       "name the column of the prompt prompt"
@@ -377,19 +373,6 @@ def _refuse_guess(row, pair, where):
 
 
 # Parts of layouts.
-
-
-def _system(row, where):
-  """The text of the system turn that a column holds, None without one."""
-  given = {
-    values.as_text(row[key], f"{where}: {key}")
-    for key in SYSTEMS
-    if row.get(key) is not None
-  }
-  given = {text for text in given if text.strip()}
-  if len(given) > 1:
-    raise InputError(f"{where}: {' and '.join(SYSTEMS)} differ; give one")
-  return given.pop() if given else None
 
 
 def _with_system(system, pair, where):

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alpaca's columns that make a prompt: instruction, input and history."""
+"""Columns that make a prompt: instruction, input, history and system."""
 
 from mrpo_jax.data.reading import values
 from mrpo_jax.errors import InputError
+
+SYSTEMS = ("system", "system_prompt")
 
 
 def instruction(row, where):
@@ -29,3 +31,16 @@ def history(row, where):
       text = values.as_text(text, f"{where}: history[{i}]")
       turns.append({"role": role, "content": text})
   return turns
+
+
+def system(row, where):
+  """The text of the system turn that a column holds, None without one."""
+  given = {
+    values.as_text(row[key], f"{where}: {key}")
+    for key in SYSTEMS
+    if row.get(key) is not None
+  }
+  given = {text for text in given if text.strip()}
+  if len(given) > 1:
+    raise InputError(f"{where}: {' and '.join(SYSTEMS)} differ; give one")
+  return given.pop() if given else None

@@ -11,6 +11,12 @@ RESPONSES, ORDERS = (
   ("responses", "completions", "outputs"),
   ("scores", "score", "ranks", "rank"),
 )
+# Keys that judge a response, which alone is then no supervised one.
+JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
+JUDGED += ("rating", "ratings", *ORDERS, "overall_score")
+JUDGED += ("reward", "rewards", "votes", "upvotes", "downvotes", "is_safe")
+JUDGED += ("kto_tag", "preference", "preferred", "is_preferred", "accepted")
+JUDGED += ("helpfulness", "correctness", "coherence", "harmlessness")
 
 
 def ranked(row, where):
