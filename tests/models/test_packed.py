@@ -140,7 +140,7 @@ def loss_packed(params, filled, ref_logp_BCK, config, kernel):
     pytest.param("blockwise", {}, id="llama"),
     # Each compiles for ten seconds; parity tests of families see most breaks.
     pytest.param("xla", dict(tied=True), id="tied", marks=pytest.mark.slow),
-    pytest.param("blockwise", SANDWICH, id="sandwich"),
+    pytest.param("blockwise", SANDWICH, id="sandwich", marks=pytest.mark.slow),
     pytest.param("xla", PARALLEL, id="parallel", marks=pytest.mark.slow),
   ],
 )

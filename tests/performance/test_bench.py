@@ -14,6 +14,7 @@ from mrpo_jax.performance import bench
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command(capsys, tmp_path, monkeypatch):
   monkeypatch.setattr(bench, "CPU_SIDE", 64)
   to = tmp_path / "bench.json"

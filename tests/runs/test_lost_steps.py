@@ -34,6 +34,7 @@ def test_a_learning_rate_below_the_rounding_of_the_weights_is_said(
   assert (f"policy.dtype='{dtype}'" in caplog.text) == lost
 
 
+@pytest.mark.slow
 def test_a_run_says_so(inputs, tmp_path, capsys, one_device):
   argv = [
     *("train", f"--config={CONFIG}:nll,inputs={inputs}"),

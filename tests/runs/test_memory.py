@@ -157,6 +157,7 @@ def test_where_nothing_helps_that_is_said_and_nothing_is_written(
   assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_a_scored_reference_that_does_not_fit_is_refused_before_it_is_read(
   tmp_path, monkeypatch, capsys
 ):

@@ -84,6 +84,7 @@ def plain(inputs, shared):
   return shared("adapter", run) / "dpo"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("run", ["plain", "finished"])
 def test_dpo_starts_at_ln_2_and_falls(request, run):
   lines = untimed(request.getfixturevalue(run))

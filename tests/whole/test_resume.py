@@ -51,6 +51,7 @@ def done(shared):
   return shared("done", run) / "run"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
   "override,match",
   [

@@ -79,6 +79,7 @@ def finished(train, shared):
   return shared("finished", run) / "mrpo"
 
 
+@pytest.mark.quick
 def test_a_run_leaves_what_is_promised(finished):
   lines = lines_of(finished)
   assert [line["step"] for line in lines] == list(range(1, 9))
@@ -121,6 +122,7 @@ def test_a_finished_run_started_again_changes_nothing(train, finished, capsys):
   assert "finished before" in capsys.readouterr().out
 
 
+@pytest.mark.quick
 def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
   train, finished, tmp_path, monkeypatch, capsys
 ):

@@ -104,6 +104,7 @@ def files_of(place):
   return {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
 
 
+@pytest.mark.quick
 @one_device
 def test_what_is_scored_is_not_scored_again(
   inputs, tmp_path, capsys, monkeypatch

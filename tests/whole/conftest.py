@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs are slow: of each kind one is marked quick, --all adds the rest."""
+
+import pathlib
+
+import pytest
+
+RUNS = ("adapter_runs", "configs", "every_method", "meshes", "resume", "runs")
+RUNS += ("scoring",)
+FILES = {pathlib.Path(__file__).with_name(f"test_{name}.py") for name in RUNS}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if item.path in FILES and not item.get_closest_marker("quick"):
+      item.add_marker("slow")
