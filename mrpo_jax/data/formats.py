@@ -408,16 +408,17 @@ def _as_turns(role, value):
 def pairs_of_rows(rows, where):
   """Iterates over the pairs of (place, row); `where` is named if there is none.
 
-  How many rows prefer no response, and how many pairs have responses that go
-  past an answer, is said at the end.
+  How many rows prefer no response is said at the end; also how many pairs have
+  responses that go past an answer, or begin with the prompt.
   """
-  count = pairs = without = asking = 0
+  count = pairs = without = asking = again = 0
   for place, row in rows:
     found = pairs_of(row, place)
     count += 1
     pairs += len(found)
     without += not found
     asking += sum(map(_asks_again, found))
+    again += sum(map(_one_repeats, found))
     yield from found
   if not count:
     raise InputError(f"{where}: has no rows; give at least one pair")
@@ -434,6 +435,24 @@ def pairs_of_rows(rows, where):
       "response, which is trained on with it; give one answer each, if it is "
       "not meant so"
     )
+
+  if again:
+    logger.info(
+      f"{where}: in {again} of {pairs} pairs one response alone begins with "
+      "the prompt, and is trained on so; leave it out there, if it is no answer"
+    )
+
+
+def _one_repeats(pair):
+  """Does one of two responses begin with all that the prompt asked last?"""
+  if not pair.prompt or pair.rejected is None:
+    return False
+  asked = _as_turns("user", pair.prompt)[-1]
+  said = messages.content(asked).strip()
+  sides = (_as_turns("assistant", one) for one in (pair.chosen, pair.rejected))
+  firsts = [messages.content(side[0]).strip() for side in sides]
+  found = [one.startswith(said) for one in firsts]
+  return bool(said.split()[1:]) and found[0] != found[1]
 
 
 def _asks_again(pair):

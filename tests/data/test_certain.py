@@ -493,3 +493,14 @@ def test_a_key_that_stands_twice_in_tools_is_refused():
 def test_a_whole_dialogue_stands_beside_a_context():
   row = WHOLE | {"context": "Bob is ill.", "question": " ", "prompt": ""}
   assert only(row) == PreferencePair(HUMAN, " fine", " bad")
+
+
+def test_one_response_that_repeats_the_prompt_is_counted(caplog):
+  caplog.set_level("INFO")
+  sides = {"chosen": HOW + " I am fine.", "rejected": "Bad."}
+  rows = [{"prompt": HOW} | sides, {"question": HOW} | sides]
+  rows += [{"prompt": HOW} | SIDES, {"messages": [Q, OWL]}]
+  places = [(f"line {i}", row) for i, row in enumerate(rows, 1)]
+  assert len(list(formats.pairs_of_rows(places, "a.jsonl"))) == 4
+  (line,) = caplog.messages
+  assert line.startswith("a.jsonl: in 2 of 4 pairs one response alone begins")
