@@ -14,6 +14,7 @@ from mrpo_jax.data.reading import (
   beside,
   dialogues,
   instructions,
+  oddities,
   rankings,
   values,
 )
@@ -130,7 +131,11 @@ def prompt_of(row, where):
 
 def _answerable(prompt):
   """The pair of a prompt and of what most answers begin with."""
-  said = " The" if isinstance(prompt, str) else _as_turns("assistant", "The")
+  said = (
+    " The"
+    if isinstance(prompt, str)
+    else messages.as_turns_of("assistant", "The")
+  )
   return PreferencePair(prompt, said, said)
 
 
@@ -159,7 +164,10 @@ def _pairs_of(row, where):
       responses, scores = ranking
       if all(isinstance(one, str) for one in responses):
         responses = _answers(prompt, responses, where)
-      ranking = [_as_turns("assistant", one) for one in responses], scores
+      ranking = (
+        [messages.as_turns_of("assistant", one) for one in responses],
+        scores,
+      )
     return [
       _explicit(row, key, prompt, *pair, where)
       for pair in rankings.ordered(*ranking)
@@ -254,7 +262,9 @@ def _prompt(row, where):
     asked = instructions.instruction(row, where)
   else:
     asked = values.as_text_or_turns(row[key], f"{where}: {key}")
-  return key, instructions.history(row, where) + _as_turns("user", asked)
+  return key, instructions.history(row, where) + messages.as_turns_of(
+    "user", asked
+  )
 
 
 def _says_nothing(value):
@@ -320,7 +330,7 @@ def _answers(prompt, sides, where):
   _, *rests = dialogues.without_start(asked, sides)
   if rests != [*sides]:
     rests = [one.lstrip() for one in rests]
-  return [_as_turns("assistant", one) for one in rests]
+  return [messages.as_turns_of("assistant", one) for one in rests]
 
 
 def _implicit(row, chosen, rejected, where):
@@ -383,7 +393,7 @@ def _with_system(system, pair, where):
     pair = in_turns(pair, where)
   parts = pair.prompt, pair.chosen, pair.rejected
   roles = ("user", "assistant", "assistant")
-  prompt, *sides = map(_as_turns, roles, parts)
+  prompt, *sides = map(messages.as_turns_of, roles, parts)
   turn = {"role": "system", "content": system}
   if prompt and prompt[0]["role"] == "system":
     if prompt[0] != turn:
@@ -395,30 +405,24 @@ def _with_system(system, pair, where):
   return PreferencePair([turn, *prompt], *sides)
 
 
-def _as_turns(role, value):
-  """A text as a list of one turn; turns stay."""
-  if isinstance(value, str):
-    return [{"role": role, "content": value}]
-  return value
-
-
 # Files.
 
 
 def pairs_of_rows(rows, where):
   """Iterates over the pairs of (place, row); `where` is named if there is none.
 
-  How many rows prefer no response is said at the end; also how many pairs have
-  responses that go past an answer, or begin with the prompt.
+  How many rows prefer no response is said at the end; also how many pairs are
+  `oddities`.
   """
-  count = pairs = without = asking = again = 0
+  count = pairs = without = 0
+  counts = oddities.Counts()
   for place, row in rows:
     found = pairs_of(row, place)
     count += 1
     pairs += len(found)
     without += not found
-    asking += sum(map(_asks_again, found))
-    again += sum(map(_one_repeats, found))
+    for pair in found:
+      counts.add(pair)
     yield from found
   if not count:
     raise InputError(f"{where}: has no rows; give at least one pair")
@@ -429,34 +433,7 @@ def pairs_of_rows(rows, where):
       f"{where}: {without} of {count} rows prefer no response: all that they "
       "have are equally good, or there are not two"
     )
-  if asking:
-    logger.info(
-      f"{where}: {asking} of {pairs} pairs have a turn of the user within a "
-      "response, which is trained on with it; give one answer each, if it is "
-      "not meant so"
-    )
-
-  if again:
-    logger.info(
-      f"{where}: in {again} of {pairs} pairs one response alone begins with "
-      "the prompt, and is trained on so; leave it out there, if it is no answer"
-    )
-
-
-def _one_repeats(pair):
-  """Does one of two responses begin with all that the prompt asked last?"""
-  if not pair.prompt or pair.rejected is None:
-    return False
-  asked = _as_turns("user", pair.prompt)[-1]
-  said = messages.content(asked).strip()
-  sides = (_as_turns("assistant", one) for one in (pair.chosen, pair.rejected))
-  firsts = [messages.content(side[0]).strip() for side in sides]
-  found = [one.startswith(said) for one in firsts]
-  return bool(said.split()[1:]) and found[0] != found[1]
-
-
-def _asks_again(pair):
-  return any(map(dialogues.asks_again, (pair.chosen, pair.rejected or "")))
+  counts.say(where)
 
 
 def in_turns(pair, where):

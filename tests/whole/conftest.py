@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs are slow: of each kind one is marked quick, --all adds the rest."""
+"""Whole runs are slow: one of each kind is quick, --all adds the others."""
 
 import pathlib
 

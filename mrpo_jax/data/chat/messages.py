@@ -108,6 +108,13 @@ def without_nulls(value):
   return value
 
 
+def as_turns_of(role, value):
+  """A text as a list of one turn; turns stay."""
+  if isinstance(value, str):
+    return [{"role": role, "content": value}]
+  return value
+
+
 def is_answer(message):
   """Is it the turn of the model, by whichever name?"""
   return message.get("role") not in (*ASKING_ROLES, *TOOL_ROLES)
