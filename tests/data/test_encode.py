@@ -266,6 +266,26 @@ def test_one_text_that_cannot_be_encoded_does_not_touch_the_others():
   assert [bool(pair.dropped) for pair in encoded] == [False, True, False]
 
 
+def test_a_text_at_which_the_tokenizer_panics_is_not_encodable(monkeypatch):
+  class PanicException(BaseException):
+    """As pyo3 has it."""
+
+  def panicking(self, texts, *args, **options):
+    if any("cc" in text for text in texts):
+      raise PanicException("index out of bounds")
+    return call(self, texts, *args, **options)
+
+  tokenizer = small()
+  call = type(tokenizer).__call__
+  monkeypatch.setattr(type(tokenizer), "__call__", panicking)
+  pairs = [Pair("a", "cc", "a"), Pair("a", "c", "a")]
+  encoded = encode_all(tokenizer, pairs, max_prompt=9, max_response=9)
+  assert [one.dropped for one in encoded] == [
+    "not encodable: the library panics: index out of bounds",
+    None,
+  ]
+
+
 PLAIN = [
   ("The quick brown", " fox jumps", " dog sleeps"),
   ("The quick bro", "wn fox", "ther"),
