@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two exceptions that end a command with one line, such lines, panics."""
+"""The two exceptions that end a command with one line, and such lines."""
 
 import contextlib
 import difflib
