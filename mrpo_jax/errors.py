@@ -13,6 +13,10 @@ class StoppedRun(RuntimeError):
   """A run that must not go on, and why.  Exit code 1."""
 
 
+class Panic(Exception):
+  """A library in Rust has met what it did not think of."""
+
+
 def first_line(error):
   """The first line of an exception's message, or its repr if it has none."""
   return (str(error).strip() or repr(error)).splitlines()[0]
@@ -31,3 +35,14 @@ def blames(where, kinds=ValueError):
     yield
   except kinds as error:
     raise InputError(f"{where}: {error}") from None
+
+
+@contextlib.contextmanager
+def panics():
+  """Turns a panic of a library in Rust, which is no Exception, into Panic."""
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":
+      raise
+    raise Panic(f"the library panics: {first_line(error)}") from None

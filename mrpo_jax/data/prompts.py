@@ -69,7 +69,7 @@ def _conversations(pairs):
 
 def _written(tokenizer, template, pair, tokens):
   """The PromptIds of a conversation, or its text alone as an _Alone."""
-  if tokens == rendered.REWRITTEN:
+  if tokens in (rendered.REWRITTEN, rendered.NOT_WHOLE):
     # No pair can be made of it; it can be answered all the same.
     asked = rendered.conversations(pair)[0]
     return _Alone(False, templates.render(tokenizer, template, [asked]))

@@ -21,6 +21,7 @@ NOT_CONTINUED = (
   "prompt ends in an assistant turn: it cannot be one with the response's first"
 )
 TOOLS_BESIDE_TEXT = "tools beside plain text"
+NOT_WHOLE = f"{REFUSED}it leaves out a part of the response"
 # Plain text is a prompt and a response with nothing around them.
 PLAIN = [
   templates.Frame(("", ""), (0,)),
@@ -75,14 +76,70 @@ class PairText:
     return templates.find(self.wholes[i], self.frames[i], self.contents[i])
 
   def left_out(self):
-    """The turns of the prompt that the template does not write, in words."""
+    """The turns of the prompt that are not whole in the text, in words.
+
+    Those of tools are not among them: `unwritten` looks for them.
+    """
     frame, found = self.frames[1], []
+    if self.roles and self.places(1) is None:
+      written = _bare(self.wholes[1])
+    else:
+      written = None  # what the frame writes is whole
     for i, role in enumerate(self.roles):
-      said = self.contents[0][i].strip()
-      written = i in frame.order if frame else said in self.wholes[1]
-      if said and not written and role in ("system", "user"):
-        found.append(f"a {role} turn")
+      said = _bare(self.contents[0][i])
+      if not said or role in messages.TOOL_ROLES:
+        continue
+      turn = _turn_of(role)
+      if frame and i not in frame.order:
+        found.append(turn)
+      elif written is not None and said not in written:
+        found.append(f"a part of {turn}" if frame else turn)
     return " and ".join(dict.fromkeys([*found, *self.unwritten])) or None
+
+  def is_whole(self, side, turns):
+    """Is all in the whole text that some turns, a response, say?
+
+    White space and case are not compared: templates trim the former, or write
+    it around reasoning that they find in a content.
+    """
+    places = self.places(side + 1)
+    if places is not None:
+      first = len(places) - len(turns)
+      written = [place is not None for place in places[first:]]
+    else:
+      shared = len(os.path.commonprefix(self.wholes))
+      whole = _bare(self.wholes[side + 1])
+      before = _bare(self.wholes[side + 1][:shared])
+      # What only the prompt says is not the response's.
+      written = [
+        all(whole.count(one) > before.count(one) for one in _texts(turn))
+        for turn in turns
+      ]
+    return all(
+      is_written or turn.get("role") in messages.TOOL_ROLES or not _texts(turn)
+      for is_written, turn in zip(written, turns, strict=True)
+    )
+
+
+def _turn_of(role):
+  """ "a user turn", for a role that may be any text."""
+  role = " ".join(role.split())[:40]
+  return f"{'an' if role[:1].lower() in tuple('aeio') else 'a'} {role} turn"
+
+
+def _bare(text):
+  """A text without white space and without capitals."""
+  return "".join(text.split()).casefold()
+
+
+def _texts(turn):
+  """What a turn says, in each of its parts, bare."""
+  said = turn.get("content")
+  if isinstance(said, list):
+    said = [part.get("text", "") for part in said if isinstance(part, dict)]
+  else:
+    said = [messages.content(turn)]
+  return [text for text in map(_bare, map(str, said)) if text]
 
 
 def pair_texts(tokenizer, template, frame, pairs, cuts):
@@ -111,6 +168,17 @@ def pair_texts(tokenizer, template, frame, pairs, cuts):
       wholes = [next(told) for _ in three]
       found.append(_chat_text(frame, pair, three, wholes, kept))
   found = _with_unwritten(tokenizer, template, asked, found)
+  found = [
+    NOT_WHOLE
+    if isinstance(one, PairText)
+    and not (
+      one.plain
+      or one.is_whole(0, pair.chosen)
+      and one.is_whole(1, pair.rejected)
+    )
+    else one
+    for one, pair in zip(found, pairs, strict=True)
+  ]
   return [
     one
     if isinstance(one, str)

@@ -177,12 +177,14 @@ def _write(builder, directory):
 def _metadata(directory):
   try:
     return json.loads((directory / "metadata.json").read_text())
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return None
 
 
 def _pairs(rows, where):
   rows = [(f"{where} row {i}", _row(row)) for i, row in enumerate(rows, 1)]
+  for place, row in rows:
+    values.refuse_deep(row, place)
   if not rows:
     raise InputError(f"{where}: holds no pairs; give another split")
   return list(formats.pairs_of_rows(rows, where))
@@ -203,6 +205,7 @@ def _row(row):
   row = _text_values(row)
   if isinstance(row, dict):
     row = {key: _unwrapped(value) for key, value in row.items()}
+    row = values.as_in_json(row)
   return row
 
 

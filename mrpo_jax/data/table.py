@@ -13,6 +13,12 @@ from mrpo_jax.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+# Who leaves a pair out, by the start of the reason.
+REFUSERS = {
+  "refused by the chat template": "the chat template of {} refuses",
+  "not encodable": "the tokenizer of {} cannot encode",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -64,6 +70,7 @@ def encode_table(
   for line in (
     *_template_notes(split, views, tokenizers, chats),
     *_plain_notes(split, pairs, tokenizers),
+    *_end_notes(split, pairs, tokenizers),
   ):
     logger.info(line)
   if chosen_only:
@@ -78,6 +85,7 @@ def encode_table(
   truncated = sum(any(view[i].truncated for view in views) for i in kept)
   why = _counted(reason for reason in reasons if reason)
   if not kept:
+    why += _first_reason(views, tokenizers)
     raise InputError(f"{origin}: none of its {len(pairs)} pairs is left: {why}")
   logger.info(
     f"{split}: {len(kept)} of {len(pairs)} pairs, {truncated} truncated "
@@ -128,6 +136,19 @@ def _plain_notes(split, pairs, tokenizers):
     )
 
 
+def _end_notes(split, pairs, tokenizers):
+  """Whose responses have no end, which a model then never learns to write."""
+  plain = sum(isinstance(pair.prompt, str) for pair in pairs)
+  for index, tokenizer in enumerate(tokenizers.views):
+    asked = plain < len(pairs) and "eos_token" in chat_template(tokenizer)
+    if tokenizer.eos_token is None and (plain or asked):
+      yield (
+        f"{split}: the tokenizer of {' and '.join(tokenizers.users(index))} "
+        f"has no eos_token: {len(pairs) if asked else plain} of {len(pairs)} "
+        "pairs have responses without an end; set it in tokenizer_config.json"
+      )
+
+
 def _check_templates(tokenizers):
   """InputError where one is not Jinja: it would refuse every conversation."""
   for index, tokenizer in enumerate(tokenizers.views):
@@ -145,23 +166,36 @@ def _template_notes(split, views, tokenizers, chats):
         f"{split}: the tokenizer of {users} has no chat template: its {chats} "
         f"conversations are written as {DEFAULT!r}; name another in `template`"
       )
-    who = f"{split}: the chat template of {users}"
     refused, silent = {}, {}
     for place, one in enumerate(view):
-      if one.dropped and one.dropped.startswith("refused"):
-        refused.setdefault(one.dropped.partition(": ")[2], []).append(place)
+      kind, _, why = (one.dropped or "").partition(": ")
+      if kind in REFUSERS:
+        who = REFUSERS[kind].format(users)
+        refused.setdefault((who, why), []).append(place)
       if one.left_out:
         silent.setdefault(one.left_out, []).append(place)
-    for why, places in refused.items():
+    for (who, why), places in refused.items():
       yield (
-        f"{who} refuses {len(places)} of {len(view)} pairs, from pair "
+        f"{split}: {who} {len(places)} of {len(view)} pairs, from pair "
         f"{places[0]} on: {why}"
       )
+    who = f"{split}: the chat template of {users}"
     for what, places in silent.items():
       yield (
         f"{who} leaves out {what} in {len(places)} of {len(view)} pairs, from "
         f"pair {places[0]} on; name another in its `template`"
       )
+
+
+def _first_reason(views, tokenizers):
+  """The first reason to drop a pair that needs words, and whose it is."""
+  for index, view in enumerate(views):
+    for one in view:
+      kind, _, why = (one.dropped or "").partition(": ")
+      if kind in REFUSERS:
+        users = " and ".join(tokenizers.users(index))
+        return f"; {REFUSERS[kind].format(users)} the first: {why}"
+  return ""
 
 
 def _unusable(encoded, row_length):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 
 from mrpo_jax.data import rendered, templates
-from mrpo_jax.errors import first_line
+from mrpo_jax.errors import first_line, panics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +85,14 @@ def tokenize(tokenizer, pairs):
 def _call(tokenizer, texts, plain):
   if not texts:
     return []
-  made = tokenizer(
-    texts,
-    add_special_tokens=plain,  # a chat template writes its own
-    return_attention_mask=False,
-    return_token_type_ids=False,
-    verbose=False,  # what is longer than model_max_length is cut later
-  )
+  with panics():
+    made = tokenizer(
+      texts,
+      add_special_tokens=plain,  # a chat template writes its own
+      return_attention_mask=False,
+      return_token_type_ids=False,
+      verbose=False,  # what is longer than model_max_length is cut later
+    )
   # Places of tokens are worked out only where an Encoding is asked for them.
   return list(zip(made.input_ids, made.encodings, strict=True))
 

@@ -12,7 +12,7 @@ import logging
 import pathlib
 
 from mrpo_jax.data import templates
-from mrpo_jax.errors import InputError, first_line
+from mrpo_jax.errors import InputError, Panic, first_line, panics
 
 logger = logging.getLogger(__name__)
 
@@ -90,23 +90,54 @@ def load_tokenizer(folder, template=""):
     raise InputError(f"{folder}: no tokenizer here (want tokenizer.json)")
   wrong = _pattern(folder) == WRONG_PATTERN
   try:
-    tokenizer = AutoTokenizer.from_pretrained(
-      str(folder),
-      local_files_only=True,
-      trust_remote_code=False,
-      # It looks itself whether the model is one of Mistral's.
-      **({"fix_mistral_regex": True} if wrong else {}),
-    )
+    with panics():
+      tokenizer = AutoTokenizer.from_pretrained(
+        str(folder),
+        local_files_only=True,
+        trust_remote_code=False,
+        # It looks itself whether the model is one of Mistral's.
+        **({"fix_mistral_regex": True} if wrong else {}),
+      )
   except Exception as error:  # tokenizers raises bare Exception
     raise InputError(
       f"{folder}: no tokenizer loads: {first_line(error)}"
     ) from error
+  _check(tokenizer, folder)
   if wrong and _first_pattern(_parts(tokenizer)) != WRONG_PATTERN:
     logger.info(
       f"{folder}: its tokenizer splits words by the pattern that Mistral "
       "published by mistake; transformers' fix is applied (fix_mistral_regex)"
     )
   return with_template(tokenizer, template)
+
+
+def _check(tokenizer, folder):
+  """Refuses one that panics or whose template is no text; no dropout is left.
+
+  With dropout a text has other ids at every call.
+  """
+  own = tokenizer.chat_template
+  for one in own.values() if isinstance(own, dict) else [own]:
+    if one is not None and not isinstance(one, str):
+      raise InputError(
+        f"{folder}: its chat template is {str(one)[:20]!r}, want a text; mend "
+        "chat_template in tokenizer_config.json"
+      )
+  try:
+    with panics():
+      tokenizer("Hi there")
+  except Panic as error:
+    raise InputError(f"{folder}: no tokenizer works: {error}") from None
+  except Exception:  # it has no token for these letters; other texts may go
+    logger.debug(f"{folder}: cannot encode every text", exc_info=True)
+  model = tokenizer.backend_tokenizer.model
+  if getattr(model, "dropout", None):
+    logger.info(
+      f"{folder}: its tokenizer drops merges at random (dropout "
+      f"{model.dropout:g}), so that a text has other ids at every call; it is "
+      "off here"
+    )
+    model.dropout = None
 
 
 def with_template(tokenizer, template):
@@ -129,7 +160,7 @@ def _pattern(folder):
   try:
     content = (folder / "tokenizer.json").read_text(encoding="utf-8")
     return _first_pattern(json.loads(content))
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return None  # loading it says why
 
 

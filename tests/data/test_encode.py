@@ -266,6 +266,26 @@ def test_one_text_that_cannot_be_encoded_does_not_touch_the_others():
   assert [bool(pair.dropped) for pair in encoded] == [False, True, False]
 
 
+def test_a_text_at_which_the_tokenizer_panics_is_not_encodable(monkeypatch):
+  class PanicException(BaseException):
+    """As pyo3 has it."""
+
+  def panicking(self, texts, *args, **options):
+    if any("cc" in text for text in texts):
+      raise PanicException("index out of bounds")
+    return call(self, texts, *args, **options)
+
+  tokenizer = small()
+  call = type(tokenizer).__call__
+  monkeypatch.setattr(type(tokenizer), "__call__", panicking)
+  pairs = [Pair("a", "cc", "a"), Pair("a", "c", "a")]
+  encoded = encode_all(tokenizer, pairs, max_prompt=9, max_response=9)
+  assert [one.dropped for one in encoded] == [
+    "not encodable: the library panics: index out of bounds",
+    None,
+  ]
+
+
 PLAIN = [
   ("The quick brown", " fox jumps", " dog sleeps"),
   ("The quick bro", "wn fox", "ther"),
@@ -591,6 +611,85 @@ def test_a_turn_that_the_template_leaves_out_is_told(
   prompt = [turn("system", " \n"), turn("user", ""), *said("")]
   if "count" not in template:
     assert run(tokenizer, prompt, said("Yes"), said("No")).left_out is None
+
+
+NO_THOUGHTS = (
+  "{% for m in messages %}{% set said = m.content %}"
+  "{% if m.role == 'assistant' %}{% set said = said.split('</think>')[-1] %}"
+  "{% endif %}{{ m.role + ': ' + said.lstrip('\n') + ';' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+# As Qwen writes the thoughts of an answer.
+OWN_THOUGHTS = (
+  "{% for m in messages %}{% set said = m.content %}{{ m.role + ': ' }}"
+  "{% if '</think>' in said %}"
+  "{{ '<think>\n' + said.split('</think>')[0].split('<think>')[-1].strip() }}"
+  "{{ '\n</think>\n\n' }}{% set said = said.split('</think>')[-1] %}"
+  "{% endif %}{{ said.strip() + ';' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ 'assistant: <think>\n' }}{% endif %}"
+)
+FIRST_TWO = "{% for m in messages %}{{ m.role + m.content[:2] }};{% endfor %}"
+FIRST_ANSWER = (
+  "{% for m in messages[:2] %}{{ m.role + ': ' + m.content }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+  "template, answer, whole",
+  [
+    (NO_THOUGHTS, "<think>long good</think>yes", False),
+    (NO_THOUGHTS, "\nyes ", True),
+    (OWN_THOUGHTS, "<think>long good</think>yes", True),
+    (FIRST_TWO, "good", False),
+    # It stands there, but in the prompt.
+    (FIRST_TWO, "us", True),
+    (FIRST_TWO, "user", False),
+  ],
+)
+def test_a_response_that_is_not_whole_in_the_text_drops(
+  tokenizer, template, answer, whole
+):
+  tokenizer.chat_template = template
+  for sides in [(said(answer), said("n")), (said("n"), said(answer))]:
+    encoded = run(tokenizer, [turn("user", "a")], *sides)
+    assert encoded.dropped == (
+      None
+      if whole
+      else "refused by the chat template: it leaves out a part of the response"
+    )
+
+
+def test_every_turn_of_a_response_is_looked_for(tokenizer):
+  tokenizer.chat_template = FIRST_ANSWER
+  asked = [turn("user", "a")]
+  assert run(tokenizer, asked, said("b"), said("c")).dropped is None
+  longer = [*said("b"), turn("user", "more"), *said("d")]
+  dropped = run(tokenizer, asked, longer, said("c")).dropped
+  assert dropped.startswith("refused by the chat template: it leaves out")
+
+
+@pytest.mark.parametrize("role", ["developer", "context", "Assistant"])
+def test_a_turn_of_any_role_that_is_left_out_is_told(tokenizer, role):
+  tokenizer.chat_template = (
+    "{% for m in messages if m.role in ('user', 'assistant') %}"
+    "{{ m.role + ': ' + m.content + ';' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+  )
+  prompt = [turn(role, "Be brief"), turn("user", "Hi")]
+  encoded = run(tokenizer, prompt, said("Yes"), said("No"))
+  article = "an" if role == "Assistant" else "a"
+  assert (encoded.dropped, encoded.left_out) == (None, f"{article} {role} turn")
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_turn_of_the_prompt_that_is_cut_is_told(tokenizer, role):
+  tokenizer.chat_template = NO_THOUGHTS.replace("m.role == 'assistant'", "1")
+  prompt = [turn(role, "<think>long</think>yes"), turn("user", "Hi")]
+  encoded = run(tokenizer, prompt, said("Yes"), said("No"))
+  article = "an" if role == "assistant" else "a"
+  want = f"a part of {article} {role} turn"
+  assert (encoded.dropped, encoded.left_out) == (None, want)
 
 
 def test_characters_are_those_of_the_responses(tokenizer):

@@ -264,7 +264,7 @@ TURN = "want a message with role and content"
     (PLAIN | {"prompt": None}, "prompt is null, want a string or a list of"),
     (PLAIN | {"chosen": 3}, "chosen is a number, want a string or a list of"),
     (PLAIN | {"rejected": True}, "rejected is a boolean, want a string or"),
-    (PLAIN | {"prompt": b"\xff"}, "prompt is bytes that are not UTF-8"),
+    (PLAIN | {"prompt": b"\xff"}, "prompt is binary data, want a string"),
     (PLAIN | {"prompt": ["p"]}, f"prompt[0] is a string, {TURN}"),
     (PLAIN | {"prompt": [{"role": "user"}]}, f"keys 'role', {TURN}"),
     (PLAIN | {"prompt": {}}, f"object with the keys none, {TURN}"),

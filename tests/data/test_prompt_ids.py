@@ -159,3 +159,13 @@ def test_a_row_of_training_is_asked_as_it_is_trained_on():
 def test_what_is_no_prompt_is_refused(row, match):
   with pytest.raises(InputError, match=match):
     prompt_of(row, "row 1")
+
+
+def test_a_template_that_cuts_answers_still_asks(tokenizer):
+  tokenizer = with_template(tokenizer, "chatml")
+  tokenizer.chat_template = of_pairs.FIRST_TWO
+  (one,) = encode_prompts(tokenizer, [prompt_of({"prompt": [user("Hi")]}, "")])
+  assert (one.dropped, one.ids) == (
+    None,
+    tokenizer("userHi;", add_special_tokens=False).input_ids,
+  )

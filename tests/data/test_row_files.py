@@ -2,6 +2,7 @@
 """Files that are none, unpack to too much, or say one thing twice."""
 
 import datetime
+import decimal
 import gzip
 import json
 import os
@@ -187,3 +188,162 @@ def test_a_file_without_a_column_that_means_anything_names_its_columns(
   assert "row 1: a key is missing; the row's keys are 'n', 'at'" in refusal(
     path
   )
+
+
+# Values that JSON lacks.
+
+
+def called(arguments, kind=None):
+  """A column of one answer with a tool call of these arguments."""
+  call = {"function": {"name": "pay", "arguments": arguments}}
+  turn = {"role": "assistant", "content": "Paid.", "tool_calls": [call]}
+  if kind is None:
+    return pyarrow.array([[turn]])
+  function = pyarrow.struct({"name": pyarrow.string(), "arguments": kind})
+  calls = pyarrow.list_(pyarrow.struct({"function": function}))
+  fields = {"role": pyarrow.string(), "content": pyarrow.string()}
+  turns = pyarrow.list_(pyarrow.struct(fields | {"tool_calls": calls}))
+  return pyarrow.array([[turn]], turns)
+
+
+def chats(chosen):
+  asked, other = (
+    [{"role": role, "content": text}]
+    for role, text in (("user", "Pay."), ("assistant", "No."))
+  )
+  return {"prompt": [asked], "chosen": chosen, "rejected": [other]}
+
+
+def arguments_of(path):
+  (pair,) = formats.read(path)
+  return pair.chosen[0]["tool_calls"][0]["function"]["arguments"]
+
+
+def test_arguments_in_parquet_are_what_json_would_hold(tmp_path):
+  given = {
+    "to": "bob",
+    "amount": decimal.Decimal("10.50"),
+    "times": decimal.Decimal("3"),
+    "when": datetime.datetime(2026, 1, 2, 3, 4, 5),
+    "day": datetime.date(2026, 1, 2),
+    "at": datetime.time(3, 4),
+  }
+  path = parquet(tmp_path / "a.parquet", chats(called(given)))
+  found = arguments_of(path)
+  assert found == {
+    "to": "bob",
+    "amount": 10.5,
+    "times": 3,
+    "when": "2026-01-02T03:04:05",
+    "day": "2026-01-02",
+    "at": "03:04:00",
+  }
+  assert isinstance(found["times"], int)
+
+
+def test_a_map_in_parquet_is_an_object(tmp_path):
+  kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+  path = tmp_path / "a.parquet"
+  parquet(path, chats(called([("a", "1")], kind)))
+  assert arguments_of(path) == {"a": "1"}
+  parquet(path, chats(called([("a", "1"), ("a", "2")], kind)))
+  assert "after row 0: a column cannot be read" in refusal(path)
+
+
+def test_bytes_of_an_argument_are_refused_by_name(tmp_path):
+  path = parquet(tmp_path / "a.parquet", chats(called({"raw": b"x", "n": 1})))
+  assert "chosen[0].tool_calls holds what JSON cannot" in refusal(path)
+
+
+@pytest.mark.parametrize(
+  "kind", [pyarrow.decimal128(5, 2), pyarrow.decimal256(60, 0)]
+)
+def test_decimals_are_scores(tmp_path, kind):
+  scores = pyarrow.array([[decimal.Decimal(1), decimal.Decimal(2)]]).cast(
+    pyarrow.list_(kind)
+  )
+  assert_scored(tmp_path / "a.parquet", scores)
+
+
+def test_halves_are_scores(tmp_path):
+  kind = pyarrow.list_(pyarrow.float16())
+  scores = pyarrow.array([[1.0, 1.5]], pyarrow.list_(pyarrow.float32()))
+  assert_scored(tmp_path / "a.parquet", scores.cast(kind))
+
+
+def assert_scored(path, scores):
+  given = {"prompt": ["Sky?"], "responses": [["Red.", "Blue."]]}
+  (pair,) = formats.read(parquet(path, given | {"scores": scores}))
+  assert (pair.chosen, pair.rejected) == ("Blue.", "Red.")
+
+
+def test_a_prompt_of_binary_data_is_called_so(tmp_path):
+  given = columns() | {"prompt": pyarrow.array([b"q w"])}
+  path = parquet(tmp_path / "a.parquet", given)
+  assert "prompt is binary data, want a string" in refusal(path)
+
+
+# Depth.
+
+
+def nested(depth):
+  value = []
+  for _ in range(depth - 1):
+    value = [value]
+  return value
+
+
+@pytest.mark.parametrize("depth, refused", [(90, False), (700, True)])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+  "beside",
+  [
+    lambda deep: {"tools": [{"a": deep}]},
+    lambda deep: {"tools": json.dumps([{"a": deep}])},
+    lambda deep: {"more": {"a": deep}},
+  ],
+)
+def test_a_row_that_is_nested_deep_is_refused(
+  tmp_path, depth, refused, name, beside
+):
+  asked = {"prompt": [{"role": "user", "content": "Hi"}]}
+  sides = {
+    key: [{"role": "assistant", "content": key}]
+    for key in ("chosen", "rejected")
+  }
+  row = asked | sides | beside(nested(depth))
+  path = tmp_path / name
+  path.write_text(json.dumps([row] if name == "a.json" else row))
+  if not refused:
+    (pair,) = formats.read(path)
+    assert pair.rejected == sides["rejected"]
+    return
+  place = "row 1" if name == "a.json" else "line 1"
+  assert refusal(path) == (
+    f"{path} {place}: more than 100 lists and objects stand in one another; "
+    "leave the row out"
+  )
+
+
+@pytest.mark.parametrize(
+  "column", ["[" * 100_000, json.dumps([{"a": nested(900)}])]
+)
+def test_tools_in_parquet_that_are_nested_deep_are_refused(tmp_path, column):
+  path = parquet(tmp_path / "a.parquet", columns() | {"tools": [column]})
+  assert "row 1: more than 100 lists and objects" in refusal(path)
+
+
+def test_arguments_that_are_nested_deep_are_refused(tmp_path):
+  call = {"function": {"name": "f", "arguments": {"a": nested(900)}}}
+  for calls in ([call], json.dumps([call])):
+    turn = {"role": "assistant", "content": "a", "tool_calls": calls}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(PLAIN | {"prompt": [turn]}))
+    assert "line 1: more than 100 lists and objects" in refusal(path)
+
+
+def test_brackets_in_a_text_are_no_depth(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text(json.dumps(PLAIN | {"prompt": "[" * 500}))
+  (pair,) = formats.read(path)
+  assert pair.prompt == "[" * 500

@@ -109,3 +109,49 @@ def test_nothing_is_said_of_text_without_a_template_nor_of_chats_with_one(
 ):
   chatml = with_template(tokenizer, "chatml")
   assert len(table_of([chatml], [CHAT])[1]) == 1
+
+
+def words():
+  """Two words, and no token for what is neither."""
+  from tokenizers import Tokenizer, models, pre_tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  backend = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
+  backend.pre_tokenizer = pre_tokenizers.Whitespace()
+  return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def test_a_pair_that_a_tokenizer_cannot_encode_is_said_with_both(
+  tokenizer, table_of
+):
+  why = "the tokenizer of references.first cannot encode {}: WordLevel error"
+  odd = PreferencePair("a", " b", " c")
+  fits = PreferencePair("a", " b", " a")
+  tokenizers = [tokenizer, words()]
+  table, said = table_of(tokenizers, [odd, fits, odd])
+  assert (table.dropped, table.places) == (2, [1])
+  said = [line for line in said if "cannot encode" in line]
+  assert len(said) == 1
+  assert said[0].startswith(
+    "train: " + why.format("2 of 3 pairs, from pair 0 on")
+  )
+  with pytest.raises(InputError) as info:
+    table_of(tokenizers, [odd])
+  assert str(info.value).startswith(
+    "pairs.jsonl: none of its 1 pairs is left: 1 not encodable; "
+    + why.format("the first")
+  )
+
+
+def test_responses_without_an_end_are_said(tokenizer, table_of):
+  endless = copy.copy(tokenizer)
+  endless.eos_token = None
+  want = (
+    "train: the tokenizer of policy has no eos_token: {} of 2 pairs have "
+    "responses without an end; set it in tokenizer_config.json"
+  )
+  assert want.format(2) in table_of([endless], [TEXT, CHAT])[1]
+  endless = with_template(endless, "chatml")
+  assert want.format(1) in table_of([endless], [TEXT, CHAT])[1]
+  before = len(table_of([endless], [CHAT])[1])
+  assert len(table_of([endless], [CHAT])[1]) == before + 1  # its count alone

@@ -353,3 +353,89 @@ def test_importing_loads_no_heavy_library():
   command = [sys.executable, "-c", program]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert done.stdout == "set()\n"
+
+
+# Files of tokenizers that mean harm, or nothing.
+
+
+def changed(folder, name, change):
+  """A trained tokenizer's folder, with a change to one of its JSON files."""
+  train_tokenizer(TEXTS, 300).save_pretrained(folder)
+  path = folder / name
+  content = json.loads(path.read_text())
+  change(content)
+  path.write_text(json.dumps(content))
+  return folder
+
+
+def test_dropout_is_off_and_said(tmp_path, caplog):
+  caplog.set_level(logging.INFO, "mrpo_jax")
+  folder = changed(
+    tmp_path, "tokenizer.json", lambda one: one["model"].update(dropout=0.5)
+  )
+  tokenizer = load_tokenizer(folder)
+  ids = [tokenizer(TEXTS[0]).input_ids for _ in range(9)]
+  assert ids == ids[:1] * 9
+  assert len(ids[0]) < len(TEXTS[0])  # some merges are left
+  (said,) = [line for line in caplog.messages if "dropout 0.5" in line]
+  assert said.startswith(f"{folder}: its tokenizer drops merges at random")
+  plain = changed(tmp_path / "plain", "tokenizer.json", lambda one: None)
+  same = [
+    tokenizer_fingerprint(one) for one in (tokenizer, load_tokenizer(plain))
+  ]
+  assert same[0] == same[1]
+
+
+NOPE = [
+  {"SpecialToken": {"id": "<nope>", "type_id": 0}},
+  {"Sequence": {"id": "A", "type_id": 0}},
+]
+
+
+@pytest.mark.parametrize(
+  "part, value",
+  [
+    (
+      "normalizer",
+      {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+    ),
+    (
+      "normalizer",
+      {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="},
+    ),
+    (
+      "normalizer",
+      {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
+    ),
+    (
+      "post_processor",
+      {
+        "type": "TemplateProcessing",
+        "single": NOPE,
+        "pair": [*NOPE, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+      },
+    ),
+  ],
+)
+def test_a_tokenizer_that_panics_is_refused(tmp_path, part, value):
+  folder = changed(
+    tmp_path, "tokenizer.json", lambda one: one.update({part: value})
+  )
+  with pytest.raises(InputError) as info:
+    load_tokenizer(folder)
+  assert str(info.value).startswith(f"{folder}: no tokenizer ")
+  assert "panics" in str(info.value) and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("template", [5, {"default": 5}])
+def test_a_chat_template_that_is_no_text_is_refused(tmp_path, template):
+  folder = changed(
+    tmp_path,
+    "tokenizer_config.json",
+    lambda one: one.update(chat_template=template),
+  )
+  with pytest.raises(InputError) as info:
+    load_tokenizer(folder)
+  assert str(info.value).startswith(f"{folder}: ")
+  assert "chat template is '5', want a text" in str(info.value)

@@ -9,6 +9,7 @@ import stat
 import zlib
 
 from mrpo_jax import files
+from mrpo_jax.data.reading import values
 from mrpo_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -18,6 +19,7 @@ RATIO = 100  # unpacked bytes for each byte of a file; text has 3 to 20
 # What turns are made of in Parquet: other fields of theirs are not read.
 PLAIN = {"STRING", "JSON", "ENUM", "NONE", "INT", "UNKNOWN"}
 STORED = {"BYTE_ARRAY", "BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"}
+NUMBERS = {"DECIMAL", "FLOAT16"}
 
 
 def rows_of(path, known=(), prompts=()):
@@ -69,6 +71,7 @@ def _json_rows(path):
         _refuse_bomb(path, len(whole), most)
         if whole.removeprefix(BOM).lstrip().startswith(b"["):
           for i, row in enumerate(_parsed(whole, path), 1):
+            values.refuse_deep(row, f"{path} row {i}")
             yield f"{path} row {i}", row
           return
         # The hub is full of .json files that hold JSON lines.
@@ -80,7 +83,9 @@ def _json_rows(path):
         if len(line) > LONGEST:
           raise InputError(f"{path} line {i}: more than {LONGEST} bytes")
         if line.strip():
-          yield f"{path} line {i}", _parsed(line.rstrip(), path, i)
+          row = _parsed(line.rstrip(), path, i)
+          values.refuse_deep(row, f"{path} line {i}")
+          yield f"{path} line {i}", row
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise _damaged(path, "gzip", error) from None
   except OSError as error:
@@ -127,9 +132,11 @@ def _parquet_rows(path, known, prompts):
       columns = _columns(path, table, known, prompts)
       unread = dict.fromkeys(table.schema_arrow.names)
       for batch in table.iter_batches(batch_size=1024, columns=columns):
-        for row in batch.to_pylist():
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
           number += 1
-          yield f"{path} row {number}", unread | row
+          where = f"{path} row {number}"
+          values.refuse_deep(row, where)
+          yield where, unread | values.as_in_json(row)
   except InputError:
     raise
   except UnicodeDecodeError:
@@ -137,7 +144,7 @@ def _parquet_rows(path, known, prompts):
     raise InputError(f"{where}: a text is not UTF-8; write it anew") from None
   except (pyarrow.ArrowException, OSError) as error:
     raise _damaged(path, "Parquet", error) from None
-  except (ValueError, TypeError, OverflowError) as error:
+  except (ValueError, TypeError, OverflowError, LookupError) as error:
     reason = " ".join(str(error).split())
     raise InputError(
       f"{path} after row {number}: a column cannot be read ({reason}); leave "
@@ -161,7 +168,12 @@ def _columns(path, table, known, prompts):
     kind = leaf.logical_type.type
     if name in known:
       taken = (
-        leaf.path == name or kind in PLAIN and leaf.physical_type in STORED
+        leaf.path == name
+        or kind in PLAIN
+        and leaf.physical_type in STORED
+        or kind in NUMBERS
+        or name == "tools"
+        or ".tool_calls." in leaf.path
       )
     else:
       taken = some_text and kind == "STRING"

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values of a row, checked: texts, lists, and messages in every form."""
 
+import datetime
+import decimal
+import json
+
 from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
@@ -11,6 +15,72 @@ ROLES = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
 FROM = ROLES | {"human": "user"}
 FROM |= {role: role for role in ("user", "assistant", "system")}
 ROLES |= {role: role for role in KEPT}
+LEVELS = 100  # of lists and objects in one another
+
+
+def refuse_deep(row, where):
+  """InputError where a row, or JSON that it holds as text, is nested too deep.
+
+  Python ends there in a RecursionError sooner or later.
+  """
+  if _is_deep(row):
+    raise InputError(
+      f"{where}: more than {LEVELS} lists and objects stand in one another; "
+      "leave the row out"
+    )
+
+
+def _is_deep(value):
+  level = [value]
+  for _ in range(LEVELS + 1):
+    inner = []
+    for one in level:
+      if isinstance(one, dict):
+        inner += one.values()
+        if any(_holds_deep(one.get(key)) for key in ("tools", "tool_calls")):
+          return True
+      elif isinstance(one, list):
+        inner += one
+    level = inner
+    if not level:
+      return False
+  return True
+
+
+def _holds_deep(text):
+  """Is a text JSON that is nested too deep?"""
+  if not isinstance(text, str) or text.count("[") + text.count("{") <= LEVELS:
+    return False
+  try:
+    return _is_deep(json.loads(text))
+  except ValueError:
+    return False  # refused where it is read
+  except RecursionError:
+    return True
+
+
+def as_in_json(row):
+  """A row with what JSON lacks as it has it: decimals are numbers.
+
+  Dates and times are ISO text, within lists and objects; as a column they stay,
+  for they are neither texts nor turns.
+  """
+  return {
+    key: _as_in_json(one) if isinstance(one, list | dict) else one
+    for key, one in row.items()
+  }
+
+
+def _as_in_json(value):
+  if isinstance(value, dict):
+    return {key: _as_in_json(one) for key, one in value.items()}
+  if isinstance(value, list):
+    return [_as_in_json(one) for one in value]
+  if isinstance(value, decimal.Decimal):
+    return int(value) if value.as_tuple().exponent >= 0 else float(value)
+  if isinstance(value, datetime.date | datetime.time):
+    return value.isoformat()
+  return value
 
 
 def as_list(value, where):
@@ -132,7 +202,7 @@ def kind_of(value):
     return f"an object with the keys {', '.join(map(repr, value)) or 'none'}"
   kinds = {bool: "a boolean", int: "a number", float: "a number"}
   kinds |= {str: "a string", list: "a list", type(None): "null"}
-  kinds |= {bytes: "bytes that are not UTF-8"}
+  kinds |= {bytes: "binary data"}
   return kinds.get(type(value), f"a {type(value).__name__}")
 
 
