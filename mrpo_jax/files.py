@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import shutil
+import stat
 
 from mrpo_jax.errors import InputError, StoppedRun
 
@@ -127,9 +128,27 @@ def write_json(path, value, *, sort_keys=True):
   write_atomically(path, text + "\n")
 
 
+def opened(path):
+  """A file, open to read bytes; InputError where reading might never end."""
+  refuse_endless(path)
+  return open(path, "rb")
+
+
+def refuse_endless(path):
+  """InputError where a path is neither a file nor a folder.
+
+  A pipe waits for a writer already when it is opened.
+  """
+  kind = os.stat(path).st_mode
+  if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+    raise InputError(
+      f"{path}: is a pipe, a socket or a device; write it to a file"
+    )
+
+
 def read_json(path):
   """The object in a JSON file; InputError where it holds no such thing."""
-  with open(path, "rb") as file:
+  with opened(path) as file:
     return parsed(file.read(), path)
 
 
@@ -176,7 +195,7 @@ def read_lines(path):
     InputError: a line is no object; names it.
   """
   try:
-    with open(path, "rb") as file:
+    with opened(path) as file:
       lines = file.read().split(b"\n")[:-1]
   except FileNotFoundError:
     return []
@@ -193,7 +212,7 @@ def readable_lines(path):
   A last line cut short counts as neither, and a file that is missing has none.
   """
   try:
-    with open(path, "rb") as file:
+    with opened(path) as file:
       lines = file.read().split(b"\n")[:-1]
   except FileNotFoundError:
     return [], 0
@@ -207,5 +226,5 @@ def readable_lines(path):
 
 def sha256_of(path):
   """SHA-256, in hex, of a file's bytes."""
-  with open(path, "rb") as file:
+  with opened(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -158,3 +158,24 @@ def test_a_disk_without_locks_keeps_what_is_left(tmp_path, monkeypatch):
   with files.new_folder(tmp_path / "to"):
     pass
   assert {path.name for path in tmp_path.iterdir()} == {".to.partial-1", "to"}
+
+
+@pytest.mark.parametrize(
+  "read",
+  [
+    files.read_json,
+    files.read_lines,
+    files.readable_lines,
+    files.sha256_of,
+    files.opened,
+  ],
+)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, read):
+  path = tmp_path / "config.json"
+  os.mkfifo(path)
+  signal.alarm(20)  # ends the tests where it waits
+  with pytest.raises(InputError, match="config.json: is a pipe, a socket or a"):
+    read(path)
+  signal.alarm(0)
+  with pytest.raises(IsADirectoryError):
+    read(tmp_path)

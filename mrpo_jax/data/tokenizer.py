@@ -11,6 +11,7 @@ import json
 import logging
 import pathlib
 
+from mrpo_jax import files
 from mrpo_jax.data import templates
 from mrpo_jax.errors import InputError, Panic, first_line, panics
 
@@ -23,6 +24,7 @@ WRONG_PATTERN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+SUFFIXES = (".json", ".model", ".txt", ".jinja")
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -88,6 +90,9 @@ def load_tokenizer(folder, template=""):
   # Without files, transformers 5 makes an empty one for some model types.
   if not any((folder / name).is_file() for name in FILES):
     raise InputError(f"{folder}: no tokenizer here (want tokenizer.json)")
+  for path in folder.iterdir():
+    if path.suffix in SUFFIXES and path.exists():
+      files.refuse_endless(path)
   wrong = _pattern(folder) == WRONG_PATTERN
   try:
     with panics():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax import parallel
+from mrpo_jax.errors import InputError
 from mrpo_jax.hub.read import read_config
 from mrpo_jax.models import parameters
 from mrpo_jax.text import aligned, counted
@@ -31,12 +32,12 @@ def lines(path, sizes, rules=None):
   """
   config = read_config(path)
   values = json.loads(config.source)
-  dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
+  dtype = _dtype(values, path)
   table = parameters.table(config)
   mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
   shardings = dict(_named(parallel.table_shardings(table, mesh, rules)))
   count = parameters.count_parameters(config)
-  yield f"{path}: {config.family}, {count:,} parameters, {dtype}"
+  yield f"{path}: {config.family}, {count:,} parameters, {dtype.name}"
   if config.longest:
     yield f"sequences beyond {config.longest} tokens are refused in training"
   split = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
@@ -45,7 +46,7 @@ def lines(path, sizes, rules=None):
   total = 0
   for name, spec in _named(table):
     local = shardings[name].shard_shape(spec.shape)
-    size = math.prod(local) * jnp.dtype(dtype).itemsize
+    size = math.prod(local) * dtype.itemsize
     total += size
     axes = " ".join(axis or "-" for axis in spec.axes)
     shapes = [" x ".join(map(str, shape)) for shape in (spec.shape, local)]
@@ -54,6 +55,21 @@ def lines(path, sizes, rules=None):
   rows = [(*cells, size.rjust(width)) for *cells, size in rows]
   yield from aligned(rows).split("\n")
   yield f"{total:,} bytes on each device, {total / 2**30:.2f} GiB"
+
+
+def _dtype(values, path):
+  """The floating type that a config.json names."""
+  given = values.get("dtype") or values.get("torch_dtype") or "float32"
+  try:
+    found = jnp.dtype(given)
+  except (TypeError, ValueError):
+    found = None
+  if found is None or not jnp.issubdtype(found, jnp.floating):
+    raise InputError(
+      f"{path}: config.json says dtype {str(given)[:40]!r}; want a floating "
+      "type such as 'bfloat16'"
+    )
+  return found
 
 
 def _named(tree, prefix=""):

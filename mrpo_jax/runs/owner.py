@@ -24,7 +24,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from mrpo_jax import processes
+from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.runs.workdir import CONFIG, written
 from mrpo_jax.training import checkpoints
@@ -126,8 +126,9 @@ def owned(workdir, before):
 def _content(workdir):
   """What a run decides by when it starts."""
   try:
-    config = (workdir / CONFIG).read_bytes()
-  except OSError:  # `known_run` says what is wrong with it
+    with files.opened(workdir / CONFIG) as file:
+      config = file.read()
+  except (OSError, InputError):  # `known_run` says what is wrong with it
     config = None
   return config, checkpoints.steps(workdir)
 
@@ -158,7 +159,7 @@ def _numbers(workdir):
 def _read(workdir, number):
   """The Lease of that number, or None; opened anew, past what NFS keeps."""
   try:
-    with open(_path(workdir, number), "rb") as file:
+    with files.opened(_path(workdir, number)) as file:
       text = file.read().decode("utf-8", "replace")
       return Lease(number, text, os.fstat(file.fileno()).st_mtime_ns)
   except FileNotFoundError:

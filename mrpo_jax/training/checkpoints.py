@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from mrpo_jax import processes
+from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, StoppedRun, first_line
 from mrpo_jax.models import lora
 from mrpo_jax.models.families.read import config_from_hf
@@ -198,7 +198,8 @@ def _said_step(path):
   """The step in the JSON beside a state; None where that cannot be read."""
   try:
     # As a plain file: no other process has to read it at the same time.
-    found = json.loads((path / "meta" / "metadata").read_bytes())["step"]
+    with files.opened(path / "meta" / "metadata") as file:
+      found = json.loads(file.read())["step"]
   except (OSError, ValueError, KeyError, TypeError):
     return None
   return found if isinstance(found, int) else None

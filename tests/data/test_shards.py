@@ -45,13 +45,58 @@ def test_a_folder_of_shards_is_read_in_the_order_of_their_names(
   tmp_path, suffix, caplog
 ):
   caplog.set_level(logging.INFO, "mrpo_jax")
-  names = [f"part-0000{i}-of-00012.{suffix}" for i in range(3)]
+  names = [f"part-0000{i}-of-00003.{suffix}" for i in range(3)]
   write(tmp_path, *names)
   (tmp_path / "README.md").write_text("x")
   (tmp_path / ".cache").mkdir()
   write(tmp_path, f".cache/part-9.{suffix}")
   assert prompts(tmp_path) == "012"
   assert "3 files" in caplog.text and "beside 1 of other kinds" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "there, missing",
+  [
+    ("02", "train-00001-of-00003.jsonl"),
+    ("12", "train-00000-of-00003.jsonl"),
+    ("1", "train-00000-of-00003.jsonl"),
+    ("13", "train-00002-of-00003.jsonl"),
+    ("012", None),
+    ("123", None),
+  ],
+)
+def test_a_shard_that_is_missing_is_named(tmp_path, there, missing):
+  names = [f"data/train-0000{one}-of-00003.jsonl" for one in there]
+  write(tmp_path, "data/test-00000-of-00001.jsonl", *names)
+  name = f"{tmp_path}:train"
+  if missing is None:
+    assert prompts(name) == "123"
+  else:
+    text = refused(name)
+    assert text.startswith(f"{tmp_path}/data/{missing}: no such file, but ")
+    assert f"but {len(there)} of these 3 shards" in text
+  # What else is named is meant.
+  assert prompts(f"{tmp_path}:test") == "0"
+  assert len(prompts(f"{tmp_path}/data/train-*.jsonl")) == len(there)
+  assert prompts(tmp_path / names[0]) == "1"
+
+
+def test_shards_may_end_in_a_hash_of_their_own(tmp_path):
+  write(tmp_path, "a-00000-of-00002-1f.parquet", "a-00001-of-00002-e2.parquet")
+  assert prompts(tmp_path) == "01"
+
+
+def test_what_a_folder_passes_over_is_said(tmp_path, caplog):
+  caplog.set_level(logging.INFO, "mrpo_jax")
+  write(tmp_path, "in/a.jsonl", "in/_x.jsonl", "in/.y.jsonl", "out/b.jsonl")
+  write(tmp_path, "in/.cache/c.jsonl")
+  (tmp_path / "in/linked").symlink_to(tmp_path / "out")
+  (tmp_path / "in/.gitattributes").touch()
+  assert prompts(tmp_path / "in") == "0"
+  assert caplog.messages == [
+    f"{tmp_path}/in: 1 files, a.jsonl to a.jsonl, without 3 hidden files and "
+    f"linked folders, the first is {tmp_path}/in/.y.jsonl"
+  ]
 
 
 def test_a_split_of_a_folder_is_named(tmp_path):

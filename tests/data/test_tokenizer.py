@@ -439,3 +439,13 @@ def test_a_chat_template_that_is_no_text_is_refused(tmp_path, template):
     load_tokenizer(folder)
   assert str(info.value).startswith(f"{folder}: ")
   assert "chat template is '5', want a text" in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_a_pipe_among_the_files_is_refused(tmp_path, name):
+  folder = changed(tmp_path, "tokenizer_config.json", lambda one: None)
+  (folder / name).unlink(missing_ok=True)
+  (folder / "vocab.txt").touch()
+  os.mkfifo(folder / name)
+  with pytest.raises(InputError, match=f"{name}: is a pipe"):
+    load_tokenizer(folder)

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import pathlib
 
 import jax
+import pytest
 
 from mrpo_jax import hub, parallel
+from mrpo_jax.errors import InputError
 from mrpo_jax.hub import inspect
 
 PHI = pathlib.Path(__file__).parents[1] / "golden" / "phi3_longrope"
@@ -31,3 +34,16 @@ def test_devices_need_not_exist():
   assert "on 1 device, data=1:" in inspect.lines(PHI, dict(data=1))
   *_, last = inspect.lines(PHI, dict(data=64, fsdp=1, model=1))
   assert "bytes on each device" in last
+
+
+@pytest.mark.parametrize("given", [5, "int7", "int8", ["a"]])
+def test_a_dtype_that_is_no_float_is_refused(tmp_path, given):
+  config = json.loads((PHI / "config.json").read_text())
+  config |= {"dtype": given, "torch_dtype": "float32"}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(InputError) as found:
+    next(inspect.lines(tmp_path, dict(data=1, fsdp=1, model=1)))
+  assert str(found.value) == (
+    f"{tmp_path}: config.json says dtype {str(given)!r}; want a floating type "
+    "such as 'bfloat16'"
+  )

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import pathlib
-import stat
 import zlib
 
 from mrpo_jax import files
@@ -42,17 +41,13 @@ def rows_of(path, known=(), prompts=()):
     suffixes = ", ".join(SUFFIXES)
     raise InputError(f"{path}: unknown file type; the known are {suffixes}")
   try:
-    kind = path.stat().st_mode
+    files.refuse_endless(path)
   except FileNotFoundError:
     raise InputError(f"{path}: no such file; check the path") from None
   except OSError as error:
     raise _unreadable(path, error) from None
-  if stat.S_ISDIR(kind):
+  if path.is_dir():
     raise InputError(f"{path}: is a directory; name a file in it")
-  if not stat.S_ISREG(kind):
-    raise InputError(
-      f"{path}: is a pipe, a socket or a device; write it to a file"
-    )
   if path.name.lower().endswith(".parquet"):
     return _parquet_rows(path, known, prompts)
   return _json_rows(path)

@@ -19,6 +19,7 @@ SPLIT_OF = re.compile(
   r"(?:^|[^a-z])((?:train|training|test|testing|validation|valid|val|dev|eval"
   r"|evaluation)(?:_[a-z]+)*)(?=$|[^a-z])"
 )
+SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)(.*)")
 
 
 def files_of(name, split=None):
@@ -54,14 +55,7 @@ def files_of(name, split=None):
 
 
 def _shards(folder, split):
-  found, others = [], []
-  for path in sorted(folder.rglob("*")):
-    inside = path.relative_to(folder)
-    hidden = any(part.startswith((".", "_")) for part in inside.parts)
-    if hidden or path.is_dir():
-      continue
-    is_data = path.name.lower().endswith(SUFFIXES)
-    (found if is_data and path.name not in METADATA else others).append(path)
+  found, others, passed = _inside(folder)
   if not found or any((folder / name).exists() for name in TFDS):
     return None
   kinds = {_kind(path) for path in found}
@@ -82,7 +76,53 @@ def _shards(folder, split):
   if split is not None and split not in splits:
     raise InputError(f"{folder}: holds no split {split!r}; it has {known}")
   files = splits[split or next(iter(splits))]
-  return _said(folder, files, others)
+  _refuse_missing(files)
+  return _said(folder, files, others, passed)
+
+
+def _inside(folder):
+  """(data files, others, what is passed over) of a folder, in order.
+
+  Passed over are hidden data files, and links to folders, which may lead in a
+  circle; what stands in a hidden folder counts as nothing.
+  """
+  found, others, passed = [], [], []
+  for path in sorted(folder.rglob("*")):
+    *above, name = path.relative_to(folder).parts
+    if any(part.startswith((".", "_")) for part in above):
+      continue
+    is_data = name.lower().endswith(SUFFIXES) and name not in METADATA
+    hidden = name.startswith((".", "_"))
+    if path.is_dir():
+      if path.is_symlink() and not hidden:
+        passed.append(path)
+    elif not hidden:
+      (found if is_data else others).append(path)
+    elif is_data:
+      passed.append(path)
+  return found, others, passed
+
+
+def _refuse_missing(files):
+  """InputError where "-00000-of-00003" tells of shards that are not there."""
+  numbers, last = {}, {}
+  for path in files:
+    if match := SHARD.fullmatch(path.name):
+      key = path.parent, match[1], match[3]
+      numbers.setdefault(key, set()).add(int(match[2]))
+      last[key] = match
+  for key, there in numbers.items():
+    folder, start, count = key
+    first = 1 if int(count) in there and 0 not in there else 0
+    wanted = range(first, first + int(count))
+    missing = next((one for one in wanted if one not in there), None)
+    if missing is not None:
+      number = str(missing).zfill(len(last[key][2]))
+      raise InputError(
+        f"{folder / start}-{number}-of-{count}{last[key][4]}: no such file, "
+        f"but {len(there)} of these {int(count)} shards; fetch the others, or "
+        "name those that you mean by a glob"
+      )
 
 
 def _kind(path):
@@ -95,9 +135,14 @@ def _split(inside):
   return found[-1] if found else ""
 
 
-def _said(name, files, others=()):
-  if len(files) > 1 or others:
+def _said(name, files, others=(), passed=()):
+  if len(files) > 1 or others or passed:
     beside = f", beside {len(others)} of other kinds" if others else ""
+    if passed:
+      beside += (
+        f", without {len(passed)} hidden files and linked folders, the first "
+        f"is {passed[0]}"
+      )
     logger.info(
       f"{name}: {len(files)} files, {files[0].name} to {files[-1].name}{beside}"
     )
