@@ -60,6 +60,7 @@ def test_blocks_change_nothing(rng, sizes, rising):
     np.testing.assert_allclose(norm_RM, want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_devices_put_their_sums_together(rng):
   logits_RMV, ref_RMV, targets_RM = case(rng, V=16, rising=True)
   hit_RMV = jax.nn.one_hot(targets_RM, 16, dtype=bool)

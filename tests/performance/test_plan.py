@@ -65,6 +65,7 @@ def _config(arg, flags):
   return load(f"{ROOT}/configs/quickstart.py:{arg}").changed(flags)
 
 
+@pytest.mark.slow
 def test_bytes_of_arguments_are_what_the_shardings_say(found):
   shape = ModelConfig(
     vocab_size=512,

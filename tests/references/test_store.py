@@ -307,6 +307,7 @@ def test_a_file_that_vanishes_is_missing_rows(tmp_path, monkeypatch):
 # Several writers, and killed ones.
 
 
+@pytest.mark.slow
 def test_kills_leave_whole_files_and_lose_nothing_else(tmp_path):
   numbers, chance = range(300), random.Random(0)
   whole = store.Store(tmp_path / "whole", MATERIAL)

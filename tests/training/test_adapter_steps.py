@@ -6,6 +6,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from mrpo_jax.data import pack
 from mrpo_jax.models import lora, parameters
@@ -42,6 +43,7 @@ def gradient_of(policy, references, view, step=0):
   return metrics, state.opt_state.trace
 
 
+@pytest.mark.slow
 def test_micro_batches_equal_one_batch(rng):
   pairs = test_step.some_pairs(rng, BATCH)
   policy = policy_of(dropout=0.0)

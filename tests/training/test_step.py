@@ -120,7 +120,9 @@ def test_dpo_starts_at_ln_2_and_falls(rng):
   assert metrics[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mrpo", "multi_dpo"])
+@pytest.mark.parametrize(
+  "name", ["mrpo", pytest.param("multi_dpo", marks=pytest.mark.slow)]
+)
 def test_references_equal_to_the_start_give_the_dpo_curve(rng, name):
   pairs = some_pairs(rng)
   one = curve(objective_of(), (params_of(),), pairs)

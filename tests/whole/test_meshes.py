@@ -34,7 +34,6 @@ def alone(adapter):
   return meshes.curve(meshes.ALONE, adapter, STEPS)[0]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
   "name,adapter",
   [

@@ -51,7 +51,6 @@ def done(shared):
   return shared("done", run) / "run"
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
   "override,match",
   [

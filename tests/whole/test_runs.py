@@ -122,7 +122,6 @@ def test_a_finished_run_started_again_changes_nothing(train, finished, capsys):
   assert "finished before" in capsys.readouterr().out
 
 
-@pytest.mark.quick
 def test_sigterm_saves_and_the_same_command_resumes_bit_equal(
   train, finished, tmp_path, monkeypatch, capsys
 ):
