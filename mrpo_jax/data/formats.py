@@ -16,6 +16,7 @@ from mrpo_jax.data.reading import (
   instructions,
   oddities,
   rankings,
+  repeated,
   values,
 )
 from mrpo_jax.data.reading.row_files import rows_of
@@ -159,7 +160,7 @@ def _pairs_of(row, where):
     return [_given_pair(row, where)]
   key, prompt = _prompt(row, where)
   if key and (ranking := rankings.ranked(row, where)):
-    prompt = dialogues.without_answer(prompt, ranking[0])
+    prompt = repeated.without_answer(prompt, ranking[0])
     if not isinstance(prompt, str):
       responses, scores = ranking
       if all(isinstance(one, str) for one in responses):
@@ -200,7 +201,7 @@ def _answer(row, key, prompt, where):
     response = values.as_text_or_turns(
       row[answers[0]], f"{where}: {answers[0]}", empty=False
     )
-    prompt = dialogues.without_answer(prompt, [response])
+    prompt = repeated.without_answer(prompt, [response])
     return _explicit(row, key, prompt, response, response, where)
   return _last_answer(row, turns[0], where)
 
@@ -220,7 +221,7 @@ def _last_answer(row, key, where):
     asked = values.as_text_or_turns(row["prompt"], f"{where}: prompt")
     exact, whole = not isinstance(asked, str), [*start, *answer]
     asked = dialogues.asked_turns(asked, where)
-    dialogues.after_turns(asked, whole, whole, where, exact=exact)
+    repeated.after_turns(asked, whole, whole, where, exact=exact)
     beside.refuse_lost({"prompt": asked}, ["prompt"], start, where)
   return PreferencePair(start, answer, answer)
 
@@ -232,7 +233,7 @@ def _given_pair(row, where):
   )
   key, prompt = _prompt(row, where)
   if key:
-    prompt = dialogues.without_answer(prompt, [chosen, rejected])
+    prompt = repeated.without_answer(prompt, [chosen, rejected])
     return _explicit(row, key, prompt, chosen, rejected, where)
   return _implicit(row, chosen, rejected, where)
 
@@ -299,9 +300,9 @@ def _explicit(row, key, prompt, chosen, rejected, where):
       "give three of one kind"
     )
   if isinstance(prompt, str):
-    return PreferencePair(*dialogues.after_text(prompt, *sides, where))
+    return PreferencePair(*repeated.after_text(prompt, *sides, where))
   exact = not isinstance(row[key], str) or len(prompt) > 1
-  split = dialogues.after_turns(prompt, *sides, where, exact=exact)
+  split = repeated.after_turns(prompt, *sides, where, exact=exact)
   pair = PreferencePair(*split)
   if dialogues.says_nothing(pair.prompt):
     raise _empty(where, key)
@@ -322,12 +323,12 @@ def _answers(prompt, sides, where):
   if not sides or any(map(dialogues.is_whole, sides)):
     return [dialogues.turns_of_whole(one) for one in sides]
   asked = messages.content(prompt[-1]) if prompt else ""
-  if dialogues.within_marks(asked, sides):
+  if repeated.within_marks(asked, sides):
     raise InputError(
       f"{where}: chosen and rejected hold the question again, within marks; "
       "give the answers alone, or leave out the column of the question"
     )
-  _, *rests = dialogues.without_start(asked, sides)
+  _, *rests = repeated.without_start(asked, sides)
   if rests != [*sides]:
     rests = [one.lstrip() for one in rests]
   return [messages.as_turns_of("assistant", one) for one in rests]

@@ -10,9 +10,10 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is ours
 TOOL_ROLES = ("tool", "function", "observation", "ipython")
 USER_ROLES = ("user", "human")
 ASKING_ROLES = (*USER_ROLES, "system", "developer")
-# Keys of what is no text, and of what tool_calls replaced.
-UNREAD = ("function_call", "image", "images", "audio", "audios", "video")
-UNREAD += ("videos", "image_url", "input_audio", "attachments", "functions")
+# Keys of what is no text, in rows, messages and parts.
+MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
+MEDIA += ("input_audio", "attachments")
+UNREAD = (*MEDIA, "function_call", "functions")  # tools and tool_calls now
 TEXT = "text"  # the one type of part that a language model reads
 
 

@@ -2,14 +2,12 @@
 """Columns beside the prompt that hold a part of it, which would be lost."""
 
 from mrpo_jax.data.chat import messages
-from mrpo_jax.data.reading import dialogues, values
+from mrpo_jax.data.reading import repeated, values
 from mrpo_jax.errors import InputError
 
-MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
-MEDIA += ("input_audio", "attachments")
 # Columns of texts or turns that the prompt of a row must have too.
 TEXTS = ("context", "system_message", "history")
-COLUMNS = (*MEDIA, *TEXTS, "functions")
+COLUMNS = (*messages.MEDIA, *TEXTS, "functions")
 
 
 def refuse_lost(row, read, prompt, where):
@@ -21,7 +19,7 @@ def refuse_lost(row, read, prompt, where):
     prompt: as it was read, text or turns.
     where: begins the message.
   """
-  for key in MEDIA:
+  for key in messages.MEDIA:
     if _is_given(row.get(key)):
       raise InputError(
         f"{where}: {key!r} cannot be trained on: only text can; leave the row "
@@ -37,8 +35,8 @@ def refuse_lost(row, read, prompt, where):
     given |= {key: row[key] for key in TEXTS if key in row}
   said = _all_of(prompt) if given else ""
   for key, value in given.items():
-    for text in _asked_of(value):
-      if not dialogues.holds(_words(said), _words(text)):
+    for text in _asked_of(value, f"{where}: {key}"):
+      if not repeated.holds(_words(said), _words(text)):
         raise InputError(
           f"{where}: the prompt would be {values.shown(said)}, without what "
           f"{key!r} holds, {values.shown(text)}; put it into the prompt, or "
@@ -61,23 +59,24 @@ def _all_of(prompt):
   return "\n".join(map(messages.content, prompt))
 
 
-def _asked_of(value):
+def _asked_of(value, where):
   """Texts of a column: of turns those that are no answers, of a list all."""
   if isinstance(value, str):
     yield value
   elif isinstance(value, list):
     for one in value:
-      yield from _asked_of(one)
+      yield from _asked_of(one, where)
   elif isinstance(value, dict):
     if isinstance(role := value.get("role") or value.get("from"), str):
       role = values.FROM.get(role.strip().lower(), role)
       said = [value.get("content"), value.get("value")]
-      yield from () if role in ("assistant", "model") else _asked_of(said)
+      if role not in ("assistant", "model"):
+        yield from _asked_of(said, where)
     elif isinstance(text := value.get("text"), str):
       yield text
     elif isinstance(role, list):  # columns of turns
-      turns = values.as_turns(value, "the row")
-      yield from _asked_of(turns)
+      turns = values.as_turns(value, where)
+      yield from _asked_of(turns, where)
 
 
 def _words(text):

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts that responses repeat, or that hold a response: each stands once."""
+
+import itertools
+import re
+
+from mrpo_jax.data.chat import messages
+from mrpo_jax.data.chat.messages import ASKING_ROLES, USER_ROLES
+from mrpo_jax.data.reading import dialogues
+from mrpo_jax.errors import InputError
+
+# What words are made of, in scripts that put white space between them.
+LETTER = r"[^\W\u0e00-\u0eff\u2e80-\ud7ff]"
+
+
+# Responses that repeat a prompt that is given.
+
+
+def after_text(prompt, chosen, rejected, where):
+  """(prompt, chosen, rejected) of texts that may begin with the prompt.
+
+  Where both are dialogues, the prompt is the start that they share.  A plain
+  text that one response alone repeats stays: answers do begin so.
+
+  Raises:
+    InputError: they are dialogues that begin with another prompt, or one is,
+      and the prompt is not.
+  """
+  sides = chosen, rejected
+  if all(map(dialogues.is_whole, sides)):
+    start, *sides = dialogues.split_texts(chosen, rejected, where)
+    if not _repeats(prompt, start):
+      raise _another_prompt(where)
+    return start, *sides
+  whole = next(filter(dialogues.is_whole, sides), None)
+  if dialogues.turns_in(prompt) is not None:
+    if whole is not None and _rest(prompt, whole) is None:
+      raise _another_prompt(where)
+    rests = [_rest(prompt, side) for side in sides]
+    found = [rests[i] if rests[i] is not None else sides[i] for i in (0, 1)]
+    return prompt if found == [*sides] else prompt.rstrip(), *found
+  if whole is not None and _repeats(prompt, whole):
+    raise InputError(
+      f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
+      "the other is not; give both as answers"
+    )
+  if within := within_marks(prompt, sides):
+    return within
+  return without_start(prompt, sides)
+
+
+def within_marks(prompt, sides):
+  """(prompt, *sides) where all sides hold a prompt within other marks."""
+  shared = min(dialogues.shared_length(sides[0], side) for side in sides)
+  ends = dialogues.answer_marks(sides[0][:shared])
+  if not ends or not prompt.split()[1:]:
+    return None
+  start = sides[0][: ends[-1]]
+  if not holds(" ".join(start.split()), " ".join(prompt.split())):
+    return None
+  return start, *(side[len(start) :] for side in sides)
+
+
+def holds(text, words):
+  """Do words stand in a text, not within other words?"""
+  begin = f"(?<!{LETTER})" if re.match(LETTER, words) else ""
+  end = f"(?!{LETTER})" if re.search(f"{LETTER}$", words) else ""
+  return bool(re.search(begin + re.escape(words) + end, text))
+
+
+def without_start(prompt, sides):
+  """(prompt, *sides) without a prompt of several words that all begin with."""
+  if not prompt.split()[1:]:
+    return prompt, *sides
+  if all(side.startswith(prompt) for side in sides):
+    return prompt, *(side[len(prompt) :] for side in sides)
+  rests = [_rest(prompt, side) for side in sides]
+  return (prompt, *sides) if None in rests else (prompt.rstrip(), *rests)
+
+
+def _repeats(prompt, dialogue):
+  """Does a dialogue begin with a prompt, or ask what a plain one does?"""
+  begun, asked = dialogues.turns_in(dialogue), dialogues.turns_in(prompt)
+  if asked is None:
+    asked = [{"role": "user", "content": prompt}]
+    return _agreed(asked, begun, exact=False) is not None
+  if asked[-1] == dialogues.NO_ANSWER:
+    asked = asked[:-1]
+  return begun[: len(asked)] == asked
+
+
+def _rest(prompt, side):
+  """What comes after the words of the prompt in a text; None if it has not."""
+  words = prompt.split()
+  found = list(itertools.islice(re.finditer(r"\S+", side), len(words)))
+  if not words or [one[0] for one in found[:-1]] != words[:-1]:
+    return None
+  end = found[-1].start() + len(words[-1])
+  in_word = side[end - 1 : end].isalnum() and side[end : end + 1].isalnum()
+  if in_word or not found[-1][0].startswith(words[-1]):
+    return None
+  return side[end:]
+
+
+def _another_prompt(where):
+  return InputError(
+    f"{where}: chosen and rejected begin with turns that are not the "
+    "prompt's; leave out the prompt, or those turns"
+  )
+
+
+def after_turns(prompt, chosen, rejected, where, *, exact):
+  """(prompt, chosen, rejected) of responses that may be whole conversations.
+
+  Where both are, the prompt is the start that they share.
+
+  Args:
+    prompt: turns.
+    chosen, rejected: turns.
+    where: begins the message.
+    exact: must the conversations begin with the same turns as the prompt, or
+      is it enough that one of them has its text or a part of it?
+
+  Raises:
+    InputError: they begin with another prompt.
+  """
+  sides = chosen, rejected
+  whole = [side[0]["role"] in ASKING_ROLES for side in sides]
+  if not any(whole) or any(map(dialogues.says_nothing, sides)):
+    return prompt, *sides
+  if all(whole):
+    start, *sides = dialogues.split_turns(chosen, rejected, where)
+    if start:
+      prompt = _agreed(prompt, start, exact)
+  else:
+    sides = [
+      _after(prompt, side) if asks else side
+      for side, asks in zip(sides, whole, strict=True)
+    ]
+  if prompt is None or None in sides:
+    raise _another_prompt(where)
+  return prompt, *sides
+
+
+def _agreed(prompt, start, exact):
+  """The turns of both; None where they say different things."""
+  (system, asked), (other, begun) = map(_apart, (prompt, start))
+  if system and other and system != other:
+    return None
+  system = system or other
+  if dialogues.says_nothing(asked):
+    return system + begun
+  if exact:
+    if begun[: len(asked)] == asked:
+      return system + begun
+    return system + asked if begun and asked[-len(begun) :] == begun else None
+  said = _words(asked[-1])
+  found = (_words(turn) for turn in begun if turn["role"] in USER_ROLES)
+  same = any(
+    words and said and (holds(said, words) or holds(words, said))
+    for words in found
+  )
+  return system + begun if same else None
+
+
+def _after(prompt, side):
+  """What comes after the prompt in a conversation; None if it is another."""
+  for given in (prompt, _apart(prompt)[1]):
+    rest = side[len(given) :]
+    asks = (
+      rest and rest[0]["role"] in ASKING_ROLES and dialogues.has_answer(rest)
+    )
+    if given and side[: len(given)] == given and not asks:
+      return rest or [dialogues.NO_ANSWER]
+  return None if dialogues.has_answer(side) else side
+
+
+def _apart(turns):
+  """(the system turn or none, the others)."""
+  count = 1 if turns and turns[0]["role"] == "system" else 0
+  return turns[:count], turns[count:]
+
+
+def _words(turn):
+  return " ".join(messages.content(turn).split())
+
+
+# A prompt that holds a response.
+
+
+def without_answer(prompt, responses):
+  """A prompt without its last answer, where that is a response too.
+
+  It is one where some response says the same, or where all begin with it.
+  """
+  last = _last_answer(prompt)
+  said = messages.content(last).strip()
+  firsts = [_first_answer(one) for one in responses]
+  texts = [messages.content(one).strip() for one in firsts]
+  begin = bool(said.split()[1:]) and all(one.startswith(said) for one in texts)
+  if not (begin or said and said in texts or last and last in firsts):
+    return prompt
+  if not isinstance(prompt, str):
+    return prompt[:-1]
+  start = prompt.rstrip().removesuffix(said)
+  apart = any(messages.content(one)[:1].isspace() for one in firsts)
+  return start.rstrip() if apart else start
+
+
+def _last_answer(prompt):
+  """The turn of the model that a prompt ends in, {} if it ends in none."""
+  if not isinstance(prompt, str):
+    return prompt[-1] if prompt and messages.is_answer(prompt[-1]) else {}
+  ends = [mark.end() for mark in dialogues.ASSISTANT.finditer(prompt)]
+  said = prompt[ends[-1] :] if ends else ""
+  return {} if dialogues.MARK.search(said) else {"content": said}
+
+
+def _first_answer(response):
+  """The turn of a response, or the last one of a whole conversation."""
+  if isinstance(response, str):
+    return {"content": response}
+  return response[0 if messages.is_answer(response[0]) else -1]
