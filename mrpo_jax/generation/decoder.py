@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mrpo_jax.generation import attention
 from mrpo_jax.generation import cache as caches
 from mrpo_jax.generation.sampling import draw
 from mrpo_jax.models import transformer
@@ -227,7 +228,7 @@ class Decoder:
       params,
       tokens_RT,
       layout,
-      kernel=caches.keeping(self._kernel, refs),
+      kernel=attention.keeping(self._kernel, refs),
       **self._forward,
     )
     return self._on_all_rows(jax.tree.map(jax.freeze, refs))

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 
 from mrpo_jax.generation import prompts as packed
@@ -30,6 +31,8 @@ class Sample:
   logp: list[float]  # of each token under the model, nats
   behaviour_logp: list[float]  # of each under what it was drawn from
   finish: str  # "stop", or "length" where it had to end
+  # Is each token the model's likeliest?
+  is_greedy: list[bool] = dataclasses.field(default_factory=list)
 
 
 def generate(
@@ -108,16 +111,14 @@ def samples(decoder, prompts, requests, seed, ended=None):
   slots, said = no_slots(decoder.slots), {}
   while True:
     for slot, request in queue.fill(slots):
-      said[slot] = request, ([], [], [])
+      said[slot] = request, ([], [], [], [])
     if not said:
       return
     before_B = slots.made
     slots, new = decoder.decode(slots)
     for slot, (request, figures) in list(said.items()):
       count = slots.made[slot] - before_B[slot]
-      for all_of_them, more in zip(
-        figures, (new.token, new.logp, new.behaviour_logp), strict=True
-      ):
+      for all_of_them, more in zip(figures, jax.tree.leaves(new), strict=True):
         all_of_them += more[slot, :count].tolist()
       cut = ended(request, figures[0]) if ended else None
       if cut is not None or not slots.active[slot]:
@@ -144,10 +145,10 @@ def _check(decoder, prompts):
 
 
 def _sample(figures, cut, stop_ids):
-  if cut is not None:
-    return Sample(*(one[:cut] for one in figures), "stop")
-  finish = "stop" if figures[0][-1] in stop_ids else "length"
-  return Sample(*figures, finish)
+  is_stop = cut is not None or figures[0][-1] in stop_ids
+  ids, logp, behaviour_logp, is_greedy = (one[:cut] for one in figures)
+  finish = "stop" if is_stop else "length"
+  return Sample(ids, logp, behaviour_logp, finish, is_greedy)
 
 
 class _Queue:

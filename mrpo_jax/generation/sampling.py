@@ -109,7 +109,10 @@ def top_k(score_BV, k):
 
 
 def top_p(score_BV, p):
-  """Scores of the fewest likeliest tokens that have the share p together."""
+  """Scores of the fewest likeliest tokens that have the share p together.
+
+  All that equal the last of them stay; a sort would keep one or the other.
+  """
   share_BV = jax.nn.softmax(score_BV)
 
   def enough(least_B1):

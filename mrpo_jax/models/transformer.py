@@ -156,14 +156,16 @@ def hidden(
   cos_KRT1E, sin_KRT1E = rotary(
     config.ropes, config.head_dim, positions_RT, wide
   )
-  numbers = range(config.layers)
+  numbers, of_layer = range(config.layers), kernel
   if not callable(kernel):
-    chosen, numbers = kernels.choose(kernel, config, dtype, partition), ()
-    kernel = lambda _: chosen  # noqa: E731
+    numbers, chosen = (), kernels.choose(kernel, config, dtype, partition)
+
+    def of_layer(_):
+      return chosen
 
   def layer(x_RTD, xs):
     weights, number, rope, window = xs
-    step = functools.partial(block, config, kernel(number))
+    step = functools.partial(block, config, of_layer(number))
     if remat != "none":
       # prevent_cse is needless under scan and would cost fusions.
       step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)

@@ -15,7 +15,7 @@ from mrpo_jax.data import pack
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.generation import Decoder, Sampling, generate, samples
 from mrpo_jax.models import lora, packed, parameters, transformer, weights
-from mrpo_jax.models.config import ModelConfig
+from tests.material.adapted import ADAPTER, CONFIG, adapters_of
 from tests.material.folders import GOLDEN
 
 SLOW = pytest.mark.slow
@@ -28,15 +28,6 @@ NAMES = sorted(
   for path in GOLDEN.glob("*.npz")
   if (path.with_suffix("") / "config.json").exists()
 )
-CONFIG = ModelConfig(
-  vocab_size=64,
-  width=32,
-  layers=2,
-  heads=4,
-  kv_heads=2,
-  head_dim=8,
-  mlp_width=48,
-)
 
 
 @functools.cache
@@ -47,6 +38,16 @@ def model(windows=()):
   )
   # Far from uniform, so that a wrong key is seen.
   return config, jax.tree.map(lambda array: 6 * array, params)
+
+
+def decoder_of(config, params, *, new, slots, longest):
+  return Decoder(
+    *(config, params),
+    sampling=Sampling(max_new_tokens=new),
+    stop_ids=(),
+    slots=slots,
+    longest=longest,
+  )
 
 
 def prompts_of(config, longest=60):
@@ -76,6 +77,9 @@ def assert_said(config, params, prompts, found, greedy=True):
       logp_TV = jax.nn.log_softmax(logits_TV[said])
       logp_T = logp_TV[jnp.arange(len(sample.ids)), jnp.array(sample.ids)]
       np.testing.assert_allclose(sample.logp, logp_T, rtol=0, atol=1e-4)
+      behind_T = np.asarray(jnp.max(logp_TV, axis=1) - logp_T)
+      is_sure_T = (behind_T == 0) | (behind_T > 1e-4)  # but for ties
+      assert np.all((np.array(sample.is_greedy) == (behind_T == 0))[is_sure_T])
       if greedy:  # but for ties
         assert (jnp.max(logp_TV, axis=1) - logp_T).max() < 1e-4
 
@@ -174,15 +178,11 @@ def test_nothing_ends_before_it_may():
 def test_adapters_and_integers_are_decoded_too():
   config, params = model()
   table = parameters.table(config)
-  adapter = lora.Adapter(rank=2, alpha=8.0)
-  own = lora.init_adapters(
-    lora.adapter_table(table, adapter), jax.random.key(1)
-  )
-  own = jax.tree.map(lambda array: array + 0.1, own)
+  own = adapters_of()
   prompts = prompts_of(config)
   sampling = Sampling(temperature=0, max_new_tokens=NEW)
   for changed in (
-    lora.attach(params, own, adapter),
+    lora.attach(params, own, ADAPTER),
     weights.quantize(params, table, "int8"),
     weights.quantize(params, table, "int4", group=16),
   ):
@@ -193,13 +193,7 @@ def test_adapters_and_integers_are_decoded_too():
 def test_the_cache_is_updated_in_place():
   """No copy of it among the temporaries of the compiled block."""
   config, params = model()
-  decoder = Decoder(
-    *(config, params),
-    sampling=Sampling(max_new_tokens=400),
-    stop_ids=(),
-    slots=4,
-    longest=60,
-  )
+  decoder = decoder_of(config, params, new=400, slots=4, longest=60)
   memory = decoder.lowered().compile().memory_analysis()
   cache = 2 * 2 * 4 * 2 * 512 * 8 * 4  # K and V, LBGSE, bytes
   assert memory.alias_size_in_bytes >= cache
@@ -237,13 +231,7 @@ def test_what_passes_the_longest_sequence_is_refused():
 def test_requests_are_asked_for_as_slots_are_free():
   """So that many samples of a prompt take no memory before they are made."""
   config, params = model()
-  decoder = Decoder(
-    *(config, params),
-    sampling=Sampling(max_new_tokens=2),
-    stop_ids=(),
-    slots=2,
-    longest=3,
-  )
+  decoder = decoder_of(config, params, new=2, slots=2, longest=3)
   requests = zip(itertools.repeat(0), itertools.count(), strict=False)
   found = samples(decoder, [[5, 6, 7]], requests, 0)
   first = [request for request, _ in itertools.islice(found, 5)]
