@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from mrpo_jax import losses
-from mrpo_jax.cli.parser import FLAGS
+from mrpo_jax.cli.table import FLAGS
 from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.runs.config import BEST
 from mrpo_jax.runs.config.explain import keys

@@ -174,8 +174,8 @@ def chat(given):
 
 
 def _source(given):
-  """The model that flags name, as inference.speaker.Source."""
-  from mrpo_jax.runs.inference.speaker import Source
+  """The model that flags name, as inference.model.Source."""
+  from mrpo_jax.runs.inference.model import Source
 
   return Source(**{name: getattr(given, name) for name in Source._fields})
 

@@ -13,7 +13,7 @@ import pytest
 import mrpo_jax
 from mrpo_jax import cli
 from mrpo_jax.cli.commands import COMMANDS
-from mrpo_jax.cli.parser import FLAGS
+from mrpo_jax.cli.table import FLAGS
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/quickstart.py"

@@ -115,7 +115,7 @@ def test_wrong_flags(here, capsys, flags, match):
     (
       "p.jsonl",
       '{"prompt": [{"role": "x", "content": "a"}]}',
-      "line 1: refuse",
+      "line 1: prompt[0].role: unknown role 'x'",
     ),
     ("p.jsonl", "", "p.jsonl: has no rows"),
     ("p.txt", "a\n\nb\n", "p.txt line 2: the prompt is empty"),
@@ -142,6 +142,7 @@ def test_a_prompt_beyond_what_the_model_takes(here, capsys):
   assert not (here / "o.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bytes(here, inputs):
   rows = [{"prompt": f"Number {i} of"} for i in range(40)]
   files.write_lines(here / "p.jsonl", rows)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of every command: a table of their names, types and defaults."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mrpo_jax.cli.commands import STORE_ACTIONS
+from mrpo_jax.cli.values import (
+  DTYPES,
+  count_from,
+  dtype,
+  mesh_sizes,
+  new_file,
+  new_folder,
+  number,
+  one_of,
+  positive,
+  seed,
+  share,
+  two_lengths,
+  whole,
+)
+
+
+class Flag(NamedTuple):
+  """A flag of a command: --name, or --name=VALUE."""
+
+  name: str
+  about: str
+  value: str = ""  # how help shows its value; "": it is a switch
+  default: object = ""
+  type: Callable = str  # of its text; raises ArgumentTypeError
+  required: bool = False  # and not empty
+  many: bool = False  # may it be given several times?  Then a list
+
+
+class Command(NamedTuple):
+  """The flags of a command, and what it takes besides."""
+
+  usage: str
+  flags: tuple
+  takes: str = ""  # "keys" of its config, or "words"
+  actions: tuple = ()  # of which the first word is one
+
+
+# Flags.
+
+CONFIG = Flag(
+  "config",
+  "file, and the argument of its get_config",
+  "FILE[:args]",
+  required=True,
+  many=True,
+)
+WORKDIR = Flag("workdir", "folder of the run", "DIR", required=True)
+STORE = Flag("store", "scores of references (default: in the workdir)", "DIR")
+ALLOW_CHANGED = Flag(
+  "allow-changed", "go on though config, data or a reference differs"
+)
+JSON = Flag("json", "write all figures to this file", "FILE", type=new_file)
+HBM = Flag(
+  "hbm", "what a device holds (default: the chip's)", "GIB", None, positive
+)
+LENGTHS = Flag(
+  *("lengths", "mean tokens of each (default: half the limits)"),
+  *("PROMPT,RESPONSE", None, two_lengths),
+)
+PROCESSES = (
+  Flag("coordinator", "where process 0 of several listens", "HOST:PORT"),
+  Flag("processes", "how many processes; 1: this one by itself", "N"),
+  Flag("process", "which one this is, from 0 on", "I"),
+)
+MESH = Flag(
+  *("mesh", "sizes of its axes (default: one device)"),
+  *("AXIS=N,...", None, mesh_sizes),
+)
+SOURCE = (
+  Flag("model", "folder of the model", "DIR"),
+  WORKDIR._replace(about="folder of its run", required=False),
+  Flag("step", "newest, best or a step (default: newest)", "STEP"),
+  Flag("template", "chat template (default: the tokenizer's)", "NAME|FILE"),
+  Flag(
+    *("dtype", f"{', '.join(DTYPES)} (default: as it is)"),
+    *("TYPE", None, dtype),
+  ),
+  Flag(
+    *("quantize", "weights as integers: int8 or int4"),
+    *("KIND", None, one_of("int8", "int4")),
+  ),
+  MESH,
+)
+SAMPLING = (
+  Flag("temperature", "0 is greedy (default: 1)", "T", None, number),
+  Flag("top_k", "likeliest tokens; 0: all (default: 0)", "N", None, whole),
+  Flag("top_p", "share of the likeliest (default: 1)", "P", None, number),
+  Flag("min_p", "least share of the best one (default: 0)", "P", None, number),
+  Flag(
+    *("repetition_penalty", "of tokens that were there (default: 1)"),
+    *("X", None, number),
+  ),
+  Flag("max_new_tokens", "at most (default: 256)", "N", None, count_from(1)),
+  Flag("min_new_tokens", "at least (default: 0)", "N", None, count_from(0)),
+  Flag("seed", "of what is drawn", "N", 0, seed),
+  Flag("stop", "a text that ends a sample; may be repeated", "TEXT", many=True),
+  Flag(
+    *("cache_dtype", "of keys and values (default: as computed)"),
+    *("TYPE", None, dtype),
+  ),
+  Flag("generation_config", "the model's file of that name counts"),
+)
+FLAGS = {
+  "train": Command(
+    "--config=FILE[:args] --workdir=DIR [flags]",
+    (
+      *(CONFIG, WORKDIR, STORE),
+      Flag("no-autoscore", "refuse to start where scores are missing"),
+      *(ALLOW_CHANGED, *PROCESSES),
+    ),
+    takes="keys",
+  ),
+  "score": Command(
+    "--config=FILE[:args] --workdir=DIR [flags]",
+    (
+      *(CONFIG, WORKDIR, STORE),
+      Flag("part", "the i-th of n shares of the data", "i/n", "0/1", share),
+      *(ALLOW_CHANGED, *PROCESSES),
+    ),
+    takes="keys",
+  ),
+  "store": Command(
+    f"{'|'.join(STORE_ACTIONS)} [KEY ...] --store=DIR [--to=FILE]",
+    (
+      Flag("store", "folder of the store", "DIR", required=True),
+      Flag("to", "export: a file .parquet, .jsonl or .csv", "FILE"),
+    ),
+    takes="words",
+    actions=STORE_ACTIONS,
+  ),
+  "export": Command(
+    "--workdir=DIR --to=DIR [flags]",
+    (
+      WORKDIR,
+      Flag("to", "folder to write", "DIR", required=True),
+      Flag("step", "checkpoint: newest, best or a step", "STEP", "newest"),
+      Flag("merge-adapters", "write a whole model, not its adapter"),
+      Flag(
+        "dtype",
+        f"{', '.join(DTYPES)} (default: as trained)",
+        "TYPE",
+        None,
+        dtype,
+      ),
+    ),
+  ),
+  "generate": Command(
+    "--model=DIR|--workdir=DIR --prompts=FILE --to=FILE [flags]",
+    (
+      *SOURCE,
+      Flag("prompts", "rows of JSON, or a .txt file", "FILE", required=True),
+      Flag("to", "JSON lines to write", "FILE", type=new_file, required=True),
+      Flag("samples", "samples of each prompt", "N", 1, count_from(1)),
+      *SAMPLING,
+      Flag("slots", "samples side by side", "N", 64, count_from(1)),
+      *PROCESSES,
+    ),
+  ),
+  "chat": Command(
+    "--model=DIR|--workdir=DIR [flags]",
+    (
+      *SOURCE,
+      Flag("system", "what the system turn says", "TEXT"),
+      *SAMPLING,
+      Flag(
+        *("max_length", "tokens of a chat (default: at most 4096)"),
+        *("N", None, count_from(2)),
+      ),
+    ),
+  ),
+  "report": Command(
+    "--workdir=DIR",
+    (WORKDIR._replace(about="folder of a run, or with runs in it"),),
+  ),
+  "bench": Command(
+    "--config=FILE[:args] [flags]",
+    (
+      CONFIG,
+      Flag("steps", "steps to time", "N", 20, count_from(1)),
+      Flag("warmup", "steps before those", "N", 3, count_from(0)),
+      STORE._replace(about="scores of references (default: none are kept)"),
+      JSON,
+      Flag(
+        *("trace", "write a profile of the timed steps here", "DIR"),
+        type=new_folder,
+      ),
+    ),
+    takes="keys",
+  ),
+  "plan": Command(
+    "--config=FILE[:args] --topology=NAME [flags]",
+    (
+      CONFIG,
+      Flag("topology", "v5p:4x4x4, cpu:8 or local", "NAME", required=True),
+      HBM,
+      LENGTHS,
+      Flag("fit", "search for settings that fit"),
+      JSON,
+      Flag("program", "write the compiled step here", "FILE", type=new_file),
+    ),
+    takes="keys",
+  ),
+  "inspect": Command(
+    "FOLDER [--mesh=data=1,fsdp=4,model=2]",
+    (MESH,),
+    takes="words",
+  ),
+  "prepare": Command(
+    "--data=FILE --to=DIR [--split=NAME]",
+    (
+      Flag(
+        "data", "rows, as config.data.train names them", "FILE", required=True
+      ),
+      Flag(
+        *("to", "the data set is preference_pairs/1.0.0 in it", "DIR"),
+        required=True,
+      ),
+      Flag("split", "its split", "NAME", "train"),
+    ),
+  ),
+}
