@@ -26,6 +26,9 @@ NOT_NEGATIVE = {"desirable_weight", "undesirable_weight", "epsilon_max", "lam"}
 SHARES = {"label_smoothing", "win_rate", "phi", "mixing", "rate", "tau"}
 INFINITE = {"p"}  # may be
 OPTIONAL = {"adaptive_beta", "running"}
+# What functions of arrays call a choice -> its name in a config.
+CHOICE_OF = {"p": "mixture", "weight": "weights"}
+CHOICE_OF |= {"epsilon_max": "clip", "adaptive_epsilon": "clip"}
 AXES = re.compile("_[A-Z]+$")  # of an array's name
 NUMBERS = {"nll", *OPTIONAL, *POSITIVE, *NOT_NEGATIVE, *SHARES}
 

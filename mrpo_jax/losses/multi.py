@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mrpo_jax.losses.arguments import PairLoss, Weights, checked, keywords_of
+from mrpo_jax.losses.arguments import (
+  CHOICE_OF,
+  PairLoss,
+  Weights,
+  checked,
+  keywords_of,
+)
 from mrpo_jax.losses.mixture import power_mean, trust_region, virtual_reference
 from mrpo_jax.losses.pair import dpo, margin
 from mrpo_jax.losses.rewards import f_dpo
@@ -69,7 +75,7 @@ def mrpo(
 def _refuse_unknown(virtual):
   """A TypeError for the first keyword that `mrpo` does not take."""
   known = keywords_of(virtual_reference)
-  here = {"mixture": "p", "weights": "weight", "clip": "epsilon_max"}
+  here = {choice: name for name, choice in reversed(CHOICE_OF.items())}
   for key in virtual:
     if key not in known:
       taken = ", ".join(["beta", "pair_loss", *known])

@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.losses import token_weights, weighting
-from mrpo_jax.losses.arguments import arrays_of, check_numbers, keywords_of
+from mrpo_jax.losses.arguments import (
+  CHOICE_OF,
+  arrays_of,
+  check_numbers,
+  keywords_of,
+)
 from mrpo_jax.shapes import check, widen
 
 MIXTURES = {
@@ -50,17 +55,12 @@ def is_word(value, word):
   return isinstance(value, str) and value == word
 
 
-# What functions of arrays call a choice -> its name in a config.
-CHOICES = {"p": "mixture", "weight": "weights"}
-CHOICES |= {"epsilon_max": "clip", "adaptive_epsilon": "clip"}
-
-
 def refuse(what, given, taken, stand_ins=()):
   """A ValueError that names the first keyword which is not taken."""
   for key in given:
     if key not in taken:
       known = ", ".join(sorted({*taken, *stand_ins})) or "nothing"
-      here = CHOICES.get(key)
+      here = CHOICE_OF.get(key)
       meant = f", which is {here!r} here" if here in taken else ""
       raise ValueError(
         f"{what} does not take {key!r}{meant}; it takes: {known}"

@@ -11,7 +11,7 @@ from mrpo_jax.data.templates import DEFAULT
 from mrpo_jax.errors import InputError
 from mrpo_jax.generation import samples
 from mrpo_jax.generation.stops import HALF, Stops
-from mrpo_jax.runs.inference import speaker
+from mrpo_jax.runs.inference import model
 from mrpo_jax.runs.inference.sampling import sampling_of
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Chat:
     """Reads the model; its programs are compiled by the first answer.
 
     Args:
-      source: speaker.Source.
+      source: model.Source.
       given: as `generate.generate` takes it, and so are `seed`, `stops`,
         `cache_dtype` and `generation_config`.
       max_length: tokens that the chat and an answer have together; None is
@@ -46,12 +46,16 @@ class Chat:
     """
     if "" in stops:
       raise InputError("--stop is empty; give the text that ends an answer")
-    self._speaker = found = speaker.find(source)
+    self._model = found = model.find_model(source)
     self.max_length = _max_length(found, max_length)
     self._sampling = sampling_of(given, found, generation_config)
-    if not given.get("max_new_tokens"):
-      most = min(self._sampling.max_new_tokens, self.max_length // 4 or 1)
+    most = self.max_length // 4 or 1
+    if not given.get("max_new_tokens") and self._sampling.max_new_tokens > most:
       self._sampling = dataclasses.replace(self._sampling, max_new_tokens=most)
+      logger.info(
+        f"an answer has at most {most} tokens, a quarter of the chat; "
+        "--max_new_tokens gives it others"
+      )
     self._room = self.max_length - self._sampling.max_new_tokens
     if self._room < 1:
       raise InputError(
@@ -64,11 +68,11 @@ class Chat:
         f"{found.name} has no chat template: the chat is given as {DEFAULT!r}; "
         "--template=NAME names another"
       )
-    tokens, texts = speaker.ends(found, chats=True)
-    speaker.say_ends(found, tokens, (*texts, *stops))
-    self._text_of = speaker.text_of(found.tokenizer)
+    tokens, texts = model.ends(found, chats=True)
+    model.say_ends(found, tokens, (*texts, *stops))
+    self._text_of = model.text_of(found.tokenizer)
     self._stops, self._seed = (*texts, *stops), seed
-    self._decoder = speaker.decoder(
+    self._decoder = model.decoder(
       found,
       found.load(),
       sampling=self._sampling,
@@ -116,12 +120,12 @@ class Chat:
     if self.system:
       turns = [_turn("system", self.system), *turns]
     pair = PreferencePair(turns, ANSWER, None)
-    (found,) = encode_prompts(self._speaker.tokenizer, [pair])
+    (found,) = encode_prompts(self._model.tokenizer, [pair])
     if found.dropped:
       raise InputError(f"the message cannot be given: {found.dropped}")
     if found.left_out:
       logger.warning(f"warning: the chat template leaves out {found.left_out}")
-    if max(found.ids) >= self._speaker.config.vocab_size:
+    if max(found.ids) >= self._model.config.vocab_size:
       raise InputError("the message has a token that the model does not know")
     if len(found.ids) > self._room:
       raise InputError(
@@ -188,7 +192,7 @@ class Stream:
 
 
 def _max_length(found, given):
-  """Tokens of a chat with that Speaker."""
+  """Tokens of a chat with that InferenceModel."""
   bound = found.config.longest or found.config.max_positions
   if given and given > bound:
     raise InputError(f"--max_length={given}: {found.name} takes {bound} tokens")

@@ -18,7 +18,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.generation.generate import SLOTS, samples
 from mrpo_jax.generation.stops import Stops
 from mrpo_jax.progress import Progress
-from mrpo_jax.runs.inference import speaker
+from mrpo_jax.runs.inference import model
 from mrpo_jax.runs.inference.prompts import prompt_ids, read_prompts
 from mrpo_jax.runs.inference.sampling import sampling_of
 from mrpo_jax.runs.workdir import differences
@@ -36,8 +36,8 @@ DECIMALS = 4  # of log-probabilities in nats
 class Job:
   """What a command has to do, all of it checked."""
 
-  speaker: speaker.Speaker
-  prompts: list  # of prompts.Asked
+  model: model.InferenceModel
+  prompts: list  # of prompts.Prompt
   ids: list  # of each prompt
   sampling: object
   seed: int
@@ -68,7 +68,7 @@ def generate(
   """Writes samples of a model after every prompt of a file.
 
   Args:
-    source: speaker.Source.
+    source: model.Source.
     prompts: file of them, see `prompts.read_prompts`.
     to: file to write, or to go on with.
     given: values of flags by the names of Sampling, None where not given.
@@ -87,7 +87,7 @@ def generate(
   # Of several processes all generate, and the first one reads and writes.
   with files.alone(to) if processes.is_first() else contextlib.nullcontext():
     known = processes.first(lambda: _known(to))
-    found = speaker.find(source, (known or {}).get("date"))
+    found = model.find_model(source, (known or {}).get("date"))
     work = _work(found, prompts, given, seed, stops, generation_config)
     record = _record(work, prompts, cache_dtype)
     done = 0
@@ -96,7 +96,7 @@ def generate(
     if done == work.total:
       logger.info(f"{to} is done: it holds all {done} samples")
       return
-    decoder = speaker.decoder(
+    decoder = model.decoder(
       found,
       found.load(),
       sampling=work.sampling,
@@ -117,7 +117,7 @@ def _work(found, path, given, seed, stops, generation_config):
   prompts = read_prompts(path, keys=OWN, conversations=found.conversations)
   ids = prompt_ids(found, prompts, sampling.max_new_tokens)
   chats = sum(one.is_chat for one in prompts)
-  tokens, texts = speaker.ends(found, chats=bool(chats))
+  tokens, texts = model.ends(found, chats=bool(chats))
   texts = (*texts, *stops)
   for text in stops:  # one that is a token has no text of its own
     own = found.tokenizer.convert_tokens_to_ids(text)
@@ -127,7 +127,7 @@ def _work(found, path, given, seed, stops, generation_config):
     f"{len(prompts)} prompts, {chats} of them conversations, of "
     f"{min(map(len, ids))} to {max(map(len, ids))} tokens"
   )
-  speaker.say_ends(found, tokens, texts)
+  model.say_ends(found, tokens, texts)
   return Job(found, prompts, ids, sampling, seed, (*tokens,), texts)
 
 
@@ -141,7 +141,7 @@ def _beside(to):
 def _record(work, prompts, cache_dtype):
   """All that the lines of a file follow from."""
   return {
-    **work.speaker.identity,
+    **work.model.identity,
     "prompts": files.sha256_of(prompts),
     "sampling": dataclasses.asdict(work.sampling),
     "seed": work.seed,
@@ -204,7 +204,7 @@ def _done(to, known, record, work):
 
 def _run(work, decoder, to, done):
   """Writes the lines that are left."""
-  text_of = speaker.text_of(work.speaker.tokenizer)
+  text_of = model.text_of(work.model.tokenizer)
   stops = Stops(work.stops, text_of)
   requests = map(work.request, range(done, work.total))
   made, tokens = {}, 0

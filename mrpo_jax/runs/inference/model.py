@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that is to say something: from a folder, or a checkpoint of a run."""
+"""The model of an inference command: of a folder, or a checkpoint of a run."""
 
 import dataclasses
 import datetime
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Speaker:
+class InferenceModel:
   """A model before its weights are read, and all that is known of it then."""
 
   config: ModelConfig
@@ -61,8 +61,8 @@ class Speaker:
   load: Callable  # () -> its parameters
 
 
-def find(source, date=None):
-  """The Speaker that flags name; reads no weights but to know them again.
+def find_model(source, date=None):
+  """The InferenceModel that flags name; of weights it reads the hash alone.
 
   Args:
     source: Source.
@@ -134,7 +134,7 @@ def _of_folder(source, mesh, date):
     _, params = hub.load(source.model, dtype=dtype, mesh=mesh, rules=rules)
     return _quantized(source, config, params)
 
-  return Speaker(
+  return InferenceModel(
     *(config, tokenizer, identity, source.model, source.model, ""),
     forward=_forward(mesh, rules),
     load=load,
@@ -149,7 +149,7 @@ def _of_run(source, mesh, date):
   identity |= {"workdir": os.path.abspath(source.workdir), "step": found.step}
   rules = _rules(found.model, mesh, dict(found.section.base.rules))
   compute = None if source.dtype else found.config.policy.compute or None
-  return Speaker(
+  return InferenceModel(
     found.model,
     tokenizer,
     identity,
@@ -205,25 +205,25 @@ def _on_day(tokenizer, date):
 # What ends a sample, and its text.
 
 
-def ends(speaker, *, chats):
+def ends(model, *, chats):
   """({token that ends a sample: who says so}, texts that end one).
 
   Args:
-    speaker: Speaker.
+    model: InferenceModel.
     chats: does it answer conversations?  Then what the chat template writes
       after an answer counts, too.
   """
-  config, texts = speaker.config, []
+  config, texts = model.config, []
   source = json.loads(config.source or "{}")
   said = {
-    "tokenizer": [speaker.tokenizer.eos_token_id],
+    "tokenizer": [model.tokenizer.eos_token_id],
     "config.json": [*_ids(source.get("eos_token_id")), config.eos_id],
   }
-  if speaker.folder:
-    values = generation_config(speaker.folder)
+  if model.folder:
+    values = generation_config(model.folder)
     said["generation_config.json"] = _ids(values.get("eos_token_id"))
   if chats:
-    end = turn_end(speaker.tokenizer)
+    end = turn_end(model.tokenizer)
     said["chat template"] = _ids(end)
     texts = [end] if isinstance(end, str) and end else []
   found = {}
@@ -245,10 +245,10 @@ def _ids(value):
   return [one for one in some if type(one) is int]
 
 
-def say_ends(speaker, tokens, texts):
+def say_ends(model, tokens, texts):
   """Says once what ends a sample."""
   names = [
-    f"{speaker.tokenizer.convert_ids_to_tokens(one)} ({', '.join(who)})"
+    f"{model.tokenizer.convert_ids_to_tokens(one)} ({', '.join(who)})"
     for one, who in tokens.items()
   ]
   names += map(repr, texts)
@@ -277,24 +277,24 @@ def text_of(tokenizer):
 # Samples.
 
 
-def decoder(speaker, params, **given):
-  """The `generation.Decoder` of a Speaker whose weights are read.
+def decoder(model, params, **given):
+  """The `generation.Decoder` of a InferenceModel whose weights are read.
 
   Raises:
     InputError: the devices cannot hold it.
   """
-  with blames(speaker.name):
+  with blames(model.name):
     found = generation.Decoder(
-      speaker.config, params, **{**speaker.forward, **given}
+      model.config, params, **{**model.forward, **given}
     )
-  partition = speaker.forward.get("partition")
+  partition = model.forward.get("partition")
   mesh = partition.mesh if partition else None
   free = memory.free_bytes(
     mesh or parallel.make_mesh(devices=jax.devices()[:1])
   )
   if free is not None and found.bytes > free:
     raise InputError(
-      f"{speaker.name}: {found.slots} slots of {found.length} tokens take "
+      f"{model.name}: {found.slots} slots of {found.length} tokens take "
       f"{found.bytes / 1e9:.1f} GB of a device, and {free / 1e9:.1f} GB are "
       "free; give fewer --slots, a smaller --max_new_tokens, shorter prompts "
       "or --cache_dtype=bfloat16"

@@ -18,7 +18,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt")
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Prompt:
   """A prompt of a file."""
 
   where: str  # "prompts.jsonl line 3"
@@ -31,7 +31,7 @@ class Asked:
 
 
 def read_prompts(path, *, keys, conversations=""):
-  """Every prompt of a file, each an Asked.
+  """Every prompt of a file, each a Prompt.
 
   Args:
     path: rows of JSON with a `prompt`, or .txt with one on each line.
@@ -58,7 +58,7 @@ def read_prompts(path, *, keys, conversations=""):
         f"{where}: holds NaN or an infinite number, which JSON cannot; leave "
         "it out"
       ) from None
-    found.append(Asked(where, row, pair))
+    found.append(Prompt(where, row, pair))
   if not found:
     raise InputError(f"{path}: has no rows; give at least one prompt")
   return found
@@ -87,30 +87,30 @@ def _rows(path):
     yield where, {"prompt": text}
 
 
-def prompt_ids(speaker, prompts, new):
-  """The ids of each Asked, and of all of them that can be answered.
+def prompt_ids(model, prompts, new):
+  """The ids of each Prompt, and of all of them that can be answered.
 
   Args:
-    speaker: speaker.Speaker.
-    prompts: list of Asked.
+    model: model.InferenceModel.
+    prompts: list of Prompt.
     new: how many tokens may be generated.
 
   Raises:
     InputError: names the first that the model cannot be given.
   """
-  encoded = encode_prompts(speaker.tokenizer, [one.pair for one in prompts])
+  encoded = encode_prompts(model.tokenizer, [one.pair for one in prompts])
   sandbox.close()
-  size = speaker.config.vocab_size
+  size = model.config.vocab_size
   for one, found in zip(prompts, encoded, strict=True):
     if found.dropped:
       raise InputError(f"{one.where}: {found.dropped}")
     if max(found.ids) >= size:
-      token = speaker.tokenizer.convert_ids_to_tokens(max(found.ids))
+      token = model.tokenizer.convert_ids_to_tokens(max(found.ids))
       raise InputError(
         f"{one.where}: has the token {token!r}, id {max(found.ids)}; "
-        f"{speaker.name} has only {size}"
+        f"{model.name} has only {size}"
       )
-    _check_length(speaker, one.where, len(found.ids), new)
+    _check_length(model, one.where, len(found.ids), new)
   if left := sum(bool(found.left_out) for found in encoded):
     first = next(found.left_out for found in encoded if found.left_out)
     logger.warning(
@@ -118,24 +118,24 @@ def prompt_ids(speaker, prompts, new):
       f"out what they say, of the first {first}"
     )
   longest = max(len(found.ids) for found in encoded)
-  if longest + new > speaker.config.max_positions:
+  if longest + new > model.config.max_positions:
     logger.warning(
       f"warning: {longest} tokens of a prompt and {new} new ones are more than "
-      f"the {speaker.config.max_positions} that {speaker.name} was made for"
+      f"the {model.config.max_positions} that {model.name} was made for"
     )
   return [found.ids for found in encoded]
 
 
-def _check_length(speaker, where, length, new):
-  config = speaker.config
+def _check_length(model, where, length, new):
+  config = model.config
   if length > config.max_positions:
     raise InputError(
       f"{where}: {length} tokens are more than the {config.max_positions} that "
-      f"{speaker.name} takes; shorten it"
+      f"{model.name} takes; shorten it"
     )
   if config.longest is not None and length + new > config.longest:
     raise InputError(
       f"{where}: {length} tokens and {new} new ones are more than the "
-      f"{config.longest} that {speaker.name} takes; shorten it, or give a "
+      f"{config.longest} that {model.name} takes; shorten it, or give a "
       "smaller --max_new_tokens"
     )

@@ -31,12 +31,12 @@ ALONE = {
 }
 
 
-def sampling_of(given, speaker=None, generation_config=False):
+def sampling_of(given, model=None, generation_config=False):
   """The Sampling that is asked for.
 
   Args:
     given: {name of a flag: its value, None where it was not given}.
-    speaker: the model's speaker.Speaker.
+    model: the model's model.InferenceModel.
     generation_config: does its file of that name count for what was not given?
 
   Raises:
@@ -44,10 +44,10 @@ def sampling_of(given, speaker=None, generation_config=False):
       here.
   """
   asked = {name: one for name, one in given.items() if one is not None}
-  folder = speaker.folder if generation_config else None
+  folder = model.folder if generation_config else None
   if generation_config and not folder:
     raise InputError(
-      f"--generation_config: {speaker.name} was made without such a file"
+      f"--generation_config: {model.name} was made without such a file"
     )
   taken = _of_file(folder, asked) if folder else {}
   try:

@@ -14,12 +14,12 @@ from mrpo_jax import files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import transformer
+from mrpo_jax.runs.inference import model
 from mrpo_jax.runs.inference import prompts as asked
 from mrpo_jax.runs.inference import sampling as sampled
-from mrpo_jax.runs.inference import speaker
 from mrpo_jax.runs.inference.generate import OWN, generate
+from mrpo_jax.runs.inference.model import Source
 from mrpo_jax.runs.inference.policy import adapted_params, read_checkpoint
-from mrpo_jax.runs.inference.speaker import Source
 from tests.material.rows import user
 from tests.material.standing import run_of
 
@@ -227,7 +227,7 @@ def test_a_text_keeps_the_space_before_it(inputs, name):
   whole = "The sky is blue, and so am I."
   for at in (7, 10, 16):
     ids = tokenizer(whole[at:], add_special_tokens=False).input_ids
-    assert speaker.text_of(tokenizer)([*ids, 1]) == whole[at:]
+    assert model.text_of(tokenizer)([*ids, 1]) == whole[at:]
 
 
 def test_a_space_stays_where_a_tokenizer_strips_the_first():
@@ -246,8 +246,8 @@ def test_a_space_stays_where_a_tokenizer_strips_the_first():
   )
   tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
   assert tokenizer.decode([1, 0]) == "b a"
-  assert speaker.text_of(tokenizer)([1, 0]) == " b a"
-  assert speaker.text_of(tokenizer)([]) == ""
+  assert model.text_of(tokenizer)([1, 0]) == " b a"
+  assert model.text_of(tokenizer)([]) == ""
 
 
 def test_plain_dialogues_are_turns_where_the_run_has_them_so(tmp_path):
@@ -267,8 +267,8 @@ def test_every_end_that_is_known_counts(inputs, tmp_path, caplog):
     file = folder / f"{name}.json"
     values = files.read_json(file) if file.exists() else {}
     files.write_json(file, values | {"eos_token_id": ids})
-  found = speaker.find(Source(model=str(folder)))
-  tokens, texts = speaker.ends(found, chats=True)
+  found = model.find_model(Source(model=str(folder)))
+  tokens, texts = model.ends(found, chats=True)
   assert tokens == {
     1: ["tokenizer", "config.json", "generation_config.json", "chat template"],
     5: ["config.json"],
@@ -279,9 +279,9 @@ def test_every_end_that_is_known_counts(inputs, tmp_path, caplog):
     "generation_config.json ends samples with the token 9999" in caplog.text
   )
   # A template whose end is no token of the tokenizer.
-  found = speaker.find(Source(model=str(folder), template="chatml"))
-  assert speaker.ends(found, chats=True)[1] == ["<|im_end|>"]
-  assert speaker.ends(found, chats=False)[1] == []
+  found = model.find_model(Source(model=str(folder), template="chatml"))
+  assert model.ends(found, chats=True)[1] == ["<|im_end|>"]
+  assert model.ends(found, chats=False)[1] == []
 
 
 # generation_config.json.
@@ -373,7 +373,7 @@ def test_the_weights_of_a_run_are_held_as_asked(
 ):
   workdir = run_of(tmp_path, inputs / "base", adapter=adapter)
   asked_for = Source(workdir=str(workdir), dtype="bfloat16", quantize=quantize)
-  params = speaker.find(asked_for).load()
+  params = model.find_model(asked_for).load()
   kinds = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
   assert "bfloat16" in kinds and (quantize in kinds) == bool(quantize)
   if not quantize:
@@ -383,7 +383,7 @@ def test_the_weights_of_a_run_are_held_as_asked(
 def test_what_the_devices_cannot_hold_is_refused_before(
   inputs, prompts, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(speaker.memory, "free_bytes", lambda _: 10_000)
+  monkeypatch.setattr(model.memory, "free_bytes", lambda _: 10_000)
   to = tmp_path / "said.jsonl"
   with pytest.raises(InputError, match="slots of .* tokens take .*--slots"):
     say(Source(f"{inputs}/base"), prompts, to)
