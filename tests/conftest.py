@@ -4,6 +4,7 @@
 import importlib.metadata
 import os
 import shutil
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,6 +28,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 # Where `JAX_COMPILATION_CACHE_DIR` names a folder, a program that two tests or
 # workers share is compiled once; jax keeps none below a second otherwise.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Also in the background, where shells have programs ignore it, tests and what
+# they start hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import filelock  # noqa: E402
 import jax  # noqa: E402

@@ -10,9 +10,8 @@ from mrpo_jax.runs.stop import Stop
 
 @pytest.fixture(autouse=True)
 def signals():
-  """Ctrl-C is heard, as at a terminal; the handlers of before come back."""
+  """Handlers of before."""
   kept = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-  signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   for number, handler in kept.items():
     signal.signal(number, handler)
