@@ -103,6 +103,13 @@ def one_pair(row):
       },
       call("Oslo"),
     ),
+    (  # in which a null is meant
+      {
+        "role": "assistant",
+        "tool_calls": json.dumps(call(None)["tool_calls"]),
+      },
+      call(None),
+    ),
     (said("b", thinking="hm"), said("b", reasoning_content="hm")),
     (said("b", reasoning="hm"), said("b", reasoning_content="hm")),
     (
@@ -143,6 +150,7 @@ def test_tools_are_a_list_or_its_json(tools):
     (said([{"type": "image"}]), "chosen[0].content[0] is a part of type 'im"),
     (said(["a"]), "chosen[0].content[0] is a part of type None"),
     (said("a", thinking="b", reasoning="c"), "chosen[0]: reasoning_content a"),
+    (said("a", weight=0), "chosen[0].weight is 0, but a response counts onc"),
     (said("a", images=["b.png"]), "chosen[0].images cannot be trained on"),
     (said(None, function_call={"name": "f"}), "chosen[0].function_call cann"),
   ],

@@ -74,22 +74,32 @@ def _refuse_unread(value, where):
       )
 
 
+def refuse_weight(turn, where):
+  """Raises InputError where the last turn has a weight that does not count.
+
+  Files for fine-tuning services give turns 0, not to train on them, or 1.
+  Turns before the last are never trained on.
+  """
+  if turn.get("weight", 1) != 1:
+    raise InputError(
+      f"{where}.weight is {turn['weight']!r}, but a response counts once: "
+      "leave the row out, or the key"
+    )
+
+
 def tools(value, where):
   """Descriptions of tools: a list of objects or the JSON of one; else None."""
   return _objects(value, where) or None
 
 
 def _objects(value, where):
-  if isinstance(value, str) and value.strip():  # as Parquet files hold it
-    try:
-      value = json.loads(value, object_pairs_hook=files.once)
-    except InputError as error:
-      raise InputError(f"{where}: {error}") from None
-    except ValueError:
-      raise InputError(f"{where} is a string that is not JSON") from None
-  if not value or isinstance(value, str):
+  if isinstance(value, str):  # as Parquet files hold it
+    # In JSON a null is meant: no union of columns made it.
+    value = _of_json(value, where) if value.strip() else []
+  else:
+    value = without_nulls(value)
+  if not value:
     return []
-  value = without_nulls(value)
   if not isinstance(value, list) or not all(
     isinstance(one, dict) for one in value
   ):
@@ -98,6 +108,15 @@ def _objects(value, where):
     return json.loads(json.dumps(value))
   except (TypeError, ValueError):
     raise InputError(f"{where} holds what JSON cannot; give texts") from None
+
+
+def _of_json(text, where):
+  try:
+    return json.loads(text, object_pairs_hook=files.once)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from None
+  except ValueError:
+    raise InputError(f"{where} is a string that is not JSON") from None
 
 
 def without_nulls(value):

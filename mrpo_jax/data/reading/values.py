@@ -119,8 +119,11 @@ def as_turns(value, where):
   """A list of {"role", "content"} of a list, one message, or columns."""
   if isinstance(value, dict):
     value = _rows_of_columns(value, where)
-  turns = as_list(value, where)
-  return [_turn(_named(turn), f"{where}[{i}]") for i, turn in enumerate(turns)]
+  turns = [_named(turn) for turn in as_list(value, where)]
+  found = [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
+  if turns:
+    messages.refuse_weight(turns[-1], f"{where}[{len(turns) - 1}]")
+  return found
 
 
 def _named(turn):
