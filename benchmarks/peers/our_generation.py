@@ -5,6 +5,7 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import turns
@@ -16,15 +17,21 @@ from mrpo_jax.performance.bench import machine, matmul_peak
 
 
 def bandwidth():
-  """Bytes per second of reading an array that no cache holds."""
-  array = jax.random.normal(jax.random.key(0), (64, 1 << 20))
-  total = jax.jit(lambda array: array.sum(0))
-  total(array).block_until_ready()
+  """Bytes per second of reading a matrix that no cache holds, at best.
+
+  By products with a vector from either side, which use all cores.
+  """
+  matrix = jax.random.normal(jax.random.key(0), (1 << 15, 1 << 11))
   found = []
-  for _ in range(3):
-    started = time.perf_counter()
-    total(array).block_until_ready()
-    found.append(array.nbytes / (time.perf_counter() - started))
+  for product in ("ab,a->b", "ab,b->a"):
+    size = matrix.shape[0 if product.endswith("b") else 1]
+    run = jax.jit(functools.partial(jnp.einsum, product))
+    vector = jnp.ones(size)
+    run(matrix, vector).block_until_ready()
+    for _ in range(3):
+      started = time.perf_counter()
+      run(matrix, vector).block_until_ready()
+      found.append(matrix.nbytes / (time.perf_counter() - started))
   return max(found)
 
 
