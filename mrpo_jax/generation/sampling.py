@@ -65,7 +65,7 @@ def draw(sampling, logits_BV, uniform_B, *, seen_BV=None, banned_BV=None):
   logp_BV = jax.nn.log_softmax(logits_BV)
   score_BV = processed(sampling, logits_BV, seen_BV, banned_BV)
   if sampling.temperature == 0:
-    token_B = jnp.argmax(score_BV, axis=1)
+    token_B = _first_best(score_BV)
     behaviour_B = jnp.zeros(token_B.shape, logits_BV.dtype)
   else:
     drawn_BV = jax.nn.log_softmax(score_BV)
@@ -73,6 +73,16 @@ def draw(sampling, logits_BV, uniform_B, *, seen_BV=None, banned_BV=None):
     behaviour_B = _of(drawn_BV, token_B)
   is_greedy_B = _of(logits_BV, token_B) == jnp.max(logits_BV, axis=1)
   return token_B, _of(logp_BV, token_B), behaviour_B, is_greedy_B
+
+
+def _first_best(score_BV):
+  """token_B: the likeliest, of equal ones the first.
+
+  XLA's CPU backend finds a greatest number four times faster than its place.
+  """
+  V = score_BV.shape[1]
+  is_best_BV = score_BV == jnp.max(score_BV, axis=1, keepdims=True)
+  return jnp.min(jnp.where(is_best_BV, jnp.arange(V)[None], V - 1), axis=1)
 
 
 def processed(sampling, logits_BV, seen_BV=None, banned_BV=None):

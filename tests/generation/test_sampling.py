@@ -100,6 +100,20 @@ def test_the_penalty_makes_what_was_said_less_likely():
   np.testing.assert_allclose(score_BV[0, :3], [1.0, -2.0, 0.5])
 
 
+@pytest.mark.parametrize("best", [0.0, 3.5, jnp.finfo(jnp.float32).max])
+def test_greedy_takes_the_first_of_equal_ones(rng, best):
+  logits_BV = rng.normal(size=(8, 300)).astype(np.float32) - 9
+  for row in logits_BV:
+    row[rng.choice(300, 3, replace=False)] = best
+  logits_BV[3], logits_BV[4] = best, -np.inf
+  logits_BV[4, 299] = best  # the last one
+  token_B, *_, is_greedy_B = draw(
+    Sampling(temperature=0), jnp.asarray(logits_BV), jnp.zeros(8)
+  )
+  np.testing.assert_array_equal(token_B, np.argmax(logits_BV, axis=1))
+  assert is_greedy_B.all()
+
+
 def test_greedy_takes_the_likeliest_after_penalty_and_bans():
   logits_BV = jnp.asarray(LOGITS_V)[None]
   zero_B = jnp.zeros(1)
