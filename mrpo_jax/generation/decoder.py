@@ -103,9 +103,7 @@ class Decoder:
     self._forward = dict(dtype=dtype, partition=partition)
     self._dtype = jnp.dtype(cache_dtype or dtype)
     self._kernel = kernels.choose(kernel, config, dtype, partition)
-    self.params = self._layers = _together(params, partition.rows)
-    if _on_one_cpu(params):
-      self._layers = apart(self.params)
+    self.use(params)
     self._shape = caches.Shape(
       *(config, self.slots, self.length, block, self._dtype, partition),
       apart=self._layers is not self.params,
@@ -129,6 +127,12 @@ class Decoder:
     return (size(self._empty) // self.rows + size(self._staged)) // heads
 
   # What the host calls, in this order.
+
+  def use(self, params):
+    """Takes other parameters of the same shapes; nothing compiles anew."""
+    self.params = self._layers = _together(params, self._partition.rows)
+    if _on_one_cpu(params):
+      self._layers = apart(self.params)
 
   def start(self, seed):
     """Forgets all; what is drawn follows from the seed, a number below 2^32."""
@@ -164,6 +168,11 @@ class Decoder:
       self._layers, self._cache, self._seen_BV, slots, self._seed
     )
     return jax.tree.map(np.array, found)
+
+  def release(self):
+    """Lets go of parameters and cache, until `use` and `start` are called."""
+    self.params = self._layers = None
+    self._cache = self._seen_BV = self._kept = None
 
   def lowered(self):
     """The program of a block of tokens as jax.stages.Lowered.

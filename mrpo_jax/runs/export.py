@@ -19,6 +19,7 @@ from mrpo_jax.runs.inference.policy import (
   read_checkpoint,
   tokenizer_of,
 )
+from mrpo_jax.training.events import SAMPLES
 from mrpo_jax.training.log import metrics_until
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def _metrics(workdir, step):
     key: value
     for line in metrics_until(workdir, step)
     for key, value in line.items()
+    if key != SAMPLES
   }
 
 

@@ -15,6 +15,7 @@ from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
 from mrpo_jax.runs import owner
+from mrpo_jax.runs.inference.looks import Looks, periods
 from mrpo_jax.runs.models import load_models, warn_of_lost_steps
 from mrpo_jax.runs.program import Program, compile_ahead
 from mrpo_jax.runs.score import ScorePlan
@@ -60,11 +61,12 @@ def train_run(
   # 1. Everything that can be wrong, before anything is written.
   before = owner.look(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)
+  looks = Looks(setup)
   refusal = None if autoscore else command
   # 2. The workdir is this run's, and no other's.
   with owner.owned(workdir, before) as check_owner:
     with _says_what_is_kept(workdir):
-      _run(setup, store, refusal, stop, check_owner)
+      _run(setup, looks, store, refusal, stop, check_owner)
 
 
 @contextlib.contextmanager
@@ -80,11 +82,12 @@ def _says_what_is_kept(workdir):
     raise StoppedRun(f"{error}; {kept}") from error
 
 
-def _run(setup, store, refusal, stop, check_owner):
+def _run(setup, looks, store, refusal, stop, check_owner):
   """Trains in a workdir that is this run's; see `train_run`.
 
   Args:
     setup: setup.Setup.
+    looks: looks.Looks at the policy.
     store: as given to the command.
     refusal: flags of `mrpo score` to name where scores are missing; None
       scores them.
@@ -136,10 +139,14 @@ def _run(setup, store, refusal, stop, check_owner):
   ):
     policy = setup.objective.policy.config
     save = _saving(manager, content, policy, adapter, check_owner)
+    look = looks.of(program, due)
+    if not start and due.looks(0):
+      log.begin(look(0, state))
     step, _ = train(
       *(program.step, state, batches, log),
       due=due,
       evaluate=evaluate,
+      look=look,
       save=save,
       stop=stop,
     )
@@ -165,6 +172,7 @@ def _due(config):
     log_every=config.log_every,
     eval_every=config.eval_every if config.data.eval else None,
     checkpoint_every=config.checkpoint_every,
+    look_every=periods(config),
   )
 
 

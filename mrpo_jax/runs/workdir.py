@@ -24,7 +24,7 @@ CONFIG = "config.json"
 HARMLESS = {
   **dict.fromkeys(
     (
-      *("log_every", "checkpoint_every", "checkpoints"),
+      *("log_every", "checkpoint_every", "checkpoints", "samples"),
       # Places; what stands there is in `identity`.
       *("policy.tokenizer", "references.*.tokenizer"),
     ),

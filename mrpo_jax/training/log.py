@@ -13,6 +13,7 @@ import jax
 from mrpo_jax import files, processes
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.progress import Progress
+from mrpo_jax.training.events import SAMPLES, are_samples, open_events
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ CONSOLE = (  # title, figure, how it is written
 
 
 def metrics_until(workdir, step):
-  """The lines of metrics.jsonl up to a step: dicts of finite numbers.
+  """The lines of metrics.jsonl up to a step: finite numbers, and samples.
 
   What is nothing of that kind is left out and said.
   """
@@ -35,12 +36,12 @@ def metrics_until(workdir, step):
   lines, strange = files.readable_lines(path)
   kept, left_out = [], 0
   for line in lines:
-    finite_ones = {name: x for name, x in line.items() if _is_figure(x)}
-    if not isinstance(finite_ones.get("step"), int):
+    good = {name: x for name, x in line.items() if _may_stand(name, x)}
+    if not isinstance(good.get("step"), int):
       strange += 1
     elif line["step"] <= step:
-      kept.append(finite_ones)
-      left_out += len(line) - len(finite_ones)
+      kept.append(good)
+      left_out += len(line) - len(good)
   if strange:
     logger.warning(f"{path}: {strange} lines are no metrics and are left out")
   if left_out:
@@ -48,6 +49,10 @@ def metrics_until(workdir, step):
       f"{path}: {left_out} figures are no finite numbers and are left out"
     )
   return kept
+
+
+def _may_stand(name, value):
+  return are_samples(value) if name == SAMPLES else _is_figure(value)
 
 
 def _is_figure(value):
@@ -89,15 +94,14 @@ class Metrics:
     elif path.exists():
       path.unlink()
     self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    self._events = _events(workdir)
+    self._events = open_events(workdir)
 
   def write(self, step, values):
     line = files.as_json({"step": step, **values}, self._file.name)
     self._file.write(line + "\n")
     self._file.flush()
     if self._events is not None:
-      for tag, value in values.items():
-        self._events.add_scalar(tag, value, step)
+      self._events.write(step, values)
 
   def sync(self):
     """Waits until what is written survives the machine too."""
@@ -107,15 +111,6 @@ class Metrics:
     self._file.close()
     if self._events is not None:
       self._events.close()
-
-
-def _events(workdir):
-  try:
-    from tensorboard.summary import Writer
-  except ImportError:
-    logger.info("no TensorBoard events: pip install mrpo-jax[tensorboard]")
-    return None
-  return Writer(str(workdir))
 
 
 class Log:
@@ -190,6 +185,11 @@ class Log:
     """Adds the figures of an evaluation to the line of its step."""
     if self._line is not None:
       self._line[1].update(figures)
+
+  def begin(self, values):
+    """The line of step 0: of the policy before its first step."""
+    self._line = 0, values
+    self.write()
 
   def write(self):
     """Writes the line that waits; no line of a saved step may be lost."""

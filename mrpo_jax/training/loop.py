@@ -14,6 +14,7 @@ class Due:
   log_every: int = 1
   eval_every: int | None = None  # None: nothing is held out
   checkpoint_every: int = 0
+  look_every: tuple[int, ...] = ()  # of several looks at the policy
 
   def logs(self, step):
     """Is there a line of this step?"""
@@ -22,15 +23,24 @@ class Due:
   def evaluates(self, step):
     return self.eval_every is not None and self._at(step, self.eval_every)
 
+  def looks(self, step):
+    """Which of the looks are due, by their places; all of them at step 0."""
+    return [
+      place
+      for place, every in enumerate(self.look_every)
+      if step == 0 or self._at(step, every)
+    ]
+
   def pauses(self, step):
     """Is the state needed after this step, to evaluate or to save it?"""
-    return self.evaluates(step) or self._at(step, self.checkpoint_every)
+    needed = self.evaluates(step) or bool(self.looks(step))
+    return needed or self._at(step, self.checkpoint_every)
 
   def _at(self, step, every):
     return step == self.steps or bool(every) and step % every == 0
 
 
-def train(run_step, state, batches, log, *, due, evaluate, save, stop):
+def train(run_step, state, batches, log, *, due, evaluate, look, save, stop):
   """Trains to the last step, or to the first after which it is asked to stop.
 
   A step's metrics are read while the next step computes.
@@ -43,6 +53,8 @@ def train(run_step, state, batches, log, *, due, evaluate, save, stop):
     log: log.Log.
     due: Due.
     evaluate: state -> (state, figures of held-out data).
+    look: (step, state) -> what stands in the line of that step of the looks
+      that are due.
     save: called as save(step, state, figures) when all lines up to that step
       are written; figures is None where nothing was evaluated.
     stop: stop(step) is True when the run shall end after that step.
@@ -65,6 +77,8 @@ def train(run_step, state, batches, log, *, due, evaluate, save, stop):
       if due.evaluates(step):
         state, figures = evaluate(state)
         log.join(figures)
+      if due.looks(step):
+        log.join(look(step, state))
       log.write()
       save(step, state, figures)
     if last:

@@ -97,6 +97,19 @@ def test_figures_that_are_not_finite_are_left_out_of_their_line(path):
   assert files.read_lines(path)[4] == {"step": 5, "grad_norm": 2.0}
 
 
+def test_samples_stay_and_what_only_looks_like_some_is_left_out(path):
+  sample = {"index": 0, "prompt": "a", "response": "b", "tokens": 1}
+  whole = [sample | {"finish": "stop"}]
+  lines = [
+    json.dumps({"step": 5, "samples": one})
+    for one in (whole, [sample], "b", {}, [sample | {"finish": None}])
+  ]
+  for line, kept in zip(lines, (True, *[False] * 4), strict=True):
+    _, said = reopened(path, *LINES[:4], line, *LINES[5:])
+    assert ("samples" in files.read_lines(path)[4]) == kept
+    assert bool(said) != kept
+
+
 def test_an_export_reads_it_as_the_run_does(path):
   path.write_text("\n".join([*LINES[:2], "garbage", *LINES[3:]]) + "\n")
   with logged() as said:

@@ -26,6 +26,12 @@ def counting_step(poison=None):
   return step
 
 
+SAMPLE = {
+  **{"index": 0, "prompt": "Which bird\nis it?", "response": "An *owl*."},
+  **{"tokens": 4, "finish": "stop"},
+}
+
+
 class Run:
   """Trains a counter; what happened when, by the number of steps read."""
 
@@ -39,6 +45,7 @@ class Run:
     evaluate=lambda state: (state, {"eval/loss": 0.5}),
   ):
     self.read, self.saved, self.lines_at_save = [], [], []
+    self.looked = []
     self.workdir = workdir
     with Log(
       workdir,
@@ -48,6 +55,8 @@ class Run:
       rate=lambda step: step / 10,
       watch=lambda step, metrics: self.read.append(step),
     ) as log:
+      if due.looks(0):
+        log.begin(self.look(0, 0))
       self.end = train(
         counting_step(poison),
         0,
@@ -55,9 +64,14 @@ class Run:
         log,
         due=due,
         evaluate=evaluate,
+        look=self.look,
         save=self.save,
         stop=stop,
       )
+
+  def look(self, step, state):
+    self.looked.append((step, state))
+    return {"samples": [SAMPLE], "eval/arc/acc": 0.5}
 
   def save(self, step, state, figures):
     self.saved.append((step, len(self.read), figures))
@@ -129,12 +143,54 @@ def test_lines_stand_only_where_they_are_due(tmp_path):
   assert [line["step"] for line in run.lines()] == [1, 3, 6, 7]
 
 
-def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
-  run = Run(tmp_path, Due(steps=3, eval_every=2))
+def test_a_look_joins_the_line_of_its_step_and_begins_before_the_first(
+  tmp_path,
+):
+  due = Due(steps=5, log_every=5, eval_every=2, look_every=(3, 0))
+  run = Run(tmp_path, due)
+  # Of the state after that step, before it is saved.
+  assert run.looked == [(0, 0), (3, 3), (5, 5)]
+  first, *lines = run.lines()
+  assert first == {"step": 0, "samples": [SAMPLE], "eval/arc/acc": 0.5}
+  assert [line["step"] for line in lines if "samples" in line] == [3, 5]
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+  assert run.lines_at_save == [
+    [0, 1, 2],
+    [0, 1, 2, 3],
+    [0, 1, 2, 3, 4],
+    [*range(6)],
+  ]
+
+
+def test_each_look_has_a_period_of_its_own():
+  due = Due(steps=12, look_every=(4, 0, 6))
+  found = {step: due.looks(step) for step in range(13) if due.looks(step)}
+  assert found == {0: [0, 1, 2], 4: [0], 6: [2], 8: [0], 12: [0, 1, 2]}
+
+
+def read_events(folder):
   events = event_accumulator.EventAccumulator(
-    str(tmp_path), size_guidance={"tensors": 0}
+    str(folder), size_guidance={"tensors": 0}
   )
   events.Reload()
+  return events
+
+
+def test_tensorboard_shows_samples_as_text(tmp_path):
+  Run(tmp_path, Due(steps=2, look_every=(0,)))
+  events = read_events(tmp_path)
+  assert events.PluginTagToContent("text").keys() == {"samples/0"}
+  found = events.Tensors("samples/0")
+  assert [one.step for one in found] == [0, 2]
+  (text,) = found[1].tensor_proto.string_val
+  assert text.decode() == (
+    "    Which bird\n    is it?\n\n**answer** (4 tokens, stop)\n\n    An *owl*."
+  )
+
+
+def test_tensorboard_reads_the_same_names_and_numbers(tmp_path):
+  run = Run(tmp_path, Due(steps=3, eval_every=2))
+  events = read_events(tmp_path)
   lines = run.lines()
   names = {name for line in lines for name in line} - {"step"}
   assert set(events.Tags()["tensors"]) == names

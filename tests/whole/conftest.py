@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-RUNS = ("adapter_runs", "configs", "every_method", "meshes", "resume", "runs")
-RUNS += ("scoring",)
+RUNS = ("adapter_runs", "configs", "every_method", "looks", "meshes", "resume")
+RUNS += ("runs", "scoring")
 FILES = {pathlib.Path(__file__).with_name(f"test_{name}.py") for name in RUNS}
 
 

@@ -36,6 +36,7 @@ from mrpo_jax.runs.config.sections import (
   References,
   ReferenceUpdate,
   Rounds,
+  Samples,
 )
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Config(Section):
   checkpoint_every: Whole = key("steps between checkpoints; 0: at the end", 0)
   checkpoints: Checkpoints
   data: Data
+  # Runs of before have no such section.
+  samples: Samples = key("", exclude_if=lambda one: not one.prompts)
   mesh: Mesh
   reference_update: ReferenceUpdate
   rounds: Rounds

@@ -138,6 +138,17 @@ class Data(Section):
     return values
 
 
+class Samples(Section):
+  """What the policy says, before training, on the way and at its end."""
+
+  prompts: Place = key(
+    "file of prompts, as mrpo generate takes them; empty: none", ""
+  )
+  every: Whole = key("steps between samples; 0: at the start and the end", 0)
+  max_new_tokens: Count = key("tokens of a sample, at most", 128)
+  temperature: NotNegative = key("of what is drawn; 0: greedy", 0.0)
+
+
 class Mesh(Ruled):
   """The mesh of devices, by axis; -1 takes what the others leave."""
 

@@ -218,11 +218,8 @@ def _run(work, decoder, to, done):
     ) as found,
   ):
     for request, sample in found:
-      said = stops.text(request)
-      if said is None:
-        ends = sample.ids[-1] in work.ends
-        said = text_of(sample.ids[:-1] if ends else sample.ids)
-      made[request] = _line(work, request, sample, said)
+      text = model.said_text(sample, stops.text(request), work.ends, text_of)
+      made[request] = _line(work, request, sample, text)
       tokens += len(sample.ids)
       while work.request(done) in made:
         file.write(made.pop(work.request(done)))

@@ -274,6 +274,21 @@ def text_of(tokenizer):
   return lambda ids: decode([*before, *ids])[len(head) :]
 
 
+def said_text(sample, stopped, ends, text_of):
+  """The text of a Sample, without the token or the text that ended it.
+
+  Args:
+    sample: generation.Sample.
+    stopped: its text before the stop text that ended it; None without one.
+    ends: tokens that end a sample.
+    text_of: ids -> their text.
+  """
+  if stopped is not None:
+    return stopped
+  is_end = sample.ids[-1] in ends
+  return text_of(sample.ids[:-1] if is_end else sample.ids)
+
+
 # Samples.
 
 

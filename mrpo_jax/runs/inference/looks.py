@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at the policy while it trains: samples of what it says."""
+
+import contextlib
+import os
+
+from mrpo_jax.data.chat import messages
+from mrpo_jax.generation import Sampling, samples
+from mrpo_jax.generation.generate import SLOTS
+from mrpo_jax.generation.stops import Stops
+from mrpo_jax.models import lora
+from mrpo_jax.progress import Progress
+from mrpo_jax.runs.config import Folder
+from mrpo_jax.runs.inference import model
+from mrpo_jax.runs.inference.prompts import prompt_ids, read_prompts
+from mrpo_jax.training.events import SAMPLES
+
+
+def policy_of(setup):
+  """The policy of a run as model.InferenceModel, without its weights."""
+  described = setup.described["policy"]
+  base, found = described.section.base, described.model
+  is_folder = isinstance(base.weights, Folder)
+  return model.InferenceModel(
+    config=found.config,
+    tokenizer=setup.tokenizers.views[found.view],
+    identity={},
+    name="the policy",
+    folder=os.path.abspath(base.weights.path) if is_folder else None,
+    conversations=setup.config.data.conversations,
+    forward={
+      "partition": found.computation.partition,
+      "dtype": found.computation.dtype,
+    },
+    load=None,
+  )
+
+
+class PolicySamples:
+  """What the policy answers to the prompts of `config.samples`."""
+
+  def __init__(self, setup):
+    """Reads and encodes the prompts."""
+    given = setup.config.samples
+    self._seed = setup.config.seed
+    self._model = policy_of(setup)
+    self._prompts = read_prompts(
+      given.prompts, keys=(), conversations=self._model.conversations
+    )
+    self._ids = prompt_ids(self._model, self._prompts, given.max_new_tokens)
+    is_chat = any(one.is_chat for one in self._prompts)
+    tokens, self._stops = model.ends(self._model, chats=is_chat)
+    self._sampling = Sampling(
+      temperature=given.temperature, max_new_tokens=given.max_new_tokens
+    )
+    self._ends, self._decoder = (*tokens,), None
+
+  def __call__(self, params):
+    """{"samples": ...} of the policy's parameters, for a line of the log."""
+    if self._decoder is None:
+      self._decoder = model.decoder(
+        self._model,
+        params,
+        sampling=self._sampling,
+        stop_ids=self._ends,
+        slots=min(SLOTS, len(self._ids)),
+        longest=max(map(len, self._ids)),
+      )
+    else:
+      self._decoder.use(params)
+    try:
+      return {SAMPLES: self._said()}
+    finally:
+      # Training goes on in the memory of these parameters.
+      self._decoder.release()
+
+  def _said(self):
+    text_of = model.text_of(self._model.tokenizer)
+    stops, found = Stops(self._stops, text_of), {}
+    requests = [(number, 0) for number in range(len(self._ids))]
+    with (
+      Progress("sampling", len(self._ids), "prompts") as progress,
+      contextlib.closing(
+        samples(self._decoder, self._ids, requests, self._seed, stops.ended)
+      ) as made,
+    ):
+      for request, sample in made:
+        text = model.said_text(sample, stops.text(request), self._ends, text_of)
+        found[request[0]] = {
+          "index": request[0],
+          "prompt": _shown(self._prompts[request[0]].pair.prompt),
+          "response": text,
+          "tokens": len(sample.ids),
+          "finish": sample.finish,
+        }
+        progress.update()
+    return [found[number] for number in sorted(found)]
+
+
+def _shown(prompt):
+  """A prompt as text; of a conversation its last turn."""
+  return prompt if isinstance(prompt, str) else messages.content(prompt[-1])
+
+
+# Those that a config asks for.
+
+
+def _wanted(config):
+  """[(class of a look, its section)] in the order of `Due.look_every`."""
+  return [(PolicySamples, config.samples)] if config.samples.prompts else []
+
+
+def periods(config):
+  """Steps between the looks of a config, as `Due.look_every` has them."""
+  return tuple(section.every for _, section in _wanted(config))
+
+
+class Looks:
+  """All looks that the config of a run asks for, as `loop.train` calls them."""
+
+  def __init__(self, setup):
+    """Checks what they need; reads no weights and writes nothing.
+
+    Raises:
+      InputError: names what cannot be had.
+    """
+    self._each = [kind(setup) for kind, _ in _wanted(setup.config)]
+
+  def of(self, program, due):
+    """(step, state) -> the values of the looks that are due at that step."""
+
+    def look(step, state):
+      params = lora.join(program.frozen[0], state.params)
+      found = {}
+      for place in due.looks(step):
+        found |= self._each[place](params)
+      return found
+
+    return look
