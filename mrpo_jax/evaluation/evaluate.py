@@ -2,22 +2,16 @@
 """Benchmarks of a model: lm-evaluation-harness's results of a HarnessLM."""
 
 import contextlib
-import functools
-import logging
 import math
 import random
 
 import lm_eval
 import numpy as np
-from lm_eval.api import task as of_tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
+from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks.find import find
-
-logger = logging.getLogger(__name__)
-
-NOISE = ("Custom kwargs can be passed", "Overwriting default num_fewshot")
 
 
 def evaluate_tasks(
@@ -45,7 +39,7 @@ def evaluate_tasks(
   Raises:
     InputError: a task is not known or cannot be loaded.
   """
-  with _quiet(), _own_random_numbers():
+  with quiet(), _own_random_numbers():
     found = lm_eval.simple_evaluate(
       model=lm,
       tasks=find(tasks, data),
@@ -77,35 +71,6 @@ def figures(results):
       if is_figure and isinstance(value, int | float):
         found[f"{task}/{name}"] = float(value)
   return found
-
-
-class _Lines(logging.Handler):
-  """Warnings of the harness as lines of our own, each once."""
-
-  def __init__(self):
-    super().__init__(logging.WARNING)
-    self._said = set()
-
-  def emit(self, record):
-    text = record.getMessage().strip().split("\n")[0]
-    if text not in self._said and not any(one in text for one in NOISE):
-      self._said.add(text)
-      logger.warning(f"warning: of the harness: {text}")
-
-
-@contextlib.contextmanager
-def _quiet():
-  """The harness without a bar for the prompts of each task."""
-  bar, theirs = of_tasks.tqdm, logging.getLogger("lm_eval")
-  lines, propagate = _Lines(), theirs.propagate
-  of_tasks.tqdm = functools.partial(bar, disable=True)
-  theirs.addHandler(lines)
-  theirs.propagate = False
-  try:
-    yield
-  finally:
-    of_tasks.tqdm, theirs.propagate = bar, propagate
-    theirs.removeHandler(lines)
 
 
 @contextlib.contextmanager

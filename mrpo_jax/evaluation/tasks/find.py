@@ -7,6 +7,7 @@ import pathlib
 import yaml
 
 from mrpo_jax.errors import InputError, did_you_mean, first_line
+from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks import local
 
 HERE = pathlib.Path(__file__).parent
@@ -39,14 +40,15 @@ def find(names, data=""):
     if name in own:
       local.check(data, "mmlu" if name.startswith("mmlu") else name)
   others = [one for one in names if isinstance(one, str) and one not in own]
-  manager, found = _manager(others, data), []
-  for name in names:
-    if name in own:
-      found.append(_own(name, data))
-    elif name in others:
-      found += _theirs(manager, name)
-    else:
-      found.append(name)
+  with quiet():
+    manager, found = _manager(others, data), []
+    for name in names:
+      if name in own:
+        found.append(_own(name, data))
+      elif name in others:
+        found += _theirs(manager, name)
+      else:
+        found.append(name)
   return found
 
 
