@@ -9,6 +9,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 TENSORBOARD = ["tensorboard>=2.20"]
 PLOT = ["matplotlib>=3.10"]
+EVAL = ["lm-eval>=0.4.13", "datasets>=4", "pyyaml>=6"]
 
 setuptools.setup(
   name="mrpo-jax",
@@ -19,7 +20,7 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=setuptools.find_packages(include=["mrpo_jax", "mrpo_jax.*"]),
-  package_data={"mrpo_jax": ["py.typed"]},
+  package_data={"mrpo_jax": ["py.typed", "evaluation/tasks/*.yaml"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
@@ -46,6 +47,7 @@ setuptools.setup(
   extras_require={
     "tensorboard": TENSORBOARD,
     "plot": PLOT,
+    "eval": EVAL,
     "test": [
       "pytest>=8",
       "filelock>=3.16",
@@ -53,6 +55,7 @@ setuptools.setup(
       "ruff>=0.9",
       *TENSORBOARD,
       *PLOT,
+      *EVAL,
     ],
     "hub": ["datasets>=4"],
     "tpu": ["jax[tpu]>=0.10"],

@@ -30,8 +30,12 @@ MAY = {
   "references": {*GROUND, "models", "data"},
   "training": {*GROUND, "losses", "models", "parallel"},
   "generation": {*GROUND, "models", "parallel"},
-  "runs": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"},
-  "reports": {*GROUND, "runs"},
+  "evaluation": {*GROUND, *WINGS, "parallel", "generation"},
+  "runs": {
+    *(*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"),
+    "evaluation",
+  },
+  "reports": {*GROUND, "evaluation", "runs"},
   "performance": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "runs"},
 }
 MAY["cli"] = {*MAY}

@@ -4,6 +4,7 @@
 What they work with is imported inside them, so that help needs no jax.
 """
 
+import logging
 import tempfile
 
 from mrpo_jax.cli.values import mesh_sizes
@@ -173,6 +174,47 @@ def chat(given):
   )
 
 
+def evaluate(given):
+  """Evaluate a model by benchmarks, or by preference pairs.
+
+  --tasks names tasks of lm-evaluation-harness, with commas.  With --data=DIR
+  gsm8k, truthfulqa_mc1, truthfulqa_mc2 and mmlu (or mmlu_anatomy, ...) read
+  local files: gsm8k_train.jsonl, gsm8k_test.jsonl, TruthfulQA.csv,
+  mmlu_dev.jsonl, mmlu_test.jsonl, each also as .gz.  All others, and these
+  without --data, are loaded from the hub.  A file .yaml describes a task of
+  your own; functions that it names are run.
+
+  --pairs=FILE says how often the model, against --reference=DIR where there is
+  one, finds the chosen response likelier.
+
+  --to is a new folder; its results.json has the layout of the harness.
+  """
+  if bool(given.tasks) == bool(given.pairs):
+    raise InputError("give one of --tasks=A,B and --pairs=FILE")
+  if given.reference and not given.pairs:
+    raise InputError("--reference is of --pairs=FILE; --tasks has none")
+  source = _source(given)
+  if given.pairs:
+    from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
+
+    evaluate_pairs(source, given.pairs, given.to, reference=given.reference)
+    return
+  from mrpo_jax.runs.evaluation import tasks
+
+  table = tasks.evaluate(
+    source,
+    [name.strip() for name in given.tasks.split(",")],
+    given.to,
+    data=given.data,
+    limit=given.limit,
+    num_fewshot=given.num_fewshot,
+    apply_chat_template=given.apply_chat_template,
+    log_samples=given.log_samples,
+    slots=given.slots,
+  )
+  logging.getLogger("mrpo_jax").info(table)
+
+
 def _source(given):
   """The model that flags name, as inference.model.Source."""
   from mrpo_jax.runs.inference.model import Source
@@ -285,6 +327,7 @@ COMMANDS = {
   "export": export,
   "generate": generate,
   "chat": chat,
+  "evaluate": evaluate,
   "report": report,
   "bench": bench,
   "plan": plan,

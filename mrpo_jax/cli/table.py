@@ -176,6 +176,26 @@ FLAGS = {
       ),
     ),
   ),
+  "evaluate": Command(
+    "--model=DIR|--workdir=DIR --tasks=A,B --to=DIR [flags]",
+    (
+      *SOURCE,
+      Flag(*("tasks", "names of tasks, or files .yaml, with commas"), "A,B"),
+      Flag("data", "folder of the files that offline tasks read", "DIR"),
+      Flag("pairs", "file of preference pairs to judge", "FILE"),
+      Flag("reference", "of --pairs: folder of a reference", "DIR"),
+      Flag("to", "new folder for results.json", "DIR", required=True),
+      Flag("limit", "documents of each task", "N", None, count_from(1)),
+      Flag(
+        *("num_fewshot", "shots before each document (default: the task's)"),
+        *("N", None, count_from(0)),
+      ),
+      Flag("apply_chat_template", "prompts are conversations"),
+      Flag("log_samples", "write samples_<task>.jsonl, too"),
+      Flag("slots", "answers side by side", "N", None, count_from(1)),
+      *PROCESSES,
+    ),
+  ),
   "report": Command(
     "--workdir=DIR",
     (WORKDIR._replace(about="folder of a run, or with runs in it"),),

@@ -102,6 +102,8 @@ class Decoder:
     dtype = jnp.dtype(dtype or params["norm"].dtype)
     self._forward = dict(dtype=dtype, partition=partition)
     self._dtype = jnp.dtype(cache_dtype or dtype)
+    # Prompts with a common start are siblings, as many as a row holds.
+    kernel = kernels.of_siblings(kernel, config, dtype, partition)
     self._kernel = kernels.choose(kernel, config, dtype, partition)
     self.use(params)
     self._shape = caches.Shape(
@@ -113,6 +115,12 @@ class Decoder:
     self._decode = jax.jit(self._decode, donate_argnums=(1, 2))
     self._empty = jax.jit(self._empty)
     self._staged = jax.jit(self._staged)
+
+  def use(self, params):
+    """Takes other parameters of the same shapes; compiles nothing anew."""
+    self.params = self._layers = _together(params, self._partition.rows)
+    if _on_one_cpu(params):
+      self._layers = apart(self.params)
 
   @property
   def bytes(self):

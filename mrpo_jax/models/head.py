@@ -78,7 +78,7 @@ def token_figures(
     targets_RM: the token ids to score.
     used: int32 scalar; only the first `used` places of every row are
       computed, the others give 0.  None means all.
-    also: names of further figures, of "entropy" and "log_sum_sq".
+    also: names of further figures, of "entropy", "log_sum_sq", "is_greedy".
     against: (hidden_RMD, head_VD) of a reference with the same vocabulary, for
       "kl" and "ref_logp".
     softcaps: of the logits, and of the reference's; see `layout.capped`.
@@ -92,6 +92,8 @@ def token_figures(
       logp: log p(target); gradients flow to hidden_RMD and head_VD.
       entropy: -sum_v p(v) log p(v); no gradient.
       log_sum_sq: log sum_v p(v)^2; no gradient.
+      is_greedy: 1 where the target is the likeliest token, of equally likely
+        ones the first, else 0; no gradient.
       ref_logp: log r(target) of the reference; no gradient.
       kl: sum_v r(v) log(r(v) / p(v)), with its gradient through p.
 

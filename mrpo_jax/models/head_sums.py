@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running sums over blocks of a vocabulary: softmax, entropy, divergence.
+"""Running sums over blocks of a vocabulary: softmax, entropy, argmax, ...
 
 Each class holds a number of every token, made of the logits that were seen so
 far.  Sums of shares, exp(logit - top), are against the greatest of these
@@ -65,7 +65,7 @@ class Entropy(NamedTuple):
     gap = rise.old.top - rise.top
     return Entropy((self.total + gap * rise.old.sum) * rise.fade)
 
-  def add(self, rise, share_Rcv, logits):
+  def add(self, rise, share_Rcv, logits, _):
     below_Rcv = logits[MODEL] - rise.top[:, :, None]
     more_Rc = jnp.sum(share_Rcv * below_Rcv, axis=-1)
     return Entropy(self.to(rise).total + more_Rc)
@@ -83,7 +83,7 @@ class SquareSum(NamedTuple):
   def to(self, rise):
     return SquareSum(self.total * jnp.square(rise.fade))
 
-  def add(self, rise, share_Rcv, logits):
+  def add(self, rise, share_Rcv, logits, _):
     more_Rc = jnp.sum(jnp.square(share_Rcv), axis=-1)
     return SquareSum(self.to(rise).total + more_Rc)
 
@@ -100,7 +100,7 @@ class Divergence(NamedTuple):
   def to(self, rise):
     return Divergence(self.total * rise.fade)
 
-  def add(self, rise, share_Rcv, logits):
+  def add(self, rise, share_Rcv, logits, _):
     apart_Rcv = logits[REFERENCE] - logits[MODEL]
     more_Rc = jnp.sum(share_Rcv * apart_Rcv, axis=-1)
     return Divergence(self.to(rise).total + more_Rc)
@@ -109,7 +109,50 @@ class Divergence(NamedTuple):
     return self.total / reference.sum + (model.norm() - reference.norm())
 
 
-FIGURES = {"entropy": Entropy, "log_sum_sq": SquareSum, "kl": Divergence}
+class Greedy(NamedTuple):
+  """1 where the target is the likeliest token, the first of equal ones."""
+
+  is_hit: jax.Array
+  of = MODEL
+
+  def to(self, _):
+    return self
+
+  def add(self, rise, _, logits, hit_Rcv):
+    logits_Rcv = logits[MODEL]
+    V = logits_Rcv.shape[-1]
+    place_11v = jnp.arange(V)[None, None]
+
+    def first(is_one_Rcv):
+      return jnp.min(jnp.where(is_one_Rcv, place_11v, V), axis=-1)
+
+    here_Rc1 = jnp.max(logits_Rcv, axis=-1, keepdims=True)
+    is_hit_Rc = first(logits_Rcv == here_Rc1) == first(hit_Rcv)
+    # A later block wins by a greater logit alone, and then the top has risen.
+    wins_Rc = rise.top > rise.old.top
+    return Greedy(
+      jnp.where(wins_Rc, is_hit_Rc.astype(self.is_hit.dtype), self.is_hit)
+    )
+
+  def owned(self, rise, axes):
+    """0 but on the first of the devices that have the greatest logit."""
+    place = jax.lax.axis_index(axes)
+    far = jnp.iinfo(jnp.int32).max
+    mine_RM = jnp.where(rise.old.top == rise.top, place, far)
+    return Greedy(
+      jnp.where(jax.lax.pmin(mine_RM, axes) == place, self.is_hit, 0)
+    )
+
+  def result(self, *_):
+    return self.is_hit
+
+
+FIGURES = {
+  "entropy": Entropy,
+  "log_sum_sq": SquareSum,
+  "kl": Divergence,
+  "is_greedy": Greedy,
+}
 
 
 class Sums(NamedTuple):
@@ -135,7 +178,7 @@ class Sums(NamedTuple):
       strict=True,
     )
     figures = {
-      name: one.add(rises[one.of], shares[one.of], logits)
+      name: one.add(rises[one.of], shares[one.of], logits, hit_Rcv)
       for name, one in self.figures.items()
     }
     return Sums(list(softmax), figures)
@@ -145,7 +188,12 @@ class Sums(NamedTuple):
     softmax, rises = zip(
       *(one.together(axes) for one in self.softmax), strict=True
     )
-    own = {name: one.to(rises[one.of]) for name, one in self.figures.items()}
+    own = {
+      name: one.owned(rises[one.of], axes)
+      if isinstance(one, Greedy)
+      else one.to(rises[one.of])
+      for name, one in self.figures.items()
+    }
     return Sums(list(softmax), jax.lax.psum(own, axes))
 
   def result(self):

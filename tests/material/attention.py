@@ -23,17 +23,23 @@ ROWS = {
   "full to the last": ([[(20, 64, 44)]], 128),
   "sequences": ([[(33, 0, 0), (70, 0, 0)], [(64, 64, 0)]], 130),
 }
+# Any number of branches after a trunk.
+TREES = {
+  "few": ([[(30, 20, 5, 40, 1), (9, 40, 2, 2)], [(7, 1, 1, 1)]], 200),
+  "many": ([[(70, *[6] * 20)], [(0, 30, 40, 50)]], 210),
+}
 
 
 def layout_of(rows, T):
   layout = np.zeros((3, len(rows), T), np.int32)
   for r, pairs in enumerate(rows):
     t = 0
-    for n, (prompt, chosen, rejected) in enumerate(pairs):
-      own = np.arange(prompt + chosen), prompt + np.arange(rejected)
-      branch = np.repeat([0, 1, 2], (prompt, chosen, rejected))
+    for n, (prompt, *responses) in enumerate(pairs):
+      own = [prompt + np.arange(size) for size in responses]
+      sizes = prompt, *responses
+      branch = np.repeat(np.arange(len(sizes)), sizes)
       size = len(branch)
-      layout[0, r, t : t + size] = np.concatenate(own)
+      layout[0, r, t : t + size] = np.concatenate([np.arange(prompt), *own])
       layout[1, r, t : t + size] = n + 1
       layout[2, r, t : t + size] = branch
       t += size

@@ -143,6 +143,21 @@ def test_figures_equal_the_plain_ones(rng, chunk, vocabulary):
     )
 
 
+@pytest.mark.parametrize("chunk,vocabulary", [(4, 37), (13, 10), (13, 1)])
+def test_greedy_targets_are_the_argmax_of_plain_logits(rng, chunk, vocabulary):
+  hidden_RMD, head_VD, targets_RM = inputs(rng)
+  likeliest_RM = jnp.einsum("RMD,VD->RMV", hidden_RMD, head_VD).argmax(-1)
+  targets_RM = targets_RM.at[:, ::2].set(likeliest_RM[:, ::2])
+  got = head.token_figures(
+    *(hidden_RMD, head_VD, targets_RM, 11),
+    also=("is_greedy",),
+    chunk=chunk,
+    vocabulary=vocabulary,
+  )["is_greedy"]
+  want = (likeliest_RM == targets_RM) & (jnp.arange(M)[None] < 11)
+  np.testing.assert_array_equal(got, want)
+
+
 def test_figures_by_hand():
   # Two tokens: p = (1/4, 3/4), r = (1/2, 1/2).
   hidden_RMD = jnp.ones((1, 1, 1))

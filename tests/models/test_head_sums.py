@@ -82,6 +82,54 @@ def test_devices_put_their_sums_together(rng):
     np.testing.assert_allclose(got[name], value_RM, atol=2e-5, err_msg=name)
 
 
+def tied(rng, V):
+  """Logits of which many are equal, and targets that are often the greatest."""
+  logits_RMV = jnp.asarray(rng.integers(0, 3, (2, 30, V)), jnp.float32)
+  targets_RM = jnp.asarray(rng.integers(0, V // 2, (2, 30)))
+  return logits_RMV, targets_RM, jax.nn.one_hot(targets_RM, V, dtype=bool)
+
+
+def of_blocks(logits_RMV, hit_RMV, sizes):
+  sums, end = Sums.start(jnp.zeros(hit_RMV.shape[:2]), 1, ("is_greedy",)), 0
+  for size in sizes:
+    here = slice(end, end + size)
+    sums, end = (
+      sums.add([logits_RMV[..., here]], hit_RMV[..., here]),
+      end + size,
+    )
+  return sums
+
+
+@pytest.mark.parametrize("sizes", [(8,), (3, 4, 1), (1,) * 8])
+def test_of_equal_logits_the_first_is_the_likeliest(rng, sizes):
+  logits_RMV, targets_RM, hit_RMV = tied(rng, 8)
+  got = of_blocks(logits_RMV, hit_RMV, sizes).result()[0]["is_greedy"]
+  want = np.asarray(logits_RMV).argmax(axis=-1) == targets_RM
+  assert 0 < want.sum() < want.size
+  np.testing.assert_array_equal(got, want)
+
+
+def test_of_equal_logits_on_devices_the_first_is_the_likeliest(rng):
+  logits_RMV, targets_RM, hit_RMV = tied(rng, 16)
+  mesh = parallel.make_mesh(data=1, model=8)
+
+  def here(logits_RMV, hit_RMV):  # two tokens of the vocabulary
+    return of_blocks(logits_RMV, hit_RMV, (1, 1)).together("model").result()[0]
+
+  by_token = jax.sharding.PartitionSpec(None, None, "model")
+  got = jax.jit(
+    jax.shard_map(
+      here,
+      mesh=mesh,
+      in_specs=by_token,
+      out_specs=jax.sharding.PartitionSpec(),
+      check_vma=False,
+    )
+  )(logits_RMV, hit_RMV)["is_greedy"]
+  want = np.asarray(logits_RMV).argmax(axis=-1) == targets_RM
+  np.testing.assert_array_equal(got, want)
+
+
 def test_a_rise_by_hand():
   # Logits 0 and log 2: shares 1/2 and 1 against the greater.  Against log 4
   # both are worth half of that, 3/4 in all, and the sum of share * (logit -

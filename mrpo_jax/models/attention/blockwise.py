@@ -100,10 +100,12 @@ def _plan(layout, window, blocks):
   needed_NNR = first_NR[:, None] <= last_NR[None]
   needed_NNR &= first_NR[None] <= last_NR[:, None]
   low_NR, high_NR = ends(layout.branches)
-  # Siblings do not see each other: skipped where a block is all of one.
-  is_one_NR = (low_NR == high_NR) & (low_NR > 0)
-  apart_NNR = is_one_NR[:, None] & is_one_NR[None]
-  needed_NNR &= ~(apart_NNR & (low_NR[:, None] != low_NR[None]))
+  # Siblings do not see each other: skipped where the keys' block is of other
+  # branches than the queries', and has nothing of what comes before them all.
+  apart_NNR = (low_NR[None] > high_NR[:, None]) | (
+    high_NR[None] < low_NR[:, None]
+  )
+  needed_NNR &= ~(apart_NNR & (low_NR[None] > 0))
   if window is not None:
     early_NR, late_NR = ends(layout.positions)
     back_NNR = early_NR[:, None] - late_NR[None]

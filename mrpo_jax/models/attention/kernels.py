@@ -129,5 +129,12 @@ def fastest(config, dtype, partition):
   return "splash" if platform == "tpu" and alone else "blockwise"
 
 
+def of_siblings(name, config, dtype, partition=WHOLE):
+  """The kernel's name for rows of more than two branches: Splash knows two."""
+  if name == "auto":
+    name = fastest(config, dtype, partition)
+  return "blockwise" if name == "splash" else name
+
+
 def _context(partition):
   return partition.size(partition.context)

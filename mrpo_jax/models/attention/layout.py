@@ -14,15 +14,15 @@ class RowLayout:
 
   positions: jax.Array  # place in the token's own sequence, from 0
   segments: jax.Array  # equal numbers are one pair or sequence; 0 is padding
-  branches: jax.Array  # 0 prompt, 1 chosen, 2 rejected
+  branches: jax.Array  # 0 what all have before them; from 1 on, siblings
 
 
 def sees(of, at, of_place_T, at_place_S, window):
   """mask_RTS: may a token of one RowLayout look at one of another?
 
   Causal within a segment; a response sees its prompt (branch 0) and its own
-  branch, never its sibling.  Padding sees itself alone, so that its softmax is
-  defined.
+  branch, never a sibling, of which there may be any number.  Padding sees
+  itself alone, so that its softmax is defined.
 
   Args:
     of: RowLayout [R, T] of the queries.

@@ -8,7 +8,12 @@ import pytest
 
 from mrpo_jax.models.attention import blockwise
 from mrpo_jax.models.attention.layout import dense, sees
-from tests.material.attention import ROWS, layout_of, value_and_gradients
+from tests.material.attention import (
+  ROWS,
+  TREES,
+  layout_of,
+  value_and_gradients,
+)
 
 
 def test_blocks_in_float64_equal_the_oracle_to_its_last_digits():
@@ -34,9 +39,9 @@ def test_blocks_in_bfloat16_stay_close():
 
 
 @pytest.mark.parametrize("window", [None, 17, 0])
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("rows", [*ROWS, *TREES])
 def test_blocks_left_out_hold_nobody_who_sees_another(rows, window):
-  layout = layout_of(*ROWS[rows])
+  layout = layout_of(*(ROWS | TREES)[rows])
   T = layout.segments.shape[1]
   blocks = -(-T // 16)
   padded = jax.tree.map(
@@ -60,6 +65,10 @@ def test_cost_follows_the_lengths():
   near = blockwise._plan(layout_of([[(256, 0, 0)]], 256), jnp.int32(17), 16)
   # Prompt 1 block, chosen 4, rejected 4: siblings' 16 are left out.
   pair = blockwise._plan(layout_of([[(16, 64, 64)]], 144), None, 9)
-  counts = [int(plan.count_N.sum()) for plan in (one, many, near, pair)]
+  # A trunk of 1 block and 30 branches of half of one: each of 15 blocks sees
+  # the trunk and itself.
+  tree = blockwise._plan(layout_of([[(16, *[8] * 30)]], 256), None, 16)
+  plans = one, many, near, pair, tree
+  counts = [int(plan.count_N.sum()) for plan in plans]
   # A window of 17 reaches the block before, and one token of that before it.
-  assert counts == [136, 16, 16 + 15, 45 - 16]
+  assert counts == [136, 16, 16 + 15, 45 - 16, 1 + 15 * 2]

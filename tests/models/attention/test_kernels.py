@@ -14,6 +14,7 @@ from tests.material.attention import (
   CONFIG,
   ROWS,
   SPLASH,
+  TREES,
   layout_of,
   value_and_gradients,
 )
@@ -36,6 +37,29 @@ def test_kernels_equal_the_oracle(name, rows, window, softcap):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
   for a, b in zip(got_grads, want_grads, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 17])
+@pytest.mark.parametrize("rows", TREES)
+def test_blocks_equal_the_oracle_on_any_number_of_branches(rows, window):
+  layout = layout_of(*TREES[rows])
+  given = layout, None if window is None else jnp.int32(window), None
+  got, got_grads = value_and_gradients(blockwise.blockwise, *given)
+  want, want_grads = value_and_gradients(dense, *given)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+  for a, b in zip(got_grads, want_grads, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_splash_is_not_for_more_than_two_branches(monkeypatch):
+  monkeypatch.setattr(kernels, "fastest", lambda *_: "splash")
+  for name, want in {
+    "auto": "blockwise",
+    "splash": "blockwise",
+    "xla": "xla",
+    "cudnn": "cudnn",
+  }.items():
+    assert kernels.of_siblings(name, CONFIG, "bfloat16") == want
 
 
 @pytest.mark.parametrize(

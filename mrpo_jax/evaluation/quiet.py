@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness's warnings as lines of our own, and none of its bars."""
+
+import contextlib
+import functools
+import logging
+
+import tqdm
+from lm_eval import evaluator
+from lm_eval.api import task as of_tasks
+
+logger = logging.getLogger(__name__)
+
+NOISE = ("Custom kwargs can be passed", "Overwriting default num_fewshot")
+
+
+class _Lines(logging.Handler):
+  """Warnings of the harness as lines of our own, each once."""
+
+  def __init__(self):
+    super().__init__(logging.WARNING)
+    self._said = set()
+
+  def emit(self, record):
+    text = record.getMessage().strip().split("\n")[0]
+    if text not in self._said and not any(one in text for one in NOISE):
+      self._said.add(text)
+      logger.warning(f"warning: of the harness: {text}")
+
+
+@contextlib.contextmanager
+def quiet():
+  """Without a bar for the prompts of each task, or a complaint of git.
+
+  The harness asks git about the folder where it is started, which need not be
+  a repository.
+  """
+  bar, ask_git = of_tasks.tqdm, evaluator.get_git_commit_hash
+  theirs, lines = logging.getLogger("lm_eval"), _Lines()
+  propagate = theirs.propagate
+  of_tasks.tqdm = functools.partial(tqdm.tqdm, disable=True)
+  evaluator.get_git_commit_hash = lambda: None
+  theirs.addHandler(lines)
+  theirs.propagate = False
+  try:
+    yield
+  finally:
+    of_tasks.tqdm, evaluator.get_git_commit_hash = bar, ask_git
+    theirs.propagate = propagate
+    theirs.removeHandler(lines)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of a model or a run: benchmarks and pairs, into a folder."""
