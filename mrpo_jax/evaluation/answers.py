@@ -138,6 +138,11 @@ class Answers:
     )
     return found
 
+  def release(self):
+    """Lets go of parameters and caches; programs stay."""
+    for decoder in self._decoders.values():
+      decoder.release()
+
   def _fitting(self, prompts, new):
     room = self._longest - new
     if room < 1:

@@ -85,6 +85,11 @@ class HarnessLM(TemplateLM):
       **forward,
     )
 
+  def release(self):
+    """Lets go of parameters and caches; `params` is to be set anew."""
+    self.params = None
+    self._answers.release()
+
   # What the harness asks about the model.
 
   @property

@@ -116,12 +116,6 @@ class Decoder:
     self._empty = jax.jit(self._empty)
     self._staged = jax.jit(self._staged)
 
-  def use(self, params):
-    """Takes other parameters of the same shapes; compiles nothing anew."""
-    self.params = self._layers = _together(params, self._partition.rows)
-    if _on_one_cpu(params):
-      self._layers = apart(self.params)
-
   @property
   def bytes(self):
     """What cache and read prompts take on each device, beside the weights."""

@@ -24,7 +24,8 @@ CONFIG = "config.json"
 HARMLESS = {
   **dict.fromkeys(
     (
-      *("log_every", "checkpoint_every", "checkpoints", "samples"),
+      *("log_every", "checkpoint_every", "checkpoints"),
+      *("evaluation", "samples"),
       # Places; what stands there is in `identity`.
       *("policy.tokenizer", "references.*.tokenizer"),
     ),

@@ -2,10 +2,12 @@
 """Whole runs that look at the policy on the way: they train as without."""
 
 import json
+import math
 
 import pytest
 
 from mrpo_jax import files
+from tests.material.benchmarks import write_benchmarks
 from tests.material.runs import (
   assert_equal_runs,
   lines_of,
@@ -19,6 +21,14 @@ PROMPTS = [
   {"prompt": "\n\nHuman: Name a cat.\n\nAssistant:"},
 ]
 LENGTH = 12
+TASKS = ("truthfulqa_mc2", "mmlu_anatomy")
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("benchmarks")
+  write_benchmarks(folder)
+  return folder
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +39,20 @@ def prompts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, prompts):
+def runs(tmp_path_factory, prompts, benchmarks):
   """(a run that looks every second step, the same without looks)."""
   folder = tmp_path_factory.mktemp("runs")
-  looks = looking(prompts)
+  looks = looking(prompts, benchmarks)
   assert train_debug(folder / "looks", *looks) == 0
   assert train_debug(folder / "plain") == 0
   return folder / "looks", folder / "plain"
 
 
-def looking(prompts):
+def looking(prompts, benchmarks):
   return (
+    f"--config.evaluation.tasks={','.join(TASKS)}",
+    f"--config.evaluation.data={benchmarks}",
+    "--config.evaluation.every=2",
     f"--config.samples.prompts={prompts}",
     "--config.samples.every=2",
     f"--config.samples.max_new_tokens={LENGTH}",
@@ -51,7 +64,7 @@ def test_samples_stand_in_the_lines_of_their_steps(runs):
   last = lines[-1]["step"]
   looked = [one["step"] for one in lines if "samples" in one]
   assert looked == sorted({*range(0, last + 1, 2), last})
-  assert list(lines[0]) == ["step", "samples"]
+  assert {*lines[0]} == {"step", "samples", *FIGURES}
   for line in lines:
     for number, one in enumerate(line.get("samples", ())):
       assert one["index"] == number and 0 < one["tokens"] <= LENGTH
@@ -61,9 +74,36 @@ def test_samples_stand_in_the_lines_of_their_steps(runs):
   ]
 
 
+FIGURES = (
+  "eval/truthfulqa_mc2/acc,none",
+  "eval/mmlu_anatomy/acc,none",
+)
+
+
+def test_benchmarks_stand_in_the_same_lines(runs, benchmarks, tmp_path):
+  lines = [one for one in lines_of(runs[0]) if "samples" in one]
+  for line in lines:
+    assert all(math.isfinite(line[name]) for name in FIGURES)
+  assert lines[0][FIGURES[0]] != lines[-1][FIGURES[0]]  # it has learned
+  code = mrpo(
+    "evaluate",
+    *(f"--workdir={runs[0]}", f"--tasks={','.join(TASKS)}"),
+    *(f"--data={benchmarks}", f"--to={tmp_path}/results"),
+  )
+  assert code == 0
+  results = files.read_json(tmp_path / "results" / "results.json")["results"]
+  for name in FIGURES:
+    _, task, metric = name.split("/")
+    assert lines[-1][name] == pytest.approx(results[task][metric], abs=1e-6)
+
+
 def test_the_steps_are_those_of_a_run_without(runs):
   steps = [
-    {name: value for name, value in line.items() if name != "samples"}
+    {
+      name: value
+      for name, value in line.items()
+      if name not in ("samples", *FIGURES)
+    }
     for line in untimed(runs[0])[1:]
   ]
   assert steps == untimed(runs[1])
@@ -87,15 +127,34 @@ def test_the_last_samples_are_what_generate_says_of_that_step(
   ]
 
 
-def test_a_run_that_goes_on_has_the_same_samples(runs, prompts, tmp_path):
+def test_a_run_that_goes_on_has_the_same_looks(
+  runs, prompts, benchmarks, tmp_path
+):
   last = lines_of(runs[0])[-1]["step"]
-  part = (*looking(prompts), "--config.checkpoint_every=1")
+  part = (*looking(prompts, benchmarks), "--config.checkpoint_every=1")
   assert train_debug(tmp_path, *part, f"--config.steps={last}") == 0
   # As if it had been killed after the second of its newest checkpoints.
   newest = tmp_path / "checkpoints" / str(last)
   newest.rename(tmp_path / "gone")
   assert train_debug(tmp_path, *part) == 0
   assert_equal_runs(tmp_path, runs[0], last)
+
+
+@pytest.mark.parametrize(
+  "key, value, problem",
+  [
+    ("tasks", "truthfulqa_mc3", "truthfulqa_mc2"),
+    ("data", "/nowhere", "config.evaluation: --data=/nowhere: no such folder"),
+    ("limit", "-1", "config.evaluation.limit"),
+  ],
+)
+def test_so_are_benchmarks(tmp_path, benchmarks, capfd, key, value, problem):
+  given = {"tasks": TASKS[0], "data": benchmarks, key: value}
+  flags = [f"--config.evaluation.{name}={one}" for name, one in given.items()]
+  assert train_debug(tmp_path / "run", *flags) == 2
+  error = capfd.readouterr().err.strip().split("\n")[-1]
+  assert error.startswith("error: ") and problem in error
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from mrpo_jax.runs.config.section import (
 from mrpo_jax.runs.config.sections import (
   Checkpoints,
   Data,
+  Evaluation,
   Loss,
   Mesh,
   Optimizer,
@@ -56,7 +57,8 @@ class Config(Section):
   checkpoint_every: Whole = key("steps between checkpoints; 0: at the end", 0)
   checkpoints: Checkpoints
   data: Data
-  # Runs of before have no such section.
+  # Runs of before have no such sections.
+  evaluation: Evaluation = key("", exclude_if=lambda one: not one.tasks)
   samples: Samples = key("", exclude_if=lambda one: not one.prompts)
   mesh: Mesh
   reference_update: ReferenceUpdate

@@ -80,6 +80,21 @@ Targets = Annotated[
 Rules = dict[str, Annotated[str, BeforeValidator(_axes)]]
 
 
+def joined(values):
+  """The values of a section, lists of texts as text that flags can change."""
+  if not isinstance(values, dict):
+    return values
+  return {
+    name: ",".join(one) if _are_texts(one) else one
+    for name, one in values.items()
+  }
+
+
+def _are_texts(given):
+  is_list = isinstance(given, tuple) and given
+  return is_list and all(isinstance(one, str) for one in given)
+
+
 class Ruled(Section):
   """A section with `rules`, kept as text, so that flags can change them."""
 
@@ -129,13 +144,24 @@ class Data(Section):
 
   @classmethod
   def filled(cls, values):
-    values = super().filled(values)
-    if isinstance(values, dict):
-      lists = {k: one for k, one in values.items() if isinstance(one, tuple)}
-      for name, given in lists.items():
-        if given and all(isinstance(one, str) for one in given):
-          values[name] = ",".join(given)  # text, so that flags can change it
-    return values
+    return joined(super().filled(values))
+
+
+class Evaluation(Section):
+  """Benchmarks before training, on the way and at its end; extra eval."""
+
+  tasks: Places = key(
+    "tasks of mrpo evaluate, or files .yaml that describe one; empty: none", ""
+  )
+  data: Place = key(
+    "folder of their files; empty: what the harness loads from the hub", ""
+  )
+  every: Whole = key("steps between them; 0: at the start and the end", 0)
+  limit: Whole = key("documents of each task, at most; 0: all", 0)
+
+  @classmethod
+  def filled(cls, values):
+    return joined(super().filled(values))
 
 
 class Samples(Section):

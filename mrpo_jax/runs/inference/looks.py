@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at the policy while it trains: samples of what it says."""
+"""Looks at the policy while it trains: benchmarks, and what it says."""
 
 import contextlib
 import os
 
 from mrpo_jax.data.chat import messages
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.generation import Sampling, samples
 from mrpo_jax.generation.generate import SLOTS
 from mrpo_jax.generation.stops import Stops
@@ -102,12 +103,50 @@ def _shown(prompt):
   return prompt if isinstance(prompt, str) else messages.content(prompt[-1])
 
 
+class PolicyBenchmarks:
+  """Figures of the policy on the tasks of `config.evaluation`."""
+
+  def __init__(self, setup):
+    """Reads the tasks."""
+    from mrpo_jax import evaluation
+
+    given = setup.config.evaluation
+    self._limit, self._run = given.limit or None, evaluation.evaluate_tasks
+    with blames("config.evaluation", InputError):
+      self._tasks = evaluation.find(given.tasks.split(","), given.data)
+    self._figures = evaluation.figures
+    policy = policy_of(setup)
+    ends, _ = model.ends(policy, chats=False)
+    self._lm = evaluation.HarnessLM(
+      *(policy.config, None, policy.tokenizer),
+      name=policy.name,
+      stop_ids=(*ends,),
+      **policy.forward,
+    )
+
+  def __call__(self, params):
+    """{"eval/task/metric,filter": its value} of the policy's parameters."""
+    self._lm.params = params
+    try:
+      found = self._run(self._lm, self._tasks, limit=self._limit)
+    finally:
+      self._lm.release()
+    return {
+      f"eval/{name}": value for name, value in self._figures(found).items()
+    }
+
+
 # Those that a config asks for.
 
 
 def _wanted(config):
   """[(class of a look, its section)] in the order of `Due.look_every`."""
-  return [(PolicySamples, config.samples)] if config.samples.prompts else []
+  found = []
+  if config.evaluation.tasks:
+    found.append((PolicyBenchmarks, config.evaluation))
+  if config.samples.prompts:
+    found.append((PolicySamples, config.samples))
+  return found
 
 
 def periods(config):
