@@ -3,6 +3,8 @@
 
 import numpy as np
 
+from mrpo_jax.evaluation.statistics import bootstrap_interval
+
 
 def result(runs, *, beta, lines=(), evaluated=None):
   """The figures of one run, or the mean of several of one config.
@@ -130,15 +132,3 @@ def _speed(lines):
 def accuracy(margin_N):
   """Share of strictly positive margins."""
   return float(np.mean(np.asarray(margin_N) > 0))
-
-
-def bootstrap_interval(value_N, *, seed=0, samples=10_000, level=0.95):
-  """Percentile interval of the mean of value_N: [low, high]."""
-  value_N = np.asarray(value_N, np.float64)
-  rng = np.random.default_rng(seed)
-  means = [
-    value_N[rng.integers(0, len(value_N), len(value_N))].mean()
-    for _ in range(samples)
-  ]
-  tail = (1 - level) / 2
-  return np.quantile(means, [tail, 1 - tail]).tolist()

@@ -7,7 +7,7 @@ import pytest
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.reports import compare, figures
+from mrpo_jax.reports import compare
 from mrpo_jax.training.log import Metrics
 from tests.material.logged import logged
 
@@ -180,16 +180,6 @@ def test_what_cannot_be_compared_is_said(tmp_path):
 def test_nothing_to_report_is_said(tmp_path):
   with pytest.raises(InputError, match="no run that was evaluated"):
     compare.compare(tmp_path)
-
-
-def test_the_interval_covers_as_often_as_it_says(rng):
-  # 200 samples of 100 coins each: the true 0.5 lies inside about 95 %.
-  inside = 0
-  for seed in range(200):
-    coins = rng.random(100) < 0.5
-    low, high = figures.bootstrap_interval(coins, seed=seed, samples=400)
-    inside += low <= 0.5 <= high
-  assert 180 <= inside <= 199
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):
