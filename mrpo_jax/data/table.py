@@ -38,6 +38,7 @@ def encode_table(
   *,
   origin,
   row_length,
+  places=None,
   chosen_only=False,
   **limits,
 ):
@@ -49,12 +50,14 @@ def encode_table(
     tokenizers: their `views`, and `users` of each in words.
     origin: what the pairs are from, in words.
     row_length: tokens of a packed row.
+    places: of each pair among those of the file; None: they are all of it.
     chosen_only: leave the rejected responses out?  Supervised training does
       not read them.
     **limits: max_prompt and max_response, in tokens.
   """
+  places = range(len(pairs)) if places is None else places
   if not chosen_only:
-    _refuse_supervised(pairs, origin)
+    _refuse_supervised(pairs, places, origin)
   chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
   if chats:
     _check_templates(tokenizers)
@@ -68,7 +71,7 @@ def encode_table(
       for tokenizer in tokenizers.views
     ]
   for line in (
-    *_template_notes(split, views, tokenizers, chats),
+    *_template_notes(split, views, places, tokenizers, chats),
     *_plain_notes(split, pairs, tokenizers),
     *_end_notes(split, pairs, tokenizers),
   ):
@@ -95,7 +98,7 @@ def encode_table(
   )
   return Table(
     views=[[view[i] for i in kept] for view in views],
-    places=kept,
+    places=[places[i] for i in kept],
     fingerprints=[
       truncate.fingerprint(
         pairs[i], cuts[i], [view[i].border for view in views]
@@ -107,8 +110,12 @@ def encode_table(
   )
 
 
-def _refuse_supervised(pairs, origin):
-  alone = [i for i, pair in enumerate(pairs) if pair.rejected is None]
+def _refuse_supervised(pairs, places, origin):
+  alone = [
+    place
+    for place, pair in zip(places, pairs, strict=True)
+    if pair.rejected is None
+  ]
   if alone:
     raise InputError(
       f"{origin}: {len(alone)} of {len(pairs)} pairs have no rejected "
@@ -157,7 +164,7 @@ def _check_templates(tokenizers):
     check_syntax(name, chat_template(tokenizer))
 
 
-def _template_notes(split, views, tokenizers, chats):
+def _template_notes(split, views, places, tokenizers, chats):
   """Which template is used for want of one, and which cannot say all of it."""
   for index, view in enumerate(views):
     users = " and ".join(tokenizers.users(index))
@@ -167,23 +174,23 @@ def _template_notes(split, views, tokenizers, chats):
         f"conversations are written as {DEFAULT!r}; name another in `template`"
       )
     refused, silent = {}, {}
-    for place, one in enumerate(view):
+    for place, one in zip(places, view, strict=True):
       kind, _, why = (one.dropped or "").partition(": ")
       if kind in REFUSERS:
         who = REFUSERS[kind].format(users)
         refused.setdefault((who, why), []).append(place)
       if one.left_out:
         silent.setdefault(one.left_out, []).append(place)
-    for (who, why), places in refused.items():
+    for (who, why), some in refused.items():
       yield (
-        f"{split}: {who} {len(places)} of {len(view)} pairs, from pair "
-        f"{places[0]} on: {why}"
+        f"{split}: {who} {len(some)} of {len(view)} pairs, from pair "
+        f"{some[0]} on: {why}"
       )
     who = f"{split}: the chat template of {users}"
-    for what, places in silent.items():
+    for what, some in silent.items():
       yield (
-        f"{who} leaves out {what} in {len(places)} of {len(view)} pairs, from "
-        f"pair {places[0]} on; name another in its `template`"
+        f"{who} leaves out {what} in {len(some)} of {len(view)} pairs, from "
+        f"pair {some[0]} on; name another in its `template`"
       )
 
 

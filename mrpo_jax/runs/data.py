@@ -3,6 +3,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import logging
 import pathlib
 
@@ -50,6 +51,39 @@ def load_pairs(config, splits=SPLITS):
   }
 
 
+def subset(config, pairs):
+  """Places of the training pairs that data.fraction and data.limit leave.
+
+  The pairs stand in one sequence, by a hash of the seed and of what each says,
+  so that it depends neither on their order nor on what else is there; a run
+  has the first of it.  The places are in the order of the file.
+
+  Args:
+    config: Config of the run.
+    pairs: list of PreferencePair of data.train.
+
+  Raises:
+    InputError: none is left.
+  """
+  data, total = config.data, len(pairs)
+  count = round(data.fraction * total)
+  count = min(count, data.limit) if data.limit else count
+  if not count:
+    raise InputError(
+      f"config.data.fraction={data.fraction:g} of the {total:,} pairs of "
+      f"{data.train} leaves none; one pair is {1 / total:.2g}"
+    )
+  if count == total:
+    return list(range(total))
+
+  def rank(place):
+    text = f"{config.seed} {source.pair_id(pairs[place])}"
+    return hashlib.sha256(text.encode()).digest()
+
+  logger.info(f"training on {count:,} of {total:,} pairs")
+  return sorted(sorted(range(total), key=rank)[:count])
+
+
 def load_tokenizers(config, workdir, pairs, known=None):
   """Loads each model's tokenizer, or trains it on the training text.
 
@@ -57,7 +91,8 @@ def load_tokenizers(config, workdir, pairs, known=None):
     config: Config of the run.
     workdir: its folder; a tokenizer in it counts where config.json vouches for
       it, and is trained again where not.
-    pairs: of the training data.
+    pairs: of the training data, all of them: then runs on shares of it have
+      one tokenizer.
     known: content of config.json, whose date is that of chat templates that
       write one; None of a run that has none yet.
   """

@@ -21,6 +21,7 @@ from mrpo_jax.runs.data import (
   abstract_tokenizers,
   load_pairs,
   load_tokenizers,
+  subset,
 )
 from mrpo_jax.runs.models import check_folders, check_ids, describe_models
 from mrpo_jax.runs.workdir import (
@@ -73,20 +74,9 @@ def set_up(config, workdir, *, allow_changed=False):
   measured = ["validation"] if "validation" in method.measures else []
   pairs = load_pairs(config, read + measured)
   tokenizers = load_tokenizers(config, workdir, pairs["train"], known)
-  tables = {
-    split: encode_table(
-      split,
-      rows,
-      tokenizers,
-      origin=getattr(config.data, split),
-      row_length=config.data.row_length,
-      chosen_only=method.supervised,
-      max_prompt=config.data.max_prompt,
-      max_response=config.data.max_response,
-    )
-    for split, rows in pairs.items()
-  }
-  sandbox.close()
+  places = {"train": subset(config, pairs["train"])}
+  pairs["train"] = [pairs["train"][place] for place in places["train"]]
+  tables = _tables(config, method, tokenizers, pairs, places)
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
   objective = _objective(config, method, described)
@@ -116,6 +106,26 @@ def set_up(config, workdir, *, allow_changed=False):
     objective=objective,
     identity=identity,
   )
+
+
+def _tables(config, method, tokenizers, pairs, places):
+  """{split: data.table.Table}; `places` are those of pairs in their files."""
+  tables = {
+    split: encode_table(
+      split,
+      rows,
+      tokenizers,
+      places=places.get(split),
+      origin=getattr(config.data, split),
+      row_length=config.data.row_length,
+      chosen_only=method.supervised,
+      max_prompt=config.data.max_prompt,
+      max_response=config.data.max_response,
+    )
+    for split, rows in pairs.items()
+  }
+  sandbox.close()
+  return tables
 
 
 def mesh_of(config, devices=None):

@@ -141,6 +141,17 @@ class Data(Section):
     "",
     exclude_if=lambda kind: not kind,  # as above
   )
+  fraction: Annotated[float, Gt(0), Le(1)] = key(
+    "share of the training pairs; the seed says which, a smaller share lies in "
+    "a larger one",
+    1.0,
+    exclude_if=lambda share: share == 1,  # as above
+  )
+  limit: Whole = key(
+    "training pairs at most, the first of the same sequence; 0: all",
+    0,
+    exclude_if=lambda limit: not limit,  # as above
+  )
 
   @classmethod
   def filled(cls, values):
