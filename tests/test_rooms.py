@@ -35,7 +35,8 @@ MAY = {
     *(*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"),
     "evaluation",
   },
-  "reports": {*GROUND, "evaluation", "runs"},
+  "reports": {*GROUND, "training", "evaluation", "runs"},
+  "sweeps": {*GROUND, "training", "runs", "reports"},
   "performance": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "runs"},
 }
 MAY["cli"] = {*MAY}

@@ -240,6 +240,41 @@ def report(given):
   print(compare.compare(given.workdir))
 
 
+def sweep(given):
+  """Train a grid of runs, one after the other; the same command goes on.
+
+  --vary KEY=V1,V2 is given once for each key that varies; 0:5 is 0, 1, 2, 3, 4;
+  --vary config=A,B are arguments of the config file, as after its colon.  The
+  grid of all values is trained, each point as `mrpo train` in
+  DIR/<key=value,...>/, with DIR/store for the scores of references; DIR/logs
+  has what each run says.  All configs are checked before the first run starts.
+
+  Killed at any moment, the same command goes on; more values of the same keys
+  join the sweep.  --part=i/n trains the i-th of n shares, i from 0: n commands,
+  on any machines that share DIR, divide the work.  --dry-run lists the runs and
+  where each stands.  At the end the report of DIR is written; see mrpo report.
+  """
+  import jax
+
+  from mrpo_jax.cli.flags import changed_values
+  from mrpo_jax.sweeps.sweep import checked, listed
+  from mrpo_jax.sweeps.train import train
+
+  jax.config.update("jax_platforms", "cpu")  # the devices are for the runs
+  found = checked(
+    given.vary,
+    given.workdir,
+    config=given.config,
+    keys=given.rest,
+    part=given.part,
+    values_of=changed_values,
+  )
+  if given.dry_run:
+    print(listed(found))
+  else:
+    train(found)
+
+
 def bench(given):
   """Time the train step of a config on its data.
 
@@ -329,6 +364,7 @@ COMMANDS = {
   "chat": chat,
   "evaluate": evaluate,
   "report": report,
+  "sweep": sweep,
   "bench": bench,
   "plan": plan,
   "inspect": inspect,

@@ -17,6 +17,11 @@ from mrpo_jax.runs.config import (
 
 def changed_config(given, changes):
   """The Config of FILE[:args] with some --config.a.b=value."""
+  return read(changed_values(given, changes))
+
+
+def changed_values(given, changes):
+  """The nested dict of the same, with every default, not yet checked."""
   parsed, changes = flags.FlagValues(), _renamed(changes)
   config = with_defaults(values_of(given))
   for word in changes:
@@ -38,7 +43,7 @@ def changed_config(given, changes):
     raise InputError(str(error).strip().split("\n")[-1]) from None
   if rest:
     raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
-  return read(parsed["config"].value.to_dict())
+  return parsed["config"].value.to_dict()
 
 
 def _renamed(changes):

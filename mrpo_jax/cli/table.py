@@ -200,6 +200,22 @@ FLAGS = {
     "--workdir=DIR",
     (WORKDIR._replace(about="folder of a run, or with runs in it"),),
   ),
+  "sweep": Command(
+    "--config=FILE --vary KEY=V1,V2 ... --workdir=DIR [flags]",
+    (
+      CONFIG,
+      Flag(
+        *("vary", "a key and its values; once for each key"),
+        *("KEY=V1,V2", None),
+        required=True,
+        many=True,
+      ),
+      WORKDIR._replace(about="folder of the sweep"),
+      Flag("part", "the i-th of n shares of the runs", "i/n", "0/1", share),
+      Flag("dry-run", "list the runs and where each stands"),
+    ),
+    takes="keys",
+  ),
   "bench": Command(
     "--config=FILE[:args] [flags]",
     (

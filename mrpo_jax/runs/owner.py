@@ -37,6 +37,7 @@ BEAT = 5.0  # between signs of life
 STALE = 90.0  # without one, until a lease is dead; mounts cache for 60
 LOOK = 0.5  # between looks at a lease that cannot be judged at once
 PROC = pathlib.Path("/proc")
+IN_USE = "is in use by another run"
 
 
 class Lease(NamedTuple):
@@ -211,9 +212,15 @@ def _lives(says):
   return None if born is None else born == says.get("born")
 
 
+def is_held(workdir):
+  """Does a run hold the workdir?  None where that cannot be seen at once."""
+  lease = _newest(pathlib.Path(workdir))
+  return bool(lease.number) and _lives(lease.says)
+
+
 def _in_use(workdir, lease):
   return (
-    f"--workdir {workdir} is in use by another run: "
+    f"--workdir {workdir} {IN_USE}: "
     f"{_process(lease.says)}; wait for its end, or use another --workdir"
   )
 

@@ -64,7 +64,7 @@ def set_up(config, workdir, *, allow_changed=False):
   known = known_run(workdir, content, allow_changed=allow_changed, fixed=fixed)
   check_length(workdir, config.steps)
   method = chosen_method(config)
-  _check_best(config, method)
+  check_best(config, method)
   mesh = mesh_of(config)
   processes.connect(mesh)
   check_folders(config)  # and names in rules, before any data is read
@@ -248,7 +248,8 @@ def best(config):
   return checkpoints.Best(figure, BEST[figure]) if figure else None
 
 
-def _check_best(config, method):
+def check_best(config, method):
+  """Raises InputError where no evaluation gives what the config asks for."""
   figure = config.checkpoints.best
   if not figure:
     return
