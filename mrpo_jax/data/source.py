@@ -139,8 +139,15 @@ def _refuse_unencodable(pairs, path):
 def pair_id(pair):
   """SHA-256 of one pair's content."""
   content = [pair.prompt, pair.chosen, pair.rejected]
-  if pair.tools:
-    content.append(pair.tools)
+  return _sha256([*content, pair.tools] if pair.tools else content)
+
+
+def prompt_id(pair):
+  """SHA-256 of one pair's prompt."""
+  return _sha256(pair.prompt)
+
+
+def _sha256(content):
   text = json.dumps(content, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 

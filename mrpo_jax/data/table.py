@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 
-from mrpo_jax.data import encode, pack, truncate
+from mrpo_jax.data import encode, pack, source, truncate
 from mrpo_jax.data.reading import dialogues
 from mrpo_jax.data.templates import DEFAULT, chat_template, check_syntax
 from mrpo_jax.errors import InputError
@@ -13,6 +13,7 @@ from mrpo_jax.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+MARK = 16  # hex digits, by which no two of a billion prompts are alike
 # Who leaves a pair out, by the start of the reason.
 REFUSERS = {
   "refused by the chat template": "the chat template of {} refuses",
@@ -26,6 +27,7 @@ class Table:
 
   views: list  # per tokenizer a list of Encoded, aligned over pairs
   places: list  # of each pair among those of the file
+  prompts: list  # what the prompt of each pair is known by
   fingerprints: list  # of each pair and of where it is cut
   dropped: int  # rows left out
   truncated: int  # rows kept of which something was cut
@@ -99,6 +101,7 @@ def encode_table(
   return Table(
     views=[[view[i] for i in kept] for view in views],
     places=[places[i] for i in kept],
+    prompts=[source.prompt_id(pairs[i])[:MARK] for i in kept],
     fingerprints=[
       truncate.fingerprint(
         pairs[i], cuts[i], [view[i].border for view in views]

@@ -229,6 +229,7 @@ def _evaluation(setup, scores, program, watch):
     setup.tables["eval"].places,
     setup.objective,
     functools.partial(parallel.global_batch, mesh=setup.mesh),
+    setup.tables["eval"].prompts,
   )
 
   def evaluate(state):

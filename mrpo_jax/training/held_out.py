@@ -31,6 +31,9 @@ class HeldOut:
   file_indices: list  # of each pair, among those of its file
   objective: Objective
   to_mesh: Callable  # (views, given) on the host -> the same on the mesh
+  # Of each pair, what its prompt is known by: pairs of one go together when
+  # runs are compared.  None: the records lack it.
+  prompts: list | None = None
 
   def __post_init__(self):
     self._policy = jax.jit(functools.partial(evaluated, self.objective))
@@ -66,10 +69,17 @@ class HeldOut:
         for name, value_B in values.items():
           value_B = value_B.astype(np.float64)[: len(indices)]
           found.setdefault(name, []).append(value_B)
-        names = [self.file_indices[index] for index in indices]
-        pairs += _records(names, figures, fixed)
+        records = _records(indices, figures, fixed)
+        pairs += [self._named(index, one) for index, one in records]
     found = {name: np.concatenate(parts) for name, parts in found.items()}
     return summary(found, lambda value_N: float(np.mean(value_N))), pairs
+
+  def _named(self, index, record):
+    """A record with which pair it is of, and of which prompt."""
+    named = {"pair": self.file_indices[index]}
+    if self.prompts is not None:
+      named["prompt"] = self.prompts[index]
+    return named | record
 
   def _figures(self, n, state, base, references):
     """(PolicyFigures, FixedFigures) of batch n, computed."""
@@ -104,20 +114,20 @@ def evaluated(objective, references, base, trained, seed, views, fixed):
   return summed_figures(figures_of, params, parts, key)
 
 
-def _records(names, figures, fixed):
-  """One JSON-ready dict per real pair: sums, so that any margin follows."""
+def _records(indices, figures, fixed):
+  """(index, JSON-ready dict) of real pairs: sums, of which margins follow."""
   ref_logp_BCK = reference_logps(figures, fixed)
   policy, lengths, references = processes.whole(
     (figures.logp_BC, fixed.length_BC, ref_logp_BCK)
   )
   if references is None:
     references = np.zeros((*policy.shape, 0), np.float32)
-  return [
-    {
-      "pair": name,
-      "policy": policy[n].tolist(),
-      "references": references[n].T.tolist(),  # [K][C]
-      "tokens": lengths[n].astype(int).tolist(),
-    }
-    for n, name in enumerate(names)
-  ]
+  for n, index in enumerate(indices):
+    yield (
+      index,
+      {
+        "policy": policy[n].tolist(),
+        "references": references[n].T.tolist(),  # [K][C]
+        "tokens": lengths[n].astype(int).tolist(),
+      },
+    )

@@ -59,6 +59,13 @@ def test_a_record_holds_the_sums_of_a_pair_under_every_model():
     assert one["tokens"] == [len(pair.chosen_ids), len(pair.rejected_ids)]
 
 
+def test_a_record_says_which_prompt_it_is_of_where_that_is_known():
+  held_out = dataclasses.replace(held_out_of(), prompts=[*"abcabc"])
+  _, records = held_out(state_of(held_out), None, (params_of(1),))
+  assert [one["prompt"] for one in records] == [*"abcabc"]
+  assert [one["pair"] for one in records] == FILE_INDICES
+
+
 def test_without_references_a_record_has_none():
   held_out = held_out_of("simpo", K=0)
   _, records = held_out(state_of(held_out), None, ())
