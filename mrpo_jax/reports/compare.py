@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison of several runs on the same held-out pairs."""
 
-import json
+import dataclasses
 import pathlib
 
 import numpy as np
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.reports.figures import result, same_config
-from mrpo_jax.runs.setup import reward_beta
-from mrpo_jax.runs.workdir import CONFIG, PAIRS
+from mrpo_jax.reports import paired
+from mrpo_jax.reports.figures import result
+from mrpo_jax.reports.gather import gather, groups_of
 from mrpo_jax.text import aligned
 
 HEADER = (
@@ -26,8 +26,50 @@ of the policy's tokenizer."""
 NEAR = 0.01  # nats, and share of a log-probability, which rounding may change
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Evaluated runs on the held-out pairs that they share."""
+
+  runs: dict  # name -> gather.Run, also of those that were not evaluated
+  series: dict  # label -> evaluated runs, those of one config but the seed
+  results: dict  # content of results.json
+  notes: list  # sentences that a reader must know
+
+  def text(self):
+    """The table, what its columns mean, paired differences and notes."""
+    return "\n".join(
+      [text(self.results), "", LEGEND, *self.notes, *self._differences()]
+    )
+
+  def differences(self):
+    """{label of a first: {label: its difference to it}}."""
+    found = {}
+    for label, one in self.results.items():
+      if difference := one.get("difference"):
+        found.setdefault(difference["to"], {})[label] = difference
+    return found
+
+  def _differences(self):
+    for first, found in self.differences().items():
+      size = paired.size_text(next(iter(found.values())))
+      yield f"\ndifference to {first}, on the same {size}"
+      yield aligned([paired.HEADER, *paired.rows_of(found)])
+    if self.differences():
+      yield f"\n{paired.LEGEND}"
+
+
 def compare(workdir):
   """Writes <workdir>/results.json of every evaluated run; returns a table.
+
+  See `compared`.
+  """
+  comparison = compared(workdir)
+  files.write_json(pathlib.Path(workdir) / "results.json", comparison.results)
+  return comparison.text()
+
+
+def compared(workdir):
+  """The Comparison of all runs in a folder; writes nothing.
 
   The runs are the folder itself, or those at any depth below it; figures are
   on the held-out pairs that all runs of the same data evaluated.
@@ -36,88 +78,60 @@ def compare(workdir):
     InputError: no run was evaluated, or runs of the same data share no pair.
   """
   workdir = pathlib.Path(workdir)
-  runs = _runs_of(workdir)
-  found = {name: files.read_lines(path / PAIRS) for name, path in runs.items()}
-  found = {name: pairs for name, pairs in found.items() if pairs}
-  if not found:
-    raise InputError(f"--workdir {workdir} holds no run that was evaluated")
-  configs = {name: files.read_json(runs[name] / CONFIG) for name in found}
-  data = {name: _held_out(configs[name]) for name in found}
-  shared = {
-    one: _shared(workdir, [found[name] for name in found if data[name] == one])
-    for one in set(data.values())
-  }
-  kept = {
-    name: [pair for pair in pairs if pair["pair"] in shared[data[name]]]
-    for name, pairs in found.items()
-  }
+  runs, damage = gather(workdir)
+  evaluated = [run for run in runs if run.pairs]
+  if not evaluated:
+    why = f" ({'; '.join(damage)})" if damage else ""
+    raise InputError(
+      f"--workdir {workdir} holds no run that was evaluated{why}"
+    )
+  kept = {run.name: run for run in _on_shared_pairs(workdir, evaluated)}
   results = {
     name: result(
-      [kept[name]],
-      beta=reward_beta(configs[name]["loss"]),
-      lines=files.read_lines(runs[name] / "metrics.jsonl"),
-      evaluated=len(found[name]),
+      [run.pairs], beta=run.beta, lines=run.lines, evaluated=run.evaluated
     )
-    for name in kept
+    for name, run in kept.items()
   }
-  groups = _groups(configs, data)
+  groups = groups_of(kept.values())
+  whole = _with_groups(results, groups, kept)
+  labels = [label for label, one in whole.items() if "group" not in one]
+  series = {
+    label: [kept[name] for name in groups.get(label, [label])]
+    for label in labels
+  }
+  for label, difference in paired.differences(series).items():
+    whole[label]["difference"] = difference
   notes = [
-    *_not_evaluated(runs, found),
-    *_other_data(data),
+    *_not_evaluated(runs),
+    *_other_data(kept),
     *_other_pairs(results),
-    *_other_references(kept, data),
+    *_other_references(kept),
+    *damage,
   ]
-  whole = _with_groups(results, groups, kept, configs)
-  files.write_json(workdir / "results.json", whole)
-  return "\n".join([text(whole), "", LEGEND, *notes])
+  return Comparison(
+    {run.name: run for run in runs} | kept, series, whole, notes
+  )
 
 
-def _runs_of(workdir):
-  """{name: folder} of runs: the folder itself, or all below it."""
-  if (workdir / PAIRS).exists():
-    return {workdir.resolve().name: workdir}
-  paths = sorted(path.parent for path in workdir.rglob(CONFIG))
-  runs = [
-    path
-    for path in paths
-    if (path / PAIRS).exists() or (path / "metrics.jsonl").exists()
-  ]
-  return {path.relative_to(workdir).as_posix(): path for path in runs}
-
-
-def _held_out(config):
-  """What says whether two runs have the same held-out pairs."""
-  return config.get("identity", {}).get("data.eval", "")
-
-
-def _shared(workdir, runs):
-  """Pairs that all of these runs evaluated."""
-  shared = set.intersection(*({one["pair"] for one in pairs} for pairs in runs))
-  if not shared:
+def _on_shared_pairs(workdir, runs):
+  """The runs, each with the pairs that all of the same data evaluated."""
+  shared = {}
+  for run in runs:
+    here = {one["pair"] for one in run.pairs}
+    shared[run.data] = shared.get(run.data, here) & here
+  if not all(shared.values()):
     raise InputError(f"--workdir {workdir}: its runs share no held-out pair")
-  return shared
+  for run in runs:
+    pairs = [one for one in run.pairs if one["pair"] in shared[run.data]]
+    yield dataclasses.replace(run, pairs=pairs)
 
 
-def _groups(configs, data):
-  """{label: names} of runs of one config and data but for the seed."""
-  found = {}
-  for name, config in configs.items():
-    if "seed" in config:
-      key = json.dumps([same_config(config), data[name]], sort_keys=True)
-      found.setdefault(key, {})[config["seed"]] = name
-  return {
-    f"{[*names.values()][0]} ({len(names)} seeds)": [*names.values()]
-    for names in found.values()
-    if len(names) > 1
-  }
-
-
-def _with_groups(results, groups, kept, configs):
+def _with_groups(results, groups, runs):
   """The results, those of seeds of one config together after their mean."""
   whole, members = {}, {}
   for label, names in groups.items():
-    beta = reward_beta(configs[names[0]]["loss"])
-    mean = result([kept[name] for name in names], beta=beta)
+    some = [runs[name] for name in names]
+    mean = result([run.pairs for run in some], beta=some[0].beta)
     rates = [results[name]["pairs_per_second"] for name in names]
     shares = [results[name]["real_token_share"] for name in names]
     mean["pairs_per_second"] = _mean(rates)
@@ -128,7 +142,7 @@ def _with_groups(results, groups, kept, configs):
     label, mean = members.get(name, (None, None))
     if label is not None and label not in whole:
       whole[label] = mean
-      seeds = {n: configs[n].get("seed") for n in mean["runs"]}
+      seeds = {n: runs[n].config.get("seed") for n in mean["runs"]}
       whole |= {
         n: {**results[n], "group": label, "seed": seeds[n]} for n in seeds
       }
@@ -145,16 +159,16 @@ def _mean(values):
 # What a reader of the table must know.
 
 
-def _not_evaluated(runs, found):
-  names = [name for name in runs if name not in found]
+def _not_evaluated(runs):
+  names = [run.name for run in runs if not run.pairs]
   if names:
     yield f"not evaluated: {', '.join(names)}"
 
 
-def _other_data(data):
+def _other_data(runs):
   kinds = {}
-  for name, one in data.items():
-    kinds.setdefault(one, []).append(name)
+  for name, run in runs.items():
+    kinds.setdefault(run.data, []).append(name)
   if len(kinds) > 1:
     sets = "; ".join(", ".join(names) for names in kinds.values())
     yield f"held-out pairs differ, figures are not comparable between: {sets}"
@@ -170,14 +184,14 @@ def _other_pairs(results):
       )
 
 
-def _other_references(kept, data):
+def _other_references(runs):
   """A line for runs whose reference 0 scores otherwise than the first's."""
   first = {}
-  for name, pairs in kept.items():
-    if not all(one["references"] for one in pairs):
+  for name, run in runs.items():
+    if not all(one["references"] for one in run.pairs):
       continue
-    here = {one["pair"]: one["references"][0] for one in pairs}
-    other, there = first.setdefault(data[name], (name, here))
+    here = {one["pair"]: one["references"][0] for one in run.pairs}
+    other, there = first.setdefault(run.data, (name, here))
     apart = [not np.allclose(here[n], there[n], NEAR, NEAR) for n in here]
     if any(apart):
       yield (

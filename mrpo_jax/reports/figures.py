@@ -5,6 +5,9 @@ import numpy as np
 
 from mrpo_jax.evaluation.statistics import bootstrap_interval
 
+# Of a line, to tell how fast its step was.
+NEEDED = ("pairs", "seconds", "tokens/real", "tokens/slots")
+
 
 def result(runs, *, beta, lines=(), evaluated=None):
   """The figures of one run, or the mean of several of one config.
@@ -25,7 +28,7 @@ def result(runs, *, beta, lines=(), evaluated=None):
   margin_RN = _of_all(runs, reference_margins)
   alone_RN = _of_all(runs, policy_margins)
   mean_RN = _of_all(runs, policy_mean_margins)
-  nll_RN = _of_all(runs, _nll)
+  nll_RN = _of_all(runs, chosen_nll)
   found = {
     **_ranked("", margin_RN),
     **_ranked("policy_", alone_RN),
@@ -103,7 +106,7 @@ def policy_mean_margins(pairs):
   }
 
 
-def _nll(pairs):
+def chosen_nll(pairs):
   """Negative log-likelihood of the chosen response, per token."""
   return {one["pair"]: -one["policy"][0] / one["tokens"][0] for one in pairs}
 
@@ -119,6 +122,7 @@ def _gap(pair):
 
 def _speed(lines):
   """Of the lines of metrics.jsonl; the first step holds the compilation."""
+  lines = [line for line in lines if {*NEEDED} <= {*line}]
   rates = [line["pairs"] / line["seconds"] for line in lines[1:]]
   real, slots = (
     sum(line[f"tokens/{kind}"] for line in lines) for kind in ("real", "slots")

@@ -50,6 +50,7 @@ def reported(folder):
   lines = compare.compare(folder).splitlines()
   table = lines[1 : lines.index("")]
   notes = lines[lines.index("") + 1 + len(compare.LEGEND.splitlines()) :]
+  notes = notes[: notes.index("")] if "" in notes else notes
   rows = {line.strip().split("  ")[0]: line for line in table}
   return json.loads((folder / "results.json").read_text()), rows, notes
 
@@ -175,6 +176,123 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     "b: reference 0 scores 100% of the pairs otherwise than in a (another "
     "model, or texts cut elsewhere)",
   ]
+
+
+def test_the_difference_of_two_runs_by_hand(tmp_path):
+  # Right: 1, 1, 0, 0 and 1, 0, 1, 1: one is lost and two are gained.
+  make_run(tmp_path / "a", [1.0, 1.0, -1.0, -1.0])
+  make_run(tmp_path / "b", [2.0, -1.0, 1.0, 1.0])
+  results, _, _ = reported(tmp_path)
+  assert "difference" not in results["a"]
+  found = results["b"]["difference"]
+  assert found["to"] == "a" and found["pairs"] == 4 and found["prompts"] is None
+  accuracy = found["accuracy"]
+  assert accuracy["difference"] == pytest.approx(0.25)
+  assert accuracy["mcnemar"] == [1.0]  # two of three or more: 2 * 1/2
+  low, high = accuracy["interval"]
+  assert low < 0.25 < high
+  assert found["margin_nats"]["difference"] == pytest.approx(0.75)
+  assert found["nll"]["difference"] == pytest.approx(-0.75)
+
+
+def test_the_differences_stand_below_the_table(tmp_path):
+  make_run(tmp_path / "a", [1.0, 1.0, -1.0, -1.0])
+  make_run(tmp_path / "b", [2.0, -1.0, 1.0, 1.0])
+  lines = compare.compare(tmp_path).splitlines()
+  start = lines.index("difference to a, on the same 4 held-out pairs")
+  assert lines[start + 1].split()[:4] == ["run", "accuracy", "[95", "%]"]
+  assert lines[start + 2].split()[:2] == ["b", "+0.250"]
+  assert "McNemar's exact test" in "".join(lines[start + 3 :])
+
+
+def test_seeds_are_paired_with_the_same_seeds(tmp_path):
+  for seed, margins in enumerate(([1.0, 1.0], [1.0, -1.0], [-1.0, -1.0])):
+    make_run(tmp_path / f"a{seed}", margins, seed=seed)
+  for seed, margins in ((1, [1.0, 1.0]), (2, [1.0, -1.0]), (7, [1.0, 1.0])):
+    make_run(tmp_path / f"b{seed}", margins, beta=0.1, seed=seed)
+  results, _, _ = reported(tmp_path)
+  found = results["b1 (3 seeds)"]["difference"]
+  assert found["to"] == "a0 (3 seeds)" and found["seeds"] == [1, 2]
+  # Of each of them one pair is gained.
+  assert found["accuracy"]["difference"] == pytest.approx(0.5)
+  assert found["accuracy"]["mcnemar"] == [1.0, 1.0]
+  assert "difference" not in results["b1"]
+
+
+def test_without_a_common_seed_means_are_compared_and_no_test_is_made(tmp_path):
+  for seed, margins in enumerate(([1.0, 1.0], [1.0, -1.0])):
+    make_run(tmp_path / f"a{seed}", margins, seed=seed)
+    make_run(tmp_path / f"b{seed}", [-1.0, 1.0], beta=0.1, seed=seed + 5)
+  found = reported(tmp_path)[0]["b0 (2 seeds)"]["difference"]
+  assert found["seeds"] == [] and "mcnemar" not in found["accuracy"]
+  assert found["accuracy"]["difference"] == pytest.approx(0.5 - 0.75)
+
+
+def test_pairs_of_one_prompt_are_drawn_together(tmp_path):
+  margins = [1.0] * 10 + [-1.0] * 10
+  make_run(tmp_path / "a", [-1.0] * 20)
+  make_run(tmp_path / "b", margins)
+  alone = reported(tmp_path)[0]["b"]["difference"]
+  for name in "ab":
+    pairs = files.read_lines(tmp_path / name / "eval_pairs.jsonl")
+    pairs = [{**one, "prompt": str(one["pair"] // 10)} for one in pairs]
+    files.write_lines(tmp_path / name / "eval_pairs.jsonl", pairs)
+  together = reported(tmp_path)[0]["b"]["difference"]
+  assert together["prompts"] == 2
+  # Two prompts, of which one is all right: a quarter of the draws has it twice.
+  assert together["accuracy"]["interval"] == [0.0, 1.0]
+  assert alone["accuracy"]["interval"][1] < 0.8
+  assert "on the same 20 held-out pairs of 2 prompts" in compare.compare(
+    tmp_path
+  )
+
+
+def test_runs_of_other_data_are_compared_among_themselves(tmp_path):
+  for name, data in ("a", "x"), ("b", "y"), ("c", "y"):
+    make_run(tmp_path / name, [1.0, -1.0], identity={"data.eval": data})
+  results, _, _ = reported(tmp_path)
+  assert "difference" not in results["a"] and "difference" not in results["b"]
+  assert results["c"]["difference"]["to"] == "b"
+
+
+def test_a_run_without_a_reference_differs_by_the_yardsticks_that_it_has(
+  tmp_path,
+):
+  make_run(tmp_path / "dpo", [1.0, -3.0])
+  make_run(tmp_path / "simpo", [1.0, 3.0])
+  change_pairs(tmp_path / "simpo", references=[])
+  found = reported(tmp_path)[0]["simpo"]["difference"]
+  assert "accuracy" not in found and "margin_nats" not in found
+  assert found["policy_accuracy"]["difference"] == pytest.approx(0.5)
+
+
+def test_what_is_damaged_is_said_and_the_rest_reported(tmp_path):
+  for name in "abcde":
+    make_run(tmp_path / name, [1.0, -1.0, 2.0])
+  with open(tmp_path / "a" / "metrics.jsonl", "a") as file:
+    file.write('garbage\n{"loss": 1}\n{"step": 9, "loss": "high"}\n{"st')
+  with open(tmp_path / "b" / "eval_pairs.jsonl", "a") as file:
+    file.write('{"pair": 7}\n\x00\n')
+  (tmp_path / "c" / "config.json").write_text("{")
+  loss = dict(name="dpo")
+  files.write_json(tmp_path / "d" / "config.json", dict(loss=loss, steps=30))
+  files.write_json(tmp_path / "e" / "config.json", dict(loss=dict(name="?")))
+  results, _, notes = reported(tmp_path)
+  assert [*results] == ["a", "b", "d"]
+  assert results["a"]["pairs_per_second"] == 4.0
+  assert notes[0] == "a: 2 lines of metrics.jsonl are no metrics"
+  assert notes[1] == "b: 2 lines of eval_pairs.jsonl are no pairs"
+  assert notes[2].startswith("c is left out: ") and "is not JSON" in notes[2]
+  assert notes[3] == "d: holds no checkpoint"
+  assert notes[4].startswith("e is left out: config.loss: ")
+
+
+def test_a_line_of_before_the_training_has_no_speed(tmp_path):
+  make_run(tmp_path / "a", [1.0])
+  lines = files.read_lines(tmp_path / "a" / "metrics.jsonl")
+  first = {"step": 0, "eval/gsm8k/exact_match": 0.1}
+  files.write_lines(tmp_path / "a" / "metrics.jsonl", [first, *lines])
+  assert reported(tmp_path)[0]["a"]["pairs_per_second"] == 4.0
 
 
 def test_nothing_to_report_is_said(tmp_path):

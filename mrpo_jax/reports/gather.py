@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of a folder as they were left, damaged ones too."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+from mrpo_jax import files
+from mrpo_jax.errors import InputError
+from mrpo_jax.reports.figures import same_config
+from mrpo_jax.runs.setup import reward_beta
+from mrpo_jax.runs.workdir import CONFIG, PAIRS
+from mrpo_jax.training import checkpoints
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples"  # the key of a line that holds sample texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What one run has left."""
+
+  name: str
+  folder: pathlib.Path
+  config: dict  # content of config.json
+  lines: list  # of metrics.jsonl, dicts with an integer `step`
+  pairs: list  # records of its held-out pairs, those that are compared
+  evaluated: int  # how many it evaluated
+
+  @property
+  def data(self):
+    """What says whether two runs have the same held-out pairs."""
+    return self.config.get("identity", {}).get("data.eval", "")
+
+  @property
+  def beta(self):
+    return reward_beta(self.config["loss"])
+
+  @property
+  def samples(self):
+    """[(step, list of samples)], those of step 0 before training."""
+    found = ((line["step"], line.get(SAMPLES)) for line in self.lines)
+    return [(step, _texts(some)) for step, some in found if _texts(some)]
+
+  def series(self, figure):
+    """{step: value} of a figure, where a line has it."""
+    return {
+      line["step"]: line[figure]
+      for line in self.lines
+      if _is_number(line.get(figure))
+    }
+
+  def last(self, figure):
+    """The value of the last line that has the figure; None without one."""
+    values = [*self.series(figure).values()]
+    return values[-1] if values else None
+
+
+def gather(workdir):
+  """([Run of every run in the folder], [what is wrong, in sentences]).
+
+  The runs are the folder itself, or those at any depth below it.  What cannot
+  be read of a run is left out and said.
+  """
+  runs, notes = [], []
+  for name, folder in _folders(pathlib.Path(workdir)).items():
+    try:
+      config = files.read_json(folder / CONFIG)
+      reward_beta(config.get("loss", {}))
+    except (InputError, OSError, TypeError) as error:
+      notes.append(f"{name} is left out: {error}")
+      continue
+    lines, strange = _lines(folder / METRICS)
+    if strange:
+      notes.append(f"{name}: {strange} lines of {METRICS} are no metrics")
+    pairs, strange = _pairs(folder / PAIRS)
+    if strange:
+      notes.append(f"{name}: {strange} lines of {PAIRS} are no pairs")
+    runs.append(Run(name, folder, config, lines, pairs, len(pairs)))
+    notes += _standing(runs[-1])
+  return runs, notes
+
+
+def _folders(workdir):
+  """{name: folder} of runs: the folder itself, or all below it."""
+  if (workdir / PAIRS).exists():
+    return {workdir.resolve().name: workdir}
+  paths = sorted(path.parent for path in workdir.rglob(CONFIG))
+  runs = [
+    path
+    for path in paths
+    if (path / PAIRS).exists() or (path / METRICS).exists()
+  ]
+  return {path.relative_to(workdir).as_posix(): path for path in runs}
+
+
+def _lines(path):
+  """(lines with a step, one for each, in order; how many others)."""
+  lines, strange = files.readable_lines(path)
+  kept = {}
+  for line in lines:
+    step = line.get("step")
+    if isinstance(step, int) and not isinstance(step, bool):
+      kept[step] = line
+    else:
+      strange += 1
+  return [kept[step] for step in sorted(kept)], strange
+
+
+def _pairs(path):
+  lines, strange = files.readable_lines(path)
+  kept = {one["pair"]: one for one in lines if _is_pair(one)}
+  return [*kept.values()], strange + len(lines) - len(kept)
+
+
+def _is_pair(one):
+  references = one.get("references")
+  return (
+    isinstance(one.get("pair"), int)
+    and isinstance(references, list)
+    and all(map(_are_two, [one.get("policy"), one.get("tokens"), *references]))
+    and one["tokens"][0] > 0
+  )
+
+
+def _are_two(values):
+  return (
+    isinstance(values, list)
+    and len(values) == 2
+    and all(map(_is_number, values))
+  )
+
+
+def _is_number(value):
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and math.isfinite(value)
+
+
+def _texts(samples):
+  """The samples of a line that have a prompt and a response."""
+  if not isinstance(samples, list):
+    return []
+  return [
+    one
+    for one in samples
+    if isinstance(one, dict) and isinstance(one.get("response"), str)
+  ]
+
+
+def _standing(run):
+  """A sentence where a run has not come to its end."""
+  steps = run.config.get("steps")
+  if not isinstance(steps, int):
+    return
+  step = checkpoints.stands_at(run.folder)
+  if step == 0:
+    yield f"{run.name}: holds no checkpoint"
+  elif step != steps:
+    yield f"{run.name}: stands at step {step} of {steps}"
+
+
+def groups_of(runs):
+  """{label: names} of runs of one config and data but for the seed."""
+  found = {}
+  for run in runs:
+    if "seed" in run.config:
+      key = json.dumps([same_config(run.config), run.data], sort_keys=True)
+      found.setdefault(key, {})[run.config["seed"]] = run.name
+  return {
+    f"{[*names.values()][0]} ({len(names)} seeds)": [*names.values()]
+    for names in found.values()
+    if len(names) > 1
+  }

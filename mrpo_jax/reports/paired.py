@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paired differences of runs: interval and test on the same held-out pairs."""
+
+import numpy as np
+
+from mrpo_jax.evaluation.statistics import mcnemar, paired_interval
+from mrpo_jax.reports import figures
+
+# Figures of which the difference is that of shares of pairs ranked rightly.
+RANKED = {
+  "accuracy": figures.reference_margins,
+  "policy_accuracy": figures.policy_margins,
+  "policy_mean_accuracy": figures.policy_mean_margins,
+}
+MEANS = {
+  "margin_nats": figures.reference_margins,
+  "nll": figures.chosen_nll,
+}
+
+
+def differences(series):
+  """{label: its difference to the first series of the same data}.
+
+  Where both have seeds in common, these are paired, and are what is uncertain
+  beside the pairs; else each is the mean over its own seeds.
+
+  Args:
+    series: {label: list of Run, of other seeds}, in their order.
+
+  Returns:
+    dict for each but the firsts: `to`, label of the first; `pairs`, `prompts`
+    (None: not known, then pairs are drawn one by one), `seeds`, those in
+    common; and by figure `difference`, `interval` (95 %, paired bootstrap by
+    prompt) and, of shares, `mcnemar`, p for each seed.
+  """
+  firsts, found = {}, {}
+  for label, runs in series.items():
+    first = firsts.setdefault(runs[0].data, label)
+    if first != label:
+      found[label] = {"to": first, **_difference(runs, series[first])}
+  return found
+
+
+def _difference(runs, others):
+  pairs = [one["pair"] for one in runs[0].pairs]
+  prompts = _prompts(runs[0].pairs)
+  by_seed = [
+    {run.config.get("seed"): run for run in some} for some in (runs, others)
+  ]
+  seeds = [seed for seed in by_seed[0] if seed in by_seed[1]]
+  found = {
+    "pairs": len(pairs),
+    "prompts": prompts and len(set(prompts)),
+    "seeds": seeds,
+  }
+  for figure, of in (RANKED | MEANS).items():
+    values = [_values(of, some, pairs) for some in by_seed]
+    if any(one is None for one in values):
+      continue
+    if figure in RANKED:
+      values = [{seed: v > 0 for seed, v in one.items()} for one in values]
+    found[figure] = _compared(*values, seeds, prompts, ranked=figure in RANKED)
+  return found
+
+
+def _values(of, by_seed, pairs):
+  """{seed: value_N} in the order of `pairs`; None where a run has none."""
+  found = {seed: of(run.pairs) for seed, run in by_seed.items()}
+  if any(one is None for one in found.values()):
+    return None
+  return {
+    seed: np.array([one[pair] for pair in pairs]) for seed, one in found.items()
+  }
+
+
+def _compared(here, there, seeds, prompts, *, ranked):
+  if seeds:
+    paired = [(here[seed], there[seed]) for seed in seeds]
+    difference_RN = np.array(
+      [np.subtract(*map(_number, two)) for two in paired]
+    )
+  else:
+    paired = [(next(iter(here.values())), next(iter(there.values())))]
+    means = [np.mean([*one.values()], axis=0) for one in (here, there)]
+    difference_RN = (means[0] - means[1])[None]
+  found = {
+    "difference": float(difference_RN.mean()),
+    "interval": paired_interval(difference_RN, prompts),
+  }
+  if ranked and (seeds or len(here) == len(there) == 1):
+    found["mcnemar"] = [mcnemar(*two) for two in paired]
+  return found
+
+
+def _number(value_N):
+  return np.asarray(value_N, np.float64)
+
+
+def _prompts(pairs):
+  """What the prompt of each pair is known by; None where one is not."""
+  prompts = [one.get("prompt") for one in pairs]
+  return None if None in prompts else prompts
+
+
+# As text.
+
+HEADER = (
+  "run",
+  "accuracy [95 %]",
+  "p",
+  "margin [95 %]",
+  "alone [95 %]",
+  "nll [95 %]",
+)
+LEGEND = """\
+differences are of the same pairs: intervals by paired bootstrap of prompts, or
+of pairs where prompts are not known, and of seeds; p: McNemar's exact test, of
+each seed, from the least to the largest.  Margins are in nats."""
+
+
+def rows_of(found):
+  """Rows of text below HEADER, of what `differences` gives of one first."""
+  for label, one in found.items():
+    yield (
+      label,
+      _text(one.get("accuracy"), "+.3f"),
+      p_text(one.get("accuracy") or one.get("policy_accuracy")),
+      _text(one.get("margin_nats"), "+.3f"),
+      _text(one.get("policy_accuracy"), "+.3f"),
+      _text(one.get("nll"), "+.3f"),
+    )
+
+
+def size_text(one):
+  """ "427 held-out pairs of 401 prompts, 3 seeds" of a difference."""
+  text = f"{one['pairs']} held-out pairs"
+  if one["prompts"]:
+    text += f" of {one['prompts']} prompts"
+  return f"{text}, {len(one['seeds'])} seeds" if len(one["seeds"]) > 1 else text
+
+
+def _text(one, form):
+  if one is None:
+    return "-"
+  low, high = (format(value, form) for value in one["interval"])
+  return f"{one['difference']:{form}} [{low}, {high}]"
+
+
+def p_text(one):
+  """p of each seed: the least and the largest; "-" where there is none."""
+  found = sorted((one or {}).get("mcnemar") or ())
+  if not found:
+    return "-"
+  least, largest = (f"{value:.2g}" for value in (found[0], found[-1]))
+  return least if least == largest else f"{least} to {largest}"
