@@ -15,7 +15,7 @@ workdir=${1:-/tmp/mrpo_quickstart}
   exit 2
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/environment.sh tensorboard
+source launch/environment.sh tensorboard,plot
 
 export HF_HUB_OFFLINE=1 # from here on nothing uses the network
 config=configs/quickstart.py
@@ -63,7 +63,7 @@ echo "
 Small models, minutes of training: this shows that the machine runs, not which
 method is better.  Accuracy and margin are on held-out pairs, against the
 supervised start.
-Results: $workdir/results.json
+Results: $workdir/results.json, report.html
 Runs:    $workdir/{sft-base,sft-second,dpo,mrpo}   (metrics.jsonl, checkpoints)
 Models:  $models/{sft-base,sft-second}             (Hugging Face folders)
 ${SECONDS} seconds"

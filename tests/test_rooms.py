@@ -35,7 +35,7 @@ MAY = {
     *(*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"),
     "evaluation",
   },
-  "reports": {*GROUND, "training", "evaluation", "runs"},
+  "reports": {*GROUND, *ENGINES, "evaluation", "runs"},
   "sweeps": {*GROUND, "training", "runs", "reports"},
   "performance": {*GROUND, *WINGS, "parallel", "hub", *ENGINES, "runs"},
 }

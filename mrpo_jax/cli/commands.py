@@ -230,14 +230,16 @@ def _sampling(given):
 
 
 def report(given):
-  """Compare the evaluated runs of a folder: a table and results.json.
+  """Compare the evaluated runs of a folder: a table, results.json, report.html.
 
   The folder is one run, or holds runs at any depth.  Seeds of one config stand
-  together, below their mean; what cannot be compared is said.
+  together, below their mean; what cannot be compared is said.  Differences are
+  of the same held-out pairs.  The page fetches nothing; its plots need
+  matplotlib (pip install mrpo-jax[plot]).
   """
-  from mrpo_jax.reports import compare
+  from mrpo_jax.reports.report import report
 
-  print(compare.compare(given.workdir))
+  print(report(given.workdir))
 
 
 def sweep(given):

@@ -64,8 +64,13 @@ def compare(workdir):
   See `compared`.
   """
   comparison = compared(workdir)
-  files.write_json(pathlib.Path(workdir) / "results.json", comparison.results)
+  write_results(workdir, comparison)
   return comparison.text()
+
+
+def write_results(workdir, comparison):
+  """Writes <workdir>/results.json of a Comparison."""
+  files.write_json(pathlib.Path(workdir) / "results.json", comparison.results)
 
 
 def compared(workdir):

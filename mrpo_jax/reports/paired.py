@@ -134,7 +134,7 @@ def rows_of(found):
 def size_text(one):
   """ "427 held-out pairs of 401 prompts, 3 seeds" of a difference."""
   text = f"{one['pairs']} held-out pairs"
-  if one["prompts"]:
+  if one["prompts"] and one["prompts"] < one["pairs"]:
     text += f" of {one['prompts']} prompts"
   return f"{text}, {len(one['seeds'])} seeds" if len(one["seeds"]) > 1 else text
 

@@ -12,7 +12,7 @@ import time
 from mrpo_jax import files
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.progress import Progress
-from mrpo_jax.reports import compare
+from mrpo_jax.reports.report import report
 from mrpo_jax.runs import owner
 from mrpo_jax.text import counted
 
@@ -177,7 +177,7 @@ def _report(workdir):
         time.sleep(LOOK)
         continue
       try:
-        print(compare.compare(workdir))
+        print(report(workdir))
       except InputError as error:
         logger.warning(f"no report: {error}")
       return

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from mrpo_jax.cli.parser import parse
+from mrpo_jax.reports import paired
 from mrpo_jax.reports.compare import HEADER, LEGEND
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,7 +26,7 @@ python3() {
   cp -r "$SOURCE"/{mrpo_jax,configs,launch,tests,setup.py} .  # as it is now
   mkdir -p .venv/bin
   echo "export VIRTUAL_ENV=$PWD/.venv PYTHONPATH=$PWD" > .venv/bin/activate
-  for extra in tensorboard test; do
+  for extra in tensorboard,plot test; do
     cat setup.py launch/constraints.txt > ".venv/installed-$extra"
   done
 }
@@ -91,9 +92,10 @@ def test_the_commands_run_from_top_to_bottom_in_a_fresh_shell(tmp_path):
 
 
 def test_the_table_that_is_shown_has_the_columns_of_the_report():
-  (shown,) = re.findall(r"^run  .*$", README, re.MULTILINE)
-  assert tuple(re.split(r"  +", shown)) == HEADER
-  assert LEGEND in README
+  shown = re.findall(r"^run  .*$", README, re.MULTILINE)
+  columns = [tuple(re.split(r"  +", line)) for line in shown]
+  assert columns == [HEADER, paired.HEADER]
+  assert LEGEND in README and paired.LEGEND in README
 
 
 def test_extras_that_are_shown_are_those_of_setup():

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the page: runs, paired differences, benchmarks, configs."""
+
+import json
+
+import numpy as np
+
+from mrpo_jax.reports import paired
+from mrpo_jax.reports.page.markup import Cell, Html, scrolled_table, tag
+from mrpo_jax.reports.page.plots import INK, figure, style, swatch
+
+COLUMNS = (  # title, key of results.json, how it is written
+  ("accuracy", "accuracy", ".3f"),
+  ("margin, nats", "margin_nats", "+.3f"),
+  ("x beta", "margin", "+.4f"),
+  ("alone", "policy_accuracy", ".3f"),
+  ("per token", "policy_mean_accuracy", ".3f"),
+  ("nll", "nll", ".3f"),
+  ("pairs/s", "pairs_per_second", ".1f"),
+  ("real tokens", "real_token_share", ".1%"),
+)
+RUNS = """
+Every evaluated run on n = {n} held-out pairs.  In brackets the 95 % interval of
+that run alone, by bootstrap: it says how far a run's own figure can be trusted,
+and ranks nothing; for that see the differences.  Accuracy: share of pairs whose
+log-ratio against reference 0 is larger for the chosen response; x beta: the
+margin times the run's own beta; alone, per token: the same share by the
+policy's own log-probability; nll: of chosen responses, nats per token.
+"""
+DIFFERENCES = """
+Difference to {first} on the same held-out pairs, run minus {first}, with 95 %
+intervals by paired bootstrap: prompts are drawn with all their pairs (where
+prompts are not known, pairs one by one), and seeds that both have in common are
+drawn too.  p: McNemar's exact test on accuracy, for each seed, the least and
+the largest.  Bold: the interval does not hold 0.  Of many intervals one in
+twenty misses 0 by chance.
+"""
+BENCHMARKS = """
+Benchmarks, as the evaluation harness scores them: first and last figure of each
+run, mean over seeds with the least and the largest in brackets.  metrics.jsonl
+keeps no answers by document, so no interval and no test can be given here, and
+nothing is ranked.
+"""
+CONFIGS = """
+Keys of the configs in which runs differ; marked: other than in the first.
+"""
+# Heads of held-out figures that are no benchmark's.
+OURS = {
+  *("rewards", "logps", "virtual", "policy", "policy_mean", "references"),
+  *("kl", "gradient_scale", "tokens"),
+}
+
+
+def legend(series):
+  """How each series is drawn in all plots."""
+  items = [
+    tag("li", swatch(n, "legend"), " ", tag("span", label))
+    for n, label in enumerate(series)
+  ]
+  return tag("ul", items, class_="legend")
+
+
+def runs_table(comparison):
+  """Figures of every evaluated run; seeds below the mean of their config."""
+  numbers = {label: n for n, label in enumerate(comparison.series)}
+  rows, classes = [], []
+  for name, one in comparison.results.items():
+    is_seed = "group" in one
+    mark = "" if is_seed else swatch(numbers[name], "runs")
+    rows.append([[mark, " ", tag("span", name)], *_cells(one)])
+    classes.append("seed" if is_seed else "")
+  sizes = sorted({one["held_out_pairs"] for one in comparison.results.values()})
+  n = " or ".join(f"{size:,}" for size in sizes)
+  caption = RUNS.format(n=n)
+  header = ["run", *(title for title, *_ in COLUMNS)]
+  return scrolled_table(header, rows, caption=caption, classes=classes)
+
+
+def _cells(one):
+  cells = []
+  for _, key, form in COLUMNS:
+    value = one.get(key)
+    text = "-" if value is None else format(value, form)
+    if key == "accuracy" and one.get("interval"):
+      text = [text, " ", tag("small", _interval(one["interval"], ".3f"))]
+    cells.append(text)
+  return cells
+
+
+def _interval(interval, form):
+  low, high = (format(value, form) for value in interval)
+  return f"[{low}, {high}]"
+
+
+def differences(comparison):
+  """For each first: table and plots of how the others differ from it."""
+  order = [*comparison.series]
+  for number, (first, found) in enumerate(comparison.differences().items()):
+    yield _difference_table(first, found)
+    plots = [
+      _forest(f"forest-{number}-{key}", first, found, key, title, order)
+      for key, title in (
+        ("accuracy", "Accuracy"),
+        ("margin_nats", "Margin, nats"),
+        ("policy_accuracy", "Accuracy of the policy alone"),
+      )
+      if any(key in one for one in found.values())
+    ]
+    yield tag("div", plots, class_="plots")
+
+
+def _difference_table(first, found):
+  rows = []
+  for label, one in found.items():
+    size = [
+      f"{one['pairs']:,}",
+      one["prompts"] or "-",
+      len(one["seeds"]) or "-",
+    ]
+    rows.append(
+      [
+        label,
+        _difference(one.get("accuracy"), "+.3f", higher=True),
+        paired.p_text(one.get("accuracy") or one.get("policy_accuracy")),
+        _difference(one.get("margin_nats"), "+.3f", higher=True),
+        _difference(one.get("policy_accuracy"), "+.3f", higher=True),
+        _difference(one.get("nll"), "+.3f", higher=False),
+        *size,
+      ]
+    )
+  caption = DIFFERENCES.format(first=first)
+  header = [
+    *("run", "accuracy", "p", "margin, nats", "alone", "nll"),
+    *("pairs", "prompts", "seeds"),
+  ]
+  return scrolled_table(header, rows, caption=caption)
+
+
+def _difference(one, form, *, higher):
+  """A cell: the difference, its interval, and whether it holds 0."""
+  if one is None:
+    return "-"
+  low, high = one["interval"]
+  is_apart = low > 0 or high < 0
+  text = [
+    tag("b" if is_apart else "span", format(one["difference"], form)),
+    " ",
+    tag("small", _interval(one["interval"], form)),
+  ]
+  if not is_apart:
+    return text
+  is_better = (low > 0) == higher
+  return Cell(text, "better" if is_better else "worse")
+
+
+def _forest(name, first, found, key, title, order):
+  """Differences and their intervals, a line each, around 0."""
+  rows = [(label, one[key]) for label, one in found.items() if key in one]
+
+  def draw(axes):
+    axes.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+    for place, (label, one) in enumerate(rows):
+      look = style(order.index(label))
+      low, high = one["interval"]
+      axes.plot([low, high], [-place] * 2, color=look.colour, linewidth=2)
+      axes.plot(
+        [one["difference"]],
+        [-place],
+        color=look.colour,
+        marker=look.marker,
+        markersize=7,
+      )
+      axes.annotate(
+        f"{one['difference']:+.3g}",
+        (one["difference"], -place),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+      )
+    axes.set_yticks(
+      [-n for n in range(len(rows))], [_short(row[0]) for row in rows]
+    )
+    axes.set_ylim(0.6 - len(rows), 0.7)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    axes.spines["left"].set_visible(False)
+
+  height = 0.7 + 0.42 * len(rows)
+  about = f"run minus {first}, with 95 % intervals of the same pairs"
+  return figure(name, f"{title}: difference", about, draw, size=(4.1, height))
+
+
+def _short(label, most=26):
+  return label if len(label) <= most else f"{label[: most - 1]}…"
+
+
+def benchmarks(series):
+  """Scores of benchmark tasks over the training; None where there are none."""
+  names = sorted(
+    {
+      key
+      for runs in series.values()
+      for run in runs
+      for line in run.lines
+      for key in line
+      if _is_task(key)
+    }
+  )
+  if not names:
+    return None
+  rows = []
+  for label, runs in series.items():
+    for title, place in (("before", 0), ("after", -1)):
+      cells = [_score(runs, name, place) for name in names]
+      if any(cell != "-" for cell in cells):
+        rows.append([label, title, *cells])
+  header = ["run", "training", *(name.removeprefix("eval/") for name in names)]
+  return scrolled_table(header, rows, caption=BENCHMARKS, numbers=2)
+
+
+def _is_task(key):
+  parts = key.split("/")
+  return parts[0] == "eval" and len(parts) > 2 and parts[1] not in OURS
+
+
+def _score(runs, name, place):
+  values = []
+  for run in runs:
+    found = [*run.series(name).values()]
+    if found and (place == -1 or len(found) > 1):
+      values.append(found[place])
+  if not values:
+    return "-"
+  text = f"{np.mean(values):.3f}"
+  if len(values) == 1:
+    return text
+  return [text, " ", tag("small", _interval((min(values), max(values)), ".3f"))]
+
+
+def configs(series):
+  """Keys in which the configs differ, and all of them in a box to open."""
+  flat = {label: _flat(_shown(runs)) for label, runs in series.items()}
+  keys = sorted({key for one in flat.values() for key in one})
+  apart = [
+    key for key in keys if len({one.get(key, "") for one in flat.values()}) > 1
+  ]
+  parts = []
+  if apart:
+    rows = []
+    for key in apart:
+      values = [one.get(key) for one in flat.values()]
+      cells = [
+        Cell(_value(value), "changed" if value != values[0] else "")
+        for value in values
+      ]
+      rows.append([tag("code", key), *cells])
+    parts.append(
+      scrolled_table(
+        ["key", *flat], rows, caption=CONFIGS, numbers=len(flat) + 1
+      )
+    )
+  elif len(flat) > 1:
+    parts.append(tag("p", "All configs are the same but for their data."))
+  for label, runs in series.items():
+    text = json.dumps(_shown(runs), indent=2, sort_keys=True)
+    parts.append(
+      tag("details", tag("summary", f"config of {label}"), tag("pre", text))
+    )
+  return parts
+
+
+def _shown(runs):
+  """The config of some seeds: without hashes, with all of the seeds."""
+  config = {k: v for k, v in runs[0].config.items() if k != "identity"}
+  seeds = [run.config.get("seed") for run in runs]
+  return config | ({"seed": seeds} if len(seeds) > 1 else {})
+
+
+def _flat(value, where=""):
+  """{dotted key: JSON of its value}."""
+  if isinstance(value, dict) and value:
+    return {
+      k: v
+      for name, one in value.items()
+      for k, v in _flat(one, f"{where}.{name}" if where else name).items()
+    }
+  return {where: json.dumps(value, sort_keys=True)}
+
+
+def _value(text):
+  return Html("<i>not set</i>") if text is None else tag("code", text)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""report.html: what it shows, what it never does, and of what it is made."""
+
+import html.parser
+import importlib.util
+import re
+
+import numpy as np
+import pytest
+
+from mrpo_jax import files
+from mrpo_jax.reports import report as reports
+from mrpo_jax.reports.compare import compared
+from mrpo_jax.reports.gather import gather
+from mrpo_jax.reports.page import page as pages
+from mrpo_jax.reports.page.curves import MOST, curve
+from mrpo_jax.reports.page.markup import Html, escaped, tag
+from mrpo_jax.reports.page.plots import style, svg
+from mrpo_jax.reports.page.samples import figures_of, repetition
+from tests.material.reported import ODD, make_study
+
+
+class Page(html.parser.HTMLParser):
+  """Elements and text of a page."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.elements, self.text, self._open = [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, name, attributes):
+    self.elements.append((name, dict(attributes)))
+    if name not in ("meta", "br", "hr", "link"):
+      self._open.append(name)
+
+  def handle_endtag(self, name):
+    assert self._open.pop() == name
+
+  def handle_data(self, data):
+    self.text.append(data)
+
+  def shows(self, text):
+    return " ".join(text.split()) in " ".join("".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def study(shared):
+  return shared("study", make_study)
+
+
+@pytest.fixture(scope="module")
+def text(study):
+  return pages.page("study", compared(study))
+
+
+@pytest.fixture(scope="module")
+def page(text):
+  return Page(text)
+
+
+def test_every_section_is_there(page):
+  ids = [one.get("id") for name, one in page.elements if name == "section"]
+  assert ids == [
+    *("summary", "warnings", "runs", "differences", "curves", "mixture"),
+    *("benchmarks", "samples", "configs"),
+  ]
+  targets = [one.get("href") for name, one in page.elements if name == "a"]
+  assert targets == [f"#{one}" for one in ids]
+
+
+def test_every_plot_has_a_title_that_is_read_aloud(page):
+  plots = [one for name, one in page.elements if name == "svg"]
+  ids = [one["id"] for _, one in page.elements if "id" in one]
+  assert len(plots) > 10 and len(ids) == len({*ids})
+  for one in plots:
+    assert one["role"] == "img" and one["viewbox"]
+    assert {*one["aria-labelledby"].split()} <= {*ids}
+  used = re.findall(r"url\(#(.+?)\)", str(page.elements))
+  assert used and {*used} <= {*ids}
+
+
+def test_what_samples_and_configs_say_is_text(page, text):
+  names = {name for name, _ in page.elements}
+  assert names.isdisjoint({"script", "img", "iframe", "object", "base", "form"})
+  for _, attributes in page.elements:
+    assert not [key for key in attributes if key.startswith("on")]
+  assert page.shows(ODD.replace("\u202e", "\ufffd"))
+  assert "\u202e" not in text and "&lt;script&gt;" in text
+
+
+def test_nothing_is_loaded_from_elsewhere(page, text):
+  assert "http:" not in text and "https:" not in text and "@import" not in text
+  for name, attributes in page.elements:
+    assert not {"src", "srcset", "data", "action"} & {*attributes}, name
+    assert attributes.get("href", "#").startswith("#")
+  policy = [one for _, one in page.elements if one.get("http-equiv")]
+  assert policy[0]["content"].startswith("default-src 'none'")
+
+
+def test_names_of_runs_are_text_too(tmp_path):
+  make_study(tmp_path / "<b onclick=x>&", seeds=1)
+  page = Page(pages.page("<i>", compared(tmp_path)))
+  assert not [one for _, one in page.elements if "onclick" in one]
+  assert page.shows("<b onclick=x>&/loss.name=dpo,seed=0")
+
+
+def test_each_comparison_says_n_interval_and_test(page):
+  assert page.shows("Difference to loss.name=dpo,seed=0 (3 seeds) on the same")
+  assert page.shows("paired bootstrap: prompts are drawn with all their pairs")
+  assert page.shows("McNemar's exact test")
+  assert page.shows("n = 60 held-out pairs")
+  assert page.shows("ranks nothing")
+
+
+def test_the_page_is_the_same_each_time(study, text):
+  assert pages.page("study", compared(study)) == text
+  assert len(text) < 500_000
+
+
+def test_a_run_without_two_references_has_no_mixture(page, study):
+  rows = "".join(page.text)
+  assert "share of the mixture" in rows
+  for name in ("base", "second"):
+    assert f"loss.name=mrpo,seed=0 (3 seeds){name}" in rows
+  assert "loss.name=dpo,seed=0 (3 seeds)base" not in rows
+
+
+def test_what_looks_wrong_with_references_is_a_warning(study, tmp_path):
+  make_study(tmp_path, seeds=1)
+  path = tmp_path / "loss.name=mrpo,seed=0" / "metrics.jsonl"
+  lines = files.read_lines(path)
+  for line in lines[1:]:
+    line["references/second/margin"] = 5000.0
+  files.write_lines(path, lines)
+  page = Page(pages.page("study", compared(tmp_path)))
+  assert page.shows("the margins of reference 'second' have a root mean square")
+  assert page.shows("loss.name=dpo,seed=0: holds no checkpoint")
+
+
+def test_damaged_runs_are_said_and_the_page_comes(tmp_path):
+  make_study(tmp_path, seeds=2)
+  first, second, third, fourth = sorted(tmp_path.iterdir())
+  (first / "metrics.jsonl").write_bytes(b'\x00\xff\n{"step": 1, "loss": {}}\n')
+  (second / "eval_pairs.jsonl").unlink()
+  (third / "config.json").write_text("[]")
+  lines = files.read_lines(fourth / "metrics.jsonl")
+  lines[0]["samples"] = [7, {"response": 3}, {"response": "said"}]
+  lines[1]["samples"] = "none"
+  files.write_lines(fourth / "metrics.jsonl", lines)
+  text = reports.report(tmp_path)
+  assert f"report: {tmp_path / 'report.html'}" in text
+  page = Page((tmp_path / "report.html").read_text("utf-8"))
+  assert page.shows(f"{first.name}: 1 lines of metrics.jsonl are no metrics")
+  assert page.shows(f"not evaluated: {second.name}")
+  assert page.shows(f"{third.name} is left out")
+  assert page.shows("said")
+
+
+def test_without_matplotlib_the_text_comes_and_says_so(
+  study, tmp_path, monkeypatch
+):
+  make_study(tmp_path, seeds=1)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  text = reports.report(tmp_path)
+  assert text.startswith("run  ")
+  last = text.splitlines()[-1]
+  assert "report.html is not written" in last and "mrpo-jax[plot]" in last
+  assert sorted(path.name for path in tmp_path.glob("re*")) == ["results.json"]
+
+
+# Of what it is made.
+
+
+def test_markup_escapes_what_is_no_markup():
+  assert tag("p", "a<b", [1, None], class_="x&y") == (
+    '<p class="x&amp;y">a&lt;b1</p>'
+  )
+  assert tag("a", Html("<b>"), hidden=True, title=None) == "<a hidden><b></a>"
+  assert (
+    escaped("a\x00\ud800\u202eb\n\u200dü") == "a\ufffd\ufffd\ufffdb\n\u200dü"
+  )
+
+
+def test_lines_differ_without_colour():
+  looks = {(style(n).dashes, style(n).marker) for n in range(32)}
+  assert len(looks) == 32
+
+
+def test_numbers_in_a_plot_are_not_rounded():
+  found = svg("x", "t", "a", lambda axes: axes.set_xticks([0.0125, 0.0375]))
+  assert ">0.0125<" in found and ">0.0375<" in found
+  assert not re.search(r' d="[^"]*\d\.\d{3}', found)
+  assert "var(--ink)" in found and "#0a0" not in found
+
+
+def test_a_curve_is_the_mean_of_seeds_between_the_least_and_the_largest(
+  tmp_path,
+):
+  make_study(tmp_path, seeds=2)
+  runs, _ = gather(tmp_path)
+  runs = runs[:2]
+  for run, values in zip(runs, ((1.0, 2.0), (3.0, 5.0)), strict=True):
+    run.lines[:] = [{"step": s, "x": v} for s, v in enumerate(values, 1)]
+  runs[1].lines.append({"step": 3, "x": 7.0})  # only one has come so far
+  step, mean, low, high = curve(runs, "x")
+  np.testing.assert_array_equal(step, [1, 2, 3])
+  np.testing.assert_array_equal(mean, [2.0, 3.5, 7.0])
+  np.testing.assert_array_equal(low, [1.0, 2.0, 7.0])
+  np.testing.assert_array_equal(high, [3.0, 5.0, 7.0])
+  assert curve(runs, "y") is None
+  runs[0].lines[:] = [{"step": s, "x": s} for s in range(1000)]
+  assert len(curve(runs[:1], "x")[0]) == MOST
+
+
+def test_repetition_by_hand():
+  # Of the five sequences of four words the last is the first again.
+  assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
+  assert repetition("a b c") == repetition("") == 0.0
+  assert repetition("a " * 10) == pytest.approx(6 / 7)
+  found = figures_of(
+    [
+      {"response": "abcd", "tokens": 2, "finish": "stop"},
+      {"response": "ab", "tokens": 4, "finish": "length"},
+    ]
+  )
+  assert found == dict(tokens=3.0, characters=3.0, repetition=0.0, ended=0.5)
+
+
+@pytest.mark.parametrize(
+  "interval,words",
+  [
+    ([0.01, 0.03], "better than dpo: accuracy +0.020 [+0.010, +0.030]"),
+    ([-0.01, 0.05], "not told apart from dpo: "),
+    ([0.0, 0.04], "not told apart from dpo: "),
+    ([-0.03, -0.01], "worse than dpo: "),
+  ],
+)
+def test_a_verdict_is_by_the_interval_of_the_difference(interval, words):
+  one = {"difference": sum(interval) / 2, "interval": interval}
+  assert pages.verdict({"to": "dpo", "accuracy": one}).startswith(words)
+
+
+def test_what_cannot_be_compared_has_no_verdict():
+  assert "no yardstick" in pages.verdict({"to": "dpo"})
+  one = {"difference": 0.1, "interval": [0.05, 0.2]}
+  found = pages.verdict({"to": "dpo", "policy_accuracy": one})
+  assert found.startswith("better than dpo: accuracy of the policy alone")
