@@ -76,11 +76,11 @@ def _framed(path, width, height):
   return frame
 
 
-def screenshot(path, to, width, height):
+def screenshot(path, to, width, height, *flags):
   """Writes a PNG of the top of a page; `path` and `to` are pathlib.Paths."""
   frame = _framed(path, width, height)
   size = f"--window-size={max(width, 500)},{height}"
-  done = _run(to.parent, size, f"--screenshot={to}", frame.as_uri())
+  done = _run(to.parent, size, *flags, f"--screenshot={to}", frame.as_uri())
   assert to.exists(), done.stderr
   with PIL.Image.open(to) as image:
     image.crop((0, 0, width, height)).save(to)

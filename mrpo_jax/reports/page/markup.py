@@ -2,10 +2,11 @@
 """HTML from Python values: text is escaped unless it is HTML already."""
 
 import html
+import re
 import unicodedata
 from typing import NamedTuple
 
-VOID = ("meta", "br", "hr", "link")
+VOID = ("meta", "wbr")
 # Letters that turn the direction of all that follows, or are not seen.
 HIDDEN = ("Cc", "Cf", "Cs", "Co")
 KEPT = "\n\t\u200d"  # the last joins emoji
@@ -55,6 +56,11 @@ def tag(name, /, *inner, **attributes):
   if name in VOID:
     return Html(f"<{name}{given}>")
   return Html(f"<{name}{given}>{escaped(inner)}</{name}>")
+
+
+def breakable(name):
+  """A name of a run that may be broken where its parts end."""
+  return [[part, tag("wbr")] for part in re.split(r"(?<=[,=/])", name)]
 
 
 def scrolled_table(header, rows, *, caption, numbers=1, classes=()):

@@ -4,7 +4,7 @@
 import numpy as np
 
 from mrpo_jax.reports.page.curves import curve, draw_curves
-from mrpo_jax.reports.page.markup import scrolled_table, tag
+from mrpo_jax.reports.page.markup import breakable, scrolled_table, tag
 from mrpo_jax.reports.page.plots import figure
 
 PLOTTED = 6  # series of runs; the table has all of them
@@ -61,7 +61,7 @@ def table_of(mixed):
   ]
   rows = [
     [
-      label,
+      breakable(label),
       name,
       *(_written(_last(runs, name, what), form) for _, what, form in columns),
     ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole page: sections in their order, warnings, style."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -8,7 +9,7 @@ from mrpo_jax import __version__, files
 from mrpo_jax.references.warnings import warnings
 from mrpo_jax.reports.page import tables
 from mrpo_jax.reports.page.curves import learning_curves
-from mrpo_jax.reports.page.markup import Html, tag
+from mrpo_jax.reports.page.markup import Html, breakable, tag
 from mrpo_jax.reports.page.mixture import mixtures
 from mrpo_jax.reports.page.plots import swatch
 from mrpo_jax.reports.page.samples import samples
@@ -35,6 +36,7 @@ def write(workdir, comparison):
 
 def page(title, comparison):
   """HTML text of a Comparison under a title."""
+  comparison = with_short_labels(comparison)
   series = shown_series(comparison)
   sections = {
     "summary": ("Summary", _summary(comparison)),
@@ -81,6 +83,29 @@ def page(title, comparison):
   return f"<!doctype html>\n{whole}\n"
 
 
+def with_short_labels(comparison):
+  """The same, its groups named by what their seeds have in common.
+
+  "beta=1,seed=0 (3 seeds)" is "beta=1 (3 seeds)", where that is no other's.
+  """
+  short = {}
+  for label, runs in comparison.series.items():
+    seed = f"seed={runs[0].config.get('seed')}"
+    parts = [part for part in runs[0].name.split(",") if part != seed]
+    name = f"{','.join(parts)} ({len(runs)} seeds)"
+    is_taken = name in comparison.series or name in short.values()
+    short[label] = label if len(runs) == 1 or not parts or is_taken else name
+  results = {}
+  for label, one in comparison.results.items():
+    if "difference" in one:
+      difference = one["difference"]
+      to = short[difference["to"]]
+      one = {**one, "difference": {**difference, "to": to}}
+    results[short.get(label, label)] = one
+  series = {short[label]: runs for label, runs in comparison.series.items()}
+  return dataclasses.replace(comparison, results=results, series=series)
+
+
 def shown_series(comparison):
   """{label: runs}: the evaluated series, then each run that was not."""
   evaluated = {run.name for runs in comparison.series.values() for run in runs}
@@ -109,7 +134,7 @@ def _summary(comparison):
     cards.append(
       tag(
         "li",
-        tag("h3", swatch(n, "summary"), " ", label),
+        tag("h3", swatch(n, "summary"), " ", breakable(label)),
         *_main_figures(one),
         tag("p", verdict(difference), class_="verdict"),
       )
@@ -170,14 +195,27 @@ def _curves(series):
 
 
 def _warnings(comparison, series):
+  """What is said of several runs alike stands once, with their names."""
   found = [*comparison.notes]
   for runs in series.values():
     for run in runs:
-      found += [
-        f"{run.name}: {sentence}" for sentence in reference_warnings(run)
-      ]
-  found = [*dict.fromkeys(found)]
-  return tag("ul", [tag("li", one) for one in found], class_="warnings")
+      found += [f"{run.name}: {one}" for one in reference_warnings(run)]
+  said = {}
+  for sentence in found:
+    name, colon, what = sentence.partition(": ")
+    is_of_run = colon and name in comparison.runs
+    said.setdefault(what if is_of_run else sentence, []).extend(
+      [name] if is_of_run else []
+    )
+  items = [
+    tag(
+      "li",
+      [breakable(", ".join(dict.fromkeys(names))), ": "] if names else "",
+      what,
+    )
+    for what, names in said.items()
+  ]
+  return tag("ul", items, class_="warnings") if items else None
 
 
 def reference_warnings(run):

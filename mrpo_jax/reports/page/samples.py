@@ -4,7 +4,7 @@
 import numpy as np
 
 from mrpo_jax.reports.page.curves import draw_curves
-from mrpo_jax.reports.page.markup import scrolled_table, tag
+from mrpo_jax.reports.page.markup import breakable, scrolled_table, tag
 from mrpo_jax.reports.page.plots import figure
 
 WORDS = 4  # a run of so many that was there before is a repetition
@@ -81,7 +81,7 @@ def table_of(sampled):
         name: _mean([one[name] for one in found if one[name] is not None])
         for name, *_ in COLUMNS
       }
-      rows.append([label, _when(steps), *_cells(means)])
+      rows.append([breakable(label), _when(steps), *_cells(means)])
   n = " or ".join(map(str, sorted(sizes)))
   caption = CAPTION.format(n=n, words=WORDS)
   header = ["run", "at", *(title for _, title, _ in COLUMNS)]

@@ -6,7 +6,13 @@ import json
 import numpy as np
 
 from mrpo_jax.reports import paired
-from mrpo_jax.reports.page.markup import Cell, Html, scrolled_table, tag
+from mrpo_jax.reports.page.markup import (
+  Cell,
+  Html,
+  breakable,
+  scrolled_table,
+  tag,
+)
 from mrpo_jax.reports.page.plots import INK, figure, style, swatch
 
 COLUMNS = (  # title, key of results.json, how it is written
@@ -54,7 +60,7 @@ OURS = {
 def legend(series):
   """How each series is drawn in all plots."""
   items = [
-    tag("li", swatch(n, "legend"), " ", tag("span", label))
+    tag("li", swatch(n, "legend"), " ", tag("span", breakable(label)))
     for n, label in enumerate(series)
   ]
   return tag("ul", items, class_="legend")
@@ -67,7 +73,7 @@ def runs_table(comparison):
   for name, one in comparison.results.items():
     is_seed = "group" in one
     mark = "" if is_seed else swatch(numbers[name], "runs")
-    rows.append([[mark, " ", tag("span", name)], *_cells(one)])
+    rows.append([[mark, " ", tag("span", breakable(name))], *_cells(one)])
     classes.append("seed" if is_seed else "")
   sizes = sorted({one["held_out_pairs"] for one in comparison.results.values()})
   n = " or ".join(f"{size:,}" for size in sizes)
@@ -119,7 +125,7 @@ def _difference_table(first, found):
     ]
     rows.append(
       [
-        label,
+        breakable(label),
         _difference(one.get("accuracy"), "+.3f", higher=True),
         paired.p_text(one.get("accuracy") or one.get("policy_accuracy")),
         _difference(one.get("margin_nats"), "+.3f", higher=True),
@@ -214,7 +220,7 @@ def benchmarks(series):
     for title, place in (("before", 0), ("after", -1)):
       cells = [_score(runs, name, place) for name in names]
       if any(cell != "-" for cell in cells):
-        rows.append([label, title, *cells])
+        rows.append([breakable(label), title, *cells])
   header = ["run", "training", *(name.removeprefix("eval/") for name in names)]
   return scrolled_table(header, rows, caption=BENCHMARKS, numbers=2)
 
