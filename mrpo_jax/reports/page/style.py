@@ -104,8 +104,9 @@ td code { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
 .plot {
   margin: 0; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; padding: 0.8rem;
+  border-radius: 10px; padding: 0.8rem; display: flex; flex-direction: column;
 }
+.plot svg { margin-top: auto; }
 figcaption { line-height: 1.35; margin-bottom: 0.4rem; }
 figcaption strong {
   display: block; font-size: 0.95rem; font-weight: 600; overflow-wrap: anywhere;
@@ -140,6 +141,7 @@ pre {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 0.8rem 1rem; overflow-x: auto;
 }
+@media (min-width: 40rem) { wbr { display: none; } }
 @media (max-width: 40rem) {
   tbody th { white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
   th, td { padding: 0.42rem 0.6rem; }

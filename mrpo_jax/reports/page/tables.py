@@ -190,6 +190,7 @@ def _forest(name, first, found, key, title, order):
     axes.set_ylim(0.6 - len(rows), 0.7)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
+    axes.locator_params(axis="x", nbins=4)
     axes.spines["left"].set_visible(False)
 
   height = 0.7 + 0.42 * len(rows)
