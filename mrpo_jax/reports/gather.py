@@ -66,17 +66,16 @@ def gather(workdir):
   runs, notes = [], []
   for name, folder in _folders(pathlib.Path(workdir)).items():
     try:
-      config = files.read_json(folder / CONFIG)
-      reward_beta(config.get("loss", {}))
-    except (InputError, OSError, TypeError) as error:
+      lines, no_metrics = _lines(folder / METRICS)
+      pairs, no_pairs = _pairs(folder / PAIRS)
+      config = _config(folder / CONFIG, is_evaluated=bool(pairs))
+    except (InputError, OSError) as error:
       notes.append(f"{name} is left out: {error}")
       continue
-    lines, strange = _lines(folder / METRICS)
-    if strange:
-      notes.append(f"{name}: {strange} lines of {METRICS} are no metrics")
-    pairs, strange = _pairs(folder / PAIRS)
-    if strange:
-      notes.append(f"{name}: {strange} lines of {PAIRS} are no pairs")
+    if no_metrics:
+      notes.append(f"{name}: {no_metrics} lines of {METRICS} are no metrics")
+    if no_pairs:
+      notes.append(f"{name}: {no_pairs} lines of {PAIRS} are no pairs")
     runs.append(Run(name, folder, config, lines, pairs, len(pairs)))
     notes += _standing(runs[-1])
   return runs, notes
@@ -93,6 +92,17 @@ def _folders(workdir):
     if (path / PAIRS).exists() or (path / METRICS).exists()
   ]
   return {path.relative_to(workdir).as_posix(): path for path in runs}
+
+
+def _config(path, *, is_evaluated):
+  """Content of config.json; InputError where a report cannot read it."""
+  config = files.read_json(path)
+  for key in ("references", "identity"):
+    if not isinstance(config.get(key, {}), dict):
+      raise InputError(f"config.{key} is no section")
+  if is_evaluated:
+    reward_beta(config.get("loss", {}))
+  return config
 
 
 def _lines(path):
@@ -151,8 +161,8 @@ def _texts(samples):
 def _standing(run):
   """A sentence where a run has not come to its end."""
   steps = run.config.get("steps")
-  if not isinstance(steps, int):
-    return
+  if not isinstance(steps, int) or "bandit" in run.config:
+    return  # a bandit keeps no checkpoint
   step = checkpoints.stands_at(run.folder)
   if step == 0:
     yield f"{run.name}: holds no checkpoint"

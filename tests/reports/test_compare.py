@@ -267,8 +267,10 @@ def test_a_run_without_a_reference_differs_by_the_yardsticks_that_it_has(
 
 
 def test_what_is_damaged_is_said_and_the_rest_reported(tmp_path):
-  for name in "abcde":
+  for name in "abcdef":
     make_run(tmp_path / name, [1.0, -1.0, 2.0])
+  (tmp_path / "f" / "metrics.jsonl").unlink()
+  (tmp_path / "f" / "metrics.jsonl").mkdir()
   with open(tmp_path / "a" / "metrics.jsonl", "a") as file:
     file.write('garbage\n{"loss": 1}\n{"step": 9, "loss": "high"}\n{"st')
   with open(tmp_path / "b" / "eval_pairs.jsonl", "a") as file:
@@ -285,6 +287,7 @@ def test_what_is_damaged_is_said_and_the_rest_reported(tmp_path):
   assert notes[2].startswith("c is left out: ") and "is not JSON" in notes[2]
   assert notes[3] == "d: holds no checkpoint"
   assert notes[4].startswith("e is left out: config.loss: ")
+  assert notes[5].startswith("f is left out: ") and len(notes) == 6
 
 
 def test_a_line_of_before_the_training_has_no_speed(tmp_path):

@@ -143,7 +143,8 @@ def test_damaged_runs_are_said_and_the_page_comes(tmp_path):
   first, second, third, fourth = sorted(tmp_path.iterdir())
   (first / "metrics.jsonl").write_bytes(b'\x00\xff\n{"step": 1, "loss": {}}\n')
   (second / "eval_pairs.jsonl").unlink()
-  (third / "config.json").write_text("[]")
+  content = files.read_json(third / "config.json")
+  files.write_json(third / "config.json", {**content, "references": [1]})
   lines = files.read_lines(fourth / "metrics.jsonl")
   lines[0]["samples"] = [7, {"response": 3}, {"response": "said"}]
   lines[1]["samples"] = "none"
@@ -153,7 +154,7 @@ def test_damaged_runs_are_said_and_the_page_comes(tmp_path):
   page = Page((tmp_path / "report.html").read_text("utf-8"))
   assert page.shows(f"{first.name}: 1 lines of metrics.jsonl are no metrics")
   assert page.shows(f"not evaluated: {second.name}")
-  assert page.shows(f"{third.name} is left out")
+  assert page.shows(f"{third.name} is left out: config.references is no")
   assert page.shows("said")
 
 

@@ -139,7 +139,15 @@ def _summary(comparison):
         tag("p", verdict(difference), class_="verdict"),
       )
     )
-  return tag("ul", cards, class_="cards")
+  note = (
+    "In brackets: 95 % intervals of the difference on the same held-out pairs, "
+    "by paired bootstrap; n and tests stand under Differences."
+  )
+  several = any("difference" in one for one in comparison.results.values())
+  return [
+    tag("ul", cards, class_="cards"),
+    tag("p", note, class_="note") if several else "",
+  ]
 
 
 def _main_figures(one):
