@@ -230,12 +230,13 @@ def _sampling(given):
 
 
 def report(given):
-  """Compare the evaluated runs of a folder: a table, results.json, report.html.
+  """Compare the evaluated runs of a folder: a table, JSON and a page.
 
-  The folder is one run, or holds runs at any depth.  Seeds of one config stand
-  together, below their mean; what cannot be compared is said.  Differences are
-  of the same held-out pairs.  The page fetches nothing; its plots need
-  matplotlib (pip install mrpo-jax[plot]).
+  The folder is one run, or holds runs at any depth; results.json and
+  report.html come into it.  Seeds of one config stand together, below their
+  mean; differences are of the same held-out pairs, and what cannot be compared
+  is said.  The page fetches nothing; its plots need matplotlib (pip install
+  mrpo-jax[plot]).
   """
   from mrpo_jax.reports.report import report
 
@@ -243,7 +244,7 @@ def report(given):
 
 
 def sweep(given):
-  """Train a grid of runs, one after the other; the same command goes on.
+  """Train a grid of runs, one after the other.
 
   --vary KEY=V1,V2 is given once for each key that varies; 0:5 is 0, 1, 2, 3, 4;
   --vary config=A,B are arguments of the config file, as after its colon.  The
