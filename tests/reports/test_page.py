@@ -14,7 +14,7 @@ from mrpo_jax.reports.compare import compared
 from mrpo_jax.reports.gather import gather
 from mrpo_jax.reports.page import page as pages
 from mrpo_jax.reports.page.curves import MOST, curve
-from mrpo_jax.reports.page.markup import Html, escaped, tag
+from mrpo_jax.reports.page.markup import VOID, Html, escaped, tag
 from mrpo_jax.reports.page.plots import style, svg
 from mrpo_jax.reports.page.samples import figures_of, repetition
 from tests.material.reported import ODD, make_study
@@ -30,7 +30,7 @@ class Page(html.parser.HTMLParser):
 
   def handle_starttag(self, name, attributes):
     self.elements.append((name, dict(attributes)))
-    if name not in ("meta", "wbr"):
+    if name not in VOID:
       self._open.append(name)
 
   def handle_endtag(self, name):

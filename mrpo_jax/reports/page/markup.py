@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-VOID = ("meta", "wbr")
+VOID = ("meta", "br", "wbr")
 # Letters that turn the direction of all that follows, or are not seen.
 HIDDEN = ("Cc", "Cf", "Cs", "Co")
 KEPT = "\n\t\u200d"  # the last joins emoji

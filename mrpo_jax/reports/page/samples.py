@@ -121,10 +121,13 @@ def _curves(sampled):
         f"samples-{name}",
         f"{title} of samples",
         "tokens" if name == "tokens" else "share of word sequences seen before",
-        lambda axes, curves=curves: draw_curves(
-          axes, curves, labels=[*sampled]
-        ),
+        lambda axes, curves=curves: _draw(axes, curves),
       )
+
+
+def _draw(axes, curves):
+  draw_curves(axes, curves)
+  axes.set_ylim(bottom=0)
 
 
 def _by_step(runs, name):

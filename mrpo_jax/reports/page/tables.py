@@ -150,7 +150,7 @@ def _difference(one, form, *, higher):
   is_apart = low > 0 or high < 0
   text = [
     tag("b" if is_apart else "span", format(one["difference"], form)),
-    " ",
+    tag("br"),
     tag("small", _interval(one["interval"], form)),
   ]
   if not is_apart:
