@@ -60,7 +60,7 @@ def tag(name, /, *inner, **attributes):
 
 def breakable(name):
   """A name of a run that may be broken where its parts end."""
-  return [[part, tag("wbr")] for part in re.split(r"(?<=[,=/])", name)]
+  return [[part, tag("wbr")] for part in re.split(r"(?<=[,/])", name)]
 
 
 def scrolled_table(header, rows, *, caption, numbers=1, classes=()):

@@ -145,6 +145,7 @@ pre {
 @media (max-width: 40rem) {
   tbody th { white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
   th, td { padding: 0.42rem 0.6rem; }
+  tr.seed th { padding-left: 1.2rem; }
   h2 { margin-top: 2.2rem; }
 }
 @media print {
