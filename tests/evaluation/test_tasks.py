@@ -156,6 +156,20 @@ def test_results_are_those_of_the_requests_by_hand(lm, benchmarks):
   assert "|truthfulqa_mc2|" in table(got)
 
 
+def test_shots_that_a_task_fixes_stay_and_that_is_said(lm, benchmarks, caplog):
+  with caplog.at_level(logging.INFO, "mrpo_jax"):
+    got = evaluate_tasks(
+      *(lm, ["truthfulqa_mc1", "gsm8k"]),
+      data=str(benchmarks),
+      limit=1,
+      num_fewshot=2,
+    )
+  assert got["n-shot"] == {"truthfulqa_mc1": 0, "gsm8k": 2}
+  assert "truthfulqa_mc1: shots are fixed by the task; --num_fewshot=2" in (
+    caplog.text
+  )
+
+
 def test_a_group_is_the_mean_over_its_documents(lm, benchmarks):
   names = ["mmlu_stem", "mmlu_virology"]
   with pytest.raises(InputError, match="no dev rows of astronomy"):
