@@ -110,7 +110,7 @@ class Answers:
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     prompts = [prompts[n] for n in order]
     ends = self._ends | self._tokens_of(until)
-    decoder = self._decoder(params, sampling, ends, max(map(len, prompts)))
+    decoder = self._decoder(params, sampling, ends, prompts)
     eos = self._tokenizer.eos_token
     texts = [*filter(None, until), *([eos] if eos else [])]
     found, tokens = [None] * len(prompts), 0
@@ -171,18 +171,19 @@ class Answers:
     ids = map(self._tokenizer.convert_tokens_to_ids, until)
     return {one for one in ids if one in known}
 
-  def _decoder(self, params, sampling, ends, longest):
-    """The Decoder of prompts that are no longer, with these parameters."""
+  def _decoder(self, params, sampling, ends, prompts):
+    """The Decoder of such prompts, with these parameters."""
     new = sampling.max_new_tokens
-    longest = min(-(-longest // ROUND) * ROUND, self._longest - new)
+    longest = -(-max(map(len, prompts)) // ROUND) * ROUND
+    longest = min(longest, self._longest - new)
     ends = tuple(sorted(one for one in ends if one < self._config.vocab_size))
-    key = sampling, ends, longest
+    # No more than a power of two that holds all.
+    slots = min(self._slots or SLOTS, 1 << (len(prompts) - 1).bit_length())
+    key = sampling, ends, longest, slots
     if key in self._decoders:
       self._decoders[key].use(params)
       return self._decoders[key]
-    slots = self._slots or SLOTS
-    platform = jax.tree.leaves(params)[0].devices().pop().platform
-    most = CACHE_BYTES.get(platform, OTHER_BYTES)
+    most = CACHE_BYTES.get(jax.default_backend(), OTHER_BYTES)
     while True:
       decoder = Decoder(
         self._config,

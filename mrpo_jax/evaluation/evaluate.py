@@ -2,6 +2,7 @@
 """Benchmarks of a model: lm-evaluation-harness's results of a HarnessLM."""
 
 import contextlib
+import logging
 import math
 import random
 
@@ -12,6 +13,8 @@ from lm_eval.utils import make_table
 
 from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks.find import find
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_tasks(
@@ -40,9 +43,12 @@ def evaluate_tasks(
     InputError: a task is not known or cannot be loaded.
   """
   with quiet(), _own_random_numbers():
+    found = find(tasks, data)
+    if num_fewshot is not None:
+      _say_fixed_shots(found, num_fewshot)
     found = lm_eval.simple_evaluate(
       model=lm,
-      tasks=find(tasks, data),
+      tasks=found,
       limit=limit,
       num_fewshot=num_fewshot,
       apply_chat_template=apply_chat_template,
@@ -71,6 +77,21 @@ def figures(results):
       if is_figure and isinstance(value, int | float):
         found[f"{task}/{name}"] = float(value)
   return found
+
+
+def _say_fixed_shots(found, asked):
+  """The harness leaves a task alone that has no shots by its own word."""
+  fixed = [one.task_name for one in found if _shots(one) == 0]
+  if fixed and asked:
+    logger.info(
+      f"{', '.join(fixed)}: shots are fixed by the task; --num_fewshot="
+      f"{asked} does not count"
+    )
+
+
+def _shots(task):
+  """Shots before each document of a task; None for a group or no word of it."""
+  return getattr(getattr(task, "config", None), "num_fewshot", None)
 
 
 @contextlib.contextmanager

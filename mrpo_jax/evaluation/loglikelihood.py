@@ -20,7 +20,8 @@ from mrpo_jax.progress import Progress
 logger = logging.getLogger(__name__)
 
 ROW = 4096  # tokens of a full row
-LEAST = 256  # of the shortest; others have twice as many, and so on
+LEAST = 256  # of the shortest
+SHORTER = 4  # so many times shorter is the next one, for what is left
 AHEAD = 2  # batches of rows that devices have before one is read
 
 
@@ -142,7 +143,7 @@ class Scorer:
     """Yields (Rows, who is scored in each, tokens) of as many as fit a mesh."""
     by_length = collections.defaultdict(list)
     for row in rows:
-      by_length[_length(trees.size_of(row))].append(row)
+      by_length[_length(trees.size_of(row), self.row)].append(row)
     for length, some in by_length.items():
       for first in range(0, len(some), self._rows):
         batch = some[first : first + self._rows]
@@ -169,10 +170,12 @@ def _check(config, longest, context, continuation):
     )
 
 
-def _length(used):
+def _length(used, row):
   """Tokens of the row that holds as many: few lengths, a program for each."""
-  length = LEAST
-  while length < used:
+  length = row
+  while length // SHORTER >= max(used, LEAST):
+    length //= SHORTER
+  while length < used:  # by one request
     length *= 2
   return length
 

@@ -206,7 +206,7 @@ class _Queue:
       return False
     rows = []
     for r in range(decoder.rows):
-      heads = [list(self._prompts[n][:-1]) for n in numbers[: decoder.row]]
+      heads = (list(self._prompts[n][:-1]) for n in numbers)
       row, count = packed.take(heads, decoder.row)
       for number, source in zip(numbers[:count], row.sources, strict=True):
         places[number] = r, source

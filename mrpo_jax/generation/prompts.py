@@ -23,10 +23,11 @@ def take(prompts, length):
   """(PromptRow, how many prompts it holds): as many from the first as fit.
 
   Args:
-    prompts: lists of token ids, none longer than `length`.
+    prompts: lists of token ids, none longer than `length`; no more of them is
+      looked at than the first that does not fit.
     length: tokens of a row.
   """
-  groups, size = [], 0
+  groups, size, count = [], 0, -1
   for count, prompt in enumerate(prompts):
     alone = len(prompt)
     joined = _size([*groups[-1], prompt]) if groups else None
@@ -40,7 +41,7 @@ def take(prompts, length):
       groups[-1].append(prompt)
     else:
       groups.append([prompt])
-  return _row(groups, length), len(prompts)
+  return _row(groups, length), count + 1
 
 
 def _common(prompts):

@@ -11,7 +11,7 @@ import pytest
 
 from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation.loglikelihood import Scorer
+from mrpo_jax.evaluation.loglikelihood import Scorer, _length
 from mrpo_jax.models import parameters, transformer
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.rope import Rope
@@ -91,6 +91,12 @@ def test_scores_are_those_of_each_request_alone(rng, config):
       [logp for logp, _ in got], [logp for logp, _ in want], atol=2e-5
     )
     assert [one for _, one in got] == [one for _, one in want]
+
+
+def test_rows_have_few_lengths():
+  lengths = [_length(used, 4096) for used in (1, 256, 257, 1024, 1025, 4097)]
+  assert lengths == [256, 256, 1024, 1024, 4096, 8192]
+  assert _length(40, 24) == 48
 
 
 def test_new_parameters_compile_nothing_anew(rng):

@@ -3,16 +3,20 @@
 
 import importlib.util
 import json
+import logging
 import pathlib
 
 import lm_eval
 import numpy as np
 import pytest
 import yaml
+from lm_eval import evaluator, utils
+from lm_eval.api import task as of_tasks
 from lm_eval.utils import apply_template
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation import evaluate_tasks, figures, table
+from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks import find as found
 from mrpo_jax.evaluation.tasks import local
 
@@ -152,6 +156,20 @@ def test_results_are_those_of_the_requests_by_hand(lm, benchmarks):
   assert "|truthfulqa_mc2|" in table(got)
 
 
+def test_shots_that_a_task_fixes_stay_and_that_is_said(lm, benchmarks, caplog):
+  with caplog.at_level(logging.INFO, "mrpo_jax"):
+    got = evaluate_tasks(
+      *(lm, ["truthfulqa_mc1", "gsm8k"]),
+      data=str(benchmarks),
+      limit=1,
+      num_fewshot=2,
+    )
+  assert got["n-shot"] == {"truthfulqa_mc1": 0, "gsm8k": 2}
+  assert "truthfulqa_mc1: shots are fixed by the task; --num_fewshot=2" in (
+    caplog.text
+  )
+
+
 def test_a_group_is_the_mean_over_its_documents(lm, benchmarks):
   names = ["mmlu_stem", "mmlu_virology"]
   with pytest.raises(InputError, match="no dev rows of astronomy"):
@@ -271,3 +289,19 @@ def test_the_random_numbers_of_others_stay_theirs(lm, benchmarks):
   want = np.random.get_state()[1].copy()
   evaluate_tasks(lm, ["truthfulqa_mc1"], data=str(benchmarks), limit=1)
   np.testing.assert_array_equal(np.random.get_state()[1], want)
+
+
+def test_the_harness_is_afterwards_as_it_was(lm, benchmarks):
+  before = of_tasks.tqdm, evaluator.get_git_commit_hash
+  evaluate_tasks(lm, ["truthfulqa_mc1"], data=str(benchmarks), limit=1)
+  assert (of_tasks.tqdm, evaluator.get_git_commit_hash) == before
+  assert "from_string" not in vars(utils.env)
+  assert not logging.getLogger("lm_eval").handlers
+
+
+def test_a_warning_of_the_harness_is_said_once(caplog):
+  theirs = logging.getLogger("lm_eval.api.task")
+  with caplog.at_level(logging.INFO, "mrpo_jax"), quiet(), quiet():
+    for text in ("it is odd", "it is odd", "x: Custom kwargs can be passed to"):
+      theirs.warning(text)
+  assert caplog.messages == ["warning: of the harness: it is odd"]

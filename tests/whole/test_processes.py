@@ -17,6 +17,7 @@ import pytest
 from mrpo_jax import cli, files
 from mrpo_jax.runs.workdir import PAIRS
 from mrpo_jax.training import checkpoints
+from tests.material.benchmarks import write_benchmarks
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
@@ -269,3 +270,23 @@ def test_two_generate_what_one_does(inputs, tmp_path):
   for code, _, err, _ in started(to, [*argv, *split]):
     assert code == 0, err
   assert to.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def test_two_evaluate_what_one_does(inputs, shared, tmp_path):
+  data = shared("benchmarks", write_benchmarks)
+  argv = [
+    *("evaluate", f"--model={inputs}/base", f"--data={data}"),
+    *("--tasks=truthfulqa_mc2,gsm8k", "--num_fewshot=1", "--limit=2"),
+  ]
+  assert cli.main([*argv, f"--to={tmp_path}/alone"]) == 0
+  to = tmp_path / "of_two"
+  split = [f"--to={to}", "--mesh=data=2,fsdp=2,model=2"]
+  for code, _, err, _ in started(to, [*argv, *split]):
+    assert code == 0, err
+  got, want = (
+    files.read_json(folder / "results.json")["results"]
+    for folder in (to, tmp_path / "alone")
+  )
+  assert got["gsm8k"] == want["gsm8k"]
+  figures = (one["truthfulqa_mc2"]["acc,none"] for one in (got, want))
+  assert next(figures) == pytest.approx(next(figures), abs=1e-5)
