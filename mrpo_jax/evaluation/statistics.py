@@ -47,7 +47,10 @@ def paired_interval(
     raise InputError("an interval needs items; there are none")
   if not np.isfinite(difference_RN).all():
     raise InputError("an interval needs finite numbers; one is not")
-  sum_CR, size_C = _clusters(difference_RN.T, clusters_N)
+  cluster_N = cluster_of(clusters_N, difference_RN.shape[1])
+  size_C = np.bincount(cluster_N).astype(float)
+  sum_CR = np.zeros((len(size_C), len(difference_RN)))
+  np.add.at(sum_CR, cluster_N, difference_RN.T)
   rng = np.random.default_rng(seed)
   block = max(BLOCK // len(size_C), 1)
   means = [
@@ -58,18 +61,22 @@ def paired_interval(
   return np.quantile(np.concatenate(means), [tail, 1 - tail]).tolist()
 
 
-def _clusters(difference_NR, labels):
-  """(sums of the differences, counts of the items) by cluster."""
-  items = len(difference_NR)
+def cluster_of(labels, items):
+  """[N] index of each item's cluster, in the order in which they appear.
+
+  Args:
+    labels: of the items; None: each item is by itself.
+    items: how many there are.
+
+  Raises:
+    InputError: the labels are not one for each item.
+  """
   if labels is None:
-    return difference_NR, np.ones(items)
+    return np.arange(items)
   if len(labels) != items:
     raise InputError(f"{len(labels)} labels of clusters for {items} items")
   place = {}
-  cluster_N = np.array([place.setdefault(one, len(place)) for one in labels])
-  sum_CR = np.zeros((len(place), difference_NR.shape[1]))
-  np.add.at(sum_CR, cluster_N, difference_NR)
-  return sum_CR, np.bincount(cluster_N).astype(float)
+  return np.array([place.setdefault(one, len(place)) for one in labels], int)
 
 
 def _means(rng, sum_CR, size_C, samples):
