@@ -149,6 +149,45 @@ def generate(given):
   )
 
 
+def compare(given):
+  """Compare models by a judge of their answers to the same prompts.
+
+  The models answer the prompts of a file, as `mrpo generate` does; instead of
+  a model --responses takes what it, or another engine, wrote.  The first is
+  the baseline, and files of responses come before models.
+
+  The judge is a command that reads lines {"prompt", "first", "second", "index",
+  "order"} and writes {"preference": 1 to 2} or {"winner": "first", "second" or
+  "tie"} for each; it is asked in both orders.  Or it is module:name, a Python
+  function reward(prompts, responses) that gives a number for each, the larger
+  the better.
+
+  --to holds the answers, the judgements and results.json: the win rate of each
+  model against those before it, raw and as if answers were equally long.  The
+  same command goes on where it was killed; no judgement is asked for twice.
+  """
+  from mrpo_jax.runs.evaluation import compare
+  from mrpo_jax.runs.inference.model import Source
+
+  held = ("template", "dtype", "quantize", "mesh")
+  table = compare.compare(
+    given.model,
+    given.prompts,
+    given.judge,
+    given.to,
+    responses=given.responses,
+    source=Source(**{name: getattr(given, name) for name in held}),
+    given={**_sampling(given), "samples": given.samples},
+    seed=given.seed,
+    timeout=given.judge_timeout,
+    stops=tuple(given.stop),
+    slots=given.slots,
+    cache_dtype=given.cache_dtype,
+    generation_config=given.generation_config,
+  )
+  print(table)
+
+
 def chat(given):
   """Talk to a model in the terminal.
 
@@ -366,6 +405,7 @@ COMMANDS = {
   "generate": generate,
   "chat": chat,
   "evaluate": evaluate,
+  "compare": compare,
   "report": report,
   "sweep": sweep,
   "bench": bench,

@@ -196,6 +196,30 @@ FLAGS = {
       *PROCESSES,
     ),
   ),
+  "compare": Command(
+    "--model=DIR ... --prompts=FILE --judge=COMMAND --to=DIR",
+    (
+      Flag(
+        *("model", "folder of a model; the first is the baseline", "DIR"),
+        many=True,
+      ),
+      Flag(
+        *("responses", "JSON lines of what one said; before models", "FILE"),
+        many=True,
+      ),
+      Flag("prompts", "rows of JSON, or a .txt file", "FILE", required=True),
+      Flag("judge", "a command, or module:name", "COMMAND", required=True),
+      Flag(
+        *("judge_timeout", "seconds for an answer of a command", "S"),
+        *(600, positive),
+      ),
+      Flag("to", "folder to write", "DIR", type=new_folder, required=True),
+      *(one for one in SOURCE if one.name not in ("model", "workdir", "step")),
+      Flag("samples", "answers to each prompt", "N", 1, count_from(1)),
+      *SAMPLING,
+      Flag("slots", "samples side by side", "N", 64, count_from(1)),
+    ),
+  ),
   "report": Command(
     "--workdir=DIR",
     (WORKDIR._replace(about="folder of a run, or with runs in it"),),

@@ -190,12 +190,7 @@ def _done(to, known, record, work):
         f"{to} line {number + 1} is not the one that was written there; remove "
         f"the file and {_beside(to).name}"
       )
-  with open(to, "rb+") as file:
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-      logger.info(f"{to}: its last line is cut short, and made again")
-      file.truncate(whole)
+  files.cut_half_line(to)
   return len(lines)
 
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparison of models by a judge of their answers to the same prompts.
+
+DIR/<name>.jsonl holds the answers of each model, DIR/judgements.jsonl what the
+judge says of them, DIR/results.json the figures.  The same command goes on
+where it was killed.
+"""
+
+import itertools
+import json
+import logging
+import pathlib
+
+from mrpo_jax import files, hub
+from mrpo_jax.errors import InputError
+from mrpo_jax.evaluation import judges
+from mrpo_jax.evaluation.win_rates import head_to_head
+from mrpo_jax.runs.evaluation.judgements import Judgements
+from mrpo_jax.runs.evaluation.responses import (
+  names_of,
+  read_responses,
+  refuse_other_samples,
+)
+from mrpo_jax.runs.inference.generate import OWN, generate
+from mrpo_jax.runs.inference.prompts import read_prompts
+from mrpo_jax.text import aligned
+
+logger = logging.getLogger(__name__)
+
+JUDGED, RESULTS = "judgements.jsonl", "results.json"
+TEST = "exact two-sided sign test on prompts"
+HEADER = (
+  *("second against first", "n", "win rate [95 %]", "length-controlled [95 %]"),
+  *("won", "tied", "lost", "order bias [95 %]", "flips", "p"),
+)
+LEGEND = """\
+n: answers of each model; win rate: of the second model, a tie is a half;
+length-controlled: as if answers were equally long (AlpacaEval's minimal form);
+order bias: how much more often than not the answer wins that stands first,
+flips: pairs whose other answer wins in the other order; p: exact two-sided sign
+test on prompts that are no tie.  Intervals: bootstrap over prompts."""
+
+
+def compare(
+  models,
+  prompts,
+  judge,
+  to,
+  *,
+  responses=(),
+  source,
+  given,
+  seed=0,
+  timeout=judges.TIMEOUT,
+  **sampling,
+):
+  """Writes the answers, their judgements and results.json; gives the table.
+
+  Args:
+    models: folders of models; the first of all is the baseline.
+    prompts: file of them, see `inference.prompts.read_prompts`.
+    judge: a command, or "module:name".
+    to: folder to write, or to go on with.
+    responses: files of answers that are there; they come before the models.
+    source: inference.model.Source of how models are held.
+    given: as `inference.generate.generate` takes it.
+    seed: of the samples, and of the intervals' draws.
+    timeout: seconds that a command may take for an answer.
+    **sampling: further keywords of `generate`.
+
+  Raises:
+    InputError: something that was given is wrong, or the judge fails.
+  """
+  if len(models) + len(responses) < 2:
+    raise InputError(
+      "give at least two of --model=FOLDER and --responses=FILE to compare"
+    )
+  to = pathlib.Path(to)
+  taken = [name.partition(".")[0] for name in (JUDGED, RESULTS)]
+  names = names_of([*responses, *models], taken)
+  judge = judges.judge_of(judge, timeout=timeout)
+  asked = read_prompts(prompts, keys=OWN)
+  answers = [
+    read_responses(name, path, asked)
+    for name, path in zip(names, responses, strict=False)
+  ]
+  for path in models:
+    hub.read_config(path)
+  to.mkdir(parents=True, exist_ok=True)
+  identity = files.sha256_of(prompts)
+  with files.alone(to / JUDGED):
+    Judgements(to / JUDGED, judge, identity)  # refuses those of others
+  for name, path in zip(names[len(responses) :], models, strict=True):
+    logger.info(f"answers of {path}, the model {name!r}")
+    model, said = source._replace(model=path), to / f"{name}.jsonl"
+    generate(model, prompts, said, given=given, seed=seed, **sampling)
+    answers.append(read_responses(name, said, asked))
+  refuse_other_samples(answers)
+  with files.alone(to / JUDGED):
+    known = Judgements(to / JUDGED, judge, identity)
+    results = _results(known, judge, answers, asked, seed)
+    files.write_json(to / RESULTS, results, sort_keys=False)
+  return text(results)
+
+
+def _results(known, judge, answers, prompts, seed):
+  """The content of results.json."""
+  pairs = [*itertools.combinations(answers, 2)]
+  items = sorted(answers[0].texts)
+  requests = {}
+  for a, b in pairs:
+    requests |= _requests(a, b, items, prompts, judge.orders)
+  preferences = dict(zip(requests, known.of(answers, requests), strict=True))
+  clusters = [json.dumps(prompts[index].row["prompt"]) for index, _ in items]
+  found = []
+  for a, b in pairs:
+    forward, backward = (
+      [preferences[first.name, second.name, *item] for item in items]
+      if order in judge.orders
+      else None
+      for order, (first, second) in enumerate([(a, b), (b, a)])
+    )
+    difference_N = [len(b.texts[item]) - len(a.texts[item]) for item in items]
+    figures = head_to_head(
+      forward,
+      backward,
+      difference_N=difference_N,
+      clusters_N=clusters,
+      seed=seed,
+    )
+    found.append({"first": a.name, "second": b.name, **figures})
+  return {
+    "judge": judge.name,
+    "test": TEST,
+    "models": [one.name for one in answers],
+    **(found[0] if len(found) == 1 else {"pairs": found}),
+  }
+
+
+def _requests(a, b, items, prompts, orders):
+  """{tuple of judgements.KEYS: request} of two models' Responses."""
+  several = any(sample for _, sample in items)
+  found = {}
+  for index, sample in items:
+    for order in orders:
+      first, second = (b, a) if order else (a, b)
+      found[first.name, second.name, index, sample] = {
+        "prompt": prompts[index].row["prompt"],
+        "first": first.texts[index, sample],
+        "second": second.texts[index, sample],
+        "index": index,
+        **({"sample": sample} if several else {}),
+        "order": order,
+      }
+  return found
+
+
+def text(results):
+  """The table of results.json, and what its columns mean."""
+  rows = [
+    [
+      f"{one['second']} against {one['first']}",
+      str(one["n"]),
+      _share(one["win_rate"], one["interval"]),
+      _share(one["length_controlled"], one["length_controlled_interval"]),
+      *(str(one[name]) for name in ("wins", "ties", "losses")),
+      _share(one["order_bias"], one["order_bias_interval"]),
+      _share(one["flips"]),
+      f"{one['p']:.2g}",
+    ]
+    for one in results.get("pairs", [results])
+  ]
+  lines = [aligned([HEADER, *rows]), "", LEGEND]
+  if len(rows) > 1:
+    lines.append(f"{len(rows)} comparisons: each p is of one alone.")
+  return "\n".join(lines)
+
+
+def _share(value, interval=()):
+  if value is None:
+    return "-"
+  ends = ", ".join(f"{100 * end:.1f}" for end in interval)
+  return f"{100 * value:.1f}%" + (f" [{ends}]" if ends else "")
