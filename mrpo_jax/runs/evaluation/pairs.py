@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of a model on preference pairs, with or without a reference.
+
+DIR/pairs.jsonl holds what each pair gets, DIR/results.json the figures.
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+
+import jax
+import numpy as np
+
+from mrpo_jax import files, parallel, processes
+from mrpo_jax.data import pack
+from mrpo_jax.data import source as rows_source
+from mrpo_jax.data.batches import Packing
+from mrpo_jax.data.chat.sandbox import sandbox
+from mrpo_jax.data.table import encode_table
+from mrpo_jax.data.truncate import Cut, fingerprint
+from mrpo_jax.errors import InputError
+from mrpo_jax.evaluation import pairs as figures_of
+from mrpo_jax.models.packed import Computation
+from mrpo_jax.references import score
+from mrpo_jax.runs.inference.model import find_model
+from mrpo_jax.runs.workdir import CONFIG, recorded_config
+from mrpo_jax.text import aligned
+
+logger = logging.getLogger(__name__)
+
+PAIRS, RESULTS = "pairs.jsonl", "results.json"
+BATCH = 64  # pairs that are scored at once
+TOKENS = 8192  # of the rows that are computed at once, about
+LANES = 128  # that many tokens a row's length is a multiple of
+HEADER = (
+  *("", "pairs", "accuracy [95 %]", "per token [95 %]"),
+  "margin, nats [95 %]",
+)
+LEGEND = """\
+accuracy: share of pairs whose margin is above 0; margin: log-probability{ratio}
+of the chosen response less that of the rejected one; per token: the accuracy of
+each response's mean over its tokens.  Intervals: bootstrap over prompts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """Tokenizers of the models, as `encode_table` takes them."""
+
+  views: list
+  names: list  # of the models that have each
+
+  def users(self, index):
+    """The models that have the view of that index."""
+    return self.names[index]
+
+
+class Kept:
+  """Scores in memory, in the place of a references.store.Store."""
+
+  def __init__(self):
+    self.scores = {}
+
+  def known(self):
+    """The pairs that it holds."""
+    return set(self.scores)
+
+  def write(self, names, scores):
+    """Takes Scores of the pairs of these fingerprints."""
+    for name, logp_C, token_C in zip(
+      names, scores.logp_PC, scores.token_PC, strict=True
+    ):
+      self.scores[name] = logp_C.tolist(), token_C.tolist()
+
+
+def evaluate_pairs(
+  source,
+  pairs,
+  to,
+  *,
+  reference=None,
+  against=None,
+  max_prompt=None,
+  max_response=None,
+):
+  """Writes pairs.jsonl and results.json of a model; gives their table.
+
+  Args:
+    source: inference.model.Source of the model.
+    pairs: their file, or another name that config.data.eval may have.
+    to: folder to write.
+    reference: folder of a model with its own tokenizer, held as `source` says;
+      margins are then of log-ratios.  None: of the model's log-probabilities.
+    against: folder that an evaluation of another model was written to: the
+      difference on the pairs of both is said, too.
+    max_prompt: tokens; a longer prompt loses its start.  None: what the run
+      trained with, or half of what the models take.
+    max_response: the same of a response, which loses its end.
+
+  Returns:
+    The table, on every process.
+
+  Raises:
+    InputError: something that was given is wrong; nothing is written then.
+  """
+  to = pathlib.Path(to)
+  models = {"model": find_model(source)}
+  if reference:
+    models["reference"] = find_model(
+      source._replace(model=reference, workdir="", step="", template="")
+    )
+  other = against and read_records(against, is_ratio=bool(reference))
+  found = rows_source.load(pairs, conversations=models["model"].conversations)
+  limits = _limits(source, models, max_prompt, max_response)
+  table, encoded = _encoded(models, found, pairs, limits)
+  if other:
+    _refuse_unshared(against, table, found, other)
+  longest = max(pack.size(pair) for view in table.views for pair in view)
+  scores = {
+    name: _scored(name, one, table, encoded[name], longest)
+    for name, one in models.items()
+  }
+
+  def written():
+    records = [*_records(table, found, scores)]
+    results = {
+      "model": models["model"].name,
+      "reference": models["reference"].name if reference else None,
+      "data": str(pairs),
+      **limits,
+      "dropped": table.dropped,
+      "truncated": table.truncated,
+      **_figures(records),
+    }
+    if other:
+      results["against"] = _against(against, records, other)
+    to.mkdir(parents=True, exist_ok=True)
+    files.write_lines(to / PAIRS, records)
+    files.write_json(to / RESULTS, results, sort_keys=False)
+    return text(results)
+
+  return processes.first(written)
+
+
+# Pairs.
+
+
+def _limits(source, models, max_prompt, max_response):
+  """Tokens of a prompt and of a response that are kept."""
+  most = min(
+    one.config.longest or one.config.max_positions for one in models.values()
+  )
+  prompt, response = most - most // 2, most // 2
+  if source.workdir:
+    path = pathlib.Path(source.workdir) / CONFIG
+    data = recorded_config(path, files.read_json(path)).data
+    prompt, response = data.max_prompt, data.max_response
+  limits = dict(
+    max_prompt=max_prompt or prompt, max_response=max_response or response
+  )
+  if sum(limits.values()) > most:
+    raise InputError(
+      f"prompts of {limits['max_prompt']} tokens and responses of "
+      f"{limits['max_response']} are more than the {most} that the models take"
+    )
+  return limits
+
+
+def _encoded(models, pairs, origin, limits):
+  """(table.Table, {name of a model: its list of Encoded})."""
+  marks = {name: one.identity["tokenizer"] for name, one in models.items()}
+  distinct = list(dict.fromkeys(marks.values()))
+  first = [list(marks.values()).index(mark) for mark in distinct]
+  tokenizers = Views(
+    [list(models.values())[place].tokenizer for place in first],
+    [[n for n, mark in marks.items() if mark == one] for one in distinct],
+  )
+  table = encode_table(
+    "pairs",
+    pairs,
+    tokenizers,
+    origin=origin,
+    row_length=limits["max_prompt"] + 2 * limits["max_response"],
+    **limits,
+  )
+  sandbox.close()
+  encoded = {
+    name: table.views[distinct.index(mark)] for name, mark in marks.items()
+  }
+  for name, one in models.items():
+    _check_ids(one, table, encoded[name])
+  return table, encoded
+
+
+def _check_ids(model, table, encoded):
+  size = model.config.vocab_size
+  for place, pair in zip(table.places, encoded, strict=True):
+    largest = max(*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
+    if largest >= size:
+      token = model.tokenizer.convert_ids_to_tokens(largest)
+      raise InputError(
+        f"pair {place} has the token {token!r}, id {largest}; {model.name} has "
+        f"only {size}"
+      )
+
+
+# Scores.
+
+
+def _scored(name, model, table, encoded, longest):
+  """{fingerprint: (log-probabilities, tokens) of both responses}."""
+  partition = model.forward.get("partition")
+  mesh = partition.mesh if partition else None
+  packing = _packing(mesh, longest)
+  computation = Computation(**model.forward)
+  kept = Kept()
+  score.score(
+    kept,
+    table.fingerprints,
+    encoded,
+    _step(model.config, packing.batch, computation),
+    model.load(),
+    packing=packing,
+    place=functools.partial(_placed, mesh),
+    title=f"scoring under the {name}:",
+  )
+  return kept.scores
+
+
+@functools.lru_cache(maxsize=2)
+def _step(config, pairs, computation):
+  """The scoring step; models that are alike are one program."""
+  return score.compile_figures(config, pairs, False, computation)
+
+
+def _packing(mesh, longest):
+  """Rows as long as the longest pair, and as many as TOKENS allow."""
+  unit = LANES * (mesh.shape["context"] if mesh else 1)
+  length = -(-longest // unit) * unit
+  shards = parallel.row_shards(mesh) if mesh else 1
+  share, shares = parallel.row_share(mesh) if mesh else (0, 1)
+  return Packing(
+    batch=-(-BATCH // shares) * shares,
+    length=length,
+    rows=max(TOKENS // length // shards, 1) * shards,
+    process=share,
+    processes=shares,
+  )
+
+
+def _placed(mesh, views):
+  if mesh is None:
+    return jax.device_put(views)
+  return [parallel.global_rows(view, mesh) for view in views]
+
+
+# Records.
+
+
+def _records(table, pairs, scores):
+  """One dict per pair, of the form of a run's eval_pairs.jsonl and more."""
+  references = [one for name, one in scores.items() if name != "model"]
+  for place, mark in zip(table.places, table.fingerprints, strict=True):
+    logp_C, token_C = scores["model"][mark]
+    pair = pairs[place]
+    yield {
+      "pair": place,
+      "policy": logp_C,
+      "references": [one[mark][0] for one in references],
+      "tokens": token_C,
+      "prompt": _mark(dataclasses.replace(pair, chosen="", rejected="")),
+      "text": _mark(pair),
+    }
+
+
+def _mark(pair):
+  """Of a text, wherever a model cuts it."""
+  return fingerprint(pair, Cut())[:16]
+
+
+def margins(records, *, per_token=False):
+  """[N] nats of records: of the model, less the reference where there is one.
+
+  Args:
+    records: list of dicts of pairs.jsonl.
+    per_token: of each response's mean over the model's tokens?
+  """
+  logp_NC = np.array([one["policy"] for one in records])
+  if records[0]["references"]:
+    logp_NC = logp_NC - [one["references"][0] for one in records]
+  if per_token:
+    logp_NC = logp_NC / [one["tokens"] for one in records]
+  return logp_NC[:, 0] - logp_NC[:, 1]
+
+
+def _figures(records):
+  return figures_of.pair_figures(
+    margins(records),
+    margins(records, per_token=True),
+    [one["tokens"] for one in records],
+    [one["prompt"] for one in records],
+  )
+
+
+def read_records(folder, *, is_ratio):
+  """{(pair, text): record} of a folder that `evaluate_pairs` wrote.
+
+  Raises:
+    InputError: it holds none, or margins of another kind.
+  """
+  path = pathlib.Path(folder) / PAIRS
+  records = files.read_lines(path)
+  if not records:
+    raise InputError(
+      f"--against {folder} holds no {PAIRS}; name the folder that mrpo "
+      "evaluate --pairs wrote"
+    )
+  for number, one in enumerate(records, 1):
+    if not {"pair", "policy", "references", "tokens", "text"} <= {*one}:
+      raise InputError(f"{path} line {number} is not as it was written")
+  if bool(records[0]["references"]) != is_ratio:
+    kinds = ["without a reference", "with one"]
+    raise InputError(
+      f"--against {folder} was evaluated {kinds[not is_ratio]}, this "
+      f"{kinds[is_ratio]}; their margins are not comparable"
+    )
+  return {(one["pair"], one["text"]): one for one in records}
+
+
+def _refuse_unshared(against, table, pairs, other):
+  if not any((place, _mark(pairs[place])) in other for place in table.places):
+    raise InputError(f"--against {against} has none of these pairs")
+
+
+def _against(folder, records, other):
+  """The difference on the pairs of both, and how many only one has."""
+  both = [one for one in records if (one["pair"], one["text"]) in other]
+  theirs = [other[one["pair"], one["text"]] for one in both]
+  return {
+    "folder": str(folder),
+    **figures_of.difference(
+      margins(both), margins(theirs), [one["prompt"] for one in both]
+    ),
+    "only_here": len(records) - len(both),
+    "only_there": len(other) - len(both),
+  }
+
+
+# Text.
+
+
+def text(results):
+  """The table of results.json, and what its columns mean."""
+  rows = [("all", results), *results["by_length"].items()]
+  lines = [
+    aligned([HEADER, *(_row(name, one) for name, one in rows)]),
+    "",
+    LEGEND.format(ratio=" ratio" if results["reference"] else ""),
+    "",
+    *_calibration_lines(results["calibration"]),
+  ]
+  if results["ties"]:
+    lines.append(f"{results['ties']} margins are 0: counted as not right")
+  if "against" in results:
+    lines += ["", *_against_lines(results["against"])]
+  return "\n".join(lines)
+
+
+def _row(name, one):
+  return [
+    *(name, str(one["pairs"])),
+    _with_interval(one["accuracy"], one["interval"], ".3f"),
+    _with_interval(
+      one["length_normalised"], one["length_normalised_interval"], ".3f"
+    ),
+    _with_interval(one["margin"], one["margin_interval"], "+.2f"),
+  ]
+
+
+def _with_interval(value, interval, form):
+  ends = ", ".join(format(end, form) for end in interval)
+  return f"{value:{form}} [{ends}]"
+
+
+def _calibration_lines(found):
+  yield f"calibration error of sigmoid(margin): {found['expected_error']:.3f}"
+  rows = [
+    [name, *(format(one[name], form) for one in found["bins"])]
+    for name, form in (
+      ("confidence", ".2f"),
+      ("accuracy", ".2f"),
+      ("pairs", ""),
+    )
+  ]
+  yield aligned(rows)
+
+
+def _against_lines(found):
+  yield (
+    f"less {found['folder']}, on the {found['pairs']} pairs of both: accuracy "
+    + _with_interval(found["accuracy"], found["interval"], "+.3f")
+    + f", McNemar p = {found['p']:.2g} ({found['gained']} gained, "
+    f"{found['lost']} lost); margin "
+    + _with_interval(found["margin"], found["margin_interval"], "+.2f")
+  )
+  if found["only_here"] or found["only_there"]:
+    yield (
+      f"{found['only_here']} pairs are here alone, {found['only_there']} there "
+      "alone; they do not count"
+    )

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models on preference pairs: scores by another path, and what is refused."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrpo_jax import cli, files, hub
+from mrpo_jax.data import formats
+from mrpo_jax.data.encode import encode
+from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.errors import InputError
+from mrpo_jax.models import transformer
+from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
+from mrpo_jax.runs.inference.model import Source
+from mrpo_jax.runs.inference.policy import read_checkpoint
+from tests.material.standing import run_of
+
+pytestmark = pytest.mark.usefixtures("one_device")
+LENGTH = 128  # of what is scored anew; longer than any of them
+PAIRS = [
+  dict(prompt="What?", chosen=" yes", rejected=" no, no"),
+  dict(prompt="What?", chosen=" maybe", rejected=" yes"),
+  dict(prompt="Where?", chosen=" there and there and there", rejected=" no"),
+  dict(prompt="Who?", chosen=" I", rejected=" nobody, as they all say"),
+  dict(prompt="When?", chosen=" now and not later", rejected=" never"),
+  dict(prompt="How?", chosen=" so", rejected=" as it always was"),
+  dict(prompt="Why?", chosen=" for the good of all of them", rejected=" so"),
+  dict(prompt="Again?", chosen=" no", rejected=" no, no, no"),
+]
+
+
+@pytest.fixture(scope="module")
+def evaluated(inputs, shared):
+  """Folders: base alone, base against second, second against second."""
+
+  def run(folder):
+    pairs = folder / "pairs.jsonl"
+    files.write_lines(pairs, PAIRS)
+    base, second = (Source(model=str(inputs / n)) for n in ("base", "second"))
+    reference = str(inputs / "second")
+    evaluate_pairs(base, pairs, folder / "alone")
+    evaluate_pairs(base, pairs, folder / "ratio", reference=reference)
+    evaluate_pairs(second, pairs, folder / "same", reference=reference)
+
+  return shared("evaluated", run)
+
+
+def results(folder):
+  return json.loads((folder / "results.json").read_text())
+
+
+def logps_of(folder, path):
+  """[N, 2] log-probabilities by the path of generation, a sequence a row."""
+  config, params = hub.load(folder)
+  tokenizer, found = load_tokenizer(folder), []
+  for pair in formats.read(path):
+    limits = dict(max_prompt=1000, max_response=1000)
+    one = encode(tokenizer, pair, **limits)
+    found.append(
+      [
+        logp(config, params, one.prompt_ids, ids)
+        for ids in (one.chosen_ids, one.rejected_ids)
+      ]
+    )
+  return np.array(found)
+
+
+def logp(config, params, prompt, ids):
+  whole = [*prompt, *ids]
+  tokens_1T = np.zeros((1, LENGTH), np.int32)
+  tokens_1T[0, : len(whole)] = whole
+  logp_TV = jax.nn.log_softmax(apply(config, params, tokens_1T)[0])
+  places = jnp.arange(len(prompt) - 1, len(whole) - 1)
+  return float(logp_TV[places, jnp.array(ids)].sum())
+
+
+apply = jax.jit(transformer.apply, static_argnums=0)
+
+
+def test_log_probabilities_are_those_of_another_path(evaluated, inputs):
+  lines = files.read_lines(evaluated / "ratio/pairs.jsonl")
+  path = evaluated / "pairs.jsonl"
+  base_NC = logps_of(inputs / "base", path)
+  second_NC = logps_of(inputs / "second", path)
+  got_NC = np.array([line["policy"] for line in lines])
+  np.testing.assert_allclose(got_NC, base_NC, atol=2e-3)
+  got_NC = np.array([line["references"][0] for line in lines])
+  np.testing.assert_allclose(got_NC, second_NC, atol=2e-3)
+  margin_N = (base_NC - second_NC) @ [1, -1]
+  found = results(evaluated / "ratio")
+  assert found["accuracy"] == np.mean(margin_N > 0)
+  assert found["margin"] == pytest.approx(margin_N.mean(), abs=5e-3)
+  assert found["pairs"] == len(lines) == 8
+  assert found["prompts"] == 7
+  low, high = found["interval"]
+  assert low <= found["accuracy"] <= high
+
+
+def test_without_a_reference_margins_are_of_log_probabilities(evaluated):
+  lines = files.read_lines(evaluated / "alone/pairs.jsonl")
+  ratio = files.read_lines(evaluated / "ratio/pairs.jsonl")
+  assert [one["policy"] for one in lines] == [one["policy"] for one in ratio]
+  assert lines[0]["references"] == []
+  margin_N = [one["policy"][0] - one["policy"][1] for one in lines]
+  found = results(evaluated / "alone")
+  assert found["margin"] == pytest.approx(np.mean(margin_N))
+  tokens = np.array([one["tokens"] for one in lines])
+  mean_NC = np.array([one["policy"] for one in lines]) / tokens
+  assert found["length_normalised"] == np.mean(mean_NC[:, 0] > mean_NC[:, 1])
+
+
+def test_a_model_against_itself_ranks_nothing(evaluated):
+  found = results(evaluated / "same")
+  assert (found["accuracy"], found["margin"]) == (0.0, 0.0)
+  assert found["ties"] == 8
+  assert found["calibration"]["expected_error"] == 0.0
+
+
+def test_the_difference_of_two_evaluations(evaluated, inputs, tmp_path):
+  source = Source(model=str(inputs / "base"))
+  files.write_lines(tmp_path / "seven.jsonl", PAIRS[:7])
+  said = evaluate_pairs(
+    source,
+    tmp_path / "seven.jsonl",  # of the other's eight
+    tmp_path / "to",
+    reference=str(inputs / "second"),
+    against=evaluated / "same",
+  )
+  found = results(tmp_path / "to")["against"]
+  assert (found["pairs"], found["only_here"], found["only_there"]) == (7, 0, 1)
+  whole = results(tmp_path / "to")
+  assert found["accuracy"] == whole["accuracy"]  # the other ranks nothing
+  assert found["margin"] == pytest.approx(whole["margin"])
+  assert (found["gained"], found["lost"]) == (7 * whole["accuracy"], 0)
+  assert "McNemar p = " in said and "on the 7 pairs of both" in said
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_within_its_own_limits(inputs, tmp_path):
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  run_of(workdir, inputs / "base", moved=0.2)
+  config = read_checkpoint(workdir, "newest").config
+  pairs, to = inputs / "few.jsonl", tmp_path / "to"
+  evaluate_pairs(Source(workdir=str(workdir)), pairs, to)
+  found = results(to)
+  assert found["max_prompt"] == config.data.max_prompt
+  assert found["max_response"] == config.data.max_response
+  export = tmp_path / "export"
+  assert cli.main(["export", f"--workdir={workdir}", f"--to={export}"]) == 0
+  limits = {name: found[name] for name in ("max_prompt", "max_response")}
+  evaluate_pairs(Source(model=str(export)), pairs, tmp_path / "too", **limits)
+  want = results(tmp_path / "too")
+  assert found["truncated"] == want["truncated"]
+  assert found["margin"] == pytest.approx(want["margin"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("given", "match"),
+  [
+    (dict(source=Source(model="none")), "none: no such folder"),
+    (dict(source=Source()), "give one of --model=FOLDER and --workdir=DIR"),
+    (dict(reference="none"), "none: no such folder"),
+    (dict(pairs="none.jsonl"), "none.jsonl: no such file"),
+    (dict(pairs="sft.jsonl"), "1 of 1 pairs have no rejected"),
+    (dict(against="none"), "none holds no pairs.jsonl"),
+    (dict(against="ratio"), "evaluated with one, this without a reference"),
+    (dict(against="alone"), "has none of these pairs"),
+    (dict(against="half"), "half/pairs.jsonl line 1 is not as it was written"),
+    (dict(max_response=4000), "are more than the 2048 that the models take"),
+  ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_written(
+  evaluated, inputs, tmp_path, monkeypatch, given, match
+):
+  monkeypatch.chdir(tmp_path)
+  row = {"prompt": "a", "chosen": "b c", "rejected": "d"}
+  files.write_lines("p.jsonl", [row])
+  files.write_lines("sft.jsonl", [{"prompt": "a", "completion": "b"}])
+  (tmp_path / "half").mkdir()
+  files.write_lines("half/pairs.jsonl", [{"pair": 0}])
+  for name in ("alone", "ratio"):
+    (tmp_path / name).symlink_to(evaluated / name)
+  source = Source(model=str(inputs / "base"))
+  given = dict(source=source, pairs="p.jsonl", to="to") | given
+  with pytest.raises(InputError, match=re.escape(match)):
+    evaluate_pairs(**given)
+  assert not (tmp_path / "to").exists()
