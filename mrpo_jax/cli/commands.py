@@ -224,19 +224,27 @@ def evaluate(given):
   your own; functions that it names are run.
 
   --pairs=FILE says how often the model, against --reference=DIR where there is
-  one, finds the chosen response likelier.
+  one, finds the chosen response likelier, and by how much, also by which of the
+  two is longer.  --against=DIR, the folder of another model's evaluation, adds
+  the difference on the same pairs and McNemar's test.
 
   --to is a new folder; its results.json has the layout of the harness.
   """
   if bool(given.tasks) == bool(given.pairs):
     raise InputError("give one of --tasks=A,B and --pairs=FILE")
-  if given.reference and not given.pairs:
-    raise InputError("--reference is of --pairs=FILE; --tasks has none")
+  for name in ("reference", "against"):
+    if getattr(given, name) and not given.pairs:
+      raise InputError(f"--{name} is of --pairs=FILE; --tasks has none")
   source = _source(given)
   if given.pairs:
     from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
 
-    evaluate_pairs(source, given.pairs, given.to, reference=given.reference)
+    table = evaluate_pairs(
+      *(source, given.pairs, given.to),
+      reference=given.reference,
+      against=given.against,
+    )
+    logging.getLogger("mrpo_jax").info(table)
     return
   from mrpo_jax.runs.evaluation import tasks
 

@@ -184,6 +184,7 @@ FLAGS = {
       Flag("data", "folder of the files that offline tasks read", "DIR"),
       Flag("pairs", "file of preference pairs to judge", "FILE"),
       Flag("reference", "of --pairs: folder of a reference", "DIR"),
+      Flag("against", "of --pairs: --to of another evaluation", "DIR"),
       Flag("to", "new folder for results.json", "DIR", required=True),
       Flag("limit", "documents of each task", "N", None, count_from(1)),
       Flag(

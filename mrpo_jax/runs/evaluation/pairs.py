@@ -4,6 +4,7 @@
 DIR/pairs.jsonl holds what each pair gets, DIR/results.json the figures.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -88,7 +89,7 @@ def evaluate_pairs(
   Args:
     source: inference.model.Source of the model.
     pairs: their file, or another name that config.data.eval may have.
-    to: folder to write.
+    to: new folder to write.
     reference: folder of a model with its own tokenizer, held as `source` says;
       margins are then of log-ratios.  None: of the model's log-probabilities.
     against: folder that an evaluation of another model was written to: the
@@ -103,43 +104,46 @@ def evaluate_pairs(
   Raises:
     InputError: something that was given is wrong; nothing is written then.
   """
-  to = pathlib.Path(to)
-  models = {"model": find_model(source)}
-  if reference:
-    models["reference"] = find_model(
-      source._replace(model=reference, workdir="", step="", template="")
-    )
-  other = against and read_records(against, is_ratio=bool(reference))
-  found = rows_source.load(pairs, conversations=models["model"].conversations)
-  limits = _limits(source, models, max_prompt, max_response)
-  table, encoded = _encoded(models, found, pairs, limits)
-  if other:
-    _refuse_unshared(against, table, found, other)
-  longest = max(pack.size(pair) for view in table.views for pair in view)
-  scores = {
-    name: _scored(name, one, table, encoded[name], longest)
-    for name, one in models.items()
-  }
-
-  def written():
-    records = [*_records(table, found, scores)]
-    results = {
-      "model": models["model"].name,
-      "reference": models["reference"].name if reference else None,
-      "data": str(pairs),
-      **limits,
-      "dropped": table.dropped,
-      "truncated": table.truncated,
-      **_figures(records),
-    }
+  # Of several processes all score, and the first one writes.
+  is_first = processes.is_first()
+  with files.new_folder(to) if is_first else contextlib.nullcontext() as folder:
+    models = {"model": find_model(source)}
+    if reference:
+      models["reference"] = find_model(
+        source._replace(model=reference, workdir="", step="", template="")
+      )
+    other = against and read_records(against, is_ratio=bool(reference))
+    found = rows_source.load(pairs, conversations=models["model"].conversations)
+    limits = _limits(source, models, max_prompt, max_response)
+    table, encoded = _encoded(models, found, pairs, limits)
     if other:
-      results["against"] = _against(against, records, other)
-    to.mkdir(parents=True, exist_ok=True)
-    files.write_lines(to / PAIRS, records)
-    files.write_json(to / RESULTS, results, sort_keys=False)
-    return text(results)
+      _refuse_unshared(against, table, found, other)
+    longest = max(pack.size(pair) for view in table.views for pair in view)
+    scores = {
+      name: _scored(name, one, table, encoded[name], longest)
+      for name, one in models.items()
+    }
 
-  return processes.first(written)
+    def written():
+      records = [*_records(table, found, scores)]
+      results = {
+        "model": models["model"].name,
+        "reference": models["reference"].name if reference else None,
+        "data": str(pairs),
+        **limits,
+        "dropped": table.dropped,
+        "truncated": table.truncated,
+        **_figures(records),
+      }
+      if other:
+        results["against"] = _against(against, records, other)
+      files.write_lines(folder / PAIRS, records)
+      files.write_json(folder / RESULTS, results, sort_keys=False)
+      return text(results)
+
+    said = processes.first(written)
+  logger.info(f"{to} holds {RESULTS} and {PAIRS}")
+  return said
 
 
 # Pairs.

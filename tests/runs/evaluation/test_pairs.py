@@ -172,6 +172,7 @@ def test_a_run_is_evaluated_within_its_own_limits(inputs, tmp_path):
     (dict(against="ratio"), "evaluated with one, this without a reference"),
     (dict(against="alone"), "has none of these pairs"),
     (dict(against="half"), "half/pairs.jsonl line 1 is not as it was written"),
+    (dict(to="half"), "half exists; remove it or name another folder"),
     (dict(max_response=4000), "are more than the 2048 that the models take"),
   ],
 )
