@@ -144,6 +144,8 @@ def test_the_error_of_a_run_is_that_of_its_log(sweep, monkeypatch):
   assert "/none" in why and "/before" not in why
   log = sweep.log(sweep.runs[0]).read_text()
   assert "/before" in log and f"error: {why}\n" in log
+  why = told(sweep, monkeypatch)  # which shows help, and says no error
+  assert why == f"exit code 2, see {sweep.log(sweep.runs[0])}"
 
 
 def test_a_run_that_was_stopped_has_not_succeeded(sweep, monkeypatch):
