@@ -35,13 +35,13 @@ def sweep(inputs, tmp_path_factory):
     "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
   }
 
-  def command(workdir, *flags, betas="0.1,1"):
+  def command(workdir, *flags, varied="loss.beta=0.1,1"):
     given = (f"steps={STEPS}", "eval_every=2", "checkpoint_every=1")
     return subprocess.Popen(
       [
         *(sys.executable, "-m", "mrpo_jax", "sweep"),
         f"--config={CONFIG}:dpo,inputs={inputs}",
-        *("--vary", f"loss.beta={betas}", "--vary", "seed=0"),
+        *("--vary", varied, "--vary", "seed=0"),
         f"--workdir={workdir}",
         f"--config.data.eval={inputs}/few.jsonl",
         f"--config.data.train={inputs}/few.jsonl",
@@ -169,6 +169,21 @@ def test_parts_and_doubles_share_the_runs_and_train_each_once(
   for name in NAMES:
     log = (tmp_path / "logs" / f"{name}.txt").read_text()
     assert log.count("finished: ") == 1 and "resuming" not in log
+
+
+def test_a_pair_is_scored_once_for_all_shares_of_the_data(sweep, tmp_path):
+  scored = "--config.references.base.mode=scored"
+  process = sweep(tmp_path, scored, varied="data.fraction=0.5,1")
+  said = process.communicate(timeout=PATIENCE)[0]
+  assert process.returncode == 0, said
+  found = []
+  for name in ("data.fraction=0.5,seed=0", "data.fraction=1,seed=0"):
+    log = (tmp_path / "logs" / f"{name}.txt").read_text()
+    found.append([line for line in log.splitlines() if ": scored " in line])
+  # Of eight pairs, which are held out as well, four are in the half.
+  assert found[0][0] == "references.base: scored 4 pairs of train"
+  assert not (tmp_path / "data.fraction=1,seed=0" / "store").exists()
+  assert sum(int(line.split()[2]) for one in found for line in one) == 8
 
 
 def test_a_run_that_fails_is_listed_and_the_others_are_reported(
