@@ -193,6 +193,11 @@ def evaluate(given):
     raise InputError("give one of --tasks=A,B and --pairs=FILE")
   if given.reference and not given.pairs:
     raise InputError("--reference is of --pairs=FILE; --tasks has none")
+  of_tasks = ("data", "limit", "num_fewshot", "slots")
+  of_tasks += ("apply_chat_template", "log_samples")
+  for name in of_tasks if given.pairs else ():
+    if getattr(given, name) not in ("", None, False):
+      raise InputError(f"--{name} is of --tasks; --pairs has none")
   source = _source(given)
   if given.pairs:
     from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
