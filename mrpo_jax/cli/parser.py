@@ -17,8 +17,8 @@ mrpo train --help lists the flags of that command, mrpo help config [KEY] the
 keys of a config; mrpo --version says which one this is.
 
 On several hosts every one runs the same command.  A TPU pod, Slurm (a task per
-process) and Open MPI are found out; elsewhere train, score, evaluate and
-generate are told
+process) and Open MPI are found out; elsewhere train, score, evaluate
+and generate are told
 
   --coordinator=HOST:PORT --processes=N --process=I
 
