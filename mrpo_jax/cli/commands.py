@@ -232,9 +232,13 @@ def evaluate(given):
   """
   if bool(given.tasks) == bool(given.pairs):
     raise InputError("give one of --tasks=A,B and --pairs=FILE")
-  for name in ("reference", "against"):
-    if getattr(given, name) and not given.pairs:
-      raise InputError(f"--{name} is of --pairs=FILE; --tasks has none")
+  of_pairs = ("reference", "against")
+  of_tasks = ("data", "limit", "num_fewshot", "slots")
+  of_tasks += ("apply_chat_template", "log_samples")
+  there, other = ("pairs", "tasks") if given.pairs else ("tasks", "pairs")
+  for name in of_tasks if given.pairs else of_pairs:
+    if getattr(given, name) not in ("", None, False):
+      raise InputError(f"--{name} is of --{other}; --{there} has none")
   source = _source(given)
   if given.pairs:
     from mrpo_jax.runs.evaluation.pairs import evaluate_pairs

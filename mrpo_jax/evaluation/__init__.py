@@ -3,6 +3,8 @@
 
 import importlib
 
+from mrpo_jax.errors import InputError
+
 LAZY = {
   "HarnessLM": "harness",
   "Scorer": "loglikelihood",
@@ -11,11 +13,19 @@ LAZY = {
   "table": "evaluate",
   "find": "tasks.find",
 }
+HARNESS = ("lm_eval", "datasets", "yaml")  # of the extra `eval`
 
 
 def __getattr__(name):
   # What needs the harness, or a model, is imported where it is asked for.
   if name in LAZY:
-    module = importlib.import_module(f"{__name__}.{LAZY[name]}")
+    try:
+      module = importlib.import_module(f"{__name__}.{LAZY[name]}")
+    except ModuleNotFoundError as error:
+      if error.name not in HARNESS:
+        raise
+      raise InputError(
+        "benchmarks need lm-evaluation-harness: pip install 'mrpo-jax[eval]'"
+      ) from None
     return getattr(module, name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

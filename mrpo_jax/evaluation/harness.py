@@ -9,22 +9,14 @@ import json
 import logging
 
 import jax
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mrpo_jax.data import templates
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation.answers import Answers
 from mrpo_jax.evaluation.loglikelihood import Scorer
 from mrpo_jax.models import parameters
-
-try:
-  from lm_eval.api.model import TemplateLM
-  from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ModuleNotFoundError as error:
-  if error.name != "lm_eval":
-    raise
-  raise InputError(
-    "benchmarks need lm-evaluation-harness: pip install 'mrpo-jax[eval]'"
-  ) from None
 
 logger = logging.getLogger(__name__)
 

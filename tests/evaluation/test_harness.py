@@ -71,6 +71,8 @@ def test_spaces_at_the_end_of_a_context_are_part_of_what_follows(lm):
   assert encode("so")[0] == bos == lm.prefix_token_id
   so = encode("so", add_special_tokens=False)
   assert got[3][0] == pytest.approx(nats(lm, [bos], so), abs=1e-4)
+  written = [("", f"{lm.tokenizer.bos_token}so")]
+  assert lm.loglikelihood(instances("loglikelihood", written))[0] == got[3]
 
 
 def test_a_start_token_in_the_text_is_not_added_again(lm):

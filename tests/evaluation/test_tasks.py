@@ -15,7 +15,7 @@ from lm_eval.api import task as of_tasks
 from lm_eval.utils import apply_template
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation import evaluate_tasks, figures, table
+from mrpo_jax.evaluation import evaluate_tasks, figures, find, table
 from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks import find as found
 from mrpo_jax.evaluation.tasks import local
@@ -196,7 +196,8 @@ def five_subjects(monkeypatch):
 
 
 def test_mmlu_has_figures_of_subjects_and_of_all(lm, benchmarks, five_subjects):
-  got = evaluate_tasks(lm, ["mmlu"], data=str(benchmarks), num_fewshot=2)
+  tasks = find(["mmlu"], str(benchmarks))  # before there is a model
+  got = evaluate_tasks(lm, tasks, num_fewshot=2)
   results = got["results"]
   names = ["abstract_algebra", "anatomy", "virology", "sociology", "philosophy"]
   # 4 rows, and as many more as the name's length leaves after thirds.

@@ -32,23 +32,19 @@ def find(names, data=""):
     InputError: a name is not known, a file is missing, or the harness cannot
       load a task.
   """
-  names = list(dict.fromkeys(filter(None, names)))
-  if not names:
+  if not any(names):
     raise InputError("--tasks names none; give one like --tasks=truthfulqa_mc2")
+  asked = [one for one in names if isinstance(one, str)]
+  asked = list(dict.fromkeys(filter(None, asked)))
   own = own_names() if data else ()
-  for name in names:
+  for name in asked:
     if name in own:
       local.check(data, "mmlu" if name.startswith("mmlu") else name)
-  others = [one for one in names if isinstance(one, str) and one not in own]
   with quiet():
-    manager, found = _manager(others, data), []
-    for name in names:
-      if name in own:
-        found.append(_own(name, data))
-      elif name in others:
-        found += _theirs(manager, name)
-      else:
-        found.append(name)
+    manager = _manager([name for name in asked if name not in own], data)
+    found = [one for one in names if not isinstance(one, str)]
+    for name in asked:
+      found += [_own(name, data)] if name in own else _theirs(manager, name)
   return found
 
 

@@ -2,6 +2,8 @@
 """mrpo evaluate --tasks as it is typed: a table, files, refusals."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -66,6 +68,9 @@ def test_prompts_may_be_conversations(here):
     ([], "give one of --tasks=A,B and --pairs=FILE"),
     ([TASKS, "--pairs=p.jsonl"], "give one of --tasks=A,B and --pairs=FILE"),
     ([TASKS, "--reference=M"], "--reference is of --pairs=FILE"),
+    (["--pairs=p.jsonl"], "--data is of --tasks; --pairs has none"),
+    (["--pairs=p.jsonl", "--data=", "--limit=0"], "want a number from 1"),
+    (["--pairs=p.jsonl", "--data=", "--limit=2"], "--limit is of --tasks"),
     ([TASKS, "--workdir=W"], "give one of --model=FOLDER and --workdir=DIR"),
     ([TASKS, "--model=none"], "none: no such folder"),
     (["--tasks=gsm9k"], "unknown task 'gsm9k'; did you mean gsm8k?"),
@@ -84,6 +89,19 @@ def test_what_is_wrong_is_said_before_anything_is_written(
   (line,) = capsys.readouterr().err.strip().split("\n")[-1:]
   assert line.startswith("error: ") and match in line
   assert sorted(path.name for path in here.iterdir()) == ["D", "M"]
+
+
+def test_without_the_harness_the_extra_is_named(here):
+  code = (
+    "import sys; sys.modules['lm_eval'] = None; from mrpo_jax import cli; "
+    "sys.exit(cli.main(sys.argv[1:]))"
+  )
+  flags = "evaluate", "--model=M", TASKS, "--data=D", "--to=o"
+  done = subprocess.run(
+    [sys.executable, "-c", code, *flags], capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert "pip install 'mrpo-jax[eval]'" in done.stderr.strip().split("\n")[-1]
 
 
 def test_tasks_of_the_hub_say_that_files_will_do(here, capsys):
