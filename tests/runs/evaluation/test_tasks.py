@@ -67,7 +67,7 @@ def test_prompts_may_be_conversations(here):
   [
     ([], "give one of --tasks=A,B and --pairs=FILE"),
     ([TASKS, "--pairs=p.jsonl"], "give one of --tasks=A,B and --pairs=FILE"),
-    ([TASKS, "--reference=M"], "--reference is of --pairs=FILE"),
+    ([TASKS, "--reference=M"], "--reference is of --pairs; --tasks has none"),
     (["--pairs=p.jsonl"], "--data is of --tasks; --pairs has none"),
     (["--pairs=p.jsonl", "--data=", "--limit=0"], "want a number from 1"),
     (["--pairs=p.jsonl", "--data=", "--limit=2"], "--limit is of --tasks"),
