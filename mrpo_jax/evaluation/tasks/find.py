@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks by name: those that read local files, and the harness's own."""
 
+import functools
 import itertools
 import pathlib
 
@@ -114,25 +115,31 @@ def _mmlu(name, data):
   return part(below) if below in config["subjects"] else task(below)
 
 
-def _manager(names, data):
+@functools.cache
+def _harness():
   """The harness's TaskManager, which looks through thousands of files."""
-  if not names:
-    return None
   from lm_eval.tasks import TaskManager
 
-  manager = TaskManager()
-  known = [*own_names(), *manager.all_tasks] if data else manager.all_tasks
+  return TaskManager()
+
+
+def _manager(names, data):
+  """The TaskManager of these names, all of them known; None for no names."""
   for name in names:
-    if name.endswith((".yaml", ".yml")):
-      if not pathlib.Path(name).is_file():
-        raise InputError(f"--tasks={name}: no such file")
-    elif name not in manager.task_index:
-      offline = ", ".join((*DATA, "mmlu"))
-      raise InputError(
-        f"--tasks: unknown task {name!r};{did_you_mean(name, known)} known: "
-        f"{offline}, which read --data=DIR, and {len(manager.all_tasks)} of "
-        "the harness (lm-eval ls tasks)"
-      )
+    is_file = name.endswith((".yaml", ".yml"))
+    if is_file and not pathlib.Path(name).is_file():
+      raise InputError(f"--tasks={name}: no such file")
+  manager = _harness() if names else None
+  for name in names:
+    if name.endswith((".yaml", ".yml")) or name in manager.task_index:
+      continue
+    known = [*own_names(), *manager.all_tasks] if data else manager.all_tasks
+    offline = ", ".join((*DATA, "mmlu"))
+    raise InputError(
+      f"--tasks: unknown task {name!r};{did_you_mean(name, known)} known: "
+      f"{offline}, which read --data=DIR, and {len(manager.all_tasks)} of "
+      "the harness (lm-eval ls tasks)"
+    )
   return manager
 
 
