@@ -16,7 +16,7 @@ ARGUMENT = "config"  # the key whose values are arguments of get_config
 OPEN, CLOSE, QUOTES = "([{", ")]}", "'\""
 
 
-class Run(NamedTuple):
+class Trial(NamedTuple):
   """One point of the grid."""
 
   name: str  # of its folder: key=value,key=value
@@ -94,7 +94,7 @@ def _range(text, where):
 
 
 def runs_of(axes, order=()):
-  """The Run of every point of the grid; the last key varies fastest.
+  """The Trial of every point of the grid; the last key varies fastest.
 
   Args:
     axes: {key: values as text}.
@@ -127,7 +127,7 @@ def runs_of(axes, order=()):
       )
     argument = values.pop(ARGUMENT, "")
     flags = tuple(f"--config.{key}={value}" for key, value in values.items())
-    runs.append(Run(name, argument, flags))
+    runs.append(Trial(name, argument, flags))
   return runs
 
 

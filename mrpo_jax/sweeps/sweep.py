@@ -31,7 +31,7 @@ class Sweep:
   shared: dict  # content of FILE
   config: str  # FILE[:args]
   keys: list  # --config.KEY=VALUE of every run
-  runs: list  # of grid.Run, of this part
+  runs: list  # of grid.Trial, of this part
   steps: dict  # name of a run -> its steps
 
   def folder(self, run):
