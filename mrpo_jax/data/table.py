@@ -64,14 +64,7 @@ def encode_table(
   if chats:
     _check_templates(tokenizers)
   started = time.perf_counter()
-  total = (1 + len(tokenizers.views)) * len(pairs)  # cut, then encoded
-  with Progress(f"encoding {split}", total, "texts") as progress:
-    limits["progress"] = progress.update
-    cuts = truncate.cut_to_fit(tokenizers.views, pairs, **limits)
-    views = [
-      encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
-      for tokenizer in tokenizers.views
-    ]
+  cuts, views = _encoded(split, pairs, tokenizers.views, limits)
   for line in (
     *_template_notes(split, views, places, tokenizers, chats),
     *_plain_notes(split, pairs, tokenizers),
@@ -111,6 +104,18 @@ def encode_table(
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )
+
+
+def _encoded(split, pairs, tokenizers, limits):
+  """(cut of each pair, its encodings under each tokenizer)."""
+  total = (1 + len(tokenizers)) * len(pairs)  # cut, then encoded
+  with Progress(f"encoding {split}", total, "texts") as progress:
+    limits = {**limits, "progress": progress.update}
+    cuts = truncate.cut_to_fit(tokenizers, pairs, **limits)
+    return cuts, [
+      encode.encode_all(tokenizer, pairs, cuts=cuts, **limits)
+      for tokenizer in tokenizers
+    ]
 
 
 def _refuse_supervised(pairs, places, origin):

@@ -95,7 +95,7 @@ class CommandJudge:
       tempfile.TemporaryFile() as errors,
       self._started(requests, errors) as process,
     ):
-      lines = _Lines(process.stdout, self._timeout)
+      lines = _TimedLines(process.stdout, self._timeout)
       for request in requests:
         yield {"preference": self._answer(process, lines, request, errors)}
       self._check_end(process, lines, len(requests), errors)
@@ -168,7 +168,7 @@ class CommandJudge:
       )
 
 
-class _Lines:
+class _TimedLines:
   """Lines of a pipe, each within a time."""
 
   def __init__(self, pipe, timeout):

@@ -123,7 +123,7 @@ def _run(setup, looks, store, refusal, stop, check_owner):
   due, batches = _due(config), _batches(setup, scores, start)
   watch = Watch(setup, None if start else program.expected())
   evaluate = _evaluation(setup, scores, program, watch)
-  keep = config.checkpoints.keep
+  look, keep = looks.of(program, due), config.checkpoints.keep
   with (
     stop.interrupts(),
     checkpoints.manager(workdir, keep=keep, best=best(config)) as manager,
@@ -139,7 +139,6 @@ def _run(setup, looks, store, refusal, stop, check_owner):
   ):
     policy = setup.objective.policy.config
     save = _saving(manager, content, policy, adapter, check_owner)
-    look = looks.of(program, due)
     if not start and due.looks(0):
       log.begin(look(0, state))
     step, _ = train(
@@ -150,12 +149,12 @@ def _run(setup, looks, store, refusal, stop, check_owner):
       save=save,
       stop=stop,
     )
-  if step < config.steps:
-    logger.info(f"stopped at step {step}; the same command resumes")
-    if stop.interrupted:
-      raise KeyboardInterrupt
-  else:
+  if step == config.steps:
     logger.info(f"finished: {workdir} stands at step {step}")
+    return
+  logger.info(f"stopped at step {step}; the same command resumes")
+  if stop.interrupted:
+    raise KeyboardInterrupt
 
 
 def _prepare(setup, scores, refusal):

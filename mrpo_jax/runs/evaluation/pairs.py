@@ -56,7 +56,7 @@ class Views:
     return self.names[index]
 
 
-class Kept:
+class MemoryStore:
   """Scores in memory, in the place of a references.store.Store."""
 
   def __init__(self):
@@ -217,7 +217,7 @@ def _scored(name, model, table, encoded, longest):
   mesh = partition.mesh if partition else None
   packing = _packing(mesh, longest)
   computation = Computation(**model.forward)
-  kept = Kept()
+  kept = MemoryStore()
   score.score(
     kept,
     table.fingerprints,
