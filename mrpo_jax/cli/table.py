@@ -177,7 +177,7 @@ FLAGS = {
     ),
   ),
   "evaluate": Command(
-    "--model=DIR|--workdir=DIR --tasks=A,B --to=DIR [flags]",
+    "--model=DIR|--workdir=DIR --tasks=A,B|--pairs=FILE --to=DIR [flags]",
     (
       *SOURCE,
       Flag(*("tasks", "names of tasks, or files .yaml, with commas"), "A,B"),
@@ -185,15 +185,21 @@ FLAGS = {
       Flag("pairs", "file of preference pairs to judge", "FILE"),
       Flag("reference", "of --pairs: folder of a reference", "DIR"),
       Flag("against", "of --pairs: --to of another evaluation", "DIR"),
-      Flag("to", "new folder for results.json", "DIR", required=True),
-      Flag("limit", "documents of each task", "N", None, count_from(1)),
+      Flag("to", "new folder for results", "DIR", required=True),
+      Flag(
+        *("limit", "documents of each task (default: all)"),
+        *("N", None, count_from(1)),
+      ),
       Flag(
         *("num_fewshot", "shots before each document (default: the task's)"),
         *("N", None, count_from(0)),
       ),
       Flag("apply_chat_template", "prompts are conversations"),
       Flag("log_samples", "write samples_<task>.jsonl, too"),
-      Flag("slots", "answers side by side", "N", None, count_from(1)),
+      Flag(
+        *("slots", "answers side by side (default: up to 64)"),
+        *("N", None, count_from(1)),
+      ),
       *PROCESSES,
     ),
   ),
