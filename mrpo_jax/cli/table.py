@@ -177,7 +177,7 @@ FLAGS = {
     ),
   ),
   "evaluate": Command(
-    "--model=DIR|--workdir=DIR --tasks=A,B|--pairs=FILE --to=DIR [flags]",
+    "--model=DIR|--workdir=DIR --tasks=A,B|--pairs=FILE --to=DIR",
     (
       *SOURCE,
       Flag(*("tasks", "names of tasks, or files .yaml, with commas"), "A,B"),

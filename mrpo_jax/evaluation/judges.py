@@ -121,7 +121,8 @@ class CommandJudge:
     )
     writer.start()
     try:
-      yield process
+      with _sigterm_unwinds():
+        yield process
     finally:
       with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -166,6 +167,26 @@ class CommandJudge:
         f"the judge {self.name!r} {how} after its last answer, to "
         f"{asked} requests; none of this time is kept{_last_words(errors)}"
       )
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds():
+  """SIGTERM ends the program by way of its `finally`s, so that nothing is left.
+
+  The judge is in a session of its own, which no signal to ours reaches.
+  """
+
+  def end(number, _):
+    raise SystemExit(128 + number)
+
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 class _TimedLines:

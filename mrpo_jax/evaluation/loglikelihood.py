@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.evaluation import trees
 from mrpo_jax.models import packed
 from mrpo_jax.models.attention import kernels
@@ -201,4 +201,10 @@ def _read(figures, scored):
   for r, row in enumerate(scored):
     for number, here in row:
       logp = logp_RM[r, here].sum(dtype=np.float64)
+      if not np.isfinite(logp):
+        # The harness would take the first of choices that are no numbers.
+        raise StoppedRun(
+          f"the model's log-likelihood of a request is {logp}, no finite "
+          "number: its weights or activations overflow; nothing is judged"
+        )
       yield number, (float(logp), bool(is_greedy_RM[r, here].all()))

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges: what commands and functions are asked, and what is refused."""
 
+import contextlib
 import json
+import os
 import shlex
+import signal
 import sys
 import time
 
@@ -78,12 +81,19 @@ def test_a_command_that_answers_is_heard_before_it_has_read_all():
   found.close()
 
 
-def test_an_abandoned_command_is_ended(tmp_path):
+@pytest.mark.parametrize("how", ["closed", "SIGTERM"])
+def test_an_abandoned_command_is_ended(tmp_path, how):
   mark = tmp_path / "alive"
   stays = "say('{\"preference\": 1}')\n"
   stays += f"while True: open({str(mark)!r}, 'a').write('x'); time.sleep(0.01)"
   found = judge_of(script(stays))(requests(2))
   next(found)
+  if how == "SIGTERM":  # which would end this process at once
+    with pytest.raises(SystemExit) as info, contextlib.closing(found):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(1)
+    assert info.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   found.close()
   size = mark.stat().st_size if mark.exists() else 0
   time.sleep(0.1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mrpo_jax import parallel
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.evaluation.loglikelihood import Scorer, _length
 from mrpo_jax.models import parameters, transformer
 from mrpo_jax.models.config import ModelConfig
@@ -137,6 +137,13 @@ def test_what_is_too_long_loses_its_start_and_that_is_said(rng, caplog):
 def test_requests_that_cannot_be_scored_are_refused(request_, message):
   with pytest.raises(InputError, match=message):
     Scorer(CONFIG).scores(params_of(CONFIG), [([1], [2]), request_])
+
+
+def test_scores_that_are_no_numbers_stop_the_work():
+  # Of choices whose scores are NaN the first would be taken: the right one.
+  params = params_of(CONFIG) | {"norm": jax.numpy.full(16, 3e38)}
+  with pytest.raises(StoppedRun, match="log-likelihood of a request is nan"):
+    Scorer(CONFIG).scores(params, [([1], [2])])
 
 
 def test_a_model_is_not_asked_for_more_tokens_than_it_takes():
