@@ -19,6 +19,7 @@ from mrpo_jax.evaluation import evaluate_tasks, figures, find, table
 from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks import find as found
 from mrpo_jax.evaluation.tasks import local
+from mrpo_jax.files import write_lines
 
 THEIRS = pathlib.Path(lm_eval.__file__).parent / "tasks"
 MMLU = THEIRS / "mmlu/default"
@@ -249,6 +250,9 @@ def test_missing_files_are_named(lm, tmp_path):
     (b"", "has no rows"),
     (b'{"question": "x"}\n', "line 1: 'answer' is no str"),
     (b'\n{"question"\n', "line 2 is not JSON"),
+    (b"[" * 200_000, "line 1 is not JSON"),
+    (b'{"question": "a", "question": "b"}', "line 1: .*question"),
+    (b'{"question": "\\ud800", "answer": "b"}', "'question' holds half a ch"),
     (b"\xff\n", "is not UTF-8"),
   ],
 )
@@ -269,6 +273,22 @@ def test_a_table_without_a_column_is_refused(tmp_path):
   (tmp_path / "TruthfulQA.csv").write_text(f"{columns}\nx,y,z,\n")
   with pytest.raises(InputError, match="line 2: a cell of Question"):
     local.truthfulqa(str(tmp_path))
+  for cell, message in (
+    (" ; ", "line 2: a cell"),
+    ("z" * 200_000, "line 2 is"),
+  ):
+    (tmp_path / "TruthfulQA.csv").write_text(f"{columns}\nx,y,{cell},z\n")
+    with pytest.raises(InputError, match=message):
+      local.truthfulqa(str(tmp_path))
+
+
+@pytest.mark.parametrize("choices", [[1, 2, 3, 4], ["a", "b", None, {}]])
+def test_choices_that_are_no_texts_are_refused(tmp_path, choices):
+  row = {"subject": "s", "question": "q", "choices": choices, "answer": 0}
+  for name in local.FILES["mmlu"]:
+    write_lines(tmp_path / name, [row])
+  with pytest.raises(InputError, match="line 1: 'choices' holds .*is no text"):
+    local.mmlu(str(tmp_path), "s")
 
 
 def test_a_file_describes_a_task(lm, tmp_path):

@@ -5,13 +5,12 @@ import csv
 import functools
 import gzip
 import io
-import json
 import pathlib
 
 import numpy as np
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.files import opened
+from mrpo_jax.files import opened, parsed
 
 FILES = {  # of each task; each may also be there as .gz
   "gsm8k": ("gsm8k_train.jsonl", "gsm8k_test.jsonl"),
@@ -111,19 +110,26 @@ def _rows(folder, name, kinds):
     if not line.strip():
       continue
     where = f"{path} line {number}"
-    try:
-      row = json.loads(line)
-    except ValueError as error:
-      raise InputError(f"{where} is not JSON ({error})") from None
-    if not isinstance(row, dict):
-      raise InputError(f"{where} is no object")
+    row = parsed(line.encode(), where)
     for key, kind in kinds.items():
       if type(row.get(key)) is not kind:
         raise InputError(f"{where}: {key!r} is no {kind.__name__}")
+      for text in row[key] if kind is list else [row[key]]:
+        if kind is not int:
+          _check_text(text, f"{where}: {key!r}")
     found.append({key: row[key] for key in kinds})
   if not found:
     raise InputError(f"{path} has no rows")
   return found
+
+
+def _check_text(text, where):
+  if not isinstance(text, str):
+    raise InputError(f"{where} holds {text!r:.40}, which is no text")
+  try:
+    text.encode()
+  except UnicodeError:
+    raise InputError(f"{where} holds half a character, no Unicode") from None
 
 
 def _by_subject(folder, name):
@@ -151,9 +157,9 @@ def _questions(path):
   if missing := [one for one in COLUMNS if one not in (table.fieldnames or ())]:
     raise InputError(f"{path} has no column {' and '.join(missing)}")
   found = []
-  for row in table:
+  for row in _lines(table, path):
     cells = [row[name] for name in COLUMNS]
-    if None in cells or not all(cell.strip() for cell in cells):
+    if None in cells or not all(cell.strip(" ;\t\r\n") for cell in cells):
       raise InputError(
         f"{path} line {table.line_num}: a cell of {', '.join(COLUMNS)} is empty"
       )
@@ -173,6 +179,15 @@ def _questions(path):
   if not found:
     raise InputError(f"{path} has no rows")
   return found
+
+
+def _lines(table, path):
+  try:
+    yield from table
+  except csv.Error as error:  # a cell that is too long, say
+    raise InputError(
+      f"{path} line {table.line_num + 1} is no CSV ({error})"
+    ) from None
 
 
 def _parts(cell):
