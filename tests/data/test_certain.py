@@ -202,6 +202,8 @@ def test_one_whole_dialogue_beside_an_answer_is_refused():
     ("user ", "assistant "),
     ("prompter", "assistant"),
     ("USER", "gpt"),
+    ("human", "model"),
+    ("Human", "bot"),
   ],
 )
 @pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
@@ -215,6 +217,10 @@ def test_a_role_in_any_case_and_by_another_name_is_the_same(
   sides = [[asked, said(answers, one)] for one in (OWL, CAT)]
   assert only(chosen=sides[0], rejected=sides[1]) == BIRD
   assert only(prompt=Q["content"], chosen=sides[0], rejected=sides[1]) == BIRD
+  begun = [asked, said(answers, bot("It is"))]
+  sides = [[said(answers, bot(one))] for one in (" an owl.", " a cat.")]
+  pair = only(prompt=begun, chosen=sides[0], rejected=sides[1])
+  assert pair.prompt == [Q, bot("It is")]
 
 
 @pytest.mark.parametrize("role", ["critic", "", "user:", "user\u200b"])

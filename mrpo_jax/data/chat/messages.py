@@ -8,7 +8,9 @@ from mrpo_jax.errors import InputError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is ours
 TOOL_ROLES = ("tool", "function", "observation", "ipython")
+# Pairs that no file holds may have the second name; rows are read as the first.
 USER_ROLES = ("user", "human")
+ANSWER_ROLES = ("assistant", "model")
 ASKING_ROLES = (*USER_ROLES, "system", "developer")
 # Keys of what is no text, in rows, messages and parts.
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")

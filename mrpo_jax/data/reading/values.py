@@ -9,12 +9,12 @@ from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
 SYSTEM_ROLES = ("system", "developer")
-# Roles of role and content, as they are kept; and of from and value.
-KEPT = (*messages.ASKING_ROLES, "assistant", "model", *messages.TOOL_ROLES)
-ROLES = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
-FROM = ROLES | {"human": "user"}
+# Names of roles, of role and content and of from and value; chat templates know
+# those that they become.
+FROM = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
+FROM |= {"human": "user", "model": "assistant"}
 FROM |= {role: role for role in ("user", "assistant", "system")}
-ROLES |= {role: role for role in KEPT}
+ROLES = FROM | {role: role for role in ("developer", *messages.TOOL_ROLES)}
 LEVELS = 100  # of lists and objects in one another
 
 
