@@ -360,7 +360,8 @@ def test_supervised_messages_hold_the_prompt_beside_them():
   assert only(row, prompt=[Q]).prompt == [Q]
   for lost in ([user("Hi")], [system("S"), Q], [user("Hi"), bot("Yo"), Q]):
     refusal(row | {"prompt": lost})
-  assert "without what" in refusal(row | {"prompt": "Name a bird. Be short."})
+  other = {"prompt": "Name a bird. Be short."}
+  assert "not the prompt's" in refusal(row | other)
 
 
 @pytest.mark.parametrize(
@@ -455,6 +456,25 @@ def test_scripts_without_spaces_have_no_words_to_be_within():
   asked = user("请告诉我今天天气如何")
   row = {"chosen": [asked, OWL], "rejected": [asked, CAT]}
   assert only(row, prompt="今天天气").prompt == [asked]
+
+
+@pytest.mark.parametrize("asked", ["Hello world", "Hello", "Translate"])
+def test_a_prompt_that_says_more_than_the_conversations_is_refused(asked):
+  row = {"prompt": "Translate into French: Hello world"}
+  sides = {"chosen": [user(asked), OWL], "rejected": [user(asked), CAT]}
+  assert "not the prompt's" in refusal(row | sides)
+  start = f"\n\nHuman: {asked}\n\nAssistant:"
+  texts = {"chosen": start + " a", "rejected": start + " b"}
+  assert "not the prompt's" in refusal(row | texts)
+  turns = {"messages": [user(asked), OWL]}
+  assert "not the prompt's" in refusal(row | turns)
+
+
+def test_a_prompt_may_hold_the_system_turn_of_the_conversations():
+  start = [system("Translate into French:"), user("Hello world")]
+  row = {"chosen": [*start, OWL], "rejected": [*start, CAT]}
+  prompt = "Translate into French:\n\nHello world"
+  assert only(row, prompt=prompt) == PreferencePair(start, [OWL], [CAT])
 
 
 def test_a_dialogue_before_turns_is_turns():

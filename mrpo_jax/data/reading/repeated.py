@@ -5,7 +5,7 @@ import itertools
 import re
 
 from mrpo_jax.data.chat import messages
-from mrpo_jax.data.chat.messages import ASKING_ROLES, USER_ROLES
+from mrpo_jax.data.chat.messages import ASKING_ROLES
 from mrpo_jax.data.reading import dialogues
 from mrpo_jax.errors import InputError
 
@@ -104,7 +104,7 @@ def _rest(prompt, side):
 
 def _another_prompt(where):
   return InputError(
-    f"{where}: chosen and rejected begin with turns that are not the "
+    f"{where}: the conversations begin with turns that are not the "
     "prompt's; leave out the prompt, or those turns"
   )
 
@@ -119,7 +119,7 @@ def after_turns(prompt, chosen, rejected, where, *, exact):
     chosen, rejected: turns.
     where: begins the message.
     exact: must the conversations begin with the same turns as the prompt, or
-      is it enough that one of them has its text or a part of it?
+      is it enough that they ask all that it says, and perhaps more?
 
   Raises:
     InputError: they begin with another prompt.
@@ -154,12 +154,10 @@ def _agreed(prompt, start, exact):
     if begun[: len(asked)] == asked:
       return system + begun
     return system + asked if begun and asked[-len(begun) :] == begun else None
+  # The turns may say more than a plain prompt: nothing of it is lost then.
   said = _words(asked[-1])
-  found = (_words(turn) for turn in begun if turn["role"] in USER_ROLES)
-  same = any(
-    words and said and (holds(said, words) or holds(words, said))
-    for words in found
-  )
+  turns = (turn for turn in system + begun if turn["role"] in ASKING_ROLES)
+  same = said and holds(" ".join(map(_words, turns)), said)
   return system + begun if same else None
 
 
