@@ -49,6 +49,12 @@ def call(city):
   }
 
 
+def with_arguments(given, key="arguments"):
+  named = {"name": "weather", key: given}
+  calls = [{"type": "function", "function": named}]
+  return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
 def said(text, **beside):
   return {"role": "assistant", "content": text, **beside}
 
@@ -110,6 +116,9 @@ def one_pair(row):
       },
       call(None),
     ),
+    (with_arguments('{"city": "Oslo"}'), call("Oslo")),
+    (with_arguments('{"city": null}'), call(None)),
+    (with_arguments(" "), with_arguments({})),
     (said("b", thinking="hm"), said("b", reasoning_content="hm")),
     (said("b", reasoning="hm"), said("b", reasoning_content="hm")),
     (
@@ -146,6 +155,11 @@ def test_tools_are_a_list_or_its_json(tools):
     (said("a", tool_calls=[{}]), "chosen[0].tool_calls[0] names no function"),
     (said("a", tool_calls=3), "chosen[0].tool_calls is not a list"),
     (said("a", tool_calls="{"), "chosen[0].tool_calls is a string that"),
+    (with_arguments("Oslo"), "chosen[0].tool_calls[0].arguments is a string"),
+    (with_arguments("[1]"), "chosen[0].tool_calls[0].arguments would not be"),
+    (with_arguments(3), "chosen[0].tool_calls[0].arguments would not be wr"),
+    (with_arguments({"a": 1}, "input"), "chosen[0].tool_calls[0].input woul"),
+    (with_arguments('{"a": 1, "a": 2}'), "chosen[0].tool_calls[0].arguments"),
     (said("a", reasoning=3), "chosen[0].reasoning_content is not a string"),
     (said([{"type": "image"}]), "chosen[0].content[0] is a part of type 'im"),
     (said(["a"]), "chosen[0].content[0] is a part of type None"),

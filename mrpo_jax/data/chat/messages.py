@@ -16,6 +16,7 @@ ASKING_ROLES = (*USER_ROLES, "system", "developer")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
 MEDIA += ("input_audio", "attachments")
 UNREAD = (*MEDIA, "function_call", "functions")  # tools and tool_calls now
+OTHER_ARGUMENTS = ("parameters", "args", "kwargs", "input")
 TEXT = "text"  # the one type of part that a language model reads
 
 
@@ -45,14 +46,7 @@ def beside_content(turn, role, where):
   """
   found = {}
   _refuse_unread(turn, where)
-  if calls := _objects(turn.get("tool_calls"), f"{where}.tool_calls"):
-    for i, call in enumerate(calls):
-      named = call.get("function", call)
-      if not isinstance(named, dict) or not isinstance(named.get("name"), str):
-        raise InputError(
-          f"{where}.tool_calls[{i}] names no function; want "
-          '{"function": {"name": ..., "arguments": {...}}}'
-        )
+  if calls := _calls(turn.get("tool_calls"), f"{where}.tool_calls"):
     found["tool_calls"] = calls
   said = [turn[key] for key in REASONING if turn.get(key)]
   if said:
@@ -65,6 +59,30 @@ def beside_content(turn, role, where):
     given = {key: turn.get(key) for key in ("name", "tool_call_id")}
     found |= {key: one for key, one in given.items() if isinstance(one, str)}
   return found
+
+
+def _calls(value, where):
+  """Calls of functions, with their arguments as objects, not as JSON."""
+  calls = _objects(value, where)
+  for i, call in enumerate(calls):
+    named = call.get("function", call)
+    if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+      raise InputError(
+        f"{where}[{i}] names no function; want "
+        '{"function": {"name": ..., "arguments": {...}}}'
+      )
+    given = named.get("arguments")
+    if isinstance(given, str):  # as OpenAI's services give them
+      place = f"{where}[{i}].arguments"
+      given = _of_json(given, place) if given.strip() else {}
+      named["arguments"] = given
+    other = next((key for key in OTHER_ARGUMENTS if named.get(key)), None)
+    if other or not isinstance(given, dict | type(None)):
+      raise InputError(
+        f"{where}[{i}].{other or 'arguments'} would not be written by a chat "
+        'template; want "arguments": {...}, an object'
+      )
+  return calls
 
 
 def _refuse_unread(value, where):

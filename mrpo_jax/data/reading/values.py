@@ -15,6 +15,7 @@ FROM = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
 FROM |= {"human": "user", "model": "assistant"}
 FROM |= {role: role for role in ("user", "assistant", "system")}
 ROLES = FROM | {role: role for role in ("developer", *messages.TOOL_ROLES)}
+JSON = ("tools", "tool_calls", "arguments")  # keys of what may be JSON in text
 LEVELS = 100  # of lists and objects in one another
 
 
@@ -37,7 +38,7 @@ def _is_deep(value):
     for one in level:
       if isinstance(one, dict):
         inner += one.values()
-        if any(_holds_deep(one.get(key)) for key in ("tools", "tool_calls")):
+        if any(_holds_deep(one.get(key)) for key in JSON):
           return True
       elif isinstance(one, list):
         inner += one
