@@ -14,7 +14,9 @@ from mrpo_jax.data.reading import (
   beside,
   dialogues,
   instructions,
+  marks,
   oddities,
+  prompts,
   rankings,
   repeated,
   values,
@@ -24,18 +26,18 @@ from mrpo_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-TURNS = ("conversations", "messages")  # keys of turns that lead to a response
-QUESTIONS = ("question", "query", "input")
-# Keys that mean something; PROMPTS hold a prompt or a part of it.
-PROMPTS = ("prompt", *TURNS, "instruction", *QUESTIONS)
-IMPLICIT = ("chosen", "rejected", "tools", *instructions.SYSTEMS)
 # Keys of the response of a supervised row.
 ANSWERS = ("completion", "response", "output")
 KNOWN = (
   *(*ANSWERS, *rankings.JUDGED),
   *("chosen", "rejected", "text", "ranked", "tools"),
   *beside.COLUMNS,
-  *(*PROMPTS, *instructions.SYSTEMS, *rankings.RESPONSES, *rankings.ORDERS),
+  *(
+    *prompts.PROMPTS,
+    *instructions.SYSTEMS,
+    *rankings.RESPONSES,
+    *rankings.ORDERS,
+  ),
 )
 LAYOUTS = (
   "{prompt, chosen, rejected} {chosen, rejected} {question, chosen, rejected} "
@@ -70,7 +72,7 @@ def read(path):
 
 def rows(path):
   """Iterates over (place in words, row) of a file."""
-  return rows_of(path, KNOWN, PROMPTS)
+  return rows_of(path, KNOWN, prompts.PROMPTS)
 
 
 def pairs_of(row, where):
@@ -83,7 +85,7 @@ def pairs_of(row, where):
   if pairs is None and "chosen" in row and "rejected" in row:
     pairs = [_given_pair(row, where)]  # says which is null
   if pairs is None:
-    _refuse_blank(row, where)
+    prompts.refuse_blank(row, where)
     keys = ", ".join(map(repr, row)) or "none"
     raise InputError(
       f"{where}: a key is missing; the row's keys are {keys}; "
@@ -91,9 +93,12 @@ def pairs_of(row, where):
     )
   system = instructions.system(row, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
+  for pair in pairs[:1]:
+    if not dialogues.says_nothing(pair.chosen):  # else it is dropped
+      prompts.refuse_unasked(row, pair.prompt, where)
   pairs = [_with_system(system, pair, where) for pair in pairs]
   for pair in pairs[:1]:  # all have one prompt
-    beside.refuse_lost(_given(row), PROMPTS[1:], pair.prompt, where)
+    beside.refuse_lost(_given(row), prompts.PROMPTS[1:], pair.prompt, where)
   return [dataclasses.replace(pair, tools=tools) for pair in pairs]
 
 
@@ -121,12 +126,13 @@ def prompt_of(row, where):
     if any(isinstance(given.get(key), list) for key in ANSWERS):
       prompt = dialogues.asked_turns(prompt, where)
   if dialogues.says_nothing(prompt):
-    raise _empty(where, "the prompt")
+    raise prompts.empty(where, "the prompt")
+  prompts.refuse_unasked(row, prompt, where)
   pair = _with_system(
     instructions.system(row, where), _answerable(prompt), where
   )
   tools = messages.tools(row.get("tools"), f"{where}: tools")
-  beside.refuse_lost(given, PROMPTS[1:], pair.prompt, where)
+  beside.refuse_lost(given, prompts.PROMPTS[1:], pair.prompt, where)
   return dataclasses.replace(pair, rejected=None, tools=tools)
 
 
@@ -146,8 +152,8 @@ def _given(row):
   Where all prompts are null they stay, for a refusal to name them.
   """
   given = {key: value for key, value in row.items() if value is not None}
-  if given.keys().isdisjoint(PROMPTS):
-    given |= {key: None for key in PROMPTS if key in row}
+  if given.keys().isdisjoint(prompts.PROMPTS):
+    given |= {key: None for key in prompts.PROMPTS if key in row}
   return given
 
 
@@ -186,7 +192,7 @@ def _pairs_of(row, where):
 def _answer(row, key, prompt, where):
   """The pair whose chosen response a supervised row has; None without one."""
   answers = [name for name in ANSWERS if name in row]
-  turns = [name for name in TURNS if name in row]
+  turns = [name for name in prompts.TURNS if name in row]
   if "chosen" in row or "rejected" in row or not (turns or answers and key):
     return None
   if judged := [name for name in rankings.JUDGED if name in row]:
@@ -217,7 +223,7 @@ def _last_answer(row, key, where):
   ends = dialogues.has_answer(turns[-1:])
   answer = turns[-1:] if ends else [dialogues.NO_ANSWER]
   start = turns[:-1] if ends else turns
-  if not _says_nothing(row.get("prompt")):
+  if not prompts.says_nothing(row.get("prompt")):
     asked = values.as_text_or_turns(row["prompt"], f"{where}: prompt")
     exact, whole = not isinstance(asked, str), [*start, *answer]
     asked = dialogues.asked_turns(asked, where)
@@ -243,7 +249,9 @@ def _prompt(row, where):
 
   A question in a column of its own is a turn; what says nothing is none.
   """
-  given = [key for key in PROMPTS if not _says_nothing(row.get(key))]
+  given = [
+    key for key in prompts.PROMPTS if not prompts.says_nothing(row.get(key))
+  ]
   if "prompt" in given:
     return "prompt", values.as_text_or_turns(row["prompt"], f"{where}: prompt")
   if "instruction" in row and "input" in given:
@@ -257,7 +265,7 @@ def _prompt(row, where):
       f"{where}: {names} could each be the prompt; name one of them prompt"
     )
   key = given[0]
-  if key in TURNS:
+  if key in prompts.TURNS:
     return key, values.as_turns(row[key], f"{where}: {key}")
   if key == "instruction":
     asked = instructions.instruction(row, where)
@@ -266,22 +274,6 @@ def _prompt(row, where):
   return key, instructions.history(row, where) + messages.as_turns_of(
     "user", asked
   )
-
-
-def _says_nothing(value):
-  return value is None or values.is_blank(value)
-
-
-def _refuse_blank(row, where):
-  """InputError where a row names its prompt, but that says nothing."""
-  given = [key for key in PROMPTS if row.get(key) is not None]
-  if given and all(values.is_blank(row[key]) for key in given):
-    values.as_text_or_turns(row[given[0]], f"{where}: {given[0]}")
-    raise _empty(where, given[0])
-
-
-def _empty(where, name):
-  return InputError(f"{where}: {name} is empty; give it a word at least")
 
 
 def _explicit(row, key, prompt, chosen, rejected, where):
@@ -305,13 +297,13 @@ def _explicit(row, key, prompt, chosen, rejected, where):
   split = repeated.after_turns(prompt, *sides, where, exact=exact)
   pair = PreferencePair(*split)
   if dialogues.says_nothing(pair.prompt):
-    raise _empty(where, key)
+    raise prompts.empty(where, key)
   return pair
 
 
 def _refuse_written(where, name, *given):
   """InputError where texts are lists of turns that a program wrote."""
-  if all(map(dialogues.is_written, given)):
+  if all(map(marks.is_written, given)):
     raise InputError(
       f"{where}: {name} would be read as plain text, but holds turns that are "
       "written as a string; give them as lists of objects"
@@ -344,43 +336,8 @@ def _implicit(row, chosen, rejected, where):
     )
   split = dialogues.split_texts if is_text else dialogues.split_turns
   pair = PreferencePair(*split(chosen, rejected, where))
-  _refuse_guess(row, pair, where)
+  prompts.refuse_guess(row, pair, where)
   return pair
-
-
-def _refuse_guess(row, pair, where):
-  """InputError where what two responses share may not be the prompt.
-
-  It is, where it has the turns or the marks of a dialogue.  Else it is a guess,
-  which does not stand against another column that may be the prompt.
-  """
-  sides = pair.chosen, pair.rejected
-  if any(map(dialogues.says_nothing, sides)) or sides[0] == sides[1]:
-    return
-  if isinstance(pair.prompt, str):
-    certain = dialogues.is_marked(pair.prompt)
-  else:
-    certain = any(turn["role"] in messages.USER_ROLES for turn in pair.prompt)
-  if certain:
-    return
-  _refuse_blank(row, where)
-  if instructions.system(row, where):
-    raise InputError(
-      f"{where}: a system text stands beside texts that name no prompt; "
-      "name the column of the prompt prompt"
-    )
-  blank = dialogues.says_nothing(pair.prompt)
-  beside = IMPLICIT if "chosen" in row else (*IMPLICIT, "text", "score")
-  for key, value in row.items():
-    if value is None:  # a prompt's
-      values.as_text(value, f"{where}: {key}", "a string or a list of messages")
-    if key not in beside and values.holds_text(value, 1 if blank else 2):
-      raise InputError(
-        f"{where}: chosen and rejected would be read with the prompt "
-        f"{values.shown(pair.prompt)}, which is what both begin with, but "
-        f"{key!r} holds text too; name the column of the prompt prompt, or "
-        "leave out the others"
-      )
 
 
 # Parts of layouts.

@@ -268,7 +268,7 @@ def _said(pair, calls=(False, False)):
   for whole, size, has_calls in zip(
     pair.contents[1:], pair.kept, calls, strict=True
   ):
-    if not "".join(whole)[pair.prompt_size :][:size].strip():
+    if messages.is_blank("".join(whole)[pair.prompt_size :][:size]):
       if not has_calls:
         return "empty response"
       if size is not None:

@@ -2,13 +2,16 @@
 """What a row means is certain, or the row is refused with what it has."""
 
 import json
+import re
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from mrpo_jax.data import formats
+from mrpo_jax.data.encode import encode
 from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data.tokenizer import train_tokenizer
 from mrpo_jax.errors import InputError
 from tests.material.rows import bot, only, system, user
 
@@ -28,9 +31,16 @@ def refusal(row):
 # A prompt that says nothing is none.
 
 EMPTY = ["", " \n", [], [user("")], [user(" ")], {"role": [], "content": []}]
+EMPTY += ["\u200b", "\ufeff\u3164", [user("\u200b ")]]
+SYSTEM_ALONE = [
+  [system("S"), user("")],
+  [{"role": "System", "content": "S"}, user("")],
+  [{"from": "system", "value": "S"}, {"from": "human", "value": " "}],
+  {"role": ["system", "user"], "content": ["S", ""]},
+]
 
 
-@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("empty", [*EMPTY, *SYSTEM_ALONE])
 def test_another_column_is_the_prompt_where_prompt_says_nothing(empty):
   row = {"prompt": empty, "question": ASKED}
   assert only(row, **SIDES) == TURNS
@@ -40,7 +50,7 @@ def test_another_column_is_the_prompt_where_prompt_says_nothing(empty):
   assert only(turns, **SIDES) == TURNS
 
 
-@pytest.mark.parametrize("empty", [*EMPTY, [system("S"), user("")]])
+@pytest.mark.parametrize("empty", [*EMPTY, *SYSTEM_ALONE])
 @pytest.mark.parametrize(
   "rest",
   [
@@ -63,6 +73,66 @@ def test_an_empty_prompt_is_refused(empty, rest):
 def test_a_question_that_says_nothing_is_refused(key):
   empty = [user(" ")] if key == "messages" else "  "
   assert f"{key} is empty" in refusal({key: empty} | SIDES)
+
+
+BLANK_TURNS = [[user("")], [system("S"), user(" ")], [user("\u200b")]]
+BLANK_TURNS += [[user("Hi"), bot("Yo"), user("")]]
+HH_BLANK = "\n\nHuman: \n\nAssistant:"
+
+
+@pytest.mark.parametrize("start", BLANK_TURNS)
+def test_a_last_question_that_says_nothing_is_refused(start):
+  sides = {"chosen": [*start, bot("a")], "rejected": [*start, bot("b")]}
+  rows = [sides, sides | {"topic": "Birds"}, {"messages": sides["chosen"]}]
+  rows += [{"text": [*sides.values()], "score": [1, 0]}]
+  if start == BLANK_TURNS[-1]:
+    rows += [{"prompt": start, "chosen": [bot("a")], "rejected": [bot("b")]}]
+  for row in rows:
+    assert re.search("no prompt was found|the last question", refusal(row))
+
+
+@pytest.mark.parametrize(
+  "start",
+  [
+    HH_BLANK,
+    HH_BLANK.replace("Human: ", "Human: Hi\n\nAssistant: Yo\n\nHuman: "),
+    "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n",
+    "<s>[INST] [/INST]",
+    "<|user|>\nHi<|end|>\n<|assistant|>\nYo<|user|>\n<|assistant|>\n",
+    "### Response:",
+  ],
+)
+def test_a_last_question_without_a_word_between_marks_is_refused(start):
+  message = "the last question of the prompt is empty"
+  row = {"chosen": start + " a", "rejected": start + " b"}
+  assert message in refusal(row)
+  refusal(row | {"post": "Name a bird, please."})
+  row = {"prompt": start, "chosen": " a", "rejected": " b"}
+  assert message in refusal(row)
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"chosen": "Yes", "rejected": "No"},
+    {"chosen": "Yes", "rejected": "Yes"},
+    {"chosen": "Yes", "rejected": ""},
+    {"chosen": [bot("Yes")], "rejected": [bot("No")]},
+    {"chosen": [system("S"), bot("Yes")], "rejected": [system("S"), bot("No")]},
+    {"text": ["Yes", "No"], "score": [1, 0]},
+  ],
+)
+def test_a_row_without_a_prompt_is_refused(row):
+  text = refusal(row)
+  assert "no prompt was found in the row" in text
+  assert f"keys are {', '.join(map(repr, row))}" in text
+
+
+def test_a_response_that_shows_nothing_is_empty():
+  pair = only(prompt=HOW, chosen="\u200b", rejected="Bad.")
+  limits = {"max_prompt": 99, "max_response": 99}
+  encoded = encode(train_tokenizer([], 259), pair, **limits)
+  assert encoded.dropped == "empty response"
 
 
 def test_a_part_of_an_instruction_may_be_empty():

@@ -2,6 +2,7 @@
 """Messages of a chat: tool calls, reasoning and parts, beside role and text."""
 
 import json
+import unicodedata
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
@@ -17,6 +18,8 @@ MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
 MEDIA += ("input_audio", "attachments")
 UNREAD = (*MEDIA, "function_call", "functions")  # tools and tool_calls now
 OTHER_ARGUMENTS = ("parameters", "args", "kwargs", "input")
+# What is not shown, beside white space and Unicode's category Cf.
+UNSEEN = "\u034f\u115f\u1160\u2800\u3164\uffa0"
 TEXT = "text"  # the one type of part that a language model reads
 
 
@@ -164,6 +167,14 @@ def is_plain(message):
   """Is it a role and a text, nothing else?"""
   return message.keys() == {"role", "content"} and isinstance(
     message["content"], str
+  )
+
+
+def is_blank(text):
+  """Does a text show nothing: white space, marks of width 0 and fillers?"""
+  return all(
+    one.isspace() or one in UNSEEN or unicodedata.category(one) == "Cf"
+    for one in text
   )
 
 

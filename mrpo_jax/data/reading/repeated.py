@@ -6,7 +6,7 @@ import re
 
 from mrpo_jax.data.chat import messages
 from mrpo_jax.data.chat.messages import ASKING_ROLES
-from mrpo_jax.data.reading import dialogues
+from mrpo_jax.data.reading import dialogues, marks
 from mrpo_jax.errors import InputError
 
 # What words are made of, in scripts that put white space between them.
@@ -52,7 +52,7 @@ def after_text(prompt, chosen, rejected, where):
 def within_marks(prompt, sides):
   """(prompt, *sides) where all sides hold a prompt within other marks."""
   shared = min(dialogues.shared_length(sides[0], side) for side in sides)
-  ends = dialogues.answer_marks(sides[0][:shared])
+  ends = marks.answers_in(sides[0][:shared])
   if not ends or not prompt.split()[1:]:
     return None
   start = sides[0][: ends[-1]]

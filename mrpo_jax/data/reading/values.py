@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values of a row, checked: texts, lists, and messages in every form."""
 
+import contextlib
 import datetime
 import decimal
 import json
@@ -224,7 +225,8 @@ def holds_text(value, words):
 def is_blank(value):
   """Is it a text, or turns, without a word?  System turns do not count."""
   if isinstance(value, str):
-    return not value.strip()
+    return messages.is_blank(value)
+  value = _rows_of(value)
   if isinstance(value, dict):
     said = {"content", "value", "text"} & value.keys()
     beside = ("role", "from", "type", "name", *said)
@@ -235,12 +237,25 @@ def is_blank(value):
     )
   if not isinstance(value, list):
     return False
-  asked = [
-    one
-    for one in value
-    if not isinstance(one, dict) or one.get("role") not in SYSTEM_ROLES
-  ]
+  asked = [one for one in value if not _is_system(one)]
   return all(map(is_blank, asked or value))
+
+
+def _rows_of(value):
+  """Columns of messages as a list, if they are that."""
+  role = isinstance(value, dict) and (value.get("role") or value.get("from"))
+  if isinstance(role, list):
+    with contextlib.suppress(InputError):  # it is said where they are read
+      return _rows_of_columns(value, "")
+  return value
+
+
+def _is_system(turn):
+  """Is it one of the system, in any spelling of its role?"""
+  if not isinstance(turn, dict):
+    return False
+  role = turn.get("role") or turn.get("from")
+  return isinstance(role, str) and role.strip().lower() in SYSTEM_ROLES
 
 
 def shown(value):
