@@ -97,6 +97,8 @@ def pairs_of(row, where):
     if not dialogues.says_nothing(pair.chosen):  # else it is dropped
       prompts.refuse_unasked(row, pair.prompt, where)
   pairs = [_with_system(system, pair, where) for pair in pairs]
+  for pair in pairs:
+    marks.refuse(pair, where)
   for pair in pairs[:1]:  # all have one prompt
     beside.refuse_lost(_given(row), prompts.PROMPTS[1:], pair.prompt, where)
   return [dataclasses.replace(pair, tools=tools) for pair in pairs]
@@ -131,6 +133,7 @@ def prompt_of(row, where):
   pair = _with_system(
     instructions.system(row, where), _answerable(prompt), where
   )
+  marks.refuse(pair, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
   beside.refuse_lost(given, prompts.PROMPTS[1:], pair.prompt, where)
   return dataclasses.replace(pair, rejected=None, tools=tools)
@@ -166,7 +169,7 @@ def _pairs_of(row, where):
     return [_given_pair(row, where)]
   key, prompt = _prompt(row, where)
   if key and (ranking := rankings.ranked(row, where)):
-    prompt = repeated.without_answer(prompt, ranking[0])
+    prompt = repeated.without_answer(prompt, ranking[0], where)
     if not isinstance(prompt, str):
       responses, scores = ranking
       if all(isinstance(one, str) for one in responses):
@@ -207,7 +210,7 @@ def _answer(row, key, prompt, where):
     response = values.as_text_or_turns(
       row[answers[0]], f"{where}: {answers[0]}", empty=False
     )
-    prompt = repeated.without_answer(prompt, [response])
+    prompt = repeated.without_answer(prompt, [response], where)
     return _explicit(row, key, prompt, response, response, where)
   return _last_answer(row, turns[0], where)
 
@@ -239,7 +242,7 @@ def _given_pair(row, where):
   )
   key, prompt = _prompt(row, where)
   if key:
-    prompt = repeated.without_answer(prompt, [chosen, rejected])
+    prompt = repeated.without_answer(prompt, [chosen, rejected], where)
     return _explicit(row, key, prompt, chosen, rejected, where)
   return _implicit(row, chosen, rejected, where)
 
@@ -303,7 +306,7 @@ def _explicit(row, key, prompt, chosen, rejected, where):
 
 def _refuse_written(where, name, *given):
   """InputError where texts are lists of turns that a program wrote."""
-  if all(map(marks.is_written, given)):
+  if any(map(marks.is_written, given)):
     raise InputError(
       f"{where}: {name} would be read as plain text, but holds turns that are "
       "written as a string; give them as lists of objects"
@@ -315,6 +318,7 @@ def _answers(prompt, sides, where):
   if not sides or any(map(dialogues.is_whole, sides)):
     return [dialogues.turns_of_whole(one) for one in sides]
   asked = messages.content(prompt[-1]) if prompt else ""
+  repeated.refuse_one_whole(asked, sides, where)
   if repeated.within_marks(asked, sides):
     raise InputError(
       f"{where}: chosen and rejected hold the question again, within marks; "

@@ -337,6 +337,15 @@ MARKED = [
   "<start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\n",
   "<|user|>\nq\n<|assistant|>\n",
   "<\uff5cUser\uff5c>q<\uff5cAssistant\uff5c>",
+  "<|im_start|>user<|im_sep|>q<|im_end|><|im_start|>assistant<|im_sep|>",
+  "<|start|>user<|message|>q<|end|><|start|>assistant<|channel|>final<|message|>",
+  "<|header_start|>user<|header_end|>\n\nq<|eot|>"
+  "<|header_start|>assistant<|header_end|>\n\n",
+  "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>q<|END_OF_TURN_TOKEN|>"
+  "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+  "<|start_of_role|>user<|end_of_role|>q<|end_of_text|>\n"
+  "<|start_of_role|>assistant<|end_of_role|>",
+  "GPT4 Correct User: q<|end_of_turn|>GPT4 Correct Assistant:",
 ]
 WORDED = [
   "Human: q\nAssistant:",
@@ -345,6 +354,7 @@ WORDED = [
   "USER: q ASSISTANT:",
   "Question: q\nAnswer:",
   "Q: q\nA:",
+  "\u7528\u6237\uff1aq\n\u52a9\u624b\uff1a",
 ]
 
 
@@ -364,9 +374,71 @@ def test_a_prompt_within_marks_stands_once(start):
   assert only(row, prompt=HOW) == PreferencePair(start, " The a", " The b")
 
 
-def test_marked_texts_that_ask_different_things_are_refused():
-  row = {"chosen": MARKED[1] + " a", "rejected": "x" + MARKED[1] + " b"}
+@pytest.mark.parametrize("start", MARKED)
+def test_one_word_within_marks_stands_once(start):
+  start = start.replace("q", "Hello")
+  row = {"chosen": start + " The a", "rejected": start + " The b"}
+  assert only(row, prompt="Hello").prompt == start
+
+
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
+def test_marked_texts_that_ask_different_things_are_refused(start):
+  others = [start.replace("q", one) for one in ("Who?", "When?")]
+  row = {"chosen": others[0] + " a", "rejected": others[1] + " b"}
   assert "differ before an answer begins" in refusal(row)
+
+
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
+@pytest.mark.parametrize("key", ["prompt", "question"])
+def test_one_text_within_marks_beside_an_answer_is_refused(key, start):
+  row = {key: HOW, "chosen": start.replace("q", HOW) + " a", "rejected": "b"}
+  refusal(row)
+  refusal(row | {"chosen": "b", "rejected": row["chosen"]})
+
+
+@pytest.mark.parametrize("start", MARKED)
+def test_marks_of_a_template_within_a_turn_are_refused(start):
+  message = "a turn holds the marks of a chat template"
+  answers = {"chosen": start.partition("q")[2] + "a", "rejected": "b"}
+  for row in (
+    {"question": start} | SIDES,
+    {"instruction": start} | SIDES,
+    {"system": "Be short.", "prompt": start} | SIDES,
+    {"question": HOW} | answers,
+    {"prompt": [user(start)], "chosen": [OWL], "rejected": [CAT]},
+    {"messages": [Q, bot(start)]},
+    {"prompt": [Q], "responses": [[OWL], [CAT], [bot(start)]]}
+    | {"scores": [1, 1, 0]},
+  ):
+    assert message in refusal(row)
+  text = refusal({"prompt": HOW} | answers)
+  assert "a response holds the marks of a chat template" in text
+
+
+def test_a_dialogue_in_a_column_of_a_question_is_refused():
+  refusal({"question": HUMAN} | SIDES)
+  refusal({"instruction": "### Instruction:\nDo\n\n### Response:"} | SIDES)
+  answers = {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}
+  refusal({"question": HOW} | answers)
+
+
+def test_texts_go_on_where_the_marks_of_the_prompt_lead():
+  row = {"prompt": "<|user|>\nq<|end|>\n", "chosen": "<|assistant|>\na"}
+  row["rejected"] = "<|assistant|>\nb"
+  assert only(row) == PreferencePair(*row.values())
+  text = refusal(row | {"prompt": row["prompt"] + "<|assistant|>\n"})
+  assert "does not lead to them" in text
+  assert "does not lead to them" in refusal(row | {"rejected": "b"})
+
+
+@pytest.mark.parametrize("start", MARKED)
+def test_an_answer_after_marks_that_a_prompt_ends_in_stands_once(start):
+  assert only(SIDES, prompt=start + "Town").prompt == start
+
+
+def test_an_answer_after_a_word_that_a_prompt_ends_in_is_refused():
+  text = refusal({"prompt": "User: Bird?\nAssistant: Town"} | SIDES)
+  assert "the prompt ends in 'Town', which is a response" in text
 
 
 @pytest.mark.parametrize("write", [json.dumps, str])
@@ -379,6 +451,29 @@ def test_turns_that_are_written_as_a_string_are_refused(write):
   assert message in refusal(row)
   assert message in refusal(row | {"prompt": "Name a bird."})
   assert message in refusal(row | {"question": "Name a bird."})
+  one = {"prompt": HOW, "chosen": "a", "rejected": write([CAT])}
+  assert message in refusal(one)
+  ranked = {"prompt": HOW, "responses": ["a", write([CAT])], "scores": [2, 1]}
+  assert message in refusal(ranked)
+
+
+@pytest.mark.parametrize(
+  "written",
+  [
+    '[{"index": 0, "role": "user", "content": "q"}]',
+    '{"messages": [{"role": "user", "content": "q"}]}',
+    "array([{'content': 'q', 'role': 'user'}], dtype=object)",
+    "({'role': 'user', 'content': 'q'},)",
+    "[['user', 'q']]",
+  ],
+)
+def test_turns_that_are_written_in_another_form_are_refused(written):
+  assert "written as a string" in refusal({"prompt": written} | SIDES)
+
+
+@pytest.mark.parametrize("said", ['{"from": "Oslo", "to": "Rome"}', "[1, 2]"])
+def test_json_in_an_answer_is_no_turn(said):
+  assert only(prompt=HOW, chosen=said, rejected="b").chosen == said
 
 
 def test_options_are_no_marks():

@@ -117,7 +117,9 @@ def split_texts(chosen, rejected, where):
     )
   elif ends := marks.answers_in(chosen[:shared]):
     shared = ends[-1]
-  elif all(map(marks.TAGS.search, (chosen, rejected))):
+  elif any(map(marks.is_marked, (chosen, rejected))):
+    raise _differ_early(where)
+  elif all(map(marks.question_of, (chosen, rejected))):
     raise _differ_early(where)
   else:
     # One character stays: a text that is the other's beginning is a response.
@@ -158,7 +160,7 @@ def asked_turns(prompt, where):
   """
   if not isinstance(prompt, str):
     return prompt
-  if marks.TAGS.search(prompt):
+  if marks.is_marked(prompt):
     raise InputError(
       f"{where}: the prompt is a text with the marks of a chat template, the "
       "responses are turns; give it as turns too"

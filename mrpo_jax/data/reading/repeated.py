@@ -6,7 +6,7 @@ import re
 
 from mrpo_jax.data.chat import messages
 from mrpo_jax.data.chat.messages import ASKING_ROLES
-from mrpo_jax.data.reading import dialogues, marks
+from mrpo_jax.data.reading import dialogues, marks, values
 from mrpo_jax.errors import InputError
 
 # What words are made of, in scripts that put white space between them.
@@ -40,20 +40,34 @@ def after_text(prompt, chosen, rejected, where):
     found = [rests[i] if rests[i] is not None else sides[i] for i in (0, 1)]
     return prompt if found == [*sides] else prompt.rstrip(), *found
   if whole is not None and _repeats(prompt, whole):
-    raise InputError(
-      f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
-      "the other is not; give both as answers"
-    )
+    raise _one_whole(where)
+  refuse_one_whole(prompt, sides, where)
   if within := within_marks(prompt, sides):
     return within
   return without_start(prompt, sides)
+
+
+def refuse_one_whole(prompt, sides, where):
+  """InputError where some texts, not all, are dialogues by words for turns."""
+  words = " ".join(prompt.split())
+  asked = [marks.question_of(side) or "" for side in sides]
+  found = [bool(one and holds(one, words)) for one in asked]
+  if any(found) and not all(found):
+    raise _one_whole(where)
+
+
+def _one_whole(where):
+  return InputError(
+    f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
+    "the other is not; give both as answers"
+  )
 
 
 def within_marks(prompt, sides):
   """(prompt, *sides) where all sides hold a prompt within other marks."""
   shared = min(dialogues.shared_length(sides[0], side) for side in sides)
   ends = marks.answers_in(sides[0][:shared])
-  if not ends or not prompt.split()[1:]:
+  if not ends or not (prompt.split()[1:] or marks.TAGS.search(sides[0])):
     return None
   start = sides[0][: ends[-1]]
   if not holds(" ".join(start.split()), " ".join(prompt.split())):
@@ -186,10 +200,13 @@ def _words(turn):
 # A prompt that holds a response.
 
 
-def without_answer(prompt, responses):
+def without_answer(prompt, responses, where):
   """A prompt without its last answer, where that is a response too.
 
   It is one where some response says the same, or where all begin with it.
+
+  Raises:
+    InputError: that answer is known by a word alone, such as Answer:.
   """
   last = _last_answer(prompt)
   said = messages.content(last).strip()
@@ -200,6 +217,11 @@ def without_answer(prompt, responses):
     return prompt
   if not isinstance(prompt, str):
     return prompt[:-1]
+  if not (dialogues.is_dialogue(prompt) or marks.TAGS.search(prompt)):
+    raise InputError(
+      f"{where}: the prompt ends in {values.shown(said)}, which is a response "
+      "or the start of all, too; leave it out of the prompt"
+    )
   start = prompt.rstrip().removesuffix(said)
   apart = any(messages.content(one)[:1].isspace() for one in firsts)
   return start.rstrip() if apart else start
@@ -210,8 +232,12 @@ def _last_answer(prompt):
   if not isinstance(prompt, str):
     return prompt[-1] if prompt and messages.is_answer(prompt[-1]) else {}
   ends = [mark.end() for mark in dialogues.ASSISTANT.finditer(prompt)]
+  ends = ends or marks.answers_in(prompt)
   said = prompt[ends[-1] :] if ends else ""
-  return {} if dialogues.MARK.search(said) else {"content": said}
+  if not said.strip():
+    return {}
+  asked = dialogues.MARK.search(said) or marks.ASKED.search(said)
+  return {} if asked else {"content": said}
 
 
 def _first_answer(response):
