@@ -30,6 +30,7 @@ BARE = (
   "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 NAMES = WRITES.replace("{{ call.function.arguments | tojson }}", "")
+FIRST_CALL = WRITES.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
 SKIPS_TOOLS = BARE.replace("messages %}", "messages if m.role != 'tool' %}")
 AS_JSON = BARE.replace("{{ m.content }}", "{{ m.content | tojson }}")
 LAST_THOUGHTS = WRITES.replace(
@@ -47,6 +48,12 @@ def call(city):
     "content": None,
     "tool_calls": [{"type": "function", "function": named}],
   }
+
+
+def called(*cities):
+  """Both calls in one turn."""
+  calls = [one for city in cities for one in call(city)["tool_calls"]]
+  return call("") | {"tool_calls": calls}
 
 
 def with_arguments(given, key="arguments"):
@@ -240,6 +247,8 @@ def test_responses_that_differ_in_tool_calls_alone_differ(encoded):
     (BARE, call("Oslo"), "tool_calls"),
     (BARE, said("a", tool_calls=call("Oslo")["tool_calls"]), "tool_calls"),
     (NAMES, call("Oslo"), "the arguments of tool_calls"),
+    (FIRST_CALL, called("Oslo", "Rome"), "tool_calls[1]"),
+    (FIRST_CALL, called("Oslo", "Oslo"), "tool_calls[0]"),
     (BARE, said("a", reasoning_content="hm"), "reasoning_content"),
     # The list itself is written.
     (BARE, said([{"type": "text", "text": "a"}]), "a content in parts"),
