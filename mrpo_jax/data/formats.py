@@ -296,6 +296,8 @@ def _explicit(row, key, prompt, chosen, rejected, where):
     )
   if isinstance(prompt, str):
     return PreferencePair(*repeated.after_text(prompt, *sides, where))
+  if key in prompts.TURNS:
+    repeated.refuse_third(prompt, sides, where)
   exact = not isinstance(row[key], str) or len(prompt) > 1
   split = repeated.after_turns(prompt, *sides, where, exact=exact)
   pair = PreferencePair(*split)

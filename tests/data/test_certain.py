@@ -183,6 +183,19 @@ def test_the_start_of_an_answer_that_all_repeat_stands_once():
   assert goes_on.prompt == row["messages"]
 
 
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_third_answer_before_the_responses_is_refused(key):
+  row = {key: [Q, bot("It is an emu.")]}
+  texts = {"chosen": "It is an owl.", "rejected": "It is a cat."}
+  for rest in (
+    texts,
+    {"chosen": [OWL], "rejected": [CAT]},
+    {"ranked": [*texts.values()]},
+    {"output": "It is an owl."},
+  ):
+    assert "end in an answer, 'It is an emu.', that is" in refusal(row | rest)
+
+
 @pytest.mark.parametrize("space", ["", " "])
 def test_an_answer_that_a_dialogue_ends_in_stands_once(space):
   start = "\n\nHuman: Name a bird.\n\nAssistant:"
@@ -324,7 +337,16 @@ def test_questions_within_responses_are_counted(row, caplog):
   ]
   assert len(list(formats.pairs_of_rows(rows, "a.jsonl"))) == 3
   (line,) = caplog.messages
-  assert line.startswith("a.jsonl: 1 of 3 pairs have a turn of the user within")
+  assert line.startswith("a.jsonl: 1 of 3 pairs have a turn of the user, the")
+
+
+def test_turns_of_tools_and_the_system_within_responses_are_counted(caplog):
+  caplog.set_level("INFO")
+  tool = {"role": "tool", "content": "4"}
+  for turn in (tool, system("Be short.")):
+    row = {"prompt": [Q], "chosen": [OWL, turn, CAT], "rejected": [CAT]}
+    assert len(list(formats.pairs_of_rows([("line 1", row)], "a"))) == 1
+  assert len(caplog.messages) == 2
 
 
 # Texts with other marks than Anthropic's.

@@ -46,11 +46,11 @@ def has_answer(turns):
 
 
 def asks_again(response):
-  """Does the user say something within a response?"""
+  """Does another than the model say something within a response?"""
   if isinstance(response, str):
     found = MARK.finditer(response)
     return any("Human" in (mark[1], mark[2]) for mark in found)
-  return any(turn["role"] in USER_ROLES for turn in response)
+  return not all(map(messages.is_answer, response))
 
 
 def shared_length(one, other):

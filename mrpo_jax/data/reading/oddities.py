@@ -27,8 +27,8 @@ class Counts:
     if self._asking:
       logger.info(
         f"{where}: {self._asking} of {self._pairs} pairs have a turn of the "
-        "user within a response, which is trained on with it; give one answer "
-        "each, if it is not meant so"
+        "user, the system or a tool within a response, which is trained on "
+        "with it; give one answer each, if it is not meant so"
       )
     if self._repeating:
       logger.info(

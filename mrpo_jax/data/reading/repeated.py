@@ -227,6 +227,25 @@ def without_answer(prompt, responses, where):
   return start.rstrip() if apart else start
 
 
+def refuse_third(prompt, sides, where):
+  """InputError where turns end in another answer than the responses.
+
+  Responses may go on with it, if white space stands between.
+  """
+  last = _last_answer(prompt)
+  said = messages.content(last)
+  firsts = [side[0] for side in sides if not dialogues.says_nothing(side)]
+  goes_on = said[-1:].isspace() or all(
+    messages.content(one)[:1].isspace() for one in firsts
+  )
+  if last and not goes_on and any(map(messages.is_answer, firsts)):
+    raise InputError(
+      f"{where}: the turns before the responses end in an answer, "
+      f"{values.shown(said)}, that is none of them; leave it out, or name the "
+      "column prompt if the responses go on with it"
+    )
+
+
 def _last_answer(prompt):
   """The turn of the model that a prompt ends in, {} if it ends in none."""
   if not isinstance(prompt, str):
