@@ -101,7 +101,12 @@ def pairs_of(row, where):
     marks.refuse(pair, where)
   for pair in pairs[:1]:  # all have one prompt
     beside.refuse_lost(_given(row), prompts.PROMPTS[1:], pair.prompt, where)
-  return [dataclasses.replace(pair, tools=tools) for pair in pairs]
+  for pair in pairs:
+    messages.refuse_unscored([*pair.chosen, *(pair.rejected or [])])
+  return [
+    dataclasses.replace(pair, prompt=messages.plain(pair.prompt), tools=tools)
+    for pair in pairs
+  ]
 
 
 def prompt_of(row, where):
@@ -136,7 +141,8 @@ def prompt_of(row, where):
   marks.refuse(pair, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
   beside.refuse_lost(given, prompts.PROMPTS[1:], pair.prompt, where)
-  return dataclasses.replace(pair, rejected=None, tools=tools)
+  prompt = messages.plain(pair.prompt)
+  return dataclasses.replace(pair, prompt=prompt, rejected=None, tools=tools)
 
 
 def _answerable(prompt):

@@ -122,9 +122,13 @@ def as_turns(value, where):
   if isinstance(value, dict):
     value = _rows_of_columns(value, where)
   turns = [_named(turn) for turn in as_list(value, where)]
-  found = [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
-  if turns:
-    messages.refuse_weight(turns[-1], f"{where}[{len(turns) - 1}]")
+  found = []
+  for i, turn in enumerate(turns):
+    one = _turn(turn, f"{where}[{i}]")
+    if why := messages.unscored(turn, f"{where}[{i}]"):
+      one = messages.Unscored(one, why)
+    found.append(one)
+  messages.refuse_unscored(filter(messages.is_answer, found[-1:]))
   return found
 
 
