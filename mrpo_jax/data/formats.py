@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Keys of the response of a supervised row.
 ANSWERS = ("completion", "response", "output")
 KNOWN = (
-  *(*ANSWERS, *rankings.JUDGED),
+  *(*ANSWERS, *rankings.JUDGED, *rankings.VERDICTS),
   *("chosen", "rejected", "text", "ranked", "tools"),
   *beside.COLUMNS,
   *(
@@ -186,13 +186,14 @@ def _pairs_of(row, where):
       )
     return [
       _explicit(row, key, prompt, *pair, where)
-      for pair in rankings.ordered(*ranking)
+      for pair in rankings.ordered(*ranking, where)
     ]
   if "text" in row and "score" in row:
     texts = rankings.responses_of(row["text"], f"{where}: text")
     scores = rankings.scores_of(row["score"], texts, f"{where}: score")
     return [
-      _implicit(row, *pair, where) for pair in rankings.ordered(texts, scores)
+      _implicit(row, *pair, where)
+      for pair in rankings.ordered(texts, scores, where)
     ]
   answer = _answer(row, key, prompt, where)
   return answer and [dataclasses.replace(answer, rejected=None)]
@@ -213,6 +214,7 @@ def _answer(row, key, prompt, where):
   if len(answers) > 1:
     raise InputError(f"{where}: {' and '.join(answers)} are two; give one")
   if answers and key:
+    beside.refuse_reasoning(row, answers[0], where)
     response = values.as_text_or_turns(
       row[answers[0]], f"{where}: {answers[0]}", empty=False
     )
@@ -242,6 +244,7 @@ def _last_answer(row, key, where):
 
 
 def _given_pair(row, where):
+  rankings.refuse_verdict(row, where)
   chosen, rejected = (
     values.as_text_or_turns(row[key], f"{where}: {key}", empty=False)
     for key in ("chosen", "rejected")

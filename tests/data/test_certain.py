@@ -519,6 +519,10 @@ def test_options_are_no_marks():
     {"prompt": HOW, "context": "Bob is ill."},
     {"prompt": HOW, "system_message": "Be short."},
     {"prompt": HOW, "history": [["Hi", "Yo"]]},
+    {"prompt": HOW, "history": {"Hi": "Yo"}},
+    {"prompt": HOW, "history": [{"query": "Hi", "answer": "Yo"}]},
+    {"prompt": HOW, "chat_history": [user("Hi"), bot("Yo")]},
+    {"prompt": HOW, "initial_reason_steps": "Step 1: I am"},
     {"conversations": [user(HOW)], "question": "Who is it?"},
     {"conversations": [user(HOW)], "history": [["Hi", "Yo"]]},
     {"question": HOW, "context": ["Bob is ill.", "Ann is well."]},
@@ -570,6 +574,30 @@ def test_columns_of_what_is_no_text_are_refused(tmp_path, column):
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
   with pytest.raises(InputError, match=f"parquet row 1: '{column}' "):
     list(formats.read(path))
+
+
+@pytest.mark.parametrize(
+  "rest",
+  [
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"chat_template_kwargs": '{"enable_thinking": false}'},
+    {"documents": [{"title": "Birds", "text": "Owls fly."}]},
+  ],
+)
+def test_columns_that_change_a_prompt_are_refused(rest):
+  (key,) = rest
+  row = {"prompt": HOW} | SIDES
+  assert f"'{key}' would not be read" in refusal(row | rest)
+  for empty in (None, {}, [], "", {"enable_thinking": None}):
+    assert only(row | {key: empty}) == only(row)
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
+def test_reasoning_beside_a_completion_is_refused(key):
+  row = {"prompt": HOW, "completion": "Fine.", key: "Am I ill?"}
+  assert f"'{key}' beside 'completion' would not be read" in refusal(row)
+  assert only(row | {key: ""}).chosen == "Fine."
+  assert only({"prompt": HOW, key: "It is a town."} | SIDES).prompt == HOW
 
 
 @pytest.mark.parametrize("key", ["image_url", "input_audio", "attachments"])
@@ -695,6 +723,43 @@ def test_scores_and_ranks_agree_or_are_refused():
   assert "scores and ranks contradict each other on responses 1 and 2" in text
   assert "responses and outputs are two" in refusal(row | {"outputs": ["c"]})
   assert "responses and ranked are two" in refusal(row | {"ranked": ["c"]})
+
+
+def test_a_response_that_is_better_and_worse_than_another_is_refused():
+  message = "a response stands twice, once better and once worse"
+  assert message in refusal({"prompt": HOW, "ranked": ["a", "b", "a"]})
+  row = {"prompt": HOW, "responses": ["a", "a", "b"], "scores": [3, 1, 2]}
+  assert message in refusal(row)
+  texts = [HUMAN + one for one in (" a", " a", " b")]
+  assert message in refusal({"text": texts, "score": [3, 1, 2]})
+  turns = [[bot("a")], [bot("b")], [bot("a")]]
+  assert message in refusal({"prompt": [Q], "ranked": turns})
+  assert len(formats.pairs_of(row | {"scores": [3, 2, 1]}, "row 1")) == 3
+
+
+@pytest.mark.parametrize(
+  "better, worse",
+  [
+    ({"score_chosen": 9, "score_rejected": 1}, [1, 9]),
+    ({"chosen_score": 9.5, "rejected_score": 1}, [1, 9.5]),
+    ({"chosen-rating": 5, "rejected-rating": 4}, [4, 5]),
+    ({"reward_chosen": 0, "reward_rejected": -1}, [-1, 0]),
+    ({"chosen_rank": 1, "rejected_rank": 2}, [2, 1]),
+    ({"preference": "chosen"}, ["rejected"]),
+    ({"winner": "chosen"}, [" Rejected"]),
+  ],
+)
+def test_a_verdict_against_the_columns_is_refused(tmp_path, better, worse):
+  row = {"prompt": HOW} | SIDES
+  pair = PreferencePair(*row.values())
+  assert only(row, **better) == pair
+  assert only(row, **dict.fromkeys(better)) == pair
+  worse = row | dict(zip(better, worse, strict=True))
+  assert "the rejected response" in refusal(worse)
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist([worse]), path)
+  with pytest.raises(InputError, match="parquet row 1: .* rejected response"):
+    list(formats.read(path))
 
 
 def test_a_key_that_stands_twice_in_tools_is_refused():
