@@ -130,6 +130,10 @@ def prompt_of(row, where):
     prompt = _given_pair(given, where).prompt
   else:
     prompt = values.as_text_or_turns(given["prompt"], f"{where}: prompt")
+    for key in ANSWERS:
+      if isinstance(given.get(key), str | list) and given[key]:
+        response = values.as_text_or_turns(given[key], f"{where}: {key}")
+        prompt = repeated.without_answer(prompt, [response], where)
     if any(isinstance(given.get(key), list) for key in ANSWERS):
       prompt = dialogues.asked_turns(prompt, where)
   if dialogues.says_nothing(prompt):
@@ -309,7 +313,7 @@ def _explicit(row, key, prompt, chosen, rejected, where):
     repeated.refuse_third(prompt, sides, where)
   exact = not isinstance(row[key], str) or len(prompt) > 1
   split = repeated.after_turns(prompt, *sides, where, exact=exact)
-  pair = PreferencePair(*split)
+  pair = PreferencePair(*repeated.turns_after(*split))
   if dialogues.says_nothing(pair.prompt):
     raise prompts.empty(where, key)
   return pair
@@ -335,9 +339,7 @@ def _answers(prompt, sides, where):
       f"{where}: chosen and rejected hold the question again, within marks; "
       "give the answers alone, or leave out the column of the question"
     )
-  _, *rests = repeated.without_start(asked, sides)
-  if rests != [*sides]:
-    rests = [one.lstrip() for one in rests]
+  rests = repeated.answers_after(asked, sides)
   return [messages.as_turns_of("assistant", one) for one in rests]
 
 

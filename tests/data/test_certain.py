@@ -244,6 +244,52 @@ def test_a_question_that_texts_repeat_stands_once(key):
   assert only(turns, **WHOLE) == only(turns, **plain) == pair
 
 
+ZH = "\u8bf7\u544a\u8bc9\u6211\u4eca\u5929\u5929\u6c14"
+GOOD, BAD = "\u5f88\u597d", "\u4e0d\u597d"
+
+
+@pytest.mark.parametrize("asked", [HOW, ZH, ZH + "\uff1f"])
+def test_a_repeated_prompt_stands_once_in_any_script_and_as_turns(asked):
+  pair = PreferencePair([user(asked)], [bot(GOOD)], [bot(BAD)])
+  texts = {"chosen": f"{asked}\n{GOOD}", "rejected": f"{asked}\n{BAD}"}
+  assert only(texts, question=asked) == pair
+  assert only(texts, prompt=asked).chosen == f"\n{GOOD}"
+  turns = {key: [bot(text)] for key, text in texts.items()}
+  assert only(turns, prompt=[user(asked)]) == pair
+  assert only(turns, prompt=asked) == pair
+  one = {"prompt": [user(asked)], "completion": turns["chosen"]}
+  assert only(one).chosen == pair.chosen
+  marked = {
+    key: MARKED[0].replace("q", asked) + text
+    for key, text in (("chosen", GOOD), ("rejected", BAD))
+  }
+  assert only(marked, prompt=asked).chosen == GOOD
+  begun = {"messages": [Q, bot(asked)]} | texts
+  assert only(begun).prompt == [Q]
+
+
+@pytest.mark.parametrize("column", [ZH, "Capital?"])
+def test_a_phrase_in_another_column_may_be_the_prompt(column):
+  row = {"post": column, "chosen": "Sure it is", "rejected": "Sure it was"}
+  assert "'post' holds text too" in refusal(row)
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_indentation_of_code_after_a_repeated_question_is_kept(end):
+  asked = "Complete: def f(x):" + end
+  sides = [f"{asked.rstrip()}\n    return {i}" for i in (1, 2)]
+  answers = [[bot(f"    return {i}")] for i in (1, 2)]
+  row = dict(zip(("chosen", "rejected"), sides, strict=True))
+  assert only(row, question=asked) == PreferencePair([user(asked)], *answers)
+
+
+def test_a_prompt_is_read_alone_as_beside_its_completion():
+  row = {"prompt": [Q, OWL], "completion": [OWL]}
+  assert formats.prompt_of(row, "row 1").prompt == only(row).prompt == [Q]
+  row = {"prompt": HUMAN + " fine", "completion": " fine"}
+  assert formats.prompt_of(row, "row 1").prompt == only(row).prompt == HUMAN
+
+
 @pytest.mark.parametrize("space", ["", " ", "\n"])
 def test_white_space_around_a_repeated_prompt_does_not_matter(space):
   row = {"chosen": HOW + " fine", "rejected": space + HOW + " bad"}

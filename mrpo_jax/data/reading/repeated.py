@@ -5,7 +5,7 @@ import itertools
 import re
 
 from mrpo_jax.data.chat import messages
-from mrpo_jax.data.chat.messages import ASKING_ROLES
+from mrpo_jax.data.chat.messages import ASKING_ROLES, USER_ROLES
 from mrpo_jax.data.reading import dialogues, marks, values
 from mrpo_jax.errors import InputError
 
@@ -67,7 +67,7 @@ def within_marks(prompt, sides):
   """(prompt, *sides) where all sides hold a prompt within other marks."""
   shared = min(dialogues.shared_length(sides[0], side) for side in sides)
   ends = marks.answers_in(sides[0][:shared])
-  if not ends or not (prompt.split()[1:] or marks.TAGS.search(sides[0])):
+  if not ends or not (values.is_phrase(prompt) or marks.TAGS.search(sides[0])):
     return None
   start = sides[0][: ends[-1]]
   if not holds(" ".join(start.split()), " ".join(prompt.split())):
@@ -84,12 +84,39 @@ def holds(text, words):
 
 def without_start(prompt, sides):
   """(prompt, *sides) without a prompt of several words that all begin with."""
-  if not prompt.split()[1:]:
+  if not values.is_phrase(prompt):
     return prompt, *sides
   if all(side.startswith(prompt) for side in sides):
     return prompt, *(side[len(prompt) :] for side in sides)
   rests = [_rest(prompt, side) for side in sides]
   return (prompt, *sides) if None in rests else (prompt.rstrip(), *rests)
+
+
+def answers_after(asked, sides):
+  """Answers without a question that all begin with, as `without_start`.
+
+  The space or the lines after it go too, but not the indentation of code.
+  """
+  _, *rests = without_start(asked, sides)
+  if rests == [*sides]:
+    return rests
+  lines = asked.endswith("\n") and all(one.startswith(asked) for one in sides)
+  after = r"(?:[ \t]*\r?\n)*" if lines else r"(?:[ \t]*\r?\n)+|\s*"
+  return [re.sub(rf"\A(?:{after})", "", one) for one in rests]
+
+
+def turns_after(prompt, chosen, rejected):
+  """Responses, turns, without the question if the first answers repeat it."""
+  firsts = chosen[0], rejected[0]
+  asks = prompt and prompt[-1]["role"] in USER_ROLES
+  if not asks or not all(map(messages.is_plain, (prompt[-1], *firsts))):
+    return prompt, chosen, rejected
+  texts = [one["content"] for one in firsts]
+  found = answers_after(prompt[-1]["content"], texts)
+  return prompt, *(
+    side if text == rest else [side[0] | {"content": rest}, *side[1:]]
+    for side, text, rest in zip((chosen, rejected), texts, found, strict=True)
+  )
 
 
 def _repeats(prompt, dialogue):
@@ -212,7 +239,7 @@ def without_answer(prompt, responses, where):
   said = messages.content(last).strip()
   firsts = [_first_answer(one) for one in responses]
   texts = [messages.content(one).strip() for one in firsts]
-  begin = bool(said.split()[1:]) and all(one.startswith(said) for one in texts)
+  begin = values.is_phrase(said) and all(one.startswith(said) for one in texts)
   if not (begin or said and said in texts or last and last in firsts):
     return prompt
   if not isinstance(prompt, str):

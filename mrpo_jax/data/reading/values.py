@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import decimal
 import json
+import re
 
 from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
@@ -17,6 +18,8 @@ FROM |= {"human": "user", "model": "assistant"}
 FROM |= {role: role for role in ("user", "assistant", "system")}
 ROLES = FROM | {role: role for role in ("developer", *messages.TOOL_ROLES)}
 JSON = ("tools", "tool_calls", "arguments")  # keys of what may be JSON in text
+# Thai, Lao, Chinese and Japanese: so many characters are several words.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u2e80-\ua4cf\uf900-\ufaff]{4}")
 LEVELS = 100  # of lists and objects in one another
 
 
@@ -215,10 +218,20 @@ def kind_of(value):
   return kinds.get(type(value), f"a {type(value).__name__}")
 
 
+def is_phrase(text):
+  """Has a text several words, or as much in a script without spaces?"""
+  return bool(text.split()[1:] or UNSPACED.search(text))
+
+
 def holds_text(value, words):
-  """Does a value hold turns, or a text of so many words, at any depth?"""
+  """Does a value hold turns, or a text of so many words, at any depth?
+
+  A question is of two, and so is a phrase in a script without spaces.
+  """
   if isinstance(value, str):
-    return len(value.split()) >= words
+    count = len(value.split())
+    asks = value.rstrip().endswith(("?", "\uff1f"))
+    return count >= words or bool(count) and (asks or is_phrase(value))
   if isinstance(value, dict):
     if value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"}:
       return True
