@@ -442,7 +442,7 @@ def test_a_prompt_within_marks_stands_once(start):
   assert only(row, prompt=HOW) == PreferencePair(start, " The a", " The b")
 
 
-@pytest.mark.parametrize("start", MARKED)
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
 def test_one_word_within_marks_stands_once(start):
   start = start.replace("q", "Hello")
   row = {"chosen": start + " The a", "rejected": start + " The b"}
@@ -679,6 +679,7 @@ def test_a_message_that_says_two_things_is_refused():
     {"correctness": 4},
     {"kto_tag": False},
     {"kto_tag": True},
+    {"desirable": False},
     {"reward": -3},
     {"overall_score": 0.0},
     {"upvotes": 0},

@@ -15,6 +15,7 @@ RESPONSES, ORDERS = (
 JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
 JUDGED += ("rating", "ratings", *ORDERS, "overall_score")
 JUDGED += ("reward", "rewards", "votes", "upvotes", "downvotes", "is_safe")
+JUDGED += ("desirable", "is_desirable", "is_good")
 JUDGED += ("kto_tag", "preference", "preferred", "is_preferred", "accepted")
 JUDGED += ("helpfulness", "correctness", "coherence", "harmlessness")
 

@@ -67,10 +67,12 @@ def within_marks(prompt, sides):
   """(prompt, *sides) where all sides hold a prompt within other marks."""
   shared = min(dialogues.shared_length(sides[0], side) for side in sides)
   ends = marks.answers_in(sides[0][:shared])
-  if not ends or not (values.is_phrase(prompt) or marks.TAGS.search(sides[0])):
+  words = " ".join(prompt.split())
+  asks = marks.TAGS.search(sides[0]) or marks.question_of(sides[0]) == words
+  if not ends or not (asks or values.is_phrase(prompt)):
     return None
   start = sides[0][: ends[-1]]
-  if not holds(" ".join(start.split()), " ".join(prompt.split())):
+  if not holds(" ".join(start.split()), words):
     return None
   return start, *(side[len(start) :] for side in sides)
 
