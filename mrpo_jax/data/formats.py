@@ -14,7 +14,9 @@ from mrpo_jax.data.reading import (
   beside,
   dialogues,
   instructions,
+  marks,
   oddities,
+  prompts,
   rankings,
   repeated,
   values,
@@ -24,18 +26,18 @@ from mrpo_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-TURNS = ("conversations", "messages")  # keys of turns that lead to a response
-QUESTIONS = ("question", "query", "input")
-# Keys that mean something; PROMPTS hold a prompt or a part of it.
-PROMPTS = ("prompt", *TURNS, "instruction", *QUESTIONS)
-IMPLICIT = ("chosen", "rejected", "tools", *instructions.SYSTEMS)
 # Keys of the response of a supervised row.
 ANSWERS = ("completion", "response", "output")
 KNOWN = (
-  *(*ANSWERS, *rankings.JUDGED),
+  *(*ANSWERS, *rankings.JUDGED, *rankings.VERDICTS),
   *("chosen", "rejected", "text", "ranked", "tools"),
   *beside.COLUMNS,
-  *(*PROMPTS, *instructions.SYSTEMS, *rankings.RESPONSES, *rankings.ORDERS),
+  *(
+    *prompts.PROMPTS,
+    *instructions.SYSTEMS,
+    *rankings.RESPONSES,
+    *rankings.ORDERS,
+  ),
 )
 LAYOUTS = (
   "{prompt, chosen, rejected} {chosen, rejected} {question, chosen, rejected} "
@@ -70,7 +72,7 @@ def read(path):
 
 def rows(path):
   """Iterates over (place in words, row) of a file."""
-  return rows_of(path, KNOWN, PROMPTS)
+  return rows_of(path, KNOWN, prompts.PROMPTS)
 
 
 def pairs_of(row, where):
@@ -83,7 +85,7 @@ def pairs_of(row, where):
   if pairs is None and "chosen" in row and "rejected" in row:
     pairs = [_given_pair(row, where)]  # says which is null
   if pairs is None:
-    _refuse_blank(row, where)
+    prompts.refuse_blank(row, where)
     keys = ", ".join(map(repr, row)) or "none"
     raise InputError(
       f"{where}: a key is missing; the row's keys are {keys}; "
@@ -91,10 +93,20 @@ def pairs_of(row, where):
     )
   system = instructions.system(row, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
+  for pair in pairs[:1]:
+    if not dialogues.says_nothing(pair.chosen):  # else it is dropped
+      prompts.refuse_unasked(row, pair.prompt, where)
   pairs = [_with_system(system, pair, where) for pair in pairs]
+  for pair in pairs:
+    marks.refuse(pair, where)
   for pair in pairs[:1]:  # all have one prompt
-    beside.refuse_lost(_given(row), PROMPTS[1:], pair.prompt, where)
-  return [dataclasses.replace(pair, tools=tools) for pair in pairs]
+    beside.refuse_lost(_given(row), prompts.PROMPTS[1:], pair.prompt, where)
+  for pair in pairs:
+    messages.refuse_unscored([*pair.chosen, *(pair.rejected or [])])
+  return [
+    dataclasses.replace(pair, prompt=messages.plain(pair.prompt), tools=tools)
+    for pair in pairs
+  ]
 
 
 def prompt_of(row, where):
@@ -118,16 +130,23 @@ def prompt_of(row, where):
     prompt = _given_pair(given, where).prompt
   else:
     prompt = values.as_text_or_turns(given["prompt"], f"{where}: prompt")
+    for key in ANSWERS:
+      if isinstance(given.get(key), str | list) and given[key]:
+        response = values.as_text_or_turns(given[key], f"{where}: {key}")
+        prompt = repeated.without_answer(prompt, [response], where)
     if any(isinstance(given.get(key), list) for key in ANSWERS):
       prompt = dialogues.asked_turns(prompt, where)
   if dialogues.says_nothing(prompt):
-    raise _empty(where, "the prompt")
+    raise prompts.empty(where, "the prompt")
+  prompts.refuse_unasked(row, prompt, where)
   pair = _with_system(
     instructions.system(row, where), _answerable(prompt), where
   )
+  marks.refuse(pair, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
-  beside.refuse_lost(given, PROMPTS[1:], pair.prompt, where)
-  return dataclasses.replace(pair, rejected=None, tools=tools)
+  beside.refuse_lost(given, prompts.PROMPTS[1:], pair.prompt, where)
+  prompt = messages.plain(pair.prompt)
+  return dataclasses.replace(pair, prompt=prompt, rejected=None, tools=tools)
 
 
 def _answerable(prompt):
@@ -146,8 +165,8 @@ def _given(row):
   Where all prompts are null they stay, for a refusal to name them.
   """
   given = {key: value for key, value in row.items() if value is not None}
-  if given.keys().isdisjoint(PROMPTS):
-    given |= {key: None for key in PROMPTS if key in row}
+  if given.keys().isdisjoint(prompts.PROMPTS):
+    given |= {key: None for key in prompts.PROMPTS if key in row}
   return given
 
 
@@ -160,7 +179,7 @@ def _pairs_of(row, where):
     return [_given_pair(row, where)]
   key, prompt = _prompt(row, where)
   if key and (ranking := rankings.ranked(row, where)):
-    prompt = repeated.without_answer(prompt, ranking[0])
+    prompt = repeated.without_answer(prompt, ranking[0], where)
     if not isinstance(prompt, str):
       responses, scores = ranking
       if all(isinstance(one, str) for one in responses):
@@ -171,13 +190,14 @@ def _pairs_of(row, where):
       )
     return [
       _explicit(row, key, prompt, *pair, where)
-      for pair in rankings.ordered(*ranking)
+      for pair in rankings.ordered(*ranking, where)
     ]
   if "text" in row and "score" in row:
     texts = rankings.responses_of(row["text"], f"{where}: text")
     scores = rankings.scores_of(row["score"], texts, f"{where}: score")
     return [
-      _implicit(row, *pair, where) for pair in rankings.ordered(texts, scores)
+      _implicit(row, *pair, where)
+      for pair in rankings.ordered(texts, scores, where)
     ]
   answer = _answer(row, key, prompt, where)
   return answer and [dataclasses.replace(answer, rejected=None)]
@@ -186,7 +206,7 @@ def _pairs_of(row, where):
 def _answer(row, key, prompt, where):
   """The pair whose chosen response a supervised row has; None without one."""
   answers = [name for name in ANSWERS if name in row]
-  turns = [name for name in TURNS if name in row]
+  turns = [name for name in prompts.TURNS if name in row]
   if "chosen" in row or "rejected" in row or not (turns or answers and key):
     return None
   if judged := [name for name in rankings.JUDGED if name in row]:
@@ -198,10 +218,11 @@ def _answer(row, key, prompt, where):
   if len(answers) > 1:
     raise InputError(f"{where}: {' and '.join(answers)} are two; give one")
   if answers and key:
+    beside.refuse_reasoning(row, answers[0], where)
     response = values.as_text_or_turns(
       row[answers[0]], f"{where}: {answers[0]}", empty=False
     )
-    prompt = repeated.without_answer(prompt, [response])
+    prompt = repeated.without_answer(prompt, [response], where)
     return _explicit(row, key, prompt, response, response, where)
   return _last_answer(row, turns[0], where)
 
@@ -217,7 +238,7 @@ def _last_answer(row, key, where):
   ends = dialogues.has_answer(turns[-1:])
   answer = turns[-1:] if ends else [dialogues.NO_ANSWER]
   start = turns[:-1] if ends else turns
-  if not _says_nothing(row.get("prompt")):
+  if not prompts.says_nothing(row.get("prompt")):
     asked = values.as_text_or_turns(row["prompt"], f"{where}: prompt")
     exact, whole = not isinstance(asked, str), [*start, *answer]
     asked = dialogues.asked_turns(asked, where)
@@ -227,13 +248,14 @@ def _last_answer(row, key, where):
 
 
 def _given_pair(row, where):
+  rankings.refuse_verdict(row, where)
   chosen, rejected = (
     values.as_text_or_turns(row[key], f"{where}: {key}", empty=False)
     for key in ("chosen", "rejected")
   )
   key, prompt = _prompt(row, where)
   if key:
-    prompt = repeated.without_answer(prompt, [chosen, rejected])
+    prompt = repeated.without_answer(prompt, [chosen, rejected], where)
     return _explicit(row, key, prompt, chosen, rejected, where)
   return _implicit(row, chosen, rejected, where)
 
@@ -243,7 +265,9 @@ def _prompt(row, where):
 
   A question in a column of its own is a turn; what says nothing is none.
   """
-  given = [key for key in PROMPTS if not _says_nothing(row.get(key))]
+  given = [
+    key for key in prompts.PROMPTS if not prompts.says_nothing(row.get(key))
+  ]
   if "prompt" in given:
     return "prompt", values.as_text_or_turns(row["prompt"], f"{where}: prompt")
   if "instruction" in row and "input" in given:
@@ -257,7 +281,7 @@ def _prompt(row, where):
       f"{where}: {names} could each be the prompt; name one of them prompt"
     )
   key = given[0]
-  if key in TURNS:
+  if key in prompts.TURNS:
     return key, values.as_turns(row[key], f"{where}: {key}")
   if key == "instruction":
     asked = instructions.instruction(row, where)
@@ -266,22 +290,6 @@ def _prompt(row, where):
   return key, instructions.history(row, where) + messages.as_turns_of(
     "user", asked
   )
-
-
-def _says_nothing(value):
-  return value is None or values.is_blank(value)
-
-
-def _refuse_blank(row, where):
-  """InputError where a row names its prompt, but that says nothing."""
-  given = [key for key in PROMPTS if row.get(key) is not None]
-  if given and all(values.is_blank(row[key]) for key in given):
-    values.as_text_or_turns(row[given[0]], f"{where}: {given[0]}")
-    raise _empty(where, given[0])
-
-
-def _empty(where, name):
-  return InputError(f"{where}: {name} is empty; give it a word at least")
 
 
 def _explicit(row, key, prompt, chosen, rejected, where):
@@ -301,17 +309,19 @@ def _explicit(row, key, prompt, chosen, rejected, where):
     )
   if isinstance(prompt, str):
     return PreferencePair(*repeated.after_text(prompt, *sides, where))
+  if key in prompts.TURNS:
+    repeated.refuse_third(prompt, sides, where)
   exact = not isinstance(row[key], str) or len(prompt) > 1
   split = repeated.after_turns(prompt, *sides, where, exact=exact)
-  pair = PreferencePair(*split)
+  pair = PreferencePair(*repeated.turns_after(*split))
   if dialogues.says_nothing(pair.prompt):
-    raise _empty(where, key)
+    raise prompts.empty(where, key)
   return pair
 
 
 def _refuse_written(where, name, *given):
   """InputError where texts are lists of turns that a program wrote."""
-  if all(map(dialogues.is_written, given)):
+  if any(map(marks.is_written, given)):
     raise InputError(
       f"{where}: {name} would be read as plain text, but holds turns that are "
       "written as a string; give them as lists of objects"
@@ -323,14 +333,13 @@ def _answers(prompt, sides, where):
   if not sides or any(map(dialogues.is_whole, sides)):
     return [dialogues.turns_of_whole(one) for one in sides]
   asked = messages.content(prompt[-1]) if prompt else ""
+  repeated.refuse_one_whole(asked, sides, where)
   if repeated.within_marks(asked, sides):
     raise InputError(
       f"{where}: chosen and rejected hold the question again, within marks; "
       "give the answers alone, or leave out the column of the question"
     )
-  _, *rests = repeated.without_start(asked, sides)
-  if rests != [*sides]:
-    rests = [one.lstrip() for one in rests]
+  rests = repeated.answers_after(asked, sides)
   return [messages.as_turns_of("assistant", one) for one in rests]
 
 
@@ -344,43 +353,8 @@ def _implicit(row, chosen, rejected, where):
     )
   split = dialogues.split_texts if is_text else dialogues.split_turns
   pair = PreferencePair(*split(chosen, rejected, where))
-  _refuse_guess(row, pair, where)
+  prompts.refuse_guess(row, pair, where)
   return pair
-
-
-def _refuse_guess(row, pair, where):
-  """InputError where what two responses share may not be the prompt.
-
-  It is, where it has the turns or the marks of a dialogue.  Else it is a guess,
-  which does not stand against another column that may be the prompt.
-  """
-  sides = pair.chosen, pair.rejected
-  if any(map(dialogues.says_nothing, sides)) or sides[0] == sides[1]:
-    return
-  if isinstance(pair.prompt, str):
-    certain = dialogues.is_marked(pair.prompt)
-  else:
-    certain = any(turn["role"] in messages.USER_ROLES for turn in pair.prompt)
-  if certain:
-    return
-  _refuse_blank(row, where)
-  if instructions.system(row, where):
-    raise InputError(
-      f"{where}: a system text stands beside texts that name no prompt; "
-      "name the column of the prompt prompt"
-    )
-  blank = dialogues.says_nothing(pair.prompt)
-  beside = IMPLICIT if "chosen" in row else (*IMPLICIT, "text", "score")
-  for key, value in row.items():
-    if value is None:  # a prompt's
-      values.as_text(value, f"{where}: {key}", "a string or a list of messages")
-    if key not in beside and values.holds_text(value, 1 if blank else 2):
-      raise InputError(
-        f"{where}: chosen and rejected would be read with the prompt "
-        f"{values.shown(pair.prompt)}, which is what both begin with, but "
-        f"{key!r} holds text too; name the column of the prompt prompt, or "
-        "leave out the others"
-      )
 
 
 # Parts of layouts.

@@ -198,7 +198,8 @@ def conversations(pair):
     return "empty response"
   if not all(messages.is_answer(side[0]) for side in sides):
     return "response begins with another turn than the assistant's"
-  if pair.prompt and pair.prompt[-1].get("role") == "assistant":
+  last = pair.prompt[-1].get("role") if pair.prompt else None
+  if last in messages.ANSWER_ROLES:
     wholes, ending = [_continued(pair.prompt, side) for side in sides], CONTINUE
   else:
     wholes = [pair.prompt + side for side in sides]
@@ -216,7 +217,7 @@ def _continued(prompt, response):
   last, first = prompt[-1], response[0]
   said = last.get("content"), first.get("content")
   if (
-    first.get("role") != "assistant"
+    first.get("role") != last["role"]
     or not all(isinstance(one, str) for one in said)
     or "tool_calls" in last
     or messages.REASONING[0] in first
@@ -267,7 +268,7 @@ def _said(pair, calls=(False, False)):
   for whole, size, has_calls in zip(
     pair.contents[1:], pair.kept, calls, strict=True
   ):
-    if not "".join(whole)[pair.prompt_size :][:size].strip():
+    if messages.is_blank("".join(whole)[pair.prompt_size :][:size]):
       if not has_calls:
         return "empty response"
       if size is not None:

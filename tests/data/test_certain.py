@@ -2,13 +2,16 @@
 """What a row means is certain, or the row is refused with what it has."""
 
 import json
+import re
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from mrpo_jax.data import formats
+from mrpo_jax.data.encode import encode
 from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data.tokenizer import train_tokenizer
 from mrpo_jax.errors import InputError
 from tests.material.rows import bot, only, system, user
 
@@ -28,9 +31,16 @@ def refusal(row):
 # A prompt that says nothing is none.
 
 EMPTY = ["", " \n", [], [user("")], [user(" ")], {"role": [], "content": []}]
+EMPTY += ["\u200b", "\ufeff\u3164", [user("\u200b ")]]
+SYSTEM_ALONE = [
+  [system("S"), user("")],
+  [{"role": "System", "content": "S"}, user("")],
+  [{"from": "system", "value": "S"}, {"from": "human", "value": " "}],
+  {"role": ["system", "user"], "content": ["S", ""]},
+]
 
 
-@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("empty", [*EMPTY, *SYSTEM_ALONE])
 def test_another_column_is_the_prompt_where_prompt_says_nothing(empty):
   row = {"prompt": empty, "question": ASKED}
   assert only(row, **SIDES) == TURNS
@@ -40,7 +50,7 @@ def test_another_column_is_the_prompt_where_prompt_says_nothing(empty):
   assert only(turns, **SIDES) == TURNS
 
 
-@pytest.mark.parametrize("empty", [*EMPTY, [system("S"), user("")]])
+@pytest.mark.parametrize("empty", [*EMPTY, *SYSTEM_ALONE])
 @pytest.mark.parametrize(
   "rest",
   [
@@ -63,6 +73,66 @@ def test_an_empty_prompt_is_refused(empty, rest):
 def test_a_question_that_says_nothing_is_refused(key):
   empty = [user(" ")] if key == "messages" else "  "
   assert f"{key} is empty" in refusal({key: empty} | SIDES)
+
+
+BLANK_TURNS = [[user("")], [system("S"), user(" ")], [user("\u200b")]]
+BLANK_TURNS += [[user("Hi"), bot("Yo"), user("")]]
+HH_BLANK = "\n\nHuman: \n\nAssistant:"
+
+
+@pytest.mark.parametrize("start", BLANK_TURNS)
+def test_a_last_question_that_says_nothing_is_refused(start):
+  sides = {"chosen": [*start, bot("a")], "rejected": [*start, bot("b")]}
+  rows = [sides, sides | {"topic": "Birds"}, {"messages": sides["chosen"]}]
+  rows += [{"text": [*sides.values()], "score": [1, 0]}]
+  if start == BLANK_TURNS[-1]:
+    rows += [{"prompt": start, "chosen": [bot("a")], "rejected": [bot("b")]}]
+  for row in rows:
+    assert re.search("no prompt was found|the last question", refusal(row))
+
+
+@pytest.mark.parametrize(
+  "start",
+  [
+    HH_BLANK,
+    HH_BLANK.replace("Human: ", "Human: Hi\n\nAssistant: Yo\n\nHuman: "),
+    "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n",
+    "<s>[INST] [/INST]",
+    "<|user|>\nHi<|end|>\n<|assistant|>\nYo<|user|>\n<|assistant|>\n",
+    "### Response:",
+  ],
+)
+def test_a_last_question_without_a_word_between_marks_is_refused(start):
+  message = "the last question of the prompt is empty"
+  row = {"chosen": start + " a", "rejected": start + " b"}
+  assert message in refusal(row)
+  refusal(row | {"post": "Name a bird, please."})
+  row = {"prompt": start, "chosen": " a", "rejected": " b"}
+  assert message in refusal(row)
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"chosen": "Yes", "rejected": "No"},
+    {"chosen": "Yes", "rejected": "Yes"},
+    {"chosen": "Yes", "rejected": ""},
+    {"chosen": [bot("Yes")], "rejected": [bot("No")]},
+    {"chosen": [system("S"), bot("Yes")], "rejected": [system("S"), bot("No")]},
+    {"text": ["Yes", "No"], "score": [1, 0]},
+  ],
+)
+def test_a_row_without_a_prompt_is_refused(row):
+  text = refusal(row)
+  assert "no prompt was found in the row" in text
+  assert f"keys are {', '.join(map(repr, row))}" in text
+
+
+def test_a_response_that_shows_nothing_is_empty():
+  pair = only(prompt=HOW, chosen="\u200b", rejected="Bad.")
+  limits = {"max_prompt": 99, "max_response": 99}
+  encoded = encode(train_tokenizer([], 259), pair, **limits)
+  assert encoded.dropped == "empty response"
 
 
 def test_a_part_of_an_instruction_may_be_empty():
@@ -113,6 +183,19 @@ def test_the_start_of_an_answer_that_all_repeat_stands_once():
   assert goes_on.prompt == row["messages"]
 
 
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_third_answer_before_the_responses_is_refused(key):
+  row = {key: [Q, bot("It is an emu.")]}
+  texts = {"chosen": "It is an owl.", "rejected": "It is a cat."}
+  for rest in (
+    texts,
+    {"chosen": [OWL], "rejected": [CAT]},
+    {"ranked": [*texts.values()]},
+    {"output": "It is an owl."},
+  ):
+    assert "end in an answer, 'It is an emu.', that is" in refusal(row | rest)
+
+
 @pytest.mark.parametrize("space", ["", " "])
 def test_an_answer_that_a_dialogue_ends_in_stands_once(space):
   start = "\n\nHuman: Name a bird.\n\nAssistant:"
@@ -161,6 +244,52 @@ def test_a_question_that_texts_repeat_stands_once(key):
   assert only(turns, **WHOLE) == only(turns, **plain) == pair
 
 
+ZH = "\u8bf7\u544a\u8bc9\u6211\u4eca\u5929\u5929\u6c14"
+GOOD, BAD = "\u5f88\u597d", "\u4e0d\u597d"
+
+
+@pytest.mark.parametrize("asked", [HOW, ZH, ZH + "\uff1f"])
+def test_a_repeated_prompt_stands_once_in_any_script_and_as_turns(asked):
+  pair = PreferencePair([user(asked)], [bot(GOOD)], [bot(BAD)])
+  texts = {"chosen": f"{asked}\n{GOOD}", "rejected": f"{asked}\n{BAD}"}
+  assert only(texts, question=asked) == pair
+  assert only(texts, prompt=asked).chosen == f"\n{GOOD}"
+  turns = {key: [bot(text)] for key, text in texts.items()}
+  assert only(turns, prompt=[user(asked)]) == pair
+  assert only(turns, prompt=asked) == pair
+  one = {"prompt": [user(asked)], "completion": turns["chosen"]}
+  assert only(one).chosen == pair.chosen
+  marked = {
+    key: MARKED[0].replace("q", asked) + text
+    for key, text in (("chosen", GOOD), ("rejected", BAD))
+  }
+  assert only(marked, prompt=asked).chosen == GOOD
+  begun = {"messages": [Q, bot(asked)]} | texts
+  assert only(begun).prompt == [Q]
+
+
+@pytest.mark.parametrize("column", [ZH, "Capital?"])
+def test_a_phrase_in_another_column_may_be_the_prompt(column):
+  row = {"post": column, "chosen": "Sure it is", "rejected": "Sure it was"}
+  assert "'post' holds text too" in refusal(row)
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_indentation_of_code_after_a_repeated_question_is_kept(end):
+  asked = "Complete: def f(x):" + end
+  sides = [f"{asked.rstrip()}\n    return {i}" for i in (1, 2)]
+  answers = [[bot(f"    return {i}")] for i in (1, 2)]
+  row = dict(zip(("chosen", "rejected"), sides, strict=True))
+  assert only(row, question=asked) == PreferencePair([user(asked)], *answers)
+
+
+def test_a_prompt_is_read_alone_as_beside_its_completion():
+  row = {"prompt": [Q, OWL], "completion": [OWL]}
+  assert formats.prompt_of(row, "row 1").prompt == only(row).prompt == [Q]
+  row = {"prompt": HUMAN + " fine", "completion": " fine"}
+  assert formats.prompt_of(row, "row 1").prompt == only(row).prompt == HUMAN
+
+
 @pytest.mark.parametrize("space", ["", " ", "\n"])
 def test_white_space_around_a_repeated_prompt_does_not_matter(space):
   row = {"chosen": HOW + " fine", "rejected": space + HOW + " bad"}
@@ -202,6 +331,8 @@ def test_one_whole_dialogue_beside_an_answer_is_refused():
     ("user ", "assistant "),
     ("prompter", "assistant"),
     ("USER", "gpt"),
+    ("human", "model"),
+    ("Human", "bot"),
   ],
 )
 @pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
@@ -215,6 +346,10 @@ def test_a_role_in_any_case_and_by_another_name_is_the_same(
   sides = [[asked, said(answers, one)] for one in (OWL, CAT)]
   assert only(chosen=sides[0], rejected=sides[1]) == BIRD
   assert only(prompt=Q["content"], chosen=sides[0], rejected=sides[1]) == BIRD
+  begun = [asked, said(answers, bot("It is"))]
+  sides = [[said(answers, bot(one))] for one in (" an owl.", " a cat.")]
+  pair = only(prompt=begun, chosen=sides[0], rejected=sides[1])
+  assert pair.prompt == [Q, bot("It is")]
 
 
 @pytest.mark.parametrize("role", ["critic", "", "user:", "user\u200b"])
@@ -248,7 +383,16 @@ def test_questions_within_responses_are_counted(row, caplog):
   ]
   assert len(list(formats.pairs_of_rows(rows, "a.jsonl"))) == 3
   (line,) = caplog.messages
-  assert line.startswith("a.jsonl: 1 of 3 pairs have a turn of the user within")
+  assert line.startswith("a.jsonl: 1 of 3 pairs have a turn of the user, the")
+
+
+def test_turns_of_tools_and_the_system_within_responses_are_counted(caplog):
+  caplog.set_level("INFO")
+  tool = {"role": "tool", "content": "4"}
+  for turn in (tool, system("Be short.")):
+    row = {"prompt": [Q], "chosen": [OWL, turn, CAT], "rejected": [CAT]}
+    assert len(list(formats.pairs_of_rows([("line 1", row)], "a"))) == 1
+  assert len(caplog.messages) == 2
 
 
 # Texts with other marks than Anthropic's.
@@ -261,6 +405,15 @@ MARKED = [
   "<start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\n",
   "<|user|>\nq\n<|assistant|>\n",
   "<\uff5cUser\uff5c>q<\uff5cAssistant\uff5c>",
+  "<|im_start|>user<|im_sep|>q<|im_end|><|im_start|>assistant<|im_sep|>",
+  "<|start|>user<|message|>q<|end|><|start|>assistant<|channel|>final<|message|>",
+  "<|header_start|>user<|header_end|>\n\nq<|eot|>"
+  "<|header_start|>assistant<|header_end|>\n\n",
+  "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>q<|END_OF_TURN_TOKEN|>"
+  "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+  "<|start_of_role|>user<|end_of_role|>q<|end_of_text|>\n"
+  "<|start_of_role|>assistant<|end_of_role|>",
+  "GPT4 Correct User: q<|end_of_turn|>GPT4 Correct Assistant:",
 ]
 WORDED = [
   "Human: q\nAssistant:",
@@ -269,6 +422,7 @@ WORDED = [
   "USER: q ASSISTANT:",
   "Question: q\nAnswer:",
   "Q: q\nA:",
+  "\u7528\u6237\uff1aq\n\u52a9\u624b\uff1a",
 ]
 
 
@@ -288,9 +442,71 @@ def test_a_prompt_within_marks_stands_once(start):
   assert only(row, prompt=HOW) == PreferencePair(start, " The a", " The b")
 
 
-def test_marked_texts_that_ask_different_things_are_refused():
-  row = {"chosen": MARKED[1] + " a", "rejected": "x" + MARKED[1] + " b"}
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
+def test_one_word_within_marks_stands_once(start):
+  start = start.replace("q", "Hello")
+  row = {"chosen": start + " The a", "rejected": start + " The b"}
+  assert only(row, prompt="Hello").prompt == start
+
+
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
+def test_marked_texts_that_ask_different_things_are_refused(start):
+  others = [start.replace("q", one) for one in ("Who?", "When?")]
+  row = {"chosen": others[0] + " a", "rejected": others[1] + " b"}
   assert "differ before an answer begins" in refusal(row)
+
+
+@pytest.mark.parametrize("start", [*MARKED, *WORDED])
+@pytest.mark.parametrize("key", ["prompt", "question"])
+def test_one_text_within_marks_beside_an_answer_is_refused(key, start):
+  row = {key: HOW, "chosen": start.replace("q", HOW) + " a", "rejected": "b"}
+  refusal(row)
+  refusal(row | {"chosen": "b", "rejected": row["chosen"]})
+
+
+@pytest.mark.parametrize("start", MARKED)
+def test_marks_of_a_template_within_a_turn_are_refused(start):
+  message = "a turn holds the marks of a chat template"
+  answers = {"chosen": start.partition("q")[2] + "a", "rejected": "b"}
+  for row in (
+    {"question": start} | SIDES,
+    {"instruction": start} | SIDES,
+    {"system": "Be short.", "prompt": start} | SIDES,
+    {"question": HOW} | answers,
+    {"prompt": [user(start)], "chosen": [OWL], "rejected": [CAT]},
+    {"messages": [Q, bot(start)]},
+    {"prompt": [Q], "responses": [[OWL], [CAT], [bot(start)]]}
+    | {"scores": [1, 1, 0]},
+  ):
+    assert message in refusal(row)
+  text = refusal({"prompt": HOW} | answers)
+  assert "a response holds the marks of a chat template" in text
+
+
+def test_a_dialogue_in_a_column_of_a_question_is_refused():
+  refusal({"question": HUMAN} | SIDES)
+  refusal({"instruction": "### Instruction:\nDo\n\n### Response:"} | SIDES)
+  answers = {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}
+  refusal({"question": HOW} | answers)
+
+
+def test_texts_go_on_where_the_marks_of_the_prompt_lead():
+  row = {"prompt": "<|user|>\nq<|end|>\n", "chosen": "<|assistant|>\na"}
+  row["rejected"] = "<|assistant|>\nb"
+  assert only(row) == PreferencePair(*row.values())
+  text = refusal(row | {"prompt": row["prompt"] + "<|assistant|>\n"})
+  assert "does not lead to them" in text
+  assert "does not lead to them" in refusal(row | {"rejected": "b"})
+
+
+@pytest.mark.parametrize("start", MARKED)
+def test_an_answer_after_marks_that_a_prompt_ends_in_stands_once(start):
+  assert only(SIDES, prompt=start + "Town").prompt == start
+
+
+def test_an_answer_after_a_word_that_a_prompt_ends_in_is_refused():
+  text = refusal({"prompt": "User: Bird?\nAssistant: Town"} | SIDES)
+  assert "the prompt ends in 'Town', which is a response" in text
 
 
 @pytest.mark.parametrize("write", [json.dumps, str])
@@ -303,6 +519,29 @@ def test_turns_that_are_written_as_a_string_are_refused(write):
   assert message in refusal(row)
   assert message in refusal(row | {"prompt": "Name a bird."})
   assert message in refusal(row | {"question": "Name a bird."})
+  one = {"prompt": HOW, "chosen": "a", "rejected": write([CAT])}
+  assert message in refusal(one)
+  ranked = {"prompt": HOW, "responses": ["a", write([CAT])], "scores": [2, 1]}
+  assert message in refusal(ranked)
+
+
+@pytest.mark.parametrize(
+  "written",
+  [
+    '[{"index": 0, "role": "user", "content": "q"}]',
+    '{"messages": [{"role": "user", "content": "q"}]}',
+    "array([{'content': 'q', 'role': 'user'}], dtype=object)",
+    "({'role': 'user', 'content': 'q'},)",
+    "[['user', 'q']]",
+  ],
+)
+def test_turns_that_are_written_in_another_form_are_refused(written):
+  assert "written as a string" in refusal({"prompt": written} | SIDES)
+
+
+@pytest.mark.parametrize("said", ['{"from": "Oslo", "to": "Rome"}', "[1, 2]"])
+def test_json_in_an_answer_is_no_turn(said):
+  assert only(prompt=HOW, chosen=said, rejected="b").chosen == said
 
 
 def test_options_are_no_marks():
@@ -326,6 +565,10 @@ def test_options_are_no_marks():
     {"prompt": HOW, "context": "Bob is ill."},
     {"prompt": HOW, "system_message": "Be short."},
     {"prompt": HOW, "history": [["Hi", "Yo"]]},
+    {"prompt": HOW, "history": {"Hi": "Yo"}},
+    {"prompt": HOW, "history": [{"query": "Hi", "answer": "Yo"}]},
+    {"prompt": HOW, "chat_history": [user("Hi"), bot("Yo")]},
+    {"prompt": HOW, "initial_reason_steps": "Step 1: I am"},
     {"conversations": [user(HOW)], "question": "Who is it?"},
     {"conversations": [user(HOW)], "history": [["Hi", "Yo"]]},
     {"question": HOW, "context": ["Bob is ill.", "Ann is well."]},
@@ -354,7 +597,8 @@ def test_supervised_messages_hold_the_prompt_beside_them():
   assert only(row, prompt=[Q]).prompt == [Q]
   for lost in ([user("Hi")], [system("S"), Q], [user("Hi"), bot("Yo"), Q]):
     refusal(row | {"prompt": lost})
-  assert "without what" in refusal(row | {"prompt": "Name a bird. Be short."})
+  other = {"prompt": "Name a bird. Be short."}
+  assert "not the prompt's" in refusal(row | other)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +620,30 @@ def test_columns_of_what_is_no_text_are_refused(tmp_path, column):
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
   with pytest.raises(InputError, match=f"parquet row 1: '{column}' "):
     list(formats.read(path))
+
+
+@pytest.mark.parametrize(
+  "rest",
+  [
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"chat_template_kwargs": '{"enable_thinking": false}'},
+    {"documents": [{"title": "Birds", "text": "Owls fly."}]},
+  ],
+)
+def test_columns_that_change_a_prompt_are_refused(rest):
+  (key,) = rest
+  row = {"prompt": HOW} | SIDES
+  assert f"'{key}' would not be read" in refusal(row | rest)
+  for empty in (None, {}, [], "", {"enable_thinking": None}):
+    assert only(row | {key: empty}) == only(row)
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
+def test_reasoning_beside_a_completion_is_refused(key):
+  row = {"prompt": HOW, "completion": "Fine.", key: "Am I ill?"}
+  assert f"'{key}' beside 'completion' would not be read" in refusal(row)
+  assert only(row | {key: ""}).chosen == "Fine."
+  assert only({"prompt": HOW, key: "It is a town."} | SIDES).prompt == HOW
 
 
 @pytest.mark.parametrize("key", ["image_url", "input_audio", "attachments"])
@@ -411,6 +679,7 @@ def test_a_message_that_says_two_things_is_refused():
     {"correctness": 4},
     {"kto_tag": False},
     {"kto_tag": True},
+    {"desirable": False},
     {"reward": -3},
     {"overall_score": 0.0},
     {"upvotes": 0},
@@ -451,6 +720,25 @@ def test_scripts_without_spaces_have_no_words_to_be_within():
   assert only(row, prompt="今天天气").prompt == [asked]
 
 
+@pytest.mark.parametrize("asked", ["Hello world", "Hello", "Translate"])
+def test_a_prompt_that_says_more_than_the_conversations_is_refused(asked):
+  row = {"prompt": "Translate into French: Hello world"}
+  sides = {"chosen": [user(asked), OWL], "rejected": [user(asked), CAT]}
+  assert "not the prompt's" in refusal(row | sides)
+  start = f"\n\nHuman: {asked}\n\nAssistant:"
+  texts = {"chosen": start + " a", "rejected": start + " b"}
+  assert "not the prompt's" in refusal(row | texts)
+  turns = {"messages": [user(asked), OWL]}
+  assert "not the prompt's" in refusal(row | turns)
+
+
+def test_a_prompt_may_hold_the_system_turn_of_the_conversations():
+  start = [system("Translate into French:"), user("Hello world")]
+  row = {"chosen": [*start, OWL], "rejected": [*start, CAT]}
+  prompt = "Translate into French:\n\nHello world"
+  assert only(row, prompt=prompt) == PreferencePair(start, [OWL], [CAT])
+
+
 def test_a_dialogue_before_turns_is_turns():
   start = [user("Hi"), bot("Yo"), Q]
   text = "\n\nHuman: Hi\n\nAssistant: Yo\n\nHuman: Name a bird."
@@ -482,6 +770,43 @@ def test_scores_and_ranks_agree_or_are_refused():
   assert "scores and ranks contradict each other on responses 1 and 2" in text
   assert "responses and outputs are two" in refusal(row | {"outputs": ["c"]})
   assert "responses and ranked are two" in refusal(row | {"ranked": ["c"]})
+
+
+def test_a_response_that_is_better_and_worse_than_another_is_refused():
+  message = "a response stands twice, once better and once worse"
+  assert message in refusal({"prompt": HOW, "ranked": ["a", "b", "a"]})
+  row = {"prompt": HOW, "responses": ["a", "a", "b"], "scores": [3, 1, 2]}
+  assert message in refusal(row)
+  texts = [HUMAN + one for one in (" a", " a", " b")]
+  assert message in refusal({"text": texts, "score": [3, 1, 2]})
+  turns = [[bot("a")], [bot("b")], [bot("a")]]
+  assert message in refusal({"prompt": [Q], "ranked": turns})
+  assert len(formats.pairs_of(row | {"scores": [3, 2, 1]}, "row 1")) == 3
+
+
+@pytest.mark.parametrize(
+  "better, worse",
+  [
+    ({"score_chosen": 9, "score_rejected": 1}, [1, 9]),
+    ({"chosen_score": 9.5, "rejected_score": 1}, [1, 9.5]),
+    ({"chosen-rating": 5, "rejected-rating": 4}, [4, 5]),
+    ({"reward_chosen": 0, "reward_rejected": -1}, [-1, 0]),
+    ({"chosen_rank": 1, "rejected_rank": 2}, [2, 1]),
+    ({"preference": "chosen"}, ["rejected"]),
+    ({"winner": "chosen"}, [" Rejected"]),
+  ],
+)
+def test_a_verdict_against_the_columns_is_refused(tmp_path, better, worse):
+  row = {"prompt": HOW} | SIDES
+  pair = PreferencePair(*row.values())
+  assert only(row, **better) == pair
+  assert only(row, **dict.fromkeys(better)) == pair
+  worse = row | dict(zip(better, worse, strict=True))
+  assert "the rejected response" in refusal(worse)
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist([worse]), path)
+  with pytest.raises(InputError, match="parquet row 1: .* rejected response"):
+    list(formats.read(path))
 
 
 def test_a_key_that_stands_twice_in_tools_is_refused():

@@ -30,6 +30,7 @@ BARE = (
   "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 NAMES = WRITES.replace("{{ call.function.arguments | tojson }}", "")
+FIRST_CALL = WRITES.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
 SKIPS_TOOLS = BARE.replace("messages %}", "messages if m.role != 'tool' %}")
 AS_JSON = BARE.replace("{{ m.content }}", "{{ m.content | tojson }}")
 LAST_THOUGHTS = WRITES.replace(
@@ -47,6 +48,18 @@ def call(city):
     "content": None,
     "tool_calls": [{"type": "function", "function": named}],
   }
+
+
+def called(*cities):
+  """Both calls in one turn."""
+  calls = [one for city in cities for one in call(city)["tool_calls"]]
+  return call("") | {"tool_calls": calls}
+
+
+def with_arguments(given, key="arguments"):
+  named = {"name": "weather", key: given}
+  calls = [{"type": "function", "function": named}]
+  return {"role": "assistant", "content": None, "tool_calls": calls}
 
 
 def said(text, **beside):
@@ -110,6 +123,9 @@ def one_pair(row):
       },
       call(None),
     ),
+    (with_arguments('{"city": "Oslo"}'), call("Oslo")),
+    (with_arguments('{"city": null}'), call(None)),
+    (with_arguments(" "), with_arguments({})),
     (said("b", thinking="hm"), said("b", reasoning_content="hm")),
     (said("b", reasoning="hm"), said("b", reasoning_content="hm")),
     (
@@ -146,11 +162,26 @@ def test_tools_are_a_list_or_its_json(tools):
     (said("a", tool_calls=[{}]), "chosen[0].tool_calls[0] names no function"),
     (said("a", tool_calls=3), "chosen[0].tool_calls is not a list"),
     (said("a", tool_calls="{"), "chosen[0].tool_calls is a string that"),
+    (with_arguments("Oslo"), "chosen[0].tool_calls[0].arguments is a string"),
+    (with_arguments("[1]"), "chosen[0].tool_calls[0].arguments would not be"),
+    (with_arguments(3), "chosen[0].tool_calls[0].arguments would not be wr"),
+    (with_arguments({"a": 1}, "input"), "chosen[0].tool_calls[0].input woul"),
+    (with_arguments('{"a": 1, "a": 2}'), "chosen[0].tool_calls[0].arguments"),
     (said("a", reasoning=3), "chosen[0].reasoning_content is not a string"),
     (said([{"type": "image"}]), "chosen[0].content[0] is a part of type 'im"),
     (said(["a"]), "chosen[0].content[0] is a part of type None"),
     (said("a", thinking="b", reasoning="c"), "chosen[0]: reasoning_content a"),
     (said("a", weight=0), "chosen[0].weight is 0, but a response counts onc"),
+    (said("a", train=False), "chosen[0].train is False, but a response count"),
+    (said("a", loss=False), "chosen[0].loss is False, but a response counts"),
+    (said("a", masked=True), "chosen[0].masked is True, but a response coun"),
+    (said("a", channel="analysis"), "chosen[0].channel would not be read"),
+    (said("a", tools=[WEATHER]), "chosen[0].tools would not be read"),
+    (said("a", tool_plan="b"), "chosen[0].tool_plan would not be read"),
+    (said("a", thoughts="b"), "chosen[0].thoughts would not be read"),
+    (said("", refusal="No."), "chosen[0].refusal would not be read"),
+    (said("") | {"text": "b"}, "chosen[0].text would not be read"),
+    (said("a", reasoning_details=[{"text": "b"}]), "chosen[0].reasoning_detai"),
     (said("a", images=["b.png"]), "chosen[0].images cannot be trained on"),
     (said(None, function_call={"name": "f"}), "chosen[0].function_call cann"),
   ],
@@ -160,6 +191,44 @@ def test_what_is_no_message_is_refused_with_its_place(message, problem):
   with pytest.raises(InputError) as info:
     pairs_of(row, "a.jsonl line 7")
   assert str(info.value).startswith(f"a.jsonl line 7: {problem}")
+
+
+@pytest.mark.parametrize(
+  "beside", [{"weight": 0}, {"train": False}, {"loss": 0}, {"masked": 1}]
+)
+def test_a_turn_that_is_not_trained_on_is_no_part_of_a_response(beside):
+  first, last = said("a", **beside), said("c", weight=1)
+  response = [first, USER, last]
+  row = {"prompt": [USER], "chosen": response, "rejected": [said("b")]}
+  ranked = {"prompt": [USER], "ranked": [[said("b")], response]}
+  for one in (row, ranked, {"prompt": [USER], "completion": response}):
+    with pytest.raises(InputError, match=f"[.]{[*beside][0]} is .*, but a re"):
+      pairs_of(one, "row 1")
+  # What leads to a response is not trained on.
+  asked = [USER | beside]
+  assert one_pair({"prompt": asked, "completion": [last]}).prompt == [USER]
+  whole = [USER, *response]
+  pair = one_pair({"chosen": whole, "rejected": [*whole[:-1], said("d")]})
+  assert pair.prompt == [USER, said("a"), USER]
+  assert {type(turn) for turn in pair.prompt} == {dict}
+  assert one_pair({"messages": whole}).chosen == [said("c")]
+  other = [USER, said("a"), USER, said("d")]
+  assert one_pair({"chosen": whole, "rejected": other}).prompt == pair.prompt
+
+
+@pytest.mark.parametrize(
+  "beside",
+  [
+    {"channel": "final"},
+    {"refusal": " "},
+    {"reasoning": "b", "reasoning_details": [{"text": "b"}]},
+    {"tools": [], "thoughts": None, "tool_plan": ""},
+    {"loss": True, "masked": False, "train": True},
+  ],
+)
+def test_keys_of_a_message_that_change_nothing_pass(beside):
+  row = {"prompt": [USER], "chosen": [said("a", **beside)]}
+  assert one_pair(row | {"rejected": [said("b")]}).chosen[0]["content"] == "a"
 
 
 def test_the_id_of_a_pair_without_them_is_as_it_was():
@@ -226,6 +295,8 @@ def test_responses_that_differ_in_tool_calls_alone_differ(encoded):
     (BARE, call("Oslo"), "tool_calls"),
     (BARE, said("a", tool_calls=call("Oslo")["tool_calls"]), "tool_calls"),
     (NAMES, call("Oslo"), "the arguments of tool_calls"),
+    (FIRST_CALL, called("Oslo", "Rome"), "tool_calls[1]"),
+    (FIRST_CALL, called("Oslo", "Oslo"), "tool_calls[0]"),
     (BARE, said("a", reasoning_content="hm"), "reasoning_content"),
     # The list itself is written.
     (BARE, said([{"type": "text", "text": "a"}]), "a content in parts"),

@@ -223,7 +223,7 @@ def test_what_is_no_plain_dialogue_is_refused(pair, message):
 
 def test_a_model_answers_by_whichever_name():
   owl, cat = ({"role": "model", "content": text} for text in ("Owl.", "Cat."))
-  pair = PreferencePair([Q], [owl], [cat])
+  pair = PreferencePair([Q], [OWL], [CAT])
   assert only(chosen=[Q, owl], rejected=[Q, cat]) == pair
   assert only(prompt=[Q], chosen=[Q, owl], rejected=[Q, cat]) == pair
   assert "no answer" in refused(chosen=[Q, owl], rejected=[user("?"), cat])

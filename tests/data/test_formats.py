@@ -106,8 +106,6 @@ def test_a_transcript_splits_at_the_last_common_assistant():
     ("Sky?\nBlue", "Sky?\nGreen", "Sky?\n"),
     ("The sky", "The skyline", "The"),
     ("The sky", "The sky\nis", "The"),
-    ("Blue", "Green", ""),
-    ("Blue", "Blue", ""),
     ("", "Blue", ""),
     ("", "", ""),
   ],

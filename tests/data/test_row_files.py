@@ -334,8 +334,10 @@ def test_tools_in_parquet_that_are_nested_deep_are_refused(tmp_path, column):
 
 
 def test_arguments_that_are_nested_deep_are_refused(tmp_path):
-  call = {"function": {"name": "f", "arguments": {"a": nested(900)}}}
-  for calls in ([call], json.dumps([call])):
+  given = {"a": nested(900)}
+  call = {"function": {"name": "f", "arguments": given}}
+  text = {"function": {"name": "f", "arguments": json.dumps(given)}}
+  for calls in ([call], json.dumps([call]), [text], json.dumps([text])):
     turn = {"role": "assistant", "content": "a", "tool_calls": calls}
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(PLAIN | {"prompt": [turn]}))

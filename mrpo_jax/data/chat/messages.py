@@ -2,18 +2,29 @@
 """Messages of a chat: tool calls, reasoning and parts, beside role and text."""
 
 import json
+import unicodedata
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is ours
 TOOL_ROLES = ("tool", "function", "observation", "ipython")
+# Pairs that no file holds may have the second name; rows are read as the first.
 USER_ROLES = ("user", "human")
+ANSWER_ROLES = ("assistant", "model")
 ASKING_ROLES = (*USER_ROLES, "system", "developer")
 # Keys of what is no text, in rows, messages and parts.
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
 MEDIA += ("input_audio", "attachments")
 UNREAD = (*MEDIA, "function_call", "functions")  # tools and tool_calls now
+# Keys of whether a turn is trained on, and their value if it is.
+ONCE = {"weight": 1, "train": True, "training": True, "train_on_turn": True}
+ONCE |= {"loss": True, "masked": False, "mask": False}
+# Keys of what a template may know by another name, or not at all.
+PASSED = ("channel", "tools", "tool_plan", "thoughts", "thought", "refusal")
+OTHER_ARGUMENTS = ("parameters", "args", "kwargs", "input")
+# What is not shown, beside white space and Unicode's category Cf.
+UNSEEN = "\u034f\u115f\u1160\u2800\u3164\uffa0"
 TEXT = "text"  # the one type of part that a language model reads
 
 
@@ -43,14 +54,8 @@ def beside_content(turn, role, where):
   """
   found = {}
   _refuse_unread(turn, where)
-  if calls := _objects(turn.get("tool_calls"), f"{where}.tool_calls"):
-    for i, call in enumerate(calls):
-      named = call.get("function", call)
-      if not isinstance(named, dict) or not isinstance(named.get("name"), str):
-        raise InputError(
-          f"{where}.tool_calls[{i}] names no function; want "
-          '{"function": {"name": ..., "arguments": {...}}}'
-        )
+  _refuse_passed(turn, where)
+  if calls := _calls(turn.get("tool_calls"), f"{where}.tool_calls"):
     found["tool_calls"] = calls
   said = [turn[key] for key in REASONING if turn.get(key)]
   if said:
@@ -65,6 +70,30 @@ def beside_content(turn, role, where):
   return found
 
 
+def _calls(value, where):
+  """Calls of functions, with their arguments as objects, not as JSON."""
+  calls = _objects(value, where)
+  for i, call in enumerate(calls):
+    named = call.get("function", call)
+    if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+      raise InputError(
+        f"{where}[{i}] names no function; want "
+        '{"function": {"name": ..., "arguments": {...}}}'
+      )
+    given = named.get("arguments")
+    if isinstance(given, str):  # as OpenAI's services give them
+      place = f"{where}[{i}].arguments"
+      given = _of_json(given, place) if given.strip() else {}
+      named["arguments"] = given
+    other = next((key for key in OTHER_ARGUMENTS if named.get(key)), None)
+    if other or not isinstance(given, dict | type(None)):
+      raise InputError(
+        f"{where}[{i}].{other or 'arguments'} would not be written by a chat "
+        'template; want "arguments": {...}, an object'
+      )
+  return calls
+
+
 def _refuse_unread(value, where):
   for key in UNREAD:
     if value.get(key):
@@ -74,17 +103,55 @@ def _refuse_unread(value, where):
       )
 
 
-def refuse_weight(turn, where):
-  """Raises InputError where the last turn has a weight that does not count.
+def _refuse_passed(turn, where):
+  """InputError where a message says more by keys that are not read."""
+  keys = [*PASSED]
+  if not any(turn.get(key) for key in REASONING):
+    keys.append("reasoning_details")
+  said = turn.get("content"), turn.get("value")
+  if not turn.get("tool_calls") and not any(said):
+    keys.append("text")  # in place of a content
+  for key in keys:
+    value = without_nulls(turn.get(key))
+    blank = isinstance(value, str) and is_blank(value)
+    if value and not blank and (key, value) != ("channel", "final"):
+      raise InputError(
+        f"{where}.{key} would not be read; give content, tool_calls and "
+        f"{REASONING[0]}, and tools beside the messages, or leave it out"
+      )
 
-  Files for fine-tuning services give turns 0, not to train on them, or 1.
-  Turns before the last are never trained on.
+
+class Unscored(dict):
+  """A message that says that it is not trained on, equal to one that does not.
+
+  It may lead to a response, but not be in one.
   """
-  if turn.get("weight", 1) != 1:
-    raise InputError(
-      f"{where}.weight is {turn['weight']!r}, but a response counts once: "
-      "leave the row out, or the key"
-    )
+
+  def __init__(self, message, why):
+    super().__init__(message)
+    self.why = why
+
+
+def unscored(turn, where):
+  """Why a message does not count once; None if it does.
+
+  Files for fine-tuning services give turns 0, not to train on them, or 1;
+  others say so by a switch.
+  """
+  for key, counts in ONCE.items():
+    if turn.get(key) is not None and turn[key] != counts:
+      return (
+        f"{where}.{key} is {turn[key]!r}, but a response counts once: "
+        "leave the row out, or the key"
+      )
+  return None
+
+
+def refuse_unscored(response):
+  """Raises InputError where a turn of a response is not to be trained on."""
+  for turn in response:
+    if isinstance(turn, Unscored):
+      raise InputError(turn.why)
 
 
 def tools(value, where):
@@ -128,6 +195,11 @@ def without_nulls(value):
   return value
 
 
+def plain(turns):
+  """Turns as dicts alone; a text stays."""
+  return turns if isinstance(turns, str) else [*map(dict, turns)]
+
+
 def as_turns_of(role, value):
   """A text as a list of one turn; turns stay."""
   if isinstance(value, str):
@@ -144,6 +216,14 @@ def is_plain(message):
   """Is it a role and a text, nothing else?"""
   return message.keys() == {"role", "content"} and isinstance(
     message["content"], str
+  )
+
+
+def is_blank(text):
+  """Does a text show nothing: white space, marks of width 0 and fillers?"""
+  return all(
+    one.isspace() or one in UNSEEN or unicodedata.category(one) == "Cf"
+    for one in text
   )
 
 

@@ -52,9 +52,14 @@ def _changes(turn):
     if key in turn:
       yield key, 0, {k: one for k, one in turn.items() if k != key}
   if calls := turn.get("tool_calls"):
-    bare = [_without_arguments(call) for call in calls]
-    if bare != calls:
-      yield "the arguments of tool_calls", 0, turn | {"tool_calls": bare}
+    for i, call in enumerate(calls):  # a template may write the first alone
+      before, after = calls[:i], calls[i + 1 :]
+      if before or after:
+        yield f"tool_calls[{i}]", 0, turn | {"tool_calls": before + after}
+      bare = _without_arguments(call)
+      if bare != call:
+        changed = turn | {"tool_calls": [*before, bare, *after]}
+        yield "the arguments of tool_calls", 0, changed
   said = turn.get("content")
   if isinstance(said, list):
     marked = [{"type": messages.TEXT, "text": MARK, OTHER: OTHER} for _ in said]

@@ -6,8 +6,11 @@ from mrpo_jax.data.reading import repeated, values
 from mrpo_jax.errors import InputError
 
 # Columns of texts or turns that the prompt of a row must have too.
-TEXTS = ("context", "system_message", "history")
-COLUMNS = (*messages.MEDIA, *TEXTS, "functions")
+TEXTS = ("context", "system_message", "history", "chat_history")
+TEXTS += ("initial_reason_steps",)
+# Columns that change a prompt in ways that are not done here.
+CHANGES = ("functions", "documents", "chat_template_kwargs")
+COLUMNS = (*messages.MEDIA, *TEXTS, *CHANGES, *messages.REASONING)
 
 
 def refuse_lost(row, read, prompt, where):
@@ -25,10 +28,11 @@ def refuse_lost(row, read, prompt, where):
         f"{where}: {key!r} cannot be trained on: only text can; leave the row "
         "out, or the column, if the texts are complete without it"
       )
-  if _is_given(row.get("functions")):
-    raise InputError(
-      f"{where}: 'functions' would not be read; give them as tools"
-    )
+  for key in CHANGES:
+    value = messages.without_nulls(row.get(key))
+    if value not in (None, "", "[]", "{}") and (value or value is False):
+      other = "give them as tools" if key == "functions" else "leave it out"
+      raise InputError(f"{where}: {key!r} would not be read; {other}")
   given = {key: row[key] for key in read if key in row}
   named = [*given.values(), row.get("prompt", "")]
   if not all(map(values.is_blank, named)):  # dialogues alone are complete
@@ -42,6 +46,16 @@ def refuse_lost(row, read, prompt, where):
           f"{key!r} holds, {values.shown(text)}; put it into the prompt, or "
           "leave the column out"
         )
+
+
+def refuse_reasoning(row, answer, where):
+  """InputError where reasoning stands beside the column of an answer."""
+  for key in messages.REASONING:
+    if _is_given(row.get(key)):
+      raise InputError(
+        f"{where}: {key!r} beside {answer!r} would not be read; give the "
+        f"answer as a message with {messages.REASONING[0]}, or leave it out"
+      )
 
 
 def _is_given(value):
@@ -77,6 +91,8 @@ def _asked_of(value, where):
     elif isinstance(role, list):  # columns of turns
       turns = values.as_turns(value, where)
       yield from _asked_of(turns, where)
+    else:
+      yield from _asked_of([*value.values()], where)
 
 
 def _words(text):

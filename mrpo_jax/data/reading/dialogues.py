@@ -9,26 +9,11 @@ import re
 
 from mrpo_jax.data.chat import messages
 from mrpo_jax.data.chat.messages import ASKING_ROLES, USER_ROLES
+from mrpo_jax.data.reading import marks
 from mrpo_jax.errors import InputError
 
 ASSISTANT = re.compile(r"\n\nAssistant:|(?:^|\n)## Assistant:")
 MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):|(?:^|\n)## (Human|Assistant):")
-# Where an answer begins in texts of other templates; words are less certain.
-TAGS = re.compile(
-  r"<\|im_start\|>assistant[ \t]*\r?\n|\[/INST\]|<start_of_turn>model\r?\n"
-  r"|<\|start_header_id\|>assistant<\|end_header_id\|>(?:\r?\n)*"
-  r"|<[|\uff5c](?:assistant|Assistant|ASSISTANT)[|\uff5c]>\r?\n?"
-)
-WORDS = re.compile(
-  r"(?:^|[\r\n])[ \t]*(?:#+[ \t]*)?"
-  r"(?:assistant|response|answer|gpt|model|ai|bot)[ \t]*:|\b(?-i:ASSISTANT:)",
-  re.IGNORECASE,
-)
-LETTERS = re.compile(r"(?:^|[\r\n])[ \t]*([QA])[ \t]*:")
-# JSON of turns, or what Python shows of them.
-WRITTEN = re.compile(
-  r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:"""
-)
 ROLES = {"Human": "user", "Assistant": "assistant"}
 NO_ANSWER = {"role": "assistant", "content": ""}
 
@@ -36,11 +21,24 @@ NO_ANSWER = {"role": "assistant", "content": ""}
 def says_nothing(side):
   """A response without a word, as text or as messages."""
   if isinstance(side, str):
-    return not side.strip()
-  return not any(
-    messages.content(turn).strip() or turn.keys() - {"role", "content"}
-    for turn in side
-  )
+    return messages.is_blank(side)
+  return all(map(_is_blank, side))
+
+
+def _is_blank(turn):
+  beside = turn.keys() - {"role", "content"}
+  return messages.is_blank(messages.content(turn)) and not beside
+
+
+def asks_nothing(prompt):
+  """Has a prompt no word, or a last question of the user without one?"""
+  if says_nothing(prompt):
+    return True
+  turns = turns_in(prompt) if isinstance(prompt, str) else prompt
+  if turns is None:
+    return marks.asks_nothing(prompt)
+  asked = [turn for turn in turns if turn["role"] in USER_ROLES]
+  return _is_blank(asked[-1]) if asked else says_nothing(turns)
 
 
 def has_answer(turns):
@@ -48,11 +46,11 @@ def has_answer(turns):
 
 
 def asks_again(response):
-  """Does the user say something within a response?"""
+  """Does another than the model say something within a response?"""
   if isinstance(response, str):
-    marks = MARK.finditer(response)
-    return any("Human" in (mark[1], mark[2]) for mark in marks)
-  return any(turn["role"] in USER_ROLES for turn in response)
+    found = MARK.finditer(response)
+    return any("Human" in (mark[1], mark[2]) for mark in found)
+  return not all(map(messages.is_answer, response))
 
 
 def shared_length(one, other):
@@ -117,9 +115,11 @@ def split_texts(chosen, rejected, where):
     return chosen[:shared], *(
       side if has else "" for side, has in zip(sides, answered, strict=True)
     )
-  elif ends := answer_marks(chosen[:shared]):
+  elif ends := marks.answers_in(chosen[:shared]):
     shared = ends[-1]
-  elif all(map(TAGS.search, (chosen, rejected))):
+  elif any(map(marks.is_marked, (chosen, rejected))):
+    raise _differ_early(where)
+  elif all(map(marks.question_of, (chosen, rejected))):
     raise _differ_early(where)
   else:
     # One character stays: a text that is the other's beginning is a response.
@@ -135,23 +135,9 @@ def _differ_early(where):
   )
 
 
-def answer_marks(text):
-  """Where answers begin in a text by tags, or else by words."""
-  marks = [*TAGS.finditer(text)] or [*WORDS.finditer(text)]
-  letters = [*LETTERS.finditer(text)]
-  if not marks and letters and letters[0][1] == "Q":
-    marks = [mark for mark in letters if mark[1] == "A"]
-  return [mark.end() for mark in marks]
-
-
 def is_marked(text):
   """Does an answer begin in a text by the marks of a dialogue or template?"""
-  return is_dialogue(text) or bool(TAGS.search(text))
-
-
-def is_written(text):
-  """Is a text what a program writes of a list of turns?"""
-  return isinstance(text, str) and bool(WRITTEN.match(text))
+  return is_dialogue(text) or bool(marks.TAGS.search(text))
 
 
 def _word_boundary(chosen, rejected, shared):
@@ -174,7 +160,7 @@ def asked_turns(prompt, where):
   """
   if not isinstance(prompt, str):
     return prompt
-  if TAGS.search(prompt):
+  if marks.is_marked(prompt):
     raise InputError(
       f"{where}: the prompt is a text with the marks of a chat template, the "
       "responses are turns; give it as turns too"
@@ -236,14 +222,14 @@ def _response(prompt, start, response, where):
 
 def turns_in(text):
   """Its turns; None unless it is a dialogue from its first word on."""
-  marks = list(MARK.finditer(text))
-  if not marks or text[: marks[0].start()].strip():
+  found = list(MARK.finditer(text))
+  if not found or text[: found[0].start()].strip():
     return None
-  ends = [mark.start() for mark in marks[1:]] + [len(text)]
+  ends = [mark.start() for mark in found[1:]] + [len(text)]
   return [
     {
       "role": ROLES[mark[1] or mark[2]],
       "content": text[mark.end() : end].strip(),
     }
-    for mark, end in zip(marks, ends, strict=True)
+    for mark, end in zip(found, ends, strict=True)
   ]

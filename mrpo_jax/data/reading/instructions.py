@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Columns that make a prompt: instruction, input, history and system."""
 
+from mrpo_jax.data.chat import messages
 from mrpo_jax.data.reading import values
 from mrpo_jax.errors import InputError
 
@@ -14,7 +15,7 @@ def instruction(row, where):
     for key in ("instruction", "input")
     if row.get(key) is not None
   ]
-  return "\n".join(part for part in parts if part.strip())
+  return "\n".join(part for part in parts if not messages.is_blank(part))
 
 
 def history(row, where):
@@ -40,7 +41,7 @@ def system(row, where):
     for key in SYSTEMS
     if row.get(key) is not None
   }
-  given = {text for text in given if text.strip()}
+  given = {text for text in given if not messages.is_blank(text)}
   if len(given) > 1:
     raise InputError(f"{where}: {' and '.join(SYSTEMS)} differ; give one")
   return given.pop() if given else None

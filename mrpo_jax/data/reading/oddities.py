@@ -4,7 +4,7 @@
 import logging
 
 from mrpo_jax.data.chat import messages
-from mrpo_jax.data.reading import dialogues
+from mrpo_jax.data.reading import dialogues, values
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ class Counts:
     if self._asking:
       logger.info(
         f"{where}: {self._asking} of {self._pairs} pairs have a turn of the "
-        "user within a response, which is trained on with it; give one answer "
-        "each, if it is not meant so"
+        "user, the system or a tool within a response, which is trained on "
+        "with it; give one answer each, if it is not meant so"
       )
     if self._repeating:
       logger.info(
@@ -48,4 +48,4 @@ def _one_repeats(pair):
     for side in (pair.chosen, pair.rejected)
   ]
   found = [one.startswith(said) for one in firsts]
-  return bool(said.split()[1:]) and found[0] != found[1]
+  return values.is_phrase(said) and found[0] != found[1]

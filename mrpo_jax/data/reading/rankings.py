@@ -15,8 +15,21 @@ RESPONSES, ORDERS = (
 JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
 JUDGED += ("rating", "ratings", *ORDERS, "overall_score")
 JUDGED += ("reward", "rewards", "votes", "upvotes", "downvotes", "is_safe")
+JUDGED += ("desirable", "is_desirable", "is_good")
 JUDGED += ("kto_tag", "preference", "preferred", "is_preferred", "accepted")
 JUDGED += ("helpfulness", "correctness", "coherence", "harmlessness")
+
+# Columns of what each of two responses is worth, and of which is better.
+WORTH = ("score", "rating", "reward", "avg_rating", "average_rating", "rank")
+SIDES = tuple(
+  f"{start}{join}{end}"
+  for worth in WORTH
+  for start, end in (("chosen", worth), (worth, "chosen"))
+  for join in ("_", "-")
+)
+CHOICES = ("preference", "preferred", "winner", "choice", "label")
+VERDICTS = (*SIDES, *(key.replace("chosen", "rejected") for key in SIDES))
+VERDICTS += CHOICES
 
 
 def ranked(row, where):
@@ -74,12 +87,47 @@ def _scored_objects(value, where):
   return responses, scores_of(scores, responses, f"{where}.overall_score")
 
 
-def ordered(responses, scores):
-  """Yields (better, worse) of every strictly ordered pair."""
+def ordered(responses, scores, where):
+  """(better, worse) of every strictly ordered pair.
+
+  Raises:
+    InputError: of two responses each is better than the other: one stands
+      twice, with another score.
+  """
   scored = zip(responses, scores, strict=True)
-  for (better, high), (worse, low) in itertools.permutations(scored, 2):
-    if high > low:
-      yield better, worse
+  found = [
+    (better, worse)
+    for (better, high), (worse, low) in itertools.permutations(scored, 2)
+    if high > low
+  ]
+  texts = {tuple(map(repr, pair)) for pair in found}
+  if any((b, a) in texts for a, b in texts if a != b):
+    raise InputError(
+      f"{where}: a response stands twice, once better and once worse than "
+      "another; leave one of both out"
+    )
+  return found
+
+
+def refuse_verdict(row, where):
+  """InputError where a column says that the rejected response is better."""
+  for key in SIDES:
+    other = key.replace("chosen", "rejected")
+    chosen, rejected = row.get(key), row.get(other)
+    if not all(type(one) in (int, float) for one in (chosen, rejected)):
+      continue
+    if (rejected < chosen) if "rank" in key else (chosen < rejected):
+      raise InputError(
+        f"{where}: {key} is {chosen!r} and {other} is {rejected!r}: the "
+        "rejected response would be the better one; swap them, or leave the "
+        "columns out"
+      )
+  for key in CHOICES:
+    if isinstance(row.get(key), str) and row[key].strip().lower() == "rejected":
+      raise InputError(
+        f"{where}: {key!r} says that the rejected response is the better one; "
+        "swap them, or leave the column out"
+      )
 
 
 def responses_of(value, where):

@@ -6,7 +6,7 @@ import re
 
 from mrpo_jax.data.chat import messages
 from mrpo_jax.data.chat.messages import ASKING_ROLES, USER_ROLES
-from mrpo_jax.data.reading import dialogues
+from mrpo_jax.data.reading import dialogues, marks, values
 from mrpo_jax.errors import InputError
 
 # What words are made of, in scripts that put white space between them.
@@ -40,23 +40,39 @@ def after_text(prompt, chosen, rejected, where):
     found = [rests[i] if rests[i] is not None else sides[i] for i in (0, 1)]
     return prompt if found == [*sides] else prompt.rstrip(), *found
   if whole is not None and _repeats(prompt, whole):
-    raise InputError(
-      f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
-      "the other is not; give both as answers"
-    )
+    raise _one_whole(where)
+  refuse_one_whole(prompt, sides, where)
   if within := within_marks(prompt, sides):
     return within
   return without_start(prompt, sides)
 
 
+def refuse_one_whole(prompt, sides, where):
+  """InputError where some texts, not all, are dialogues by words for turns."""
+  words = " ".join(prompt.split())
+  asked = [marks.question_of(side) or "" for side in sides]
+  found = [bool(one and holds(one, words)) for one in asked]
+  if any(found) and not all(found):
+    raise _one_whole(where)
+
+
+def _one_whole(where):
+  return InputError(
+    f"{where}: chosen or rejected is a dialogue that begins with the prompt, "
+    "the other is not; give both as answers"
+  )
+
+
 def within_marks(prompt, sides):
   """(prompt, *sides) where all sides hold a prompt within other marks."""
   shared = min(dialogues.shared_length(sides[0], side) for side in sides)
-  ends = dialogues.answer_marks(sides[0][:shared])
-  if not ends or not prompt.split()[1:]:
+  ends = marks.answers_in(sides[0][:shared])
+  words = " ".join(prompt.split())
+  asks = marks.TAGS.search(sides[0]) or marks.question_of(sides[0]) == words
+  if not ends or not (asks or values.is_phrase(prompt)):
     return None
   start = sides[0][: ends[-1]]
-  if not holds(" ".join(start.split()), " ".join(prompt.split())):
+  if not holds(" ".join(start.split()), words):
     return None
   return start, *(side[len(start) :] for side in sides)
 
@@ -70,12 +86,39 @@ def holds(text, words):
 
 def without_start(prompt, sides):
   """(prompt, *sides) without a prompt of several words that all begin with."""
-  if not prompt.split()[1:]:
+  if not values.is_phrase(prompt):
     return prompt, *sides
   if all(side.startswith(prompt) for side in sides):
     return prompt, *(side[len(prompt) :] for side in sides)
   rests = [_rest(prompt, side) for side in sides]
   return (prompt, *sides) if None in rests else (prompt.rstrip(), *rests)
+
+
+def answers_after(asked, sides):
+  """Answers without a question that all begin with, as `without_start`.
+
+  The space or the lines after it go too, but not the indentation of code.
+  """
+  _, *rests = without_start(asked, sides)
+  if rests == [*sides]:
+    return rests
+  lines = asked.endswith("\n") and all(one.startswith(asked) for one in sides)
+  after = r"(?:[ \t]*\r?\n)*" if lines else r"(?:[ \t]*\r?\n)+|\s*"
+  return [re.sub(rf"\A(?:{after})", "", one) for one in rests]
+
+
+def turns_after(prompt, chosen, rejected):
+  """Responses, turns, without the question if the first answers repeat it."""
+  firsts = chosen[0], rejected[0]
+  asks = prompt and prompt[-1]["role"] in USER_ROLES
+  if not asks or not all(map(messages.is_plain, (prompt[-1], *firsts))):
+    return prompt, chosen, rejected
+  texts = [one["content"] for one in firsts]
+  found = answers_after(prompt[-1]["content"], texts)
+  return prompt, *(
+    side if text == rest else [side[0] | {"content": rest}, *side[1:]]
+    for side, text, rest in zip((chosen, rejected), texts, found, strict=True)
+  )
 
 
 def _repeats(prompt, dialogue):
@@ -104,7 +147,7 @@ def _rest(prompt, side):
 
 def _another_prompt(where):
   return InputError(
-    f"{where}: chosen and rejected begin with turns that are not the "
+    f"{where}: the conversations begin with turns that are not the "
     "prompt's; leave out the prompt, or those turns"
   )
 
@@ -119,7 +162,7 @@ def after_turns(prompt, chosen, rejected, where, *, exact):
     chosen, rejected: turns.
     where: begins the message.
     exact: must the conversations begin with the same turns as the prompt, or
-      is it enough that one of them has its text or a part of it?
+      is it enough that they ask all that it says, and perhaps more?
 
   Raises:
     InputError: they begin with another prompt.
@@ -154,12 +197,10 @@ def _agreed(prompt, start, exact):
     if begun[: len(asked)] == asked:
       return system + begun
     return system + asked if begun and asked[-len(begun) :] == begun else None
+  # The turns may say more than a plain prompt: nothing of it is lost then.
   said = _words(asked[-1])
-  found = (_words(turn) for turn in begun if turn["role"] in USER_ROLES)
-  same = any(
-    words and said and (holds(said, words) or holds(words, said))
-    for words in found
-  )
+  turns = (turn for turn in system + begun if turn["role"] in ASKING_ROLES)
+  same = said and holds(" ".join(map(_words, turns)), said)
   return system + begun if same else None
 
 
@@ -188,23 +229,50 @@ def _words(turn):
 # A prompt that holds a response.
 
 
-def without_answer(prompt, responses):
+def without_answer(prompt, responses, where):
   """A prompt without its last answer, where that is a response too.
 
   It is one where some response says the same, or where all begin with it.
+
+  Raises:
+    InputError: that answer is known by a word alone, such as Answer:.
   """
   last = _last_answer(prompt)
   said = messages.content(last).strip()
   firsts = [_first_answer(one) for one in responses]
   texts = [messages.content(one).strip() for one in firsts]
-  begin = bool(said.split()[1:]) and all(one.startswith(said) for one in texts)
+  begin = values.is_phrase(said) and all(one.startswith(said) for one in texts)
   if not (begin or said and said in texts or last and last in firsts):
     return prompt
   if not isinstance(prompt, str):
     return prompt[:-1]
+  if not (dialogues.is_dialogue(prompt) or marks.TAGS.search(prompt)):
+    raise InputError(
+      f"{where}: the prompt ends in {values.shown(said)}, which is a response "
+      "or the start of all, too; leave it out of the prompt"
+    )
   start = prompt.rstrip().removesuffix(said)
   apart = any(messages.content(one)[:1].isspace() for one in firsts)
   return start.rstrip() if apart else start
+
+
+def refuse_third(prompt, sides, where):
+  """InputError where turns end in another answer than the responses.
+
+  Responses may go on with it, if white space stands between.
+  """
+  last = _last_answer(prompt)
+  said = messages.content(last)
+  firsts = [side[0] for side in sides if not dialogues.says_nothing(side)]
+  goes_on = said[-1:].isspace() or all(
+    messages.content(one)[:1].isspace() for one in firsts
+  )
+  if last and not goes_on and any(map(messages.is_answer, firsts)):
+    raise InputError(
+      f"{where}: the turns before the responses end in an answer, "
+      f"{values.shown(said)}, that is none of them; leave it out, or name the "
+      "column prompt if the responses go on with it"
+    )
 
 
 def _last_answer(prompt):
@@ -212,8 +280,12 @@ def _last_answer(prompt):
   if not isinstance(prompt, str):
     return prompt[-1] if prompt and messages.is_answer(prompt[-1]) else {}
   ends = [mark.end() for mark in dialogues.ASSISTANT.finditer(prompt)]
+  ends = ends or marks.answers_in(prompt)
   said = prompt[ends[-1] :] if ends else ""
-  return {} if dialogues.MARK.search(said) else {"content": said}
+  if not said.strip():
+    return {}
+  asked = dialogues.MARK.search(said) or marks.ASKED.search(said)
+  return {} if asked else {"content": said}
 
 
 def _first_answer(response):

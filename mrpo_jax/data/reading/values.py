@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values of a row, checked: texts, lists, and messages in every form."""
 
+import contextlib
 import datetime
 import decimal
 import json
+import re
 
 from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 
 SYSTEM_ROLES = ("system", "developer")
-# Roles of role and content, as they are kept; and of from and value.
-KEPT = (*messages.ASKING_ROLES, "assistant", "model", *messages.TOOL_ROLES)
-ROLES = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
-FROM = ROLES | {"human": "user"}
+# Names of roles, of role and content and of from and value; chat templates know
+# those that they become.
+FROM = {"prompter": "user", "gpt": "assistant", "bot": "assistant"}
+FROM |= {"human": "user", "model": "assistant"}
 FROM |= {role: role for role in ("user", "assistant", "system")}
-ROLES |= {role: role for role in KEPT}
+ROLES = FROM | {role: role for role in ("developer", *messages.TOOL_ROLES)}
+JSON = ("tools", "tool_calls", "arguments")  # keys of what may be JSON in text
+# Thai, Lao, Chinese and Japanese: so many characters are several words.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u2e80-\ua4cf\uf900-\ufaff]{4}")
 LEVELS = 100  # of lists and objects in one another
 
 
@@ -37,7 +42,7 @@ def _is_deep(value):
     for one in level:
       if isinstance(one, dict):
         inner += one.values()
-        if any(_holds_deep(one.get(key)) for key in ("tools", "tool_calls")):
+        if any(_holds_deep(one.get(key)) for key in JSON):
           return True
       elif isinstance(one, list):
         inner += one
@@ -120,9 +125,13 @@ def as_turns(value, where):
   if isinstance(value, dict):
     value = _rows_of_columns(value, where)
   turns = [_named(turn) for turn in as_list(value, where)]
-  found = [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(turns)]
-  if turns:
-    messages.refuse_weight(turns[-1], f"{where}[{len(turns) - 1}]")
+  found = []
+  for i, turn in enumerate(turns):
+    one = _turn(turn, f"{where}[{i}]")
+    if why := messages.unscored(turn, f"{where}[{i}]"):
+      one = messages.Unscored(one, why)
+    found.append(one)
+  messages.refuse_unscored(filter(messages.is_answer, found[-1:]))
   return found
 
 
@@ -209,10 +218,20 @@ def kind_of(value):
   return kinds.get(type(value), f"a {type(value).__name__}")
 
 
+def is_phrase(text):
+  """Has a text several words, or as much in a script without spaces?"""
+  return bool(text.split()[1:] or UNSPACED.search(text))
+
+
 def holds_text(value, words):
-  """Does a value hold turns, or a text of so many words, at any depth?"""
+  """Does a value hold turns, or a text of so many words, at any depth?
+
+  A question is of two, and so is a phrase in a script without spaces.
+  """
   if isinstance(value, str):
-    return len(value.split()) >= words
+    count = len(value.split())
+    asks = value.rstrip().endswith(("?", "\uff1f"))
+    return count >= words or bool(count) and (asks or is_phrase(value))
   if isinstance(value, dict):
     if value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"}:
       return True
@@ -223,7 +242,8 @@ def holds_text(value, words):
 def is_blank(value):
   """Is it a text, or turns, without a word?  System turns do not count."""
   if isinstance(value, str):
-    return not value.strip()
+    return messages.is_blank(value)
+  value = _rows_of(value)
   if isinstance(value, dict):
     said = {"content", "value", "text"} & value.keys()
     beside = ("role", "from", "type", "name", *said)
@@ -234,12 +254,25 @@ def is_blank(value):
     )
   if not isinstance(value, list):
     return False
-  asked = [
-    one
-    for one in value
-    if not isinstance(one, dict) or one.get("role") not in SYSTEM_ROLES
-  ]
+  asked = [one for one in value if not _is_system(one)]
   return all(map(is_blank, asked or value))
+
+
+def _rows_of(value):
+  """Columns of messages as a list, if they are that."""
+  role = isinstance(value, dict) and (value.get("role") or value.get("from"))
+  if isinstance(role, list):
+    with contextlib.suppress(InputError):  # it is said where they are read
+      return _rows_of_columns(value, "")
+  return value
+
+
+def _is_system(turn):
+  """Is it one of the system, in any spelling of its role?"""
+  if not isinstance(turn, dict):
+    return False
+  role = turn.get("role") or turn.get("from")
+  return isinstance(role, str) and role.strip().lower() in SYSTEM_ROLES
 
 
 def shown(value):

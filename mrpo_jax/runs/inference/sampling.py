@@ -2,6 +2,7 @@
 """How samples are drawn: by flags, or by a model's generation_config.json."""
 
 import logging
+import math
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.generation import Sampling
@@ -17,6 +18,7 @@ WHOLE = ("top_k", "max_new_tokens", "min_new_tokens")
 # Keys of which we can do this alone, beside null: they change nothing then.
 ALONE = {
   **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), 1),
+  "num_return_sequences": 1,
   **dict.fromkeys(("typical_p", "encoder_repetition_penalty"), 1),
   **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff"), 0),
   **dict.fromkeys(("no_repeat_ngram_size", "diversity_penalty"), 0),
@@ -77,12 +79,18 @@ def _of_file(folder, asked):
       "which is not done here; give --max_new_tokens"
     )
   found = {name: values[name] for name in NAMES if name in values}
+  if not isinstance(values.get("do_sample", True), bool):
+    raise InputError(
+      f"{where}: do_sample={values['do_sample']!r} is neither true nor false"
+    )
   if values.get("do_sample") is False:
     found["temperature"] = 0.0
   for name, value in found.items():
     if type(value) not in (int, float):
       raise InputError(f"{where}: {name}={value!r} is no number")
-    if name in WHOLE and value == int(value):
+    if name in WHOLE:
+      if not math.isfinite(value) or value != int(value):
+        raise InputError(f"{where}: {name}={value!r} is no whole number")
       found[name] = int(value)
   taken = {name: one for name, one in found.items() if name not in asked}
   said = ", ".join(f"{name}={one}" for name, one in taken.items())

@@ -328,6 +328,12 @@ def test_a_generation_config_counts_where_flags_do_not(
     ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3 is not done here"),
     ({"stop_strings": ["a"]}, "stop_strings=.* is not done here"),
     ({"max_length": 20}, "max_length=20 counts the prompt, too"),
+    ({"num_return_sequences": 4}, "num_return_sequences=4 is not done here"),
+    ({"do_sample": 0}, "do_sample=0 is neither true nor false"),
+    ({"do_sample": "false"}, "do_sample='false' is neither true nor false"),
+    ({"top_k": 50.5}, "top_k=50.5 is no whole number"),
+    ({"max_new_tokens": float("inf")}, "max_new_tokens=inf is no whole num"),
+    ({"top_k": float("nan")}, "top_k=nan is no whole number"),
     ({"top_p": "0.9"}, "top_p='0.9' is no number"),
     ({"top_p": 1.9}, "generation_config.json: top_p=1.9 is out of range"),
   ],
@@ -335,7 +341,8 @@ def test_a_generation_config_counts_where_flags_do_not(
 def test_a_generation_config_that_cannot_be_done_is_refused(
   tmp_path, values, match
 ):
-  files.write_json(tmp_path / "generation_config.json", values)
+  text = json.dumps(values)  # also NaN and Infinity
+  (tmp_path / "generation_config.json").write_text(text)
   with pytest.raises(InputError, match=match):
     sampled.sampling_of({}, *of(tmp_path))
 
