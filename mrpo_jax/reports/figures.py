@@ -121,9 +121,14 @@ def _gap(pair):
 
 
 def _speed(lines):
-  """Of the lines of metrics.jsonl; the first step holds the compilation."""
+  """Of the lines of metrics.jsonl; the first step holds the compilation.
+
+  A step that took no time, by its line, has no speed.
+  """
   lines = [line for line in lines if {*NEEDED} <= {*line}]
-  rates = [line["pairs"] / line["seconds"] for line in lines[1:]]
+  rates = [
+    line["pairs"] / line["seconds"] for line in lines[1:] if line["seconds"] > 0
+  ]
   real, slots = (
     sum(line[f"tokens/{kind}"] for line in lines) for kind in ("real", "slots")
   )

@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 
 from mrpo_jax import files
@@ -12,9 +11,9 @@ from mrpo_jax.reports.figures import same_config
 from mrpo_jax.runs.setup import reward_beta
 from mrpo_jax.runs.workdir import CONFIG, PAIRS
 from mrpo_jax.training import checkpoints
-
-METRICS = "metrics.jsonl"
-SAMPLES = "samples"  # the key of a line that holds sample texts
+from mrpo_jax.training.events import SAMPLES
+from mrpo_jax.training.log import FILE as METRICS
+from mrpo_jax.training.log import is_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,8 @@ class Run:
   name: str
   folder: pathlib.Path
   config: dict  # content of config.json
-  lines: list  # of metrics.jsonl, dicts with an integer `step`
+  # Of metrics.jsonl, dicts with an integer `step`: finite numbers, and samples.
+  lines: list
   pairs: list  # records of its held-out pairs, those that are compared
   evaluated: int  # how many it evaluated
 
@@ -43,18 +43,26 @@ class Run:
     found = ((line["step"], line.get(SAMPLES)) for line in self.lines)
     return [(step, _texts(some)) for step, some in found if _texts(some)]
 
-  def series(self, figure):
+  def by_step(self, figure):
     """{step: value} of a figure, where a line has it."""
-    return {
-      line["step"]: line[figure]
-      for line in self.lines
-      if _is_number(line.get(figure))
-    }
+    return {line["step"]: line[figure] for line in self.lines if figure in line}
 
   def last(self, figure):
     """The value of the last line that has the figure; None without one."""
-    values = [*self.series(figure).values()]
-    return values[-1] if values else None
+    having = (line for line in reversed(self.lines) if figure in line)
+    return next(having, {}).get(figure)
+
+  def last_of_all(self, place):
+    """{figure: value of the last line that has it} of names with that start.
+
+    The names are given without it.
+    """
+    return {
+      name.removeprefix(place): value
+      for line in self.lines
+      for name, value in line.items()
+      if name.startswith(place)
+    }
 
 
 def gather(workdir):
@@ -66,7 +74,7 @@ def gather(workdir):
   runs, notes = [], []
   for name, folder in _folders(pathlib.Path(workdir)).items():
     try:
-      lines, no_metrics = _lines(folder / METRICS)
+      lines, no_metrics, no_figures = _lines(folder / METRICS)
       pairs, no_pairs = _pairs(folder / PAIRS)
       config = _config(folder / CONFIG, is_evaluated=bool(pairs))
     except (InputError, OSError) as error:
@@ -74,6 +82,11 @@ def gather(workdir):
       continue
     if no_metrics:
       notes.append(f"{name}: {no_metrics} lines of {METRICS} are no metrics")
+    if no_figures:
+      notes.append(
+        f"{name}: {no_figures} figures of {METRICS} are no finite numbers and "
+        "are left out"
+      )
     if no_pairs:
       notes.append(f"{name}: {no_pairs} lines of {PAIRS} are no pairs")
     runs.append(Run(name, folder, config, lines, pairs, len(pairs)))
@@ -106,16 +119,21 @@ def _config(path, *, is_evaluated):
 
 
 def _lines(path):
-  """(lines with a step, one for each, in order; how many others)."""
+  """(lines with a step, one for each, in order; how many others; left out).
+
+  Of a line what is neither a finite number nor the samples is left out.
+  """
   lines, strange = files.readable_lines(path)
-  kept = {}
+  kept, left_out = {}, 0
   for line in lines:
-    step = line.get("step")
-    if isinstance(step, int) and not isinstance(step, bool):
-      kept[step] = line
+    good = {k: x for k, x in line.items() if k == SAMPLES or is_figure(x)}
+    step = good.get("step")
+    if isinstance(step, int):
+      kept[step] = good
+      left_out += len(line) - len(good)
     else:
       strange += 1
-  return [kept[step] for step in sorted(kept)], strange
+  return [kept[step] for step in sorted(kept)], strange, left_out
 
 
 def _pairs(path):
@@ -138,13 +156,8 @@ def _are_two(values):
   return (
     isinstance(values, list)
     and len(values) == 2
-    and all(map(_is_number, values))
+    and all(map(is_figure, values))
   )
-
-
-def _is_number(value):
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_number and math.isfinite(value)
 
 
 def _texts(samples):

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pathlib
+import sys
 import time
 
 import jax
@@ -52,12 +53,14 @@ def metrics_until(workdir, step):
 
 
 def _may_stand(name, value):
-  return are_samples(value) if name == SAMPLES else _is_figure(value)
+  return are_samples(value) if name == SAMPLES else is_figure(value)
 
 
-def _is_figure(value):
+def is_figure(value):
+  """Is it a finite number, and no truth value?"""
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_number and math.isfinite(value)
+  # Of integers, too, which may have hundreds of digits.
+  return is_number and abs(value) <= sys.float_info.max
 
 
 def _say_gaps(path, kept, wanted):

@@ -8,6 +8,7 @@ import pytest
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.reports import compare
+from mrpo_jax.reports.gather import gather
 from mrpo_jax.training.log import Metrics
 from tests.material.logged import logged
 
@@ -283,11 +284,12 @@ def test_what_is_damaged_is_said_and_the_rest_reported(tmp_path):
   assert [*results] == ["a", "b", "d"]
   assert results["a"]["pairs_per_second"] == 4.0
   assert notes[0] == "a: 2 lines of metrics.jsonl are no metrics"
-  assert notes[1] == "b: 2 lines of eval_pairs.jsonl are no pairs"
-  assert notes[2].startswith("c is left out: ") and "is not JSON" in notes[2]
-  assert notes[3] == "d: holds no checkpoint"
-  assert notes[4].startswith("e is left out: config.loss: ")
-  assert notes[5].startswith("f is left out: ") and len(notes) == 6
+  assert notes[1].startswith("a: 1 figures of metrics.jsonl are no finite")
+  assert notes[2] == "b: 2 lines of eval_pairs.jsonl are no pairs"
+  assert notes[3].startswith("c is left out: ") and "is not JSON" in notes[3]
+  assert notes[4] == "d: holds no checkpoint"
+  assert notes[5].startswith("e is left out: config.loss: ")
+  assert notes[6].startswith("f is left out: ") and len(notes) == 7
 
 
 def test_a_line_of_before_the_training_has_no_speed(tmp_path):
@@ -296,6 +298,28 @@ def test_a_line_of_before_the_training_has_no_speed(tmp_path):
   first = {"step": 0, "eval/gsm8k/exact_match": 0.1}
   files.write_lines(tmp_path / "a" / "metrics.jsonl", [first, *lines])
   assert reported(tmp_path)[0]["a"]["pairs_per_second"] == 4.0
+
+
+def test_figures_that_are_no_finite_numbers_are_counted_and_left_out(tmp_path):
+  make_run(tmp_path / "a", [1.0])
+  huge = 10**400
+  strange = [
+    {"step": 5, "seconds": "fast", "pairs": 8, "loss": None},
+    {"step": 6, "seconds": 0, "pairs": 8, "tokens/real": 90, "tokens/slots": 1},
+    {"step": 7, "seconds": 1e-9, "pairs": huge, "loss": float("nan")},
+    {"step": 8, "seconds": 4.0, "pairs": 8, "samples": [{"response": "said"}]},
+  ]
+  with open(tmp_path / "a" / "metrics.jsonl", "a") as file:
+    file.writelines(json.dumps(line) + "\n" for line in strange)
+  results, _, notes = reported(tmp_path)
+  assert results["a"]["pairs_per_second"] == 4.0
+  assert notes == [
+    "a: 4 figures of metrics.jsonl are no finite numbers and are left out"
+  ]
+  (run,), _ = gather(tmp_path)
+  assert run.lines[-4] == {"step": 5, "pairs": 8}
+  assert run.last("loss") is None and run.last("seconds") == 4.0
+  assert run.samples == [(8, [{"response": "said"}])]
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -4,6 +4,7 @@
 import html.parser
 import importlib.util
 import re
+import time
 
 import numpy as np
 import pytest
@@ -136,6 +137,30 @@ def test_what_looks_wrong_with_references_is_a_warning(study, tmp_path):
   assert page.shows("the margins of reference 'second' have a root mean square")
   both = "loss.name=dpo,seed=0, loss.name=mrpo,seed=0: holds no checkpoint"
   assert page.shows(both)
+
+
+def test_a_text_after_a_figure_ends_no_report(tmp_path):
+  make_study(tmp_path, seeds=1)
+  path = tmp_path / "loss.name=mrpo,seed=0" / "metrics.jsonl"
+  lines = files.read_lines(path)
+  lines[1] |= {"references/second/margin": 5000.0}
+  lines[2:] = [{**one, "references/second/margin": "x"} for one in lines[2:]]
+  files.write_lines(path, lines)
+  page = Page(pages.page("study", compared(tmp_path)))
+  assert page.shows("the margins of reference 'second' have a root mean square")
+  assert page.shows("29 figures of metrics.jsonl are no finite numbers")
+
+
+def test_warnings_of_many_lines_are_found_in_one_pass(tmp_path):
+  make_study(tmp_path, seeds=1)
+  run = gather(tmp_path)[0][1]
+  figures = {f"references/second/distance/{n}": 1.0 for n in range(30)}
+  run.lines[:] = [{"step": step, **figures} for step in range(2000)]
+  begun = time.process_time()
+  pages.reference_warnings(run)
+  assert (
+    time.process_time() - begun < 1.0
+  )  # 0.01 s; looking at all for each: 30
 
 
 def test_damaged_runs_are_said_and_the_page_comes(tmp_path):

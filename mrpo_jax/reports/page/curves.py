@@ -56,7 +56,7 @@ def curve(runs, name):
   At each step over the runs that have it; long curves are averaged over
   neighbouring steps.
   """
-  series = [run.series(name) for run in runs]
+  series = [run.by_step(name) for run in runs]
   steps = sorted({step for one in series for step in one})
   if not steps:
     return None

@@ -229,16 +229,9 @@ def _warnings(comparison, series):
 def reference_warnings(run):
   """What the last evaluation, or the last step, says against its references."""
   names = run.config.get("references", {}).get("names") or []
-  sources = ("eval/", "")
-  figures = {}
-  for place in sources:
-    for line in run.lines:
-      figures |= {
-        key.removeprefix(place): line[key]
-        for key in line
-        if key.startswith(place) and run.last(key) is not None
-      }
-    if any(key.startswith("references/") for key in figures):
+  for place in ("eval/", ""):
+    figures = run.last_of_all(place)
+    if any(name.startswith("references/") for name in figures):
       break
   # How large a vocabulary is, the files of a run do not say.
   sizes = dict.fromkeys(names, math.inf)

@@ -234,7 +234,7 @@ def _is_task(key):
 def _score(runs, name, place):
   values = []
   for run in runs:
-    found = [*run.series(name).values()]
+    found = [*run.by_step(name).values()]
     if found and (place == -1 or len(found) > 1):
       values.append(found[place])
   if not values:
