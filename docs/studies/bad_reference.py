@@ -26,7 +26,7 @@ import numpy as np
 from configs import quickstart
 from mrpo_jax import configs, files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
-from mrpo_jax.evaluation.statistics import bootstrap_interval
+from mrpo_jax.evaluation.statistics import paired_interval
 from mrpo_jax.reports import figures
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.export import export
@@ -200,7 +200,7 @@ def right_SN(found, treatment, bad):
 
 def interval(found, treatment):
   """95 % interval of the mean accuracy without a bad reference."""
-  return bootstrap_interval(right_SN(found, treatment, "none").mean(0))
+  return paired_interval(right_SN(found, treatment, "none").mean(0))
 
 
 def mean_metric(found, treatment, bad, name):

@@ -226,7 +226,7 @@ def evaluate(given):
   --pairs=FILE says how often the model, against --reference=DIR where there is
   one, finds the chosen response likelier, and by how much, also by which of the
   two is longer.  --against=DIR, the folder of another model's evaluation, adds
-  the difference on the same pairs and McNemar's test.
+  the difference on the same pairs and a sign test by prompt.
 
   --to is a new folder; its results.json has the layout of the harness.
   """

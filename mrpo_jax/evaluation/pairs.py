@@ -7,7 +7,7 @@ for the rejected one, is above 0.
 
 import numpy as np
 
-from mrpo_jax.evaluation.statistics import mcnemar, paired_interval
+from mrpo_jax.evaluation.statistics import paired_interval, sign_test
 
 BINS = 10  # of the confidence, from a half to one
 GROUPS = ("chosen longer", "chosen shorter", "equally long")
@@ -105,8 +105,9 @@ def difference(margin_N, other_N, clusters_N):
 
   Returns:
     dict: `accuracy` and `margin`, the differences, with `interval` and
-    `margin_interval`; `p` of McNemar's test on the accuracy, `gained` and
-    `lost`, the pairs that the first alone and the other alone ranks right.
+    `margin_interval`; `p` of the sign test on the accuracy of each
+    prompt, `gained` and `lost`, the pairs that the first alone and the other
+    alone ranks right.
   """
   margin_N, other_N = np.asarray(margin_N), np.asarray(other_N)
   right_N, other_right_N = margin_N > 0, other_N > 0
@@ -116,7 +117,7 @@ def difference(margin_N, other_N, clusters_N):
     "interval": paired_interval(gap_N, clusters_N),
     "margin": float(np.mean(margin_N - other_N)),
     "margin_interval": paired_interval(margin_N - other_N, clusters_N),
-    "p": mcnemar(right_N, other_right_N),
+    "p": sign_test(gap_N, clusters_N),
     "gained": int(np.sum(gap_N > 0)),
     "lost": int(np.sum(gap_N < 0)),
     "pairs": len(gap_N),

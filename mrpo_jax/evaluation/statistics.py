@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of an evaluation: bootstrap intervals, McNemar's test.
+"""Statistics of an evaluation: bootstrap intervals, sign and McNemar's test.
 
 Two models are compared on the same items: the difference of each item is what
 is resampled.  Intervals of each model alone overlap long before the models
@@ -11,11 +11,6 @@ import numpy as np
 from mrpo_jax.errors import InputError
 
 BLOCK = 2**22  # draws at a time, which bounds the memory: 32 MiB an array
-
-
-def bootstrap_interval(value_N, *, seed=0, samples=10_000, level=0.95):
-  """Percentile interval of the mean of one sample: [low, high]."""
-  return paired_interval(value_N, seed=seed, samples=samples, level=level)
 
 
 def paired_interval(
@@ -30,8 +25,8 @@ def paired_interval(
   (McCarthy and Snowden, 1985).
 
   Args:
-    difference_RN: [N] of items; or [R, N], the same items under R seeds, whose
-      choice is uncertain, too.
+    difference_RN: [N] of items, or values of one model for its own interval;
+      or [R, N], the same items under R seeds, whose choice is uncertain, too.
     clusters_N: labels; items with the same one belong together.  None: each
       item is by itself.
     seed: of the draws.
@@ -126,3 +121,24 @@ def mcnemar(right_N, other_N):
     log_factorial[n] - log_factorial[k] - log_factorial[n - k] - n * np.log(2)
   )
   return float(min(1.0, 2 * np.sum(np.exp(log_share))))
+
+
+def sign_test(difference_N, clusters_N=None):
+  """Exact two-sided p of the sign test: does one model lead as often?
+
+  A cluster of items, a prompt that repeats say, counts once, by the sign of its
+  sum: items of one prompt agree more than others, and counted one by one they
+  give too small a p.  Where nothing repeats and differences are of right and
+  wrong, this is McNemar's test.
+
+  Args:
+    difference_N: [N] of the first model less the other, of each item.
+    clusters_N: labels; items with the same one belong together.  None: each
+      item is by itself.
+
+  Raises:
+    InputError: the labels are not one for each item.
+  """
+  difference_N = np.asarray(difference_N, np.float64)
+  lead_C = np.bincount(cluster_of(clusters_N, len(difference_N)), difference_N)
+  return mcnemar(lead_C > 0, lead_C < 0)

@@ -12,7 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation.statistics import cluster_of, mcnemar, paired_interval
+from mrpo_jax.evaluation.statistics import (
+  cluster_of,
+  paired_interval,
+  sign_test,
+)
 
 FOLDS = 5
 STRENGTHS = np.logspace(-4, 4, 10)  # of the data against the penalty
@@ -217,17 +221,16 @@ def head_to_head(
   def interval(value_N):
     return paired_interval(value_N, cluster_N, seed=seed)
 
-  lead_C = np.bincount(cluster_N, win_N - 0.5)
   controlled = length_controlled(win_N, difference_N, cluster_N, seed=seed)
   return {
     "n": len(win_N),
-    "prompts": len(lead_C),
+    "prompts": int(cluster_N.max(initial=-1)) + 1,
     "wins": int(np.sum(win_N > 0.5)),
     "losses": int(np.sum(win_N < 0.5)),
     "ties": int(np.sum(win_N == 0.5)),
     "win_rate": float(win_N.mean()),
     "interval": interval(win_N),
-    "p": mcnemar(lead_C > 0, lead_C < 0),
+    "p": sign_test(win_N - 0.5, cluster_N),
     "order_bias": float(first_N.mean()),
     "order_bias_interval": interval(first_N),
     "flips": float(flipped_N.mean()),

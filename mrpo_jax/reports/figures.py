@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from mrpo_jax.evaluation.statistics import bootstrap_interval
+from mrpo_jax.evaluation.statistics import paired_interval
 
 # Of a line, to tell how fast its step was.
 NEEDED = ("pairs", "seconds", "tokens/real", "tokens/slots")
@@ -20,19 +20,21 @@ def result(runs, *, beta, lines=(), evaluated=None):
 
   Returns:
     dict; what the runs have no yardstick for is None: `accuracy`, `interval`
-    (95 %) and `margin` (times beta), `margin_nats` (without) are against
-    reference 0; `policy_accuracy`, `policy_mean_accuracy` and their intervals
-    are of the policy alone; `nll` is of chosen responses, nats per token.
+    (95 %, prompts drawn with all their pairs) and `margin` (times beta),
+    `margin_nats` (without) are against reference 0; `policy_accuracy`,
+    `policy_mean_accuracy` and their intervals are of the policy alone; `nll` is
+    of chosen responses, nats per token.
     Of several runs `accuracy_sd` is the deviation between them.
   """
   margin_RN = _of_all(runs, reference_margins)
   alone_RN = _of_all(runs, policy_margins)
   mean_RN = _of_all(runs, policy_mean_margins)
   nll_RN = _of_all(runs, chosen_nll)
+  prompts = prompts_of(runs[0])
   found = {
-    **_ranked("", margin_RN),
-    **_ranked("policy_", alone_RN),
-    **_ranked("policy_mean_", mean_RN),
+    **_ranked("", margin_RN, prompts),
+    **_ranked("policy_", alone_RN, prompts),
+    **_ranked("policy_mean_", mean_RN, prompts),
     "margin": _mean(margin_RN, beta),
     "margin_nats": _mean(margin_RN),
     "nll": _mean(nll_RN),
@@ -59,14 +61,20 @@ def _of_all(runs, margins):
   return np.array([[one[pair] for pair in found[0]] for one in found])
 
 
-def _ranked(name, margin_RN):
+def prompts_of(pairs):
+  """What the prompt of each pair is known by; None where one is not."""
+  prompts = [one.get("prompt") for one in pairs]
+  return None if None in prompts else prompts
+
+
+def _ranked(name, margin_RN, prompts):
   """Share of strictly positive margins and its interval; None for none."""
   if margin_RN is None:
     return {f"{name}accuracy": None, f"{name}interval": None}
   right_N = np.mean(margin_RN > 0, axis=0)  # over the runs
   return {
     f"{name}accuracy": accuracy(margin_RN),
-    f"{name}interval": bootstrap_interval(right_N),
+    f"{name}interval": paired_interval(right_N, prompts),
   }
 
 

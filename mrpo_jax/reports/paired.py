@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from mrpo_jax.evaluation.statistics import mcnemar, paired_interval
+from mrpo_jax.evaluation.statistics import paired_interval, sign_test
 from mrpo_jax.reports import figures
 
 # Figures of which the difference is that of shares of pairs ranked rightly.
@@ -31,7 +31,7 @@ def differences(series):
     dict for each but the firsts: `to`, label of the first; `pairs`, `prompts`
     (None: not known, then pairs are drawn one by one), `seeds`, those in
     common; and by figure `difference`, `interval` (95 %, paired bootstrap by
-    prompt) and, of shares, `mcnemar`, p for each seed.
+    prompt) and, of shares, `p` of the sign test by prompt for each seed.
   """
   firsts, found = {}, {}
   for label, runs in series.items():
@@ -43,7 +43,7 @@ def differences(series):
 
 def _difference(runs, others):
   pairs = [one["pair"] for one in runs[0].pairs]
-  prompts = _prompts(runs[0].pairs)
+  prompts = figures.prompts_of(runs[0].pairs)
   by_seed = [
     {run.config.get("seed"): run for run in some} for some in (runs, others)
   ]
@@ -75,12 +75,10 @@ def _values(of, by_seed, pairs):
 
 def _compared(here, there, seeds, prompts, *, ranked):
   if seeds:
-    paired = [(here[seed], there[seed]) for seed in seeds]
     difference_RN = np.array(
-      [np.subtract(*map(_number, two)) for two in paired]
+      [_number(here[seed]) - _number(there[seed]) for seed in seeds]
     )
   else:
-    paired = [(next(iter(here.values())), next(iter(there.values())))]
     means = [np.mean([*one.values()], axis=0) for one in (here, there)]
     difference_RN = (means[0] - means[1])[None]
   found = {
@@ -88,18 +86,14 @@ def _compared(here, there, seeds, prompts, *, ranked):
     "interval": paired_interval(difference_RN, prompts),
   }
   if ranked and (seeds or len(here) == len(there) == 1):
-    found["mcnemar"] = [mcnemar(*two) for two in paired]
+    found["p"] = [
+      sign_test(difference_N, prompts) for difference_N in difference_RN
+    ]
   return found
 
 
 def _number(value_N):
   return np.asarray(value_N, np.float64)
-
-
-def _prompts(pairs):
-  """What the prompt of each pair is known by; None where one is not."""
-  prompts = [one.get("prompt") for one in pairs]
-  return None if None in prompts else prompts
 
 
 # As text.
@@ -114,8 +108,9 @@ HEADER = (
 )
 LEGEND = """\
 differences are of the same pairs: intervals by paired bootstrap of prompts, or
-of pairs where prompts are not known, and of seeds; p: McNemar's exact test, of
-each seed, from the least to the largest.  Margins are in nats."""
+of pairs where prompts are not known, and of seeds; p: exact sign test of
+prompts (of pairs where none repeats or they are not known, which is McNemar's
+test), of each seed, from the least to the largest.  Margins are in nats."""
 
 
 def rows_of(found):
@@ -148,7 +143,7 @@ def _text(one, form):
 
 def p_text(one):
   """p of each seed: the least and the largest; "-" where there is none."""
-  found = sorted((one or {}).get("mcnemar") or ())
+  found = sorted((one or {}).get("p") or ())
   if not found:
     return "-"
   least, largest = (f"{value:.2g}" for value in (found[0], found[-1]))

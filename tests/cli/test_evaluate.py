@@ -19,7 +19,7 @@ def test_the_command_prints_and_writes(inputs, tmp_path, capsys, one_device):
   assert "chosen longer" in said and "calibration error" in said
   flags.append(f"--against={tmp_path / 'a'}")
   assert cli.main(["evaluate", *flags, f"--to={tmp_path / 'b'}"]) == 0
-  assert "McNemar p = 1" in capsys.readouterr().out
+  assert "sign test by prompt p = 1" in capsys.readouterr().out
   found = json.loads((tmp_path / "b/results.json").read_text())
   assert found["pairs"] == 2 and found["against"]["accuracy"] == 0.0
 

@@ -65,6 +65,14 @@ def test_a_difference_by_hand():
   assert found["p"] == 1.0
 
 
+def test_pairs_of_one_prompt_count_once_in_the_test_of_a_difference():
+  more_N, less_N = np.repeat([[1.0], [-1.0]], 12, axis=1)
+  alone = difference(more_N, less_N, range(12))
+  together = difference(more_N, less_N, np.repeat([0, 1, 2], 4).tolist())
+  assert alone["p"] == pytest.approx(2 / 2**12)
+  assert together["p"] == pytest.approx(2 / 2**3)
+
+
 def test_the_difference_of_a_model_from_itself_is_none(rng):
   margin_N = rng.normal(size=50)
   found = difference(margin_N, margin_N, range(50))

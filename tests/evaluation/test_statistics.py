@@ -8,9 +8,9 @@ import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation.statistics import (
-  bootstrap_interval,
   mcnemar,
   paired_interval,
+  sign_test,
 )
 
 
@@ -20,8 +20,8 @@ def width(interval):
 
 def test_an_interval_by_hand():
   # Means of two draws of 0 and 1: 0, 1/2, 1/2, 1; a quarter is 0.
-  assert bootstrap_interval([0, 1]) == [0.0, 1.0]
-  assert bootstrap_interval([0, 1], level=0.4) == [0.5, 0.5]
+  assert paired_interval([0, 1]) == [0.0, 1.0]
+  assert paired_interval([0, 1], level=0.4) == [0.5, 0.5]
 
 
 def test_an_interval_is_that_of_resampled_means_drawn_one_by_one(rng):
@@ -32,7 +32,7 @@ def test_an_interval_is_that_of_resampled_means_drawn_one_by_one(rng):
     for _ in range(500)
   ]
   want = np.quantile(means, [0.05, 0.95])
-  got = bootstrap_interval(value_N, seed=3, samples=500, level=0.9)
+  got = paired_interval(value_N, seed=3, samples=500, level=0.9)
   np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
@@ -40,7 +40,7 @@ def test_an_interval_is_near_the_normal_one(rng):
   value_N = rng.normal(size=2000)
   spread = 1.96 * value_N.std() / math.sqrt(2000)
   want = value_N.mean() + np.array([-spread, spread])
-  np.testing.assert_allclose(bootstrap_interval(value_N), want, atol=2e-3)
+  np.testing.assert_allclose(paired_interval(value_N), want, atol=2e-3)
 
 
 def test_the_interval_covers_as_often_as_it_says(rng):
@@ -48,7 +48,7 @@ def test_the_interval_covers_as_often_as_it_says(rng):
   inside = 0
   for seed in range(200):
     coins = rng.random(100) < 0.5
-    low, high = bootstrap_interval(coins, seed=seed, samples=400)
+    low, high = paired_interval(coins, seed=seed, samples=400)
     inside += low <= 0.5 <= high
   assert 180 <= inside <= 199
 
@@ -150,6 +150,29 @@ def test_mcnemar_of_many_items_is_the_sum_of_binomials():
   tail = sum(math.comb(5000, k) for k in range(2401)) / 2**5000 * 2
   assert mcnemar(*discordant(2400, 2600)) == pytest.approx(tail, rel=1e-9)
   assert mcnemar(*discordant(20_000, 40_000)) == 0.0
+
+
+def test_the_sign_test_counts_a_cluster_once_by_hand():
+  # a leads by 2, b trails by 1, c and d lead, e is even: 3 of 4.
+  labels = "aaabccdee"
+  difference_N = [1, 1, 0, -1, 1, 0, 0.5, 1, -1]
+  assert sign_test(difference_N, labels) == pytest.approx(2 * 5 / 16)
+  # A prompt that is asked a hundred times says no more than once.
+  often = np.repeat([1.0, 1.0, -1.0], 100)
+  prompts = np.repeat(np.arange(3), 100).tolist()
+  assert sign_test(often, prompts) == 1.0 and sign_test(often) < 1e-6
+
+
+def test_where_nothing_repeats_the_sign_test_is_mcnemars(rng):
+  right_N, other_N = rng.random((2, 80)) < [[0.6], [0.4]]
+  difference_N = right_N.astype(float) - other_N
+  want = mcnemar(right_N, other_N)
+  assert sign_test(difference_N) == sign_test(difference_N, range(80)) == want
+
+
+def test_the_sign_test_of_other_labels_is_refused():
+  with pytest.raises(InputError, match="2 labels of clusters for 3 items"):
+    sign_test([0, 1, 2], ["a", "b"])
 
 
 def test_mcnemar_of_other_items_is_refused():

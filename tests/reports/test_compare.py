@@ -189,7 +189,7 @@ def test_the_difference_of_two_runs_by_hand(tmp_path):
   assert found["to"] == "a" and found["pairs"] == 4 and found["prompts"] is None
   accuracy = found["accuracy"]
   assert accuracy["difference"] == pytest.approx(0.25)
-  assert accuracy["mcnemar"] == [1.0]  # two of three or more: 2 * 1/2
+  assert accuracy["p"] == [1.0]  # two of three or more: 2 * 1/2
   low, high = accuracy["interval"]
   assert low < 0.25 < high
   assert found["margin_nats"]["difference"] == pytest.approx(0.75)
@@ -203,7 +203,7 @@ def test_the_differences_stand_below_the_table(tmp_path):
   start = lines.index("difference to a, on the same 4 held-out pairs")
   assert lines[start + 1].split()[:4] == ["run", "accuracy", "[95", "%]"]
   assert lines[start + 2].split()[:2] == ["b", "+0.250"]
-  assert "McNemar's exact test" in "".join(lines[start + 3 :])
+  assert "exact sign test of prompts" in " ".join(lines[start + 3 :])
 
 
 def test_seeds_are_paired_with_the_same_seeds(tmp_path):
@@ -216,7 +216,7 @@ def test_seeds_are_paired_with_the_same_seeds(tmp_path):
   assert found["to"] == "a0 (3 seeds)" and found["seeds"] == [1, 2]
   # Of each of them one pair is gained.
   assert found["accuracy"]["difference"] == pytest.approx(0.5)
-  assert found["accuracy"]["mcnemar"] == [1.0, 1.0]
+  assert found["accuracy"]["p"] == [1.0, 1.0]
   assert "difference" not in results["b1"]
 
 
@@ -225,7 +225,7 @@ def test_without_a_common_seed_means_are_compared_and_no_test_is_made(tmp_path):
     make_run(tmp_path / f"a{seed}", margins, seed=seed)
     make_run(tmp_path / f"b{seed}", [-1.0, 1.0], beta=0.1, seed=seed + 5)
   found = reported(tmp_path)[0]["b0 (2 seeds)"]["difference"]
-  assert found["seeds"] == [] and "mcnemar" not in found["accuracy"]
+  assert found["seeds"] == [] and "p" not in found["accuracy"]
   assert found["accuracy"]["difference"] == pytest.approx(0.5 - 0.75)
 
 
@@ -233,16 +233,25 @@ def test_pairs_of_one_prompt_are_drawn_together(tmp_path):
   margins = [1.0] * 10 + [-1.0] * 10
   make_run(tmp_path / "a", [-1.0] * 20)
   make_run(tmp_path / "b", margins)
-  alone = reported(tmp_path)[0]["b"]["difference"]
+  before = reported(tmp_path)[0]["b"]
+  alone = before["difference"]
   for name in "ab":
     pairs = files.read_lines(tmp_path / name / "eval_pairs.jsonl")
     pairs = [{**one, "prompt": str(one["pair"] // 10)} for one in pairs]
     files.write_lines(tmp_path / name / "eval_pairs.jsonl", pairs)
-  together = reported(tmp_path)[0]["b"]["difference"]
+  after = reported(tmp_path)[0]["b"]
+  together = after["difference"]
   assert together["prompts"] == 2
   # Two prompts, of which one is all right: a quarter of the draws has it twice.
   assert together["accuracy"]["interval"] == [0.0, 1.0]
   assert alone["accuracy"]["interval"][1] < 0.8
+  assert alone["accuracy"]["p"] == pytest.approx(
+    [2 / 2**10]
+  )  # ten gained, none lost
+  assert together["accuracy"]["p"] == [1.0]  # one prompt gained
+  for figure in ("", "policy_", "policy_mean_"):
+    low, high = before[f"{figure}interval"]
+    assert [0.0, 1.0] == after[f"{figure}interval"] != [low, high]
   assert "on the same 20 held-out pairs of 2 prompts" in compare.compare(
     tmp_path
   )

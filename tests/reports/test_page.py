@@ -108,7 +108,7 @@ def test_names_of_runs_are_text_too(tmp_path):
 def test_each_comparison_says_n_interval_and_test(page):
   assert page.shows("Difference to loss.name=dpo (3 seeds) on the same")
   assert page.shows("paired bootstrap: prompts are drawn with all their pairs")
-  assert page.shows("McNemar's exact test")
+  assert page.shows("exact sign test on the accuracy of prompts")
   assert page.shows("n = 60 held-out pairs")
   assert page.shows("ranks nothing")
 

@@ -27,19 +27,20 @@ COLUMNS = (  # title, key of results.json, how it is written
 )
 RUNS = """
 Every evaluated run on n = {n} held-out pairs.  In brackets the 95 % interval of
-that run alone, by bootstrap: it says how far a run's own figure can be trusted,
-and ranks nothing; for that see the differences.  Accuracy: share of pairs whose
-log-ratio against reference 0 is larger for the chosen response; x beta: the
-margin times the run's own beta; alone, per token: the same share by the
-policy's own log-probability; nll: of chosen responses, nats per token.
+that run alone, by bootstrap of prompts: it says how far a run's own figure can
+be trusted, and ranks nothing; for that see the differences.  Accuracy: share of
+pairs whose log-ratio against reference 0 is larger for the chosen response;
+x beta: the margin times the run's own beta; alone, per token: the same share by
+the policy's own log-probability; nll: of chosen responses, nats per token.
 """
 DIFFERENCES = """
 Difference to {first} on the same held-out pairs, run minus {first}, with 95 %
 intervals by paired bootstrap: prompts are drawn with all their pairs (where
 prompts are not known, pairs one by one), and seeds that both have in common are
-drawn too.  p: McNemar's exact test on accuracy, for each seed, the least and
-the largest.  Bold: the interval does not hold 0.  Of many intervals one in
-twenty misses 0 by chance.
+drawn too.  p: exact sign test on the accuracy of prompts (of pairs where none
+repeats or they are not known, which is McNemar's test), for each seed, the
+least and the largest.  Bold: the interval does not hold 0.  Of many intervals
+one in twenty misses 0 by chance.
 """
 BENCHMARKS = """
 Benchmarks, as the evaluation harness scores them: first and last figure of each

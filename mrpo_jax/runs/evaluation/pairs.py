@@ -403,7 +403,7 @@ def _against_lines(found):
   yield (
     f"less {found['folder']}, on the {found['pairs']} pairs of both: accuracy "
     + _with_interval(found["accuracy"], found["interval"], "+.3f")
-    + f", McNemar p = {found['p']:.2g} ({found['gained']} gained, "
+    + f", sign test by prompt p = {found['p']:.2g} ({found['gained']} gained, "
     f"{found['lost']} lost); margin "
     + _with_interval(found["margin"], found["margin_interval"], "+.2f")
   )

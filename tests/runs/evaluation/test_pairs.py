@@ -137,7 +137,7 @@ def test_the_difference_of_two_evaluations(evaluated, inputs, tmp_path):
   assert found["accuracy"] == whole["accuracy"]  # the other ranks nothing
   assert found["margin"] == pytest.approx(whole["margin"])
   assert (found["gained"], found["lost"]) == (7 * whole["accuracy"], 0)
-  assert "McNemar p = " in said and "on the 7 pairs of both" in said
+  assert "sign test by prompt p = " in said and "on the 7 pairs of both" in said
 
 
 @pytest.mark.slow
