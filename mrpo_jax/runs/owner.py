@@ -37,7 +37,10 @@ BEAT = 5.0  # between signs of life
 STALE = 90.0  # without one, until a lease is dead; mounts cache for 60
 LOOK = 0.5  # between looks at a lease that cannot be judged at once
 PROC = pathlib.Path("/proc")
+# Of the lines that refuse a workdir, or leave it, because it is another's.
 IN_USE = "is in use by another run"
+WRITTEN = "another run wrote to it while this one started"
+LOST = "is no longer this run's"
 
 
 class Lease(NamedTuple):
@@ -108,10 +111,7 @@ def owned(workdir, before):
   beat.start()
   try:
     if _content(workdir) != before[1:]:
-      raise InputError(
-        f"--workdir {workdir}: another run wrote to it while this one started; "
-        "start again"
-      )
+      raise InputError(f"--workdir {workdir}: {WRITTEN}; start again")
     processes.gather(None)
     yield lambda: _check(workdir, mine)
   finally:
@@ -218,6 +218,14 @@ def is_held(workdir):
   return bool(lease.number) and _lives(lease.says)
 
 
+def is_anothers(error):
+  """Does this line of an error say that another run has, or had, the workdir?
+
+  Exit codes do not tell: these lines share theirs with all wrong input.
+  """
+  return any(why in error for why in (IN_USE, WRITTEN, LOST))
+
+
 def _in_use(workdir, lease):
   return (
     f"--workdir {workdir} {IN_USE}: "
@@ -308,7 +316,7 @@ def _check(workdir, mine):
 
 def _lost(workdir):
   return (
-    f"--workdir {workdir} is no longer this run's: another has taken it after "
+    f"--workdir {workdir} {LOST}: another has taken it after "
     f"{STALE:.0f} s without a sign of life, or it was removed"
   )
 

@@ -19,7 +19,7 @@ from mrpo_jax.text import counted
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between looks at runs that other processes have
-AGAIN = 30.0  # seconds until a run is tried again that was refused as in use
+AGAIN = 30.0  # seconds until a run is tried again that was another process's
 CHILD = "mrpo_jax.sweeps.child"
 
 
@@ -80,7 +80,10 @@ def _ended(sweep, runs, child):
     if not sweep.is_done(run):  # else another process has ended it
       logger.info(f"{run.name} begins; {sweep.log(run)} has what it says")
       problem = child.train(sweep, run)
-    if owner.IN_USE in problem:
+    if problem and not child.stopped and sweep.is_done(run):
+      logger.warning(f"{run.name} is done, though its process says: {problem}")
+      problem = ""
+    if owner.is_anothers(problem):
       not_before[run.name] = time.monotonic() + AGAIN
     elif not child.stopped:
       left.remove(run)

@@ -92,11 +92,12 @@ def test_a_run_that_another_process_has_is_waited_for(
   assert caplog.text.count("waiting for seed=0, which another process") == 1
 
 
-def test_a_run_that_finds_itself_held_is_tried_again(
-  sweep, trained, monkeypatch
+@pytest.mark.parametrize("why", [owner.IN_USE, owner.WRITTEN, owner.LOST])
+def test_a_run_that_finds_itself_anothers_is_tried_again(
+  sweep, trained, monkeypatch, why
 ):
   monkeypatch.setattr(train, "AGAIN", 0.05)
-  trained[1]["seed=0"] = f"--workdir w {owner.IN_USE}: process 3"
+  trained[1]["seed=0"] = f"--workdir w {why}: process 3"
   first = train.Child.train
 
   def one(self, sweep, run):
@@ -109,13 +110,33 @@ def test_a_run_that_finds_itself_held_is_tried_again(
   assert trained[0].count("seed=0") == 3 and len(sweep.at) == 4
 
 
+def test_a_run_that_another_process_has_ended_meanwhile_is_done(
+  sweep, trained, monkeypatch, caplog
+):
+  first = train.Child.train
+
+  def one(self, sweep, run):
+    problem = first(self, sweep, run)
+    sweep.at[run.name] = 8
+    return problem
+
+  monkeypatch.setattr(train.Child, "train", one)
+  trained[1]["seed=0"] = f"--workdir w: {owner.WRITTEN}; start again"
+  trained[1]["seed=1"] = "exit code 1, see log"
+  train.train(sweep)
+  assert trained[0] == ["seed=0", "seed=1", "seed=2", "seed=3"]
+  assert "seed=1 is done, though its process says: exit code 1" in caplog.text
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_sweep_after_its_run(sweep, trained, number, caplog):
   def one(self, sweep, run):
     trained[0].append(run.name)
+    assert signal.getsignal(number) == self._pass_on
     os.kill(os.getpid(), number)
     return "stopped at step 3"
 
+  handler = signal.getsignal(number)
   train.Child.train, before = one, train.Child.train
   try:
     with caplog.at_level(logging.INFO, "mrpo_jax"):
@@ -128,7 +149,7 @@ def test_a_signal_ends_the_sweep_after_its_run(sweep, trained, number, caplog):
     train.Child.train = before
   assert trained[0] == ["seed=0"]
   assert "the sweep is stopped; the same command goes on" in caplog.text
-  assert signal.getsignal(number) != train.Child._pass_on
+  assert signal.getsignal(number) == handler
 
 
 def told(sweep, monkeypatch, *argv):
