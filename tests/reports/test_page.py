@@ -27,6 +27,7 @@ class Page(html.parser.HTMLParser):
   def __init__(self, text):
     super().__init__()
     self.elements, self.text, self._open = [], [], []
+    self._texts = []  # (name of the element, text)
     self.feed(text)
 
   def handle_starttag(self, name, attributes):
@@ -39,6 +40,11 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.text.append(data)
+    self._texts.append((self._open[-1] if self._open else "", data))
+
+  def texts(self, name):
+    """The texts that stand in elements of that name."""
+    return [text.strip() for where, text in self._texts if where == name]
 
   def shows(self, text):
     return " ".join(text.split()) in " ".join("".join(self.text).split())
@@ -103,6 +109,20 @@ def test_names_of_runs_are_text_too(tmp_path):
   page = Page(pages.page("<i>", compared(tmp_path)))
   assert not [one for _, one in page.elements if "onclick" in one]
   assert page.shows("<b onclick=x>&/loss.name=dpo,seed=0")
+
+
+def test_names_are_no_formulas_and_none_is_left_out_of_a_plot(tmp_path):
+  make_study(tmp_path, seeds=1)
+  (tmp_path / "loss.name=mrpo,seed=0").rename(tmp_path / "z$b_{$c")
+  for old, new in ("base", "_base"), ("second", "$x^{$"):
+    for name in ("config.json", "metrics.jsonl"):
+      path = tmp_path / "z$b_{$c" / name
+      path.write_text(path.read_text().replace(old, new))
+  page = Page(pages.page("study", compared(tmp_path)))
+  texts = page.texts("text")
+  assert "z$b_{$c" in texts
+  # The legends of both plots of the mixture.
+  assert texts.count("_base") == texts.count("$x^{$") == 2
 
 
 def test_each_comparison_says_n_interval_and_test(page):
@@ -201,6 +221,9 @@ def test_without_matplotlib_the_text_comes_and_says_so(
 def test_markup_escapes_what_is_no_markup():
   assert tag("p", "a<b", [1, None], class_="x&y") == (
     '<p class="x&amp;y">a&lt;b1</p>'
+  )
+  assert tag("p", tabindex=0, value=0.0, title=None, hidden=False) == (
+    '<p tabindex="0" value="0.0"></p>'
   )
   assert tag("a", Html("<b>"), hidden=True, title=None) == "<a hidden><b></a>"
   assert (

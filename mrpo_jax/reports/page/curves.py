@@ -93,17 +93,21 @@ def learning_curves(series):
   return tag("div", figures, class_="plots") if figures else None
 
 
-def draw_curves(axes, curves, line=None, *, labels=None):
-  """Lines with bands; {number of a style: curve}, `line` is one to compare."""
+def draw_curves(axes, curves, line=None):
+  """Draws {number of a style: curve} as lines with bands; gives the lines.
+
+  `line` is a value to compare them with.
+  """
   if line is not None:
     axes.axhline(line, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+  lines = []
   for n, (step_S, mean_S, low_S, high_S) in curves.items():
     look = style(n)
     axes.fill_between(
       step_S, low_S, high_S, color=look.colour, alpha=0.16, linewidth=0
     )
-    label = labels[n] if labels else None
-    axes.plot(step_S, mean_S, label=label, **look.of_line(len(step_S)))
+    lines += axes.plot(step_S, mean_S, **look.of_line(len(step_S)))
   axes.set_xlabel("step")
   axes.xaxis.get_major_locator().set_params(integer=True)
   axes.grid(visible=True, axis="y", color=GRID)
+  return lines

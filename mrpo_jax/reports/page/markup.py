@@ -51,7 +51,7 @@ def tag(name, /, *inner, **attributes):
     f" {key.rstrip('_').replace('_', '-')}"
     + ("" if value is True else f'="{html.escape(str(value))}"')
     for key, value in attributes.items()
-    if value not in (None, False)
+    if value is not None and value is not False
   )
   if name in VOID:
     return Html(f"<{name}{given}>")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each reference does to the mixture: shares, margins, agreement."""
+"""References in the mixture: share, margin and agreement of each."""
 
 import numpy as np
 
@@ -97,9 +97,11 @@ def _plot(n, label, runs, what, title, about):
   }
 
   def draw(axes):
-    draw_curves(axes, found, labels=names)
+    lines = draw_curves(axes, found)
     if found:
-      axes.legend(loc="best", handlelength=3)
+      # By handle: matplotlib leaves out labels that begin with _ by itself.
+      labels = [names[k] for k in found]
+      axes.legend(lines, labels, loc="best", handlelength=3)
 
   about = f"{about}, of each step's pairs"
   return figure(f"mixture-{n}-{what}", f"{label}: {title}", about, draw)

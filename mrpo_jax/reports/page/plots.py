@@ -19,6 +19,7 @@ VARIABLES = {INK: "ink", GRID: "line"} | {
 }
 SETTINGS = {
   "svg.fonttype": "none",  # text stays text: small, and read aloud
+  "text.parse_math": False,  # a name may hold a dollar
   "font.size": 9,
   "axes.edgecolor": INK,
   "axes.labelcolor": INK,
