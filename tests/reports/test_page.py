@@ -14,11 +14,14 @@ from mrpo_jax.reports import report as reports
 from mrpo_jax.reports.compare import compared
 from mrpo_jax.reports.gather import gather
 from mrpo_jax.reports.page import page as pages
+from mrpo_jax.reports.page import tables
 from mrpo_jax.reports.page.curves import MOST, curve
 from mrpo_jax.reports.page.markup import VOID, Html, escaped, tag
 from mrpo_jax.reports.page.plots import style, svg
 from mrpo_jax.reports.page.samples import figures_of, repetition
 from tests.material.reported import ODD, make_study
+
+ODD_REFERENCE = "eval/references/a,b/margin"
 
 
 class Page(html.parser.HTMLParser):
@@ -181,6 +184,27 @@ def test_warnings_of_many_lines_are_found_in_one_pass(tmp_path):
   assert (
     time.process_time() - begun < 1.0
   )  # 0.01 s; looking at all for each: 30
+
+
+def test_benchmarks_are_named_by_a_comma_and_shown_at_their_steps(tmp_path):
+  make_study(tmp_path, seeds=1)
+  (first, second), _ = gather(tmp_path)
+  for run, steps in ((first, (0, 5, 30)), (second, (15,))):
+    run.lines[:] = [
+      {"step": s, "eval/a/acc,none": s / 100, "eval/new/head": 1} for s in steps
+    ]
+  table = Page(tables.benchmarks({"x": [first], "y": [second]}))
+  cells = [text for name in ("th", "td") for text in table.texts(name)]
+  assert cells == [
+    *("run", "at", "a/acc,none", "x", "x", "y"),
+    *("before training", "0.000", "step 30", "0.300", "step 15", "0.150"),
+  ]
+  both = Page(tables.benchmarks({"x": [first, second]}))
+  assert both.texts("td")[:2] == ["before training", "0.000"]
+  assert both.texts("td")[2] == "step 15, 30"
+  for run in (first, second):
+    run.lines[:] = [{"step": 1, "eval/new/head": 1, ODD_REFERENCE: 1.0}]
+  assert tables.benchmarks({"x": [first, second]}) is None
 
 
 def test_damaged_runs_are_said_and_the_page_comes(tmp_path):

@@ -81,7 +81,7 @@ def table_of(sampled):
         name: _mean([one[name] for one in found if one[name] is not None])
         for name, *_ in COLUMNS
       }
-      rows.append([breakable(label), _when(steps), *_cells(means)])
+      rows.append([breakable(label), when(steps), *_cells(means)])
   n = " or ".join(map(str, sorted(sizes)))
   caption = CAPTION.format(n=n, words=WORDS)
   header = ["run", "at", *(title for _, title, _ in COLUMNS)]
@@ -95,7 +95,8 @@ def _cells(means):
   ]
 
 
-def _when(steps):
+def when(steps):
+  """ "before training", "step 15, 30": of the steps that a row is of."""
   text = ", ".join(map(str, steps))
   return "before training" if steps == [0] else f"step {text}"
 
@@ -178,7 +179,7 @@ def texts(sampled):
 def _said(label, step, one, is_last):
   return tag(
     "div",
-    tag("span", f"{label}, {_when([step])}", class_="who"),
+    tag("span", f"{label}, {when([step])}", class_="who"),
     tag("p", _cut(one["response"]) or tag("i", "nothing"), dir="auto"),
     class_="said after" if is_last else "said",
   )

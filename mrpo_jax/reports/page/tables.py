@@ -14,6 +14,7 @@ from mrpo_jax.reports.page.markup import (
   tag,
 )
 from mrpo_jax.reports.page.plots import INK, figure, style, swatch
+from mrpo_jax.reports.page.samples import when
 
 COLUMNS = (  # title, key of results.json, how it is written
   ("accuracy", "accuracy", ".3f"),
@@ -51,11 +52,6 @@ nothing is ranked.
 CONFIGS = """
 Keys of the configs in which runs differ; marked: other than in the first.
 """
-# Heads of held-out figures that are no benchmark's.
-OURS = {
-  *("rewards", "logps", "virtual", "policy", "policy_mean", "references"),
-  *("kl", "gradient_scale", "tokens"),
-}
 
 
 def legend(series):
@@ -212,32 +208,37 @@ def benchmarks(series):
       for run in runs
       for line in run.lines
       for key in line
-      if _is_task(key)
+      if _is_benchmark(key)
     }
   )
   if not names:
     return None
   rows = []
   for label, runs in series.items():
-    for title, place in (("before", 0), ("after", -1)):
-      cells = [_score(runs, name, place) for name in names]
-      if any(cell != "-" for cell in cells):
-        rows.append([breakable(label), title, *cells])
-  header = ["run", "training", *(name.removeprefix("eval/") for name in names)]
+    for place in (0, -1):
+      scores = [_scores(runs, name, place) for name in names]
+      steps = sorted({step for one in scores for step, _ in one})
+      if steps:
+        rows.append([breakable(label), when(steps), *map(_score, scores)])
+  header = ["run", "at", *(name.removeprefix("eval/") for name in names)]
   return scrolled_table(header, rows, caption=BENCHMARKS, numbers=2)
 
 
-def _is_task(key):
-  parts = key.split("/")
-  return parts[0] == "eval" and len(parts) > 2 and parts[1] not in OURS
+def _is_benchmark(key):
+  """Is it eval/task/metric,filter?  A figure of held-out pairs has no comma."""
+  # But for the names of references, which are free.
+  is_of_reference = key.startswith("eval/references/")
+  return key.startswith("eval/") and "," in key and not is_of_reference
 
 
-def _score(runs, name, place):
-  values = []
-  for run in runs:
-    found = [*run.by_step(name).values()]
-    if found and (place == -1 or len(found) > 1):
-      values.append(found[place])
+def _scores(runs, name, place):
+  """[(step, value)] of each run: its first or its last; an only one is last."""
+  found = [[*run.by_step(name).items()] for run in runs]
+  return [one[place] for one in found if len(one) > (place == 0)]
+
+
+def _score(scores):
+  values = [value for _, value in scores]
   if not values:
     return "-"
   text = f"{np.mean(values):.3f}"
