@@ -17,7 +17,7 @@ from mrpo_jax.reports.page import page as pages
 from mrpo_jax.reports.page import tables
 from mrpo_jax.reports.page.curves import MOST, curve
 from mrpo_jax.reports.page.markup import VOID, Html, escaped, tag
-from mrpo_jax.reports.page.plots import style, svg
+from mrpo_jax.reports.page.plots import style_of, svg
 from mrpo_jax.reports.page.samples import figures_of, repetition
 from tests.material.reported import ODD, make_study
 
@@ -256,8 +256,8 @@ def test_markup_escapes_what_is_no_markup():
 
 
 def test_lines_differ_without_colour():
-  looks = {(style(n).dashes, style(n).marker) for n in range(32)}
-  assert len(looks) == 32
+  styles = {(style_of(n).dashes, style_of(n).marker) for n in range(32)}
+  assert len(styles) == 32
 
 
 def test_numbers_in_a_plot_are_not_rounded():

@@ -4,7 +4,7 @@
 import numpy as np
 
 from mrpo_jax.reports.page.markup import tag
-from mrpo_jax.reports.page.plots import GRID, INK, figure, style
+from mrpo_jax.reports.page.plots import GRID, INK, plot, style_of
 
 MOST = 160  # points of a curve; more are averaged
 CURVES = (  # figure of metrics.jsonl, title, how to read it, a line to compare
@@ -56,11 +56,11 @@ def curve(runs, name):
   At each step over the runs that have it; long curves are averaged over
   neighbouring steps.
   """
-  series = [run.by_step(name) for run in runs]
-  steps = sorted({step for one in series for step in one})
+  by_step = [run.by_step(name) for run in runs]
+  steps = sorted({step for one in by_step for step in one})
   if not steps:
     return None
-  values_SR = [[one[step] for one in series if step in one] for step in steps]
+  values_SR = [[one[step] for one in by_step if step in one] for step in steps]
   found = np.array(
     [
       (step, np.mean(v), min(v), max(v))
@@ -74,8 +74,8 @@ def curve(runs, name):
 
 
 def learning_curves(series):
-  """Figures of all curves that some run has; `series` is {label: runs}."""
-  figures = []
+  """Plots of all figures that some run has; `series` is {label: runs}."""
+  plots = []
   for name, title, about, line in CURVES:
     curves = {
       n: found
@@ -83,14 +83,14 @@ def learning_curves(series):
       if (found := curve(runs, name)) is not None
     }
     if curves:
-      plot = figure(
+      drawn = plot(
         f"curve-{name.replace('/', '-')}",
         title,
         about,
         lambda axes, curves=curves, line=line: draw_curves(axes, curves, line),
       )
-      figures.append(plot)
-  return tag("div", figures, class_="plots") if figures else None
+      plots.append(drawn)
+  return tag("div", plots, class_="plots") if plots else None
 
 
 def draw_curves(axes, curves, line=None):
@@ -102,11 +102,11 @@ def draw_curves(axes, curves, line=None):
     axes.axhline(line, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
   lines = []
   for n, (step_S, mean_S, low_S, high_S) in curves.items():
-    look = style(n)
+    style = style_of(n)
     axes.fill_between(
-      step_S, low_S, high_S, color=look.colour, alpha=0.16, linewidth=0
+      step_S, low_S, high_S, color=style.colour, alpha=0.16, linewidth=0
     )
-    lines += axes.plot(step_S, mean_S, **look.of_line(len(step_S)))
+    lines += axes.plot(step_S, mean_S, **style.of_line(len(step_S)))
   axes.set_xlabel("step")
   axes.xaxis.get_major_locator().set_params(integer=True)
   axes.grid(visible=True, axis="y", color=GRID)

@@ -5,7 +5,7 @@ import numpy as np
 
 from mrpo_jax.reports.page.curves import curve, draw_curves
 from mrpo_jax.reports.page.markup import breakable, scrolled_table, tag
-from mrpo_jax.reports.page.plots import figure
+from mrpo_jax.reports.page.plots import plot
 
 PLOTTED = 6  # series of runs; the table has all of them
 COLUMNS = (  # title, figure of references/<name>/, how it is written
@@ -104,4 +104,4 @@ def _plot(n, label, runs, what, title, about):
       axes.legend(lines, labels, loc="best", handlelength=3)
 
   about = f"{about}, of each step's pairs"
-  return figure(f"mixture-{n}-{what}", f"{label}: {title}", about, draw)
+  return plot(f"mixture-{n}-{what}", f"{label}: {title}", about, draw)

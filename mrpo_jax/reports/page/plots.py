@@ -61,7 +61,7 @@ class Style(NamedTuple):
     )
 
 
-def style(n):
+def style_of(n):
   """The Style of the n-th thing; 32 differ without colour."""
   return Style(
     f"#0a0d0{n % COLOURS}",
@@ -70,8 +70,8 @@ def style(n):
   )
 
 
-def figure(name, title, about, draw, *, size=SIZE):
-  """A figure of the page: a caption and a plot.
+def plot(name, title, about, draw, *, size=SIZE):
+  """A plot of the page, below its caption.
 
   Args:
     name: of the plot, unlike all others of the page.
@@ -81,8 +81,8 @@ def figure(name, title, about, draw, *, size=SIZE):
     size: inches.
   """
   caption = tag("figcaption", tag("strong", title), " ", tag("span", about))
-  plot = svg(name, title, about, draw, size=size)
-  return tag("figure", caption, plot, class_="plot")
+  drawn = svg(name, title, about, draw, size=size)
+  return tag("figure", caption, drawn, class_="plot")
 
 
 def svg(name, title, about, draw, *, size=SIZE, bare=False):
@@ -143,9 +143,11 @@ def swatch(n, where):
   """A short piece of the n-th line, beside its name; once at each place."""
 
   def draw(axes):
-    axes.plot([0, 1, 2], [0, 0, 0], **style(n).of_line() | {"markevery": [1]})
+    axes.plot(
+      [0, 1, 2], [0, 0, 0], **style_of(n).of_line() | {"markevery": [1]}
+    )
     axes.set_xlim(-0.1, 2.1)
 
   name = f"swatch-{where}-{n}"
-  plot = svg(name, "", "", draw, size=(0.5, 0.2), bare=True)
-  return tag("span", plot, class_="swatch", aria_hidden="true")
+  drawn = svg(name, "", "", draw, size=(0.5, 0.2), bare=True)
+  return tag("span", drawn, class_="swatch", aria_hidden="true")

@@ -5,7 +5,7 @@ import numpy as np
 
 from mrpo_jax.reports.page.curves import draw_curves
 from mrpo_jax.reports.page.markup import breakable, scrolled_table, tag
-from mrpo_jax.reports.page.plots import figure
+from mrpo_jax.reports.page.plots import plot
 
 WORDS = 4  # a run of so many that was there before is a repetition
 PROMPTS = 8  # of which texts are shown
@@ -118,7 +118,7 @@ def _curves(sampled):
           ),
         )
     if curves:
-      yield figure(
+      yield plot(
         f"samples-{name}",
         f"{title} of samples",
         "tokens" if name == "tokens" else "share of word sequences seen before",

@@ -13,7 +13,7 @@ from mrpo_jax.reports.page.markup import (
   scrolled_table,
   tag,
 )
-from mrpo_jax.reports.page.plots import INK, figure, style, swatch
+from mrpo_jax.reports.page.plots import INK, plot, style_of, swatch
 from mrpo_jax.reports.page.samples import when
 
 COLUMNS = (  # title, key of results.json, how it is written
@@ -163,14 +163,14 @@ def _forest(name, first, found, key, title, order):
   def draw(axes):
     axes.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
     for place, (label, one) in enumerate(rows):
-      look = style(order.index(label))
+      style = style_of(order.index(label))
       low, high = one["interval"]
-      axes.plot([low, high], [-place] * 2, color=look.colour, linewidth=2)
+      axes.plot([low, high], [-place] * 2, color=style.colour, linewidth=2)
       axes.plot(
         [one["difference"]],
         [-place],
-        color=look.colour,
-        marker=look.marker,
+        color=style.colour,
+        marker=style.marker,
         markersize=7,
       )
       axes.annotate(
@@ -192,7 +192,7 @@ def _forest(name, first, found, key, title, order):
 
   height = 0.7 + 0.42 * len(rows)
   about = f"run minus {first}, with 95 % intervals of the same pairs"
-  return figure(name, f"{title}: difference", about, draw, size=(4.1, height))
+  return plot(name, f"{title}: difference", about, draw, size=(4.1, height))
 
 
 def _short(label, most=26):
