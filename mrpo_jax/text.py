@@ -15,6 +15,16 @@ def counted(number, noun):
   return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def bracketed(interval, form):
+  """ "[0.515, 0.609]" of the ends of an interval."""
+  return f"[{', '.join(format(end, form) for end in interval)}]"
+
+
+def with_interval(value, interval, form):
+  """ "0.562 [0.515, 0.609]"."""
+  return f"{value:{form}} {bracketed(interval, form)}"
+
+
 def sized(number, unit, step=1000):
   """A number with a prefix: "1.25 TFLOP", "95.0 GiB"."""
   for prefix in ("", "K", "M", "G", "T", "P", "E"):

@@ -11,7 +11,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.reports import paired
 from mrpo_jax.reports.figures import result
 from mrpo_jax.reports.gather import gather, groups_of
-from mrpo_jax.text import aligned
+from mrpo_jax.text import aligned, with_interval
 
 HEADER = (
   *("run", "accuracy [95 %]", "margin", "x beta", "alone", "per token"),
@@ -236,4 +236,4 @@ def _number(value, form):
 def _share(value, interval=None):
   if value is None or interval is None:
     return _number(value, ".3f")
-  return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+  return with_interval(value, interval, ".3f")

@@ -5,6 +5,7 @@ import numpy as np
 
 from mrpo_jax.evaluation.statistics import paired_interval, sign_test
 from mrpo_jax.reports import figures
+from mrpo_jax.text import with_interval
 
 # Figures of which the difference is that of shares of pairs ranked rightly.
 RANKED = {
@@ -137,8 +138,7 @@ def size_text(one):
 def _text(one, form):
   if one is None:
     return "-"
-  low, high = (format(value, form) for value in one["interval"])
-  return f"{one['difference']:{form}} [{low}, {high}]"
+  return with_interval(one["difference"], one["interval"], form)
 
 
 def p_text(one):

@@ -14,7 +14,7 @@ from mrpo_jax.reports.page.mixture import mixtures
 from mrpo_jax.reports.page.plots import swatch
 from mrpo_jax.reports.page.samples import samples
 from mrpo_jax.reports.page.style import STYLE
-from mrpo_jax.text import counted
+from mrpo_jax.text import counted, with_interval
 
 FILE = "report.html"
 # The page may load nothing, whatever stands in a sample or a config.
@@ -173,14 +173,13 @@ def verdict(difference):
     return f"has no yardstick in common with {difference['to']}"
   low, high = difference[key]["interval"]
   what = "accuracy" if key == "accuracy" else "accuracy of the policy alone"
-  value = (
-    f"{what} {difference[key]['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-  )
+  value = with_interval(difference[key]["difference"], (low, high), "+.3f")
+  said = f"{difference['to']}: {what} {value}"
   if low > 0:
-    return f"better than {difference['to']}: {value}"
+    return f"better than {said}"
   if high < 0:
-    return f"worse than {difference['to']}: {value}"
-  return f"not told apart from {difference['to']}: {value}"
+    return f"worse than {said}"
+  return f"not told apart from {said}"
 
 
 def _curves(series):

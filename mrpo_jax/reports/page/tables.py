@@ -15,6 +15,7 @@ from mrpo_jax.reports.page.markup import (
 )
 from mrpo_jax.reports.page.plots import INK, plot, style_of, swatch
 from mrpo_jax.reports.page.samples import when
+from mrpo_jax.text import bracketed
 
 COLUMNS = (  # title, key of results.json, how it is written
   ("accuracy", "accuracy", ".3f"),
@@ -85,14 +86,9 @@ def _cells(one):
     value = one.get(key)
     text = "-" if value is None else format(value, form)
     if key == "accuracy" and one.get("interval"):
-      text = [text, " ", tag("small", _interval(one["interval"], ".3f"))]
+      text = [text, " ", tag("small", bracketed(one["interval"], ".3f"))]
     cells.append(text)
   return cells
-
-
-def _interval(interval, form):
-  low, high = (format(value, form) for value in interval)
-  return f"[{low}, {high}]"
 
 
 def differences(comparison):
@@ -148,7 +144,7 @@ def _difference(one, form, *, higher):
   text = [
     tag("b" if is_apart else "span", format(one["difference"], form)),
     tag("br"),
-    tag("small", _interval(one["interval"], form)),
+    tag("small", bracketed(one["interval"], form)),
   ]
   if not is_apart:
     return text
@@ -244,7 +240,7 @@ def _score(scores):
   text = f"{np.mean(values):.3f}"
   if len(values) == 1:
     return text
-  return [text, " ", tag("small", _interval((min(values), max(values)), ".3f"))]
+  return [text, " ", tag("small", bracketed((min(values), max(values)), ".3f"))]
 
 
 def configs(series):
