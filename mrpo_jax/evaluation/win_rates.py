@@ -17,6 +17,7 @@ from mrpo_jax.evaluation.statistics import cluster_of, mcnemar, paired_interval
 FOLDS = 5
 STRENGTHS = np.logspace(-4, 4, 10)  # of the data against the penalty
 STEPS, PASSES, EXACT = 100, 1000, 1e-9  # of the fit; log-odds
+DECIMALS = 9  # of a prompt's lead; beyond them is the rounding of its sum
 
 
 def wins(preference_N):
@@ -217,7 +218,7 @@ def head_to_head(
   def interval(value_N):
     return paired_interval(value_N, cluster_N, seed=seed)
 
-  lead_C = np.bincount(cluster_N, win_N - 0.5)
+  lead_C = np.round(np.bincount(cluster_N, win_N - 0.5), DECIMALS)
   controlled = length_controlled(win_N, difference_N, cluster_N, seed=seed)
   return {
     "n": len(win_N),
