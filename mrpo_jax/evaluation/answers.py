@@ -167,9 +167,8 @@ class Answers:
 
   def _tokens_of(self, until):
     """Stops that are a token without a text of its own."""
-    known = self._tokenizer.added_tokens_decoder
-    ids = map(self._tokenizer.convert_tokens_to_ids, until)
-    return {one for one in ids if one in known}
+    known = self._tokenizer.get_added_vocab()
+    return {known[text] for text in until if text in known}
 
   def _decoder(self, params, sampling, ends, prompts):
     """The Decoder of such prompts, with these parameters."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the harness asks: tokens, scores and answers as its own back end's."""
 
+import copy
 import functools
 import logging
 import subprocess
@@ -146,6 +147,22 @@ def test_answers_end_before_the_first_stop(lm):
     got = said(lm, PROMPTS, until=stops, **{alias: 12})
     for text, all_of_it in zip(got, whole, strict=True):
       assert text == min((all_of_it.split(one)[0] for one in stops), key=len)
+
+
+def test_a_stop_that_is_no_token_does_not_end_answers_at_the_unknown(lm):
+  ids = lm.tok_encode(PROMPTS[0])
+  ((one,),) = generate(
+    *(lm._config, lm.params, [ids]),
+    sampling=Sampling(max_new_tokens=12),
+  )
+  tokenizer = copy.deepcopy(lm.tokenizer)
+  unknown = tokenizer.convert_ids_to_tokens(one.ids[2])
+  tokenizer.add_special_tokens({"unk_token": unknown})
+  assert tokenizer.convert_tokens_to_ids("Question:") == one.ids[2]
+  other = HarnessLM(lm._config, lm.params, tokenizer)
+  given = dict(do_sample=True, max_gen_toks=12, until=["Question:"])
+  got = said(other, PROMPTS[:1], **given)
+  assert got == [tokenizer.decode(one.ids, skip_special_tokens=True)]
 
 
 def test_a_prompt_that_leaves_no_room_loses_its_start(lm, caplog):
