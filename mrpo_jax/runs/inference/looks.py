@@ -128,7 +128,10 @@ class PolicyBenchmarks:
     """{"eval/task/metric,filter": its value} of the policy's parameters."""
     self._lm.params = params
     try:
-      found = self._run(self._lm, self._tasks, limit=self._limit)
+      # Lines of the log have no standard errors.
+      found = self._run(
+        self._lm, self._tasks, limit=self._limit, bootstrap_iters=0
+      )
     finally:
       self._lm.release()
     return {
