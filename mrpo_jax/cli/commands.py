@@ -232,7 +232,7 @@ def evaluate(given):
   """
   if bool(given.tasks) == bool(given.pairs):
     raise InputError("give one of --tasks=A,B and --pairs=FILE")
-  of_pairs = ("reference", "against")
+  of_pairs = ("reference", "against", "max_prompt", "max_response")
   of_tasks = ("data", "limit", "num_fewshot", "slots")
   of_tasks += ("apply_chat_template", "log_samples")
   there, other = ("pairs", "tasks") if given.pairs else ("tasks", "pairs")
@@ -247,6 +247,8 @@ def evaluate(given):
       *(source, given.pairs, given.to),
       reference=given.reference,
       against=given.against,
+      max_prompt=given.max_prompt,
+      max_response=given.max_response,
     )
     logging.getLogger("mrpo_jax").info(table)
     return

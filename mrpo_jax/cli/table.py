@@ -185,6 +185,14 @@ FLAGS = {
       Flag("pairs", "file of preference pairs to judge", "FILE"),
       Flag("reference", "of --pairs: folder of a reference", "DIR"),
       Flag("against", "of --pairs: --to of another evaluation", "DIR"),
+      Flag(
+        *("max_prompt", "of --pairs: tokens (default: the run's, or half)"),
+        *("N", None, count_from(1)),
+      ),
+      Flag(
+        *("max_response", "of --pairs: tokens (default: as above)"),
+        *("N", None, count_from(1)),
+      ),
       Flag("to", "new folder for results.json", "DIR", required=True),
       Flag("limit", "documents of each task", "N", None, count_from(1)),
       Flag(

@@ -9,6 +9,7 @@ import pytest
 
 from mrpo_jax import cli, files
 from mrpo_jax.runs.evaluation.responses import names_of
+from tests.material.rows import user
 
 PROMPTS = ["one", "two", "one", "three"]
 SHORT = ["x", "xyz", "xy", "x"]
@@ -77,6 +78,18 @@ def test_a_reward_by_hand(here, capsys):
   assert kept[1]["rewards"] == [3.0, 1.0]
   table = capsys.readouterr().out
   assert "b against a" in table and "62.5% [" in table and " n " in table
+
+
+def test_prompts_with_other_tools_are_others(here):
+  tool = {"type": "function", "function": {"name": "f"}}
+  rows = [
+    {"prompt": [user("Hi")], **more} for more in ({}, {}, {"tools": [tool]})
+  ]
+  files.write_lines("p.jsonl", rows)
+  for name in "ab":
+    files.write_lines(f"{name}.jsonl", [{"response": name}] * 3)
+  assert compare(judge="rewarding:length") == 0
+  assert (results()["n"], results()["prompts"]) == (3, 2)
 
 
 def test_a_command_is_asked_in_both_orders(here):
