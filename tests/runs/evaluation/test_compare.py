@@ -137,6 +137,21 @@ def test_answers_that_make_all_doubtful_are_not_kept(here, capsys, monkeypatch):
   assert not [*(here / "out").iterdir()]
 
 
+def test_a_model_that_was_never_judged_may_say_something_else(
+  here, capsys, monkeypatch
+):
+  assert compare() == 0
+  monkeypatch.setenv("MORE", "1")
+  files.write_lines("c.jsonl", [{"response": "c"}] * 4)
+  assert compare(names="abc") == 2
+  monkeypatch.delenv("MORE")
+  files.write_lines("c.jsonl", [{"response": "d"}] * 4)
+  assert compare(names="abc") == 0
+  files.write_lines("c.jsonl", [{"response": "e"}] * 4)
+  assert compare(names="abc") == 2
+  assert "holds judgements of others: " in capsys.readouterr().err
+
+
 def test_a_judge_that_never_answered_leaves_nothing(here, capsys):
   assert compare(judge=f"{shlex.quote(sys.executable)} no.py") == 2
   assert "before it answers prompt 0 in order 0" in capsys.readouterr().err
