@@ -251,7 +251,7 @@ def evaluate(given):
 
   table = tasks.evaluate(
     source,
-    [name.strip() for name in given.tasks.split(",")],
+    given.tasks.split(","),
     given.to,
     data=given.data,
     limit=given.limit,

@@ -33,6 +33,7 @@ def find(names, data=""):
     InputError: a name is not known, a file is missing, or the harness cannot
       load a task.
   """
+  names = [one.strip() if isinstance(one, str) else one for one in names]
   if not any(names):
     raise InputError("--tasks names none; give one like --tasks=truthfulqa_mc2")
   asked = [one for one in names if isinstance(one, str)]
