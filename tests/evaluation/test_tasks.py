@@ -55,7 +55,7 @@ ELSEWHERE = {  # where rows come from, and what changes no figure
   ],
 )
 def test_a_task_is_the_harness_s_own(name, path):
-  mine, own = found._read(name), theirs(path)
+  mine, own = found.read_config(name), theirs(path)
   doc = {"question": "Is it {cold}?\nOr 'warm'", "answer": "x #### 3"}
   for key in ("doc_to_text", "doc_to_target"):
     texts = (str(mine.pop(key)), str(own.pop(key)))
@@ -65,7 +65,7 @@ def test_a_task_is_the_harness_s_own(name, path):
 
 
 def test_mmlu_is_the_harness_s_own():
-  config = found._read("mmlu")
+  config = found.read_config("mmlu")
   each = theirs("mmlu/default/_default_template_yaml")
   del each["dataset_path"]
   assert config["each"] == each
@@ -131,7 +131,7 @@ def test_results_are_those_of_the_requests_by_hand(lm, benchmarks):
   got = evaluate_tasks(lm, tasks, data=str(benchmarks), log_samples=True)
   json.dumps(got, allow_nan=False)
   rows = local.truthfulqa(str(benchmarks))["validation"]
-  text = found._read("truthfulqa_mc1")["doc_to_text"]
+  text = found.read_config("truthfulqa_mc1")["doc_to_text"]
   right, mass = [], []
   for row in rows:
     context = apply_template(text, row)
@@ -181,7 +181,7 @@ def test_a_group_without_rows_of_a_subject_is_refused(lm, benchmarks):
 @pytest.fixture
 def five_subjects(monkeypatch):
   """mmlu with the five subjects that the files have."""
-  read = found._read
+  read = found.read_config
 
   def fewer(name):
     config = read(name)
@@ -194,7 +194,7 @@ def five_subjects(monkeypatch):
       }
     return config
 
-  monkeypatch.setattr(found, "_read", fewer)
+  monkeypatch.setattr(found, "read_config", fewer)
 
 
 def test_mmlu_has_figures_of_subjects_and_of_all(lm, benchmarks, five_subjects):
