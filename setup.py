@@ -9,7 +9,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 TENSORBOARD = ["tensorboard>=2.20"]
 PLOT = ["matplotlib>=3.10"]
-EVAL = ["lm-eval>=0.4.13", "datasets>=4", "pyyaml>=6"]
+EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4", "pyyaml>=6"]
 
 setuptools.setup(
   name="mrpo-jax",

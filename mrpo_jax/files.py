@@ -207,16 +207,15 @@ def read_lines(path):
 
 
 def cut_half_line(path):
-  """Cuts off a last line that a killed command left; was there one?"""
+  """Cuts off a last line that a killed command left, and says so."""
   if not os.path.exists(path):
-    return False
+    return
   with open(path, "rb+") as file:
     content = file.read()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
       logger.info(f"{path}: its last line is cut short, and made again")
       file.truncate(whole)
-  return whole < len(content)
 
 
 def readable_lines(path):

@@ -228,17 +228,12 @@ def evaluate(given):
   two is longer.  --against=DIR, the folder of another model's evaluation, adds
   the difference on the same pairs and a sign test by prompt.
 
-  --to is a new folder; its results.json has the layout of the harness.
+  --to is a new folder with results.json: of --tasks in the layout of the
+  harness, of --pairs with a pairs.jsonl beside it.
   """
   if bool(given.tasks) == bool(given.pairs):
     raise InputError("give one of --tasks=A,B and --pairs=FILE")
-  of_pairs = ("reference", "against")
-  of_tasks = ("data", "limit", "num_fewshot", "slots")
-  of_tasks += ("apply_chat_template", "log_samples")
-  there, other = ("pairs", "tasks") if given.pairs else ("tasks", "pairs")
-  for name in of_tasks if given.pairs else of_pairs:
-    if getattr(given, name) not in ("", None, False):
-      raise InputError(f"--{name} is of --{other}; --{there} has none")
+  _refuse_flags_of_other(given)
   source = _source(given)
   if given.pairs:
     from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
@@ -247,6 +242,8 @@ def evaluate(given):
       *(source, given.pairs, given.to),
       reference=given.reference,
       against=given.against,
+      max_prompt=given.max_prompt,
+      max_response=given.max_response,
     )
     logging.getLogger("mrpo_jax").info(table)
     return
@@ -254,7 +251,7 @@ def evaluate(given):
 
   table = tasks.evaluate(
     source,
-    [name.strip() for name in given.tasks.split(",")],
+    given.tasks.split(","),
     given.to,
     data=given.data,
     limit=given.limit,
@@ -264,6 +261,22 @@ def evaluate(given):
     slots=given.slots,
   )
   logging.getLogger("mrpo_jax").info(table)
+
+
+def _refuse_flags_of_other(given):
+  """InputError where a flag is given that counts for the other kind alone."""
+  from mrpo_jax.cli.table import FLAGS
+
+  of_pairs = ("reference", "against", "max_prompt", "max_response")
+  of_tasks = ("data", "limit", "num_fewshot", "slots")
+  of_tasks += ("apply_chat_template", "log_samples")
+  there, other = ("pairs", "tasks") if given.pairs else ("tasks", "pairs")
+  names = of_tasks if given.pairs else of_pairs
+  for flag in FLAGS["evaluate"].flags:
+    # A switch has no value, and is False unless given.
+    default = flag.default if flag.value else False
+    if flag.name in names and getattr(given, flag.name) != default:
+      raise InputError(f"--{flag.name} is of --{other}; --{there} has none")
 
 
 def _source(given):
@@ -408,7 +421,6 @@ def _of_models(given, purpose):
 
 
 ONE_DEVICE = mesh_sizes("")
-STORE_ACTIONS = ("ls", "verify", "prune", "export")
 COMMANDS = {
   "train": train,
   "score": score,

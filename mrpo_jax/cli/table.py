@@ -4,7 +4,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mrpo_jax.cli.commands import STORE_ACTIONS
 from mrpo_jax.cli.values import (
   DTYPES,
   count_from,
@@ -20,6 +19,9 @@ from mrpo_jax.cli.values import (
   two_lengths,
   whole,
 )
+from mrpo_jax.evaluation.judges import TIMEOUT
+
+STORE_ACTIONS = ("ls", "verify", "prune", "export")
 
 
 class Flag(NamedTuple):
@@ -185,6 +187,14 @@ FLAGS = {
       Flag("pairs", "file of preference pairs to judge", "FILE"),
       Flag("reference", "of --pairs: folder of a reference", "DIR"),
       Flag("against", "of --pairs: --to of another evaluation", "DIR"),
+      Flag(
+        *("max_prompt", "of --pairs: tokens (default: the run's, or half)"),
+        *("N", None, count_from(1)),
+      ),
+      Flag(
+        *("max_response", "of --pairs: tokens (default: as above)"),
+        *("N", None, count_from(1)),
+      ),
       Flag("to", "new folder for results", "DIR", required=True),
       Flag(
         *("limit", "documents of each task (default: all)"),
@@ -218,7 +228,7 @@ FLAGS = {
       Flag("judge", "a command, or module:name", "COMMAND", required=True),
       Flag(
         *("judge_timeout", "seconds for an answer of a command", "S"),
-        *(600, positive),
+        *(TIMEOUT, positive),
       ),
       Flag("to", "folder to write", "DIR", type=new_folder, required=True),
       *(one for one in SOURCE if one.name not in ("model", "workdir", "step")),

@@ -143,8 +143,8 @@ def pair_id(pair):
 
 
 def prompt_id(pair):
-  """SHA-256 of one pair's prompt."""
-  return _sha256(pair.prompt)
+  """SHA-256 of one pair's prompt, of which its tools are a part."""
+  return _sha256([pair.prompt, pair.tools] if pair.tools else pair.prompt)
 
 
 def _sha256(content):

@@ -117,6 +117,7 @@ class Answers:
     stops = Stops(texts, self._text_of)
     requests = [(n, 0) for n in range(len(prompts))]
     with (
+      _released(decoder),
       Progress(title, len(prompts), "answers") as progress,
       contextlib.closing(
         samples(decoder, prompts, requests, self._seed, stops.ended)
@@ -137,11 +138,6 @@ class Answers:
       "second"
     )
     return found
-
-  def release(self):
-    """Lets go of parameters and caches; programs stay."""
-    for decoder in self._decoders.values():
-      decoder.release()
 
   def _fitting(self, prompts, new):
     room = self._longest - new
@@ -167,9 +163,8 @@ class Answers:
 
   def _tokens_of(self, until):
     """Stops that are a token without a text of its own."""
-    known = self._tokenizer.added_tokens_decoder
-    ids = map(self._tokenizer.convert_tokens_to_ids, until)
-    return {one for one in ids if one in known}
+    known = self._tokenizer.get_added_vocab()
+    return {known[text] for text in until if text in known}
 
   def _decoder(self, params, sampling, ends, prompts):
     """The Decoder of such prompts, with these parameters."""
@@ -184,18 +179,34 @@ class Answers:
       self._decoders[key].use(params)
       return self._decoders[key]
     most = CACHE_BYTES.get(jax.default_backend(), OTHER_BYTES)
-    while True:
-      decoder = Decoder(
-        self._config,
-        params,
-        sampling=sampling,
-        stop_ids=ends,
-        slots=slots,
-        longest=longest,
-        **self._forward,
-      )
-      if self._slots or slots == 1 or decoder.bytes <= most:
+    made = functools.partial(
+      Decoder,
+      self._config,
+      sampling=sampling,
+      stop_ids=ends,
+      longest=longest,
+      **self._forward,
+    )
+    # How many fit is known from shapes: each Decoder gathers what it is given.
+    shapes = jax.tree.map(_shape, params)
+    while not self._slots and slots > 1:
+      if made(shapes, slots=slots).bytes <= most:
         break
       slots //= 2
-    self._decoders[key] = decoder
-    return decoder
+    self._decoders[key] = made(params, slots=slots)
+    return self._decoders[key]
+
+
+def _shape(array):
+  return jax.ShapeDtypeStruct(
+    array.shape, array.dtype, sharding=getattr(array, "sharding", None)
+  )
+
+
+@contextlib.contextmanager
+def _released(decoder):
+  """Lets go of a Decoder's weights and cache afterwards; its programs stay."""
+  try:
+    yield
+  finally:
+    decoder.release()

@@ -5,6 +5,7 @@ Texts become tokens, and tokens texts, as they do in the harness's own Hugging
 Face back end, so that both say the same of one model.
 """
 
+import collections
 import json
 import logging
 
@@ -63,6 +64,7 @@ class HarnessLM(TemplateLM):
     super().__init__()
     self.tokenizer, self.name = tokenizer, name
     self._config, self.params = config, params
+    self._refused = collections.Counter()  # conversations, by the reason
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     self._prefix = next((one for one in ends if one is not None), None)
     self._scorer = Scorer(config, longest=max_length, **forward)
@@ -78,9 +80,8 @@ class HarnessLM(TemplateLM):
     )
 
   def release(self):
-    """Lets go of parameters and caches; `params` is to be set anew."""
+    """Lets go of the parameters, which are to be set anew; programs stay."""
     self.params = None
-    self._answers.release()
 
   # What the harness asks about the model.
 
@@ -146,15 +147,21 @@ class HarnessLM(TemplateLM):
 
     text = written(chat_history)
     if isinstance(text, templates.Refused):
-      logger.warning(
-        f"warning: the chat template refuses a conversation ({text}); given "
-        "without its system turn"
-      )
+      self._refused[str(text)] += 1
       turns = [turn for turn in chat_history if turn["role"] != "system"]
       text = written(turns)
     if isinstance(text, templates.Refused):
       raise InputError(f"the chat template refuses a conversation: {text}")
     return str(text)
+
+  def _say_refused(self):
+    """Says once of how many conversations the system turn is left out."""
+    for why, count in self._refused.items():
+      logger.warning(
+        f"warning: the chat template refuses {count} conversations ({why}); "
+        "given without their system turns"
+      )
+    self._refused.clear()
 
   # Tokens.
 
@@ -185,6 +192,7 @@ class HarnessLM(TemplateLM):
 
   def loglikelihood(self, requests, disable_tqdm=False):
     """(nats, is it what greedy decoding says?) of each continuation."""
+    self._say_refused()
     pairs = [request.args[:2] for request in requests]
     moved = [_spaces_moved(*pair) for pair in pairs]
     whole = {one + two for one, two in moved if one}
@@ -217,6 +225,7 @@ class HarnessLM(TemplateLM):
 
   def loglikelihood_rolling(self, requests, disable_tqdm=False):
     """Nats of each whole text, in windows of what the model looks at."""
+    self._say_refused()
     texts = [request.args[0] for request in requests]
     found, windows, owners = self._encoded(texts), [], []
     for number, text in enumerate(texts):
@@ -239,6 +248,7 @@ class HarnessLM(TemplateLM):
 
   def generate_until(self, requests, disable_tqdm=False):
     """The text of each answer, up to where one of its stops begins."""
+    self._say_refused()
     by_arguments = {}
     for number, request in enumerate(requests):
       key = json.dumps(request.args[1], sort_keys=True, default=str)

@@ -28,7 +28,7 @@ from mrpo_jax import files
 from mrpo_jax.errors import InputError, first_line
 
 WINNERS = {"first": 1.0, "tie": 1.5, "second": 2.0}
-TIMEOUT = 600.0  # seconds that a command may take for an answer
+TIMEOUT = 600  # seconds that a command may take for an answer
 ENDING = 2.0  # seconds between the end of its output and its own
 LONGEST = 2**20  # bytes of an answer, and of what is kept of a command's errors
 SHOWN = 80  # characters of a wrong one

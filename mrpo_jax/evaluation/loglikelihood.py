@@ -175,7 +175,7 @@ def _length(used, row):
   length = row
   while length // SHORTER >= max(used, LEAST):
     length //= SHORTER
-  while length < used:  # by one request
+  while length < used:  # by one leaf, see `trees.rows_of`
     length *= 2
   return length
 

@@ -136,7 +136,9 @@ def _cut(depth, leaves, length):
 def rows_of(requests, length):
   """Trees of requests by rows: a list of lists, the fullest rows first.
 
-  A row has more than `length` tokens only where one request takes as many.
+  A row is longer than `length` only where one leaf is: one request has as many
+  tokens, or those that are scored in it have as many targets.  It is a row by
+  itself then.
   """
   trees = trees_of(leaves_of(requests), length)
   sizes = np.array([tree.size for tree in trees], int)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the harness asks: tokens, scores and answers as its own back end's."""
 
+import copy
 import functools
+import gc
 import logging
 import subprocess
 import sys
@@ -13,10 +15,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation import HarnessLM
+from mrpo_jax.evaluation import HarnessLM, answers
 from mrpo_jax.evaluation.answers import asked
 from mrpo_jax.generation import Sampling, generate
 from mrpo_jax.models import transformer
+from tests.material.rows import user
 
 PROMPTS = ["Human: What is it?", "Human: How", "What a day it was, said the"]
 
@@ -148,6 +151,22 @@ def test_answers_end_before_the_first_stop(lm):
       assert text == min((all_of_it.split(one)[0] for one in stops), key=len)
 
 
+def test_a_stop_that_is_no_token_does_not_end_answers_at_the_unknown(lm):
+  ids = lm.tok_encode(PROMPTS[0])
+  ((one,),) = generate(
+    *(lm._config, lm.params, [ids]),
+    sampling=Sampling(max_new_tokens=12),
+  )
+  tokenizer = copy.deepcopy(lm.tokenizer)
+  unknown = tokenizer.convert_ids_to_tokens(one.ids[2])
+  tokenizer.add_special_tokens({"unk_token": unknown})
+  assert tokenizer.convert_tokens_to_ids("Question:") == one.ids[2]
+  other = HarnessLM(lm._config, lm.params, tokenizer)
+  given = dict(do_sample=True, max_gen_toks=12, until=["Question:"])
+  got = said(other, PROMPTS[:1], **given)
+  assert got == [tokenizer.decode(one.ids, skip_special_tokens=True)]
+
+
 def test_a_prompt_that_leaves_no_room_loses_its_start(lm, caplog):
   short = HarnessLM(lm._config, lm.params, lm.tokenizer, max_length=20)
   with caplog.at_level(logging.WARNING, "mrpo_jax"):
@@ -164,13 +183,43 @@ def test_a_prompt_that_leaves_no_room_loses_its_start(lm, caplog):
     said(short, PROMPTS, max_gen_toks=20)
 
 
-def test_new_parameters_answer_through_the_same_programs(lm):
+def test_new_parameters_answer_through_the_same_programs(lm, caplog):
   other = HarnessLM(lm._config, lm.params, lm.tokenizer)
   before = said(other, PROMPTS, max_gen_toks=6)
   other.params = jax.tree.map(lambda leaf: leaf[::-1], lm.params)
-  assert said(other, PROMPTS, max_gen_toks=6) != before
-  (decoder,) = other._answers._decoders.values()
-  assert decoder._decode._cache_size() == 1
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    assert said(other, PROMPTS, max_gen_toks=6) != before
+  assert "Compiling" not in caplog.text
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    said(other, PROMPTS, max_gen_toks=7)
+  assert "Compiling" in caplog.text
+
+
+def test_answers_leave_neither_weights_nor_caches_behind(lm):
+  def held():
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+  other = HarnessLM(lm._config, lm.params, lm.tokenizer)
+  before = held()
+  for most in (5, 6):
+    said(other, PROMPTS, max_gen_toks=most)
+  assert held() <= before + 1024  # constants of programs
+
+
+def test_weights_are_gathered_once_however_few_slots_fit(lm, monkeypatch):
+  given, use = [], answers.Decoder.use
+
+  def noted(decoder, params):
+    given.append((decoder.slots, jax.tree.leaves(params)[0]))
+    use(decoder, params)
+
+  monkeypatch.setattr(answers.Decoder, "use", noted)
+  want = said(HarnessLM(lm._config, lm.params, lm.tokenizer), PROMPTS)
+  monkeypatch.setattr(answers, "CACHE_BYTES", {"cpu": 1})
+  given.clear()
+  assert said(HarnessLM(lm._config, lm.params, lm.tokenizer), PROMPTS) == want
+  assert [one for one, leaf in given if isinstance(leaf, jax.Array)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +273,23 @@ def test_a_conversation_is_what_the_chat_template_writes(inputs, lm):
   with pytest.raises(InputError, match="no chat template named 'other'"):
     lm.chat_template("other")
   assert lm.tokenizer_name == str(inputs / "base").replace("/", "__")
+
+
+def test_a_template_without_system_turns_is_said_once(lm, caplog):
+  tokenizer = copy.deepcopy(lm.tokenizer)
+  tokenizer.chat_template = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}"
+  )
+  other = HarnessLM(lm._config, lm.params, tokenizer)
+  turns = [user("It is"), {"role": "system", "content": "Be short."}][::-1]
+  with caplog.at_level(logging.WARNING, "mrpo_jax"):
+    texts = [other.apply_chat_template(turns) for _ in range(3)]
+    assert texts == ["It is"] * 3 and not caplog.messages
+    other.loglikelihood(instances("loglikelihood", [(texts[0], " warm")]) * 2)
+    other.loglikelihood(instances("loglikelihood", [(texts[0], " so")]))
+  (line,) = caplog.messages
+  assert "the chat template refuses 3 conversations (" in line
 
 
 def test_neither_torch_nor_models_of_transformers_are_imported(

@@ -99,12 +99,24 @@ def test_rows_have_few_lengths():
   assert _length(40, 24) == 48
 
 
-def test_new_parameters_compile_nothing_anew(rng):
+def test_more_choices_than_a_row_has_places_are_scored_as_in_a_long_one():
+  requests = [([5, 6], [choice]) for choice in range(30)] + [([3], [4])]
+  params = params_of(CONFIG)
+  short = Scorer(CONFIG, row=16).scores(params, requests)
+  long = Scorer(CONFIG).scores(params, requests)
+  np.testing.assert_allclose(
+    [logp for logp, _ in short], [logp for logp, _ in long], atol=1e-5
+  )
+
+
+def test_new_parameters_compile_nothing_anew(rng, caplog):
   scorer, requests = Scorer(CONFIG), random_trees(rng, 8)
   params = params_of(CONFIG)
   one = scorer.scores(params, requests)
-  other = scorer.scores(jax.tree.map(lambda leaf: leaf / 2, params), requests)
-  assert scorer._figures._cache_size() == 1
+  half = jax.tree.map(lambda leaf: leaf / 2, params)
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    other = scorer.scores(half, requests)
+  assert "Compiling" not in caplog.text
   assert all(a != b for (a, _), (b, _) in zip(one, other, strict=True))
 
 

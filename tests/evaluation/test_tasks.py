@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import logging
+import multiprocessing
 import pathlib
 
 import lm_eval
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from lm_eval import evaluator, utils
+from lm_eval.api import metrics
 from lm_eval.api import task as of_tasks
 from lm_eval.utils import apply_template
 
@@ -54,7 +56,7 @@ ELSEWHERE = {  # where rows come from, and what changes no figure
   ],
 )
 def test_a_task_is_the_harness_s_own(name, path):
-  mine, own = found._read(name), theirs(path)
+  mine, own = found.read_config(name), theirs(path)
   doc = {"question": "Is it {cold}?\nOr 'warm'", "answer": "x #### 3"}
   for key in ("doc_to_text", "doc_to_target"):
     texts = (str(mine.pop(key)), str(own.pop(key)))
@@ -64,7 +66,7 @@ def test_a_task_is_the_harness_s_own(name, path):
 
 
 def test_mmlu_is_the_harness_s_own():
-  config = found._read("mmlu")
+  config = found.read_config("mmlu")
   each = theirs("mmlu/default/_default_template_yaml")
   del each["dataset_path"]
   assert config["each"] == each
@@ -130,7 +132,7 @@ def test_results_are_those_of_the_requests_by_hand(lm, benchmarks):
   got = evaluate_tasks(lm, tasks, data=str(benchmarks), log_samples=True)
   json.dumps(got, allow_nan=False)
   rows = local.truthfulqa(str(benchmarks))["validation"]
-  text = found._read("truthfulqa_mc1")["doc_to_text"]
+  text = found.read_config("truthfulqa_mc1")["doc_to_text"]
   right, mass = [], []
   for row in rows:
     context = apply_template(text, row)
@@ -171,7 +173,7 @@ def test_shots_that_a_task_fixes_stay_and_that_is_said(lm, benchmarks, caplog):
   )
 
 
-def test_a_group_is_the_mean_over_its_documents(lm, benchmarks):
+def test_a_group_without_rows_of_a_subject_is_refused(lm, benchmarks):
   names = ["mmlu_stem", "mmlu_virology"]
   with pytest.raises(InputError, match="no dev rows of astronomy"):
     evaluate_tasks(lm, names, data=str(benchmarks))
@@ -180,7 +182,7 @@ def test_a_group_is_the_mean_over_its_documents(lm, benchmarks):
 @pytest.fixture
 def five_subjects(monkeypatch):
   """mmlu with the five subjects that the files have."""
-  read = found._read
+  read = found.read_config
 
   def fewer(name):
     config = read(name)
@@ -193,7 +195,7 @@ def five_subjects(monkeypatch):
       }
     return config
 
-  monkeypatch.setattr(found, "_read", fewer)
+  monkeypatch.setattr(found, "read_config", fewer)
 
 
 def test_mmlu_has_figures_of_subjects_and_of_all(lm, benchmarks, five_subjects):
@@ -291,18 +293,56 @@ def test_choices_that_are_no_texts_are_refused(tmp_path, choices):
     local.mmlu(str(tmp_path), "s")
 
 
-def test_a_file_describes_a_task(lm, tmp_path):
-  rows = tmp_path / "rows.jsonl"
+def own_task(folder, metric="acc", aggregation="mean", more=""):
+  """A file of a task of two rows."""
+  rows = folder / "rows.jsonl"
   rows.write_text('{"a": "It is", "b": " warm"}\n{"a": "So", "b": " what"}\n')
-  config = tmp_path / "own.yaml"
+  config = folder / "own.yaml"
   config.write_text(
     f"task: own\ndataset_path: json\noutput_type: loglikelihood\n"
     f"dataset_kwargs: {{data_files: {{test: {rows}}}}}\ntest_split: test\n"
-    "doc_to_text: a\ndoc_to_target: b\n"
-    "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    f"doc_to_text: a\ndoc_to_target: b\n{more}"
+    f"metric_list: [{{metric: {metric}, aggregation: {aggregation}, "
+    "higher_is_better: true}]\n"
   )
-  got = evaluate_tasks(lm, [str(config)])
+  return str(config)
+
+
+def test_a_file_describes_a_task(lm, tmp_path):
+  got = evaluate_tasks(lm, [own_task(tmp_path)])
   assert got["results"]["own"]["acc,none"] == 0.0
+
+
+def test_a_figure_that_is_not_finite_is_said_and_has_a_table(
+  lm, tmp_path, caplog
+):
+  (tmp_path / "odd.py").write_text(
+    "def scores(doc, results): return {'acc': float('nan')}\n"
+  )
+  odd = own_task(tmp_path, more="process_results: !function odd.scores\n")
+  with caplog.at_level(logging.WARNING, "mrpo_jax"):
+    got = evaluate_tasks(lm, [odd])
+  assert got["results"]["own"]["acc,none"] is None
+  assert got["results"]["own"]["acc_stderr,none"] == "N/A"
+  assert figures(got) == {}
+  assert "warning: own/acc,none is nan" in caplog.text
+  assert "N/A" in table(got)
+
+
+def test_a_bootstrap_is_the_harness_s_own_and_forks_nothing(
+  lm, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(multiprocessing, "Pool", None)
+  own = own_task(tmp_path, "perplexity", "perplexity")
+  got = evaluate_tasks(lm, [own], bootstrap_iters=50)["results"]["own"]
+  monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+  texts = (("It is", " warm"), ("So", " what"))
+  logps = [nats_of(lm, *one) for one in texts]
+  want = metrics.bootstrap_stderr(metrics.perplexity, logps, 50)
+  assert got["perplexity_stderr,none"] == pytest.approx(want)
+  none = evaluate_tasks(lm, [own], bootstrap_iters=0)["results"]["own"]
+  assert none["perplexity_stderr,none"] == "N/A"
+  assert none["perplexity,none"] == got["perplexity,none"]
 
 
 def test_the_random_numbers_of_others_stay_theirs(lm, benchmarks):
@@ -313,9 +353,13 @@ def test_the_random_numbers_of_others_stay_theirs(lm, benchmarks):
 
 
 def test_the_harness_is_afterwards_as_it_was(lm, benchmarks):
-  before = of_tasks.tqdm, evaluator.get_git_commit_hash
+  def theirs():
+    git = evaluator.get_git_commit_hash
+    return of_tasks.tqdm, git, metrics.bootstrap_stderr
+
+  before = theirs()
   evaluate_tasks(lm, ["truthfulqa_mc1"], data=str(benchmarks), limit=1)
-  assert (of_tasks.tqdm, evaluator.get_git_commit_hash) == before
+  assert theirs() == before
   assert "from_string" not in vars(utils.env)
   assert not logging.getLogger("lm_eval").handlers
 

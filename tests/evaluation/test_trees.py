@@ -65,6 +65,14 @@ def test_a_request_longer_than_a_row_has_one_of_its_own():
   assert [trees.size_of(row) for row in rows] == [30, 1]
 
 
+def test_more_choices_than_a_row_has_places_have_a_longer_row():
+  requests = [([5, 6], [choice]) for choice in range(40)] + [([3], [4])]
+  rows = trees.rows_of(requests, 16)
+  assert [trees.size_of(row) for row in rows] == [40, 1]
+  _, (scored,) = trees.packed(rows[:1], 64)
+  assert sorted(number for number, _ in scored) == [*range(40)]
+
+
 def seen(arrays, place):
   """The tokens that a place sees, and their positions."""
   segments_T, branches_T = arrays.segments_RT[0], arrays.branches_RT[0]

@@ -173,3 +173,13 @@ def test_the_sign_test_counts_prompts_once():
   )
   assert (found["n"], found["prompts"]) == (20, 5)
   assert found["p"] == pytest.approx(2 * 6 / 32)  # by hand
+
+
+def test_a_tie_of_a_prompt_is_one_whatever_floats_sum_to():
+  # 0.1 + 0.6 + 0.8 of three is a half each, and is not in binary.
+  found = head_to_head(
+    [1.1, 1.6, 1.8] * 6,
+    difference_N=[0] * 18,
+    clusters_N=np.repeat(np.arange(6), 3),
+  )
+  assert (found["prompts"], found["p"]) == (6, 1.0)

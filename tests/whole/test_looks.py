@@ -144,11 +144,14 @@ def test_a_run_that_goes_on_has_the_same_looks(
   "key, value, problem",
   [
     ("tasks", "truthfulqa_mc3", "truthfulqa_mc2"),
+    ("tasks", "truthfulqa_mc2, truthfulqa_mc3", "unknown task 'truthfulqa_mc3"),
     ("data", "/nowhere", "config.evaluation: --data=/nowhere: no such folder"),
     ("limit", "-1", "config.evaluation.limit"),
   ],
 )
-def test_so_are_benchmarks(tmp_path, benchmarks, capfd, key, value, problem):
+def test_benchmarks_that_cannot_be_had_are_refused_before_anything(
+  tmp_path, benchmarks, capfd, key, value, problem
+):
   given = {"tasks": TASKS[0], "data": benchmarks, key: value}
   flags = [f"--config.evaluation.{name}={one}" for name, one in given.items()]
   assert train_debug(tmp_path / "run", *flags) == 2
@@ -175,5 +178,6 @@ def test_prompts_that_cannot_be_given_are_refused_before_anything(
   flag = f"--config.samples.prompts={path}"
   assert train_debug(tmp_path / "run", flag) == 2
   error = capfd.readouterr().err.strip().split("\n")[-1]
-  assert str(path) in error and problem in error
+  assert error.startswith(f"error: config.samples: {path}")
+  assert problem in error
   assert not (tmp_path / "run").exists()

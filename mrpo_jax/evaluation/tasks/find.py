@@ -33,6 +33,7 @@ def find(names, data=""):
     InputError: a name is not known, a file is missing, or the harness cannot
       load a task.
   """
+  names = [one.strip() if isinstance(one, str) else one for one in names]
   if not any(names):
     raise InputError("--tasks names none; give one like --tasks=truthfulqa_mc2")
   asked = [one for one in names if isinstance(one, str)]
@@ -51,15 +52,16 @@ def find(names, data=""):
 
 def own_names():
   """Names of the tasks and groups that read local files."""
-  config = _read("mmlu")
+  config = read_config("mmlu")
   below = [*config["subjects"], *itertools.chain(*config["subjects"].values())]
   return (*DATA, "mmlu", *(f"{MMLU}{name}" for name in below))
 
 
-def _read(name):
+def read_config(name):
+  """The content of NAME.yaml, a task or a group that reads local files."""
   config = yaml.safe_load((HERE / f"{name}.yaml").read_text("utf-8"))
   if base := config.pop("include", ""):
-    config = {**_read(base.removesuffix(".yaml")), **config}
+    config = {**read_config(base.removesuffix(".yaml")), **config}
   return config
 
 
@@ -68,7 +70,7 @@ def _own(name, data):
 
   if name.startswith("mmlu"):
     return _mmlu(name, data)
-  config = _read(name) | {
+  config = read_config(name) | {
     "custom_dataset": DATA[name],
     "dataset_kwargs": {"data": str(data)},
   }
@@ -83,7 +85,7 @@ def _mmlu(name, data):
   from lm_eval.api.task import ConfigurableTask
   from lm_eval.config.group import AggMetricConfig
 
-  config = _read("mmlu")
+  config = read_config("mmlu")
 
   def group(name, alias, members):
     means = [AggMetricConfig(**one) for one in config["aggregate_metric_list"]]

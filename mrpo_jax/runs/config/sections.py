@@ -95,6 +95,14 @@ def _are_texts(given):
   return is_list and all(isinstance(one, str) for one in given)
 
 
+class Listed(Section):
+  """A section whose lists of texts are kept as text for flags to change."""
+
+  @classmethod
+  def filled(cls, values):
+    return joined(super().filled(values))
+
+
 class Ruled(Section):
   """A section with `rules`, kept as text, so that flags can change them."""
 
@@ -116,7 +124,7 @@ class Checkpoints(Section):
   best: Literal["", *BEST] = key("figure by which the best one is kept too", "")
 
 
-class Data(Section):
+class Data(Listed):
   """Preference pairs: files, folders or globs of them, TFDS, hub names.
 
   Several have commas between them, or are a list.
@@ -153,12 +161,8 @@ class Data(Section):
     exclude_if=lambda limit: not limit,  # as above
   )
 
-  @classmethod
-  def filled(cls, values):
-    return joined(super().filled(values))
 
-
-class Evaluation(Section):
+class Evaluation(Listed):
   """Benchmarks before training, on the way and at its end; extra eval."""
 
   tasks: Places = key(
@@ -169,10 +173,6 @@ class Evaluation(Section):
   )
   every: Whole = key("steps between them; 0: at the start and the end", 0)
   limit: Whole = key("documents of each task, at most; 0: all", 0)
-
-  @classmethod
-  def filled(cls, values):
-    return joined(super().filled(values))
 
 
 class Samples(Section):

@@ -7,14 +7,15 @@ where it was killed.
 """
 
 import itertools
-import json
 import logging
 import pathlib
 
 from mrpo_jax import files, hub
+from mrpo_jax.data.source import prompt_id
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation import judges
 from mrpo_jax.evaluation.win_rates import head_to_head
+from mrpo_jax.runs.evaluation import RESULTS
 from mrpo_jax.runs.evaluation.judgements import Judgements
 from mrpo_jax.runs.evaluation.responses import (
   names_of,
@@ -27,7 +28,7 @@ from mrpo_jax.text import aligned
 
 logger = logging.getLogger(__name__)
 
-JUDGED, RESULTS = "judgements.jsonl", "results.json"
+JUDGED = "judgements.jsonl"
 TEST = "exact two-sided sign test on prompts"
 HEADER = (
   *("second against first", "n", "win rate [95 %]", "length-controlled [95 %]"),
@@ -111,7 +112,7 @@ def _results(known, judge, answers, prompts, seed):
   for a, b in pairs:
     requests |= _requests(a, b, items, prompts, judge.orders)
   preferences = dict(zip(requests, known.of(answers, requests), strict=True))
-  clusters = [json.dumps(prompts[index].row["prompt"]) for index, _ in items]
+  clusters = [prompt_id(prompts[index].pair) for index, _ in items]
   found = []
   for a, b in pairs:
     forward, backward = (

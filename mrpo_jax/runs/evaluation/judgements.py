@@ -47,6 +47,11 @@ class Judgements:
         raise InputError(f"{self._beside} is not as it was written; remove it")
       files.cut_half_line(path)
       self._known = dict(self._read())
+      # One that was added, and never judged, may still say something else.
+      judged = {name for key in self._known for name in key[:2]}
+      self._record["answers"] = {
+        name: mark for name, mark in answers.items() if name in judged
+      }
     elif path.exists() and path.stat().st_size:
       raise InputError(
         f"{path} exists, and no {self._beside.name} beside it says of what it "

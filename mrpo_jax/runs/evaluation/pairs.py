@@ -18,19 +18,20 @@ from mrpo_jax.data import pack
 from mrpo_jax.data import source as rows_source
 from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.chat.sandbox import sandbox
-from mrpo_jax.data.table import encode_table
-from mrpo_jax.data.truncate import Cut, fingerprint
+from mrpo_jax.data.table import MARK, encode_table
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation import pairs as figures_of
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.references import score
+from mrpo_jax.runs.evaluation import RESULTS
 from mrpo_jax.runs.inference.model import find_model
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
 from mrpo_jax.text import aligned
 
 logger = logging.getLogger(__name__)
 
-PAIRS, RESULTS = "pairs.jsonl", "results.json"
+PAIRS = "pairs.jsonl"
+LIMITS = ("max_prompt", "max_response")
 BATCH = 64  # pairs that are scored at once
 TOKENS = 8192  # of the rows that are computed at once, about
 LANES = 128  # that many tokens a row's length is a multiple of
@@ -107,22 +108,14 @@ def evaluate_pairs(
   # Of several processes all score, and the first one writes.
   is_first = processes.is_first()
   with files.new_folder(to) if is_first else contextlib.nullcontext() as folder:
-    models = {"model": find_model(source)}
-    if reference:
-      models["reference"] = find_model(
-        source._replace(model=reference, workdir="", step="", template="")
-      )
-    other = against and read_records(against, is_ratio=bool(reference))
+    models = _models(source, reference)
+    margin = _margin(models, _limits(source, models, max_prompt, max_response))
+    other = against and read_records(against, margin)
     found = rows_source.load(pairs, conversations=models["model"].conversations)
-    limits = _limits(source, models, max_prompt, max_response)
-    table, encoded = _encoded(models, found, pairs, limits)
+    table, encoded = _encoded(models, found, pairs, margin)
     if other:
       _refuse_unshared(against, table, found, other)
-    longest = max(pack.size(pair) for view in table.views for pair in view)
-    scores = {
-      name: _scored(name, one, table, encoded[name], longest)
-      for name, one in models.items()
-    }
+    scores = _scores(models, table, encoded)
 
     def written():
       records = [*_records(table, found, scores)]
@@ -130,10 +123,8 @@ def evaluate_pairs(
         "model": models["model"].name,
         "reference": models["reference"].name if reference else None,
         "data": str(pairs),
-        **limits,
-        "dropped": table.dropped,
-        "truncated": table.truncated,
-        **_figures(records),
+        **margin,
+        **_figures(table, records),
       }
       if other:
         results["against"] = _against(against, records, other)
@@ -146,7 +137,28 @@ def evaluate_pairs(
   return said
 
 
-# Pairs.
+# Models and pairs.
+
+
+def _models(source, reference):
+  """{"model": its InferenceModel, and "reference" where there is one}."""
+  found = {"model": find_model(source)}
+  if reference:
+    found["reference"] = find_model(
+      source._replace(model=reference, workdir="", step="", template="")
+    )
+  return found
+
+
+def _margin(models, limits):
+  """What margins of two models have to share, as results.json says it."""
+  identity = None
+  if "reference" in models:
+    whole = models["reference"].identity
+    identity = {
+      name: whole[name] for name in ("model", "tokenizer", "quantize")
+    }
+  return {"reference_identity": identity, **limits}
 
 
 def _limits(source, models, max_prompt, max_response):
@@ -170,8 +182,9 @@ def _limits(source, models, max_prompt, max_response):
   return limits
 
 
-def _encoded(models, pairs, origin, limits):
+def _encoded(models, pairs, origin, margin):
   """(table.Table, {name of a model: its list of Encoded})."""
+  limits = {name: margin[name] for name in LIMITS}
   marks = {name: one.identity["tokenizer"] for name, one in models.items()}
   distinct = list(dict.fromkeys(marks.values()))
   first = [list(marks.values()).index(mark) for mark in distinct]
@@ -209,6 +222,15 @@ def _check_ids(model, table, encoded):
 
 
 # Scores.
+
+
+def _scores(models, table, encoded):
+  """{name of a model: {fingerprint: what `_scored` gives}}."""
+  longest = max(pack.size(pair) for view in table.views for pair in view)
+  return {
+    name: _scored(name, one, table, encoded[name], longest)
+    for name, one in models.items()
+  }
 
 
 def _scored(name, model, table, encoded, longest):
@@ -264,22 +286,23 @@ def _placed(mesh, views):
 def _records(table, pairs, scores):
   """One dict per pair, of the form of a run's eval_pairs.jsonl and more."""
   references = [one for name, one in scores.items() if name != "model"]
-  for place, mark in zip(table.places, table.fingerprints, strict=True):
+  for place, mark, prompt in zip(
+    table.places, table.fingerprints, table.prompts, strict=True
+  ):
     logp_C, token_C = scores["model"][mark]
-    pair = pairs[place]
     yield {
       "pair": place,
       "policy": logp_C,
       "references": [one[mark][0] for one in references],
       "tokens": token_C,
-      "prompt": _mark(dataclasses.replace(pair, chosen="", rejected="")),
-      "text": _mark(pair),
+      "prompt": prompt,
+      "text": _mark(pairs[place]),
     }
 
 
 def _mark(pair):
-  """Of a text, wherever a model cuts it."""
-  return fingerprint(pair, Cut())[:16]
+  """Of a pair's text, wherever a model cuts it."""
+  return rows_source.pair_id(pair)[:MARK]
 
 
 def margins(records, *, per_token=False):
@@ -297,17 +320,22 @@ def margins(records, *, per_token=False):
   return logp_NC[:, 0] - logp_NC[:, 1]
 
 
-def _figures(records):
-  return figures_of.pair_figures(
+def _figures(table, records):
+  found = figures_of.pair_figures(
     margins(records),
     margins(records, per_token=True),
     [one["tokens"] for one in records],
     [one["prompt"] for one in records],
   )
+  return {"dropped": table.dropped, "truncated": table.truncated, **found}
 
 
-def read_records(folder, *, is_ratio):
+def read_records(folder, margin):
   """{(pair, text): record} of a folder that `evaluate_pairs` wrote.
+
+  Args:
+    folder: that one.
+    margin: what its margins have to be of, as results.json says it.
 
   Raises:
     InputError: it holds none, or margins of another kind.
@@ -322,13 +350,33 @@ def read_records(folder, *, is_ratio):
   for number, one in enumerate(records, 1):
     if not {"pair", "policy", "references", "tokens", "text"} <= {*one}:
       raise InputError(f"{path} line {number} is not as it was written")
-  if bool(records[0]["references"]) != is_ratio:
+  _refuse_other_margin(folder, margin)
+  return {(one["pair"], one["text"]): one for one in records}
+
+
+def _refuse_other_margin(folder, margin):
+  path = pathlib.Path(folder) / RESULTS
+  there = files.read_json(path) if path.is_file() else {}
+  if missing := [name for name in margin if name not in there]:
+    raise InputError(f"{path} does not say {missing[0]}; evaluate that anew")
+  start = f"--against {folder} was evaluated"
+  reference, other = margin["reference_identity"], there["reference_identity"]
+  if bool(reference) != bool(other):
     kinds = ["without a reference", "with one"]
     raise InputError(
-      f"--against {folder} was evaluated {kinds[not is_ratio]}, this "
-      f"{kinds[is_ratio]}; their margins are not comparable"
+      f"{start} {kinds[bool(other)]}, this {kinds[bool(reference)]}; their "
+      "margins are not comparable"
     )
-  return {(one["pair"], one["text"]): one for one in records}
+  if reference != other:
+    raise InputError(
+      f"{start} against another reference, {there.get('reference')}; give the "
+      "same one, as it was held there"
+    )
+  if any(margin[name] != there[name] for name in LIMITS):
+    flags = " ".join(f"--{name}={there[name]}" for name in LIMITS)
+    raise InputError(
+      f"{start} with texts cut elsewhere; give {flags}, or evaluate that anew"
+    )
 
 
 def _refuse_unshared(against, table, pairs, other):

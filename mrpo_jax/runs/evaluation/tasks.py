@@ -5,11 +5,10 @@ import contextlib
 import logging
 
 from mrpo_jax import evaluation, files, processes
+from mrpo_jax.runs.evaluation import RESULTS
 from mrpo_jax.runs.inference import model
 
 logger = logging.getLogger(__name__)
-
-RESULTS = "results.json"
 
 
 def evaluate(source, tasks, to, *, log_samples=False, slots=None, **given):

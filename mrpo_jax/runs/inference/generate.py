@@ -119,10 +119,10 @@ def _work(found, path, given, seed, stops, generation_config):
   chats = sum(one.is_chat for one in prompts)
   tokens, texts = model.ends(found, chats=bool(chats))
   texts = (*texts, *stops)
+  added = found.tokenizer.get_added_vocab()
   for text in stops:  # one that is a token has no text of its own
-    own = found.tokenizer.convert_tokens_to_ids(text)
-    if own in found.tokenizer.added_tokens_decoder:
-      tokens.setdefault(own, ["--stop"])
+    if text in added:
+      tokens.setdefault(added[text], ["--stop"])
   logger.info(
     f"{len(prompts)} prompts, {chats} of them conversations, of "
     f"{min(map(len, ids))} to {max(map(len, ids))} tokens"

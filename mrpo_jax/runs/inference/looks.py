@@ -45,10 +45,16 @@ class PolicySamples:
     given = setup.config.samples
     self._seed = setup.config.seed
     self._model = policy_of(setup)
-    self._prompts = read_prompts(
-      given.prompts, keys=(), conversations=self._model.conversations
-    )
-    self._ids = prompt_ids(self._model, self._prompts, given.max_new_tokens)
+    with blames("config.samples", InputError):
+      self._prompts = read_prompts(
+        given.prompts, keys=(), conversations=self._model.conversations
+      )
+      self._ids = prompt_ids(
+        self._model,
+        self._prompts,
+        given.max_new_tokens,
+        name="config.samples.max_new_tokens",
+      )
     is_chat = any(one.is_chat for one in self._prompts)
     tokens, self._stops = model.ends(self._model, chats=is_chat)
     self._sampling = Sampling(
@@ -128,7 +134,10 @@ class PolicyBenchmarks:
     """{"eval/task/metric,filter": its value} of the policy's parameters."""
     self._lm.params = params
     try:
-      found = self._run(self._lm, self._tasks, limit=self._limit)
+      # Lines of the log have no standard errors.
+      found = self._run(
+        self._lm, self._tasks, limit=self._limit, bootstrap_iters=0
+      )
     finally:
       self._lm.release()
     return {

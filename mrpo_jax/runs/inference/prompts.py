@@ -87,13 +87,14 @@ def _rows(path):
     yield where, {"prompt": text}
 
 
-def prompt_ids(model, prompts, new):
+def prompt_ids(model, prompts, new, *, name="--max_new_tokens"):
   """The ids of each Prompt, and of all of them that can be answered.
 
   Args:
     model: model.InferenceModel.
     prompts: list of Prompt.
     new: how many tokens may be generated.
+    name: of the flag that says how many.
 
   Raises:
     InputError: names the first that the model cannot be given.
@@ -110,7 +111,7 @@ def prompt_ids(model, prompts, new):
         f"{one.where}: has the token {token!r}, id {max(found.ids)}; "
         f"{model.name} has only {size}"
       )
-    _check_length(model, one.where, len(found.ids), new)
+    _check_length(model, one.where, len(found.ids), new, name)
   if left := sum(bool(found.left_out) for found in encoded):
     first = next(found.left_out for found in encoded if found.left_out)
     logger.warning(
@@ -126,7 +127,7 @@ def prompt_ids(model, prompts, new):
   return [found.ids for found in encoded]
 
 
-def _check_length(model, where, length, new):
+def _check_length(model, where, length, new, name):
   config = model.config
   if length > config.max_positions:
     raise InputError(
@@ -137,5 +138,5 @@ def _check_length(model, where, length, new):
     raise InputError(
       f"{where}: {length} tokens and {new} new ones are more than the "
       f"{config.longest} that {model.name} takes; shorten it, or give a "
-      "smaller --max_new_tokens"
+      f"smaller {name}"
     )

@@ -9,6 +9,7 @@ import pytest
 
 from mrpo_jax import cli, files
 from mrpo_jax.runs.evaluation.responses import names_of
+from tests.material.rows import user
 
 PROMPTS = ["one", "two", "one", "three"]
 SHORT = ["x", "xyz", "xy", "x"]
@@ -79,6 +80,18 @@ def test_a_reward_by_hand(here, capsys):
   assert "b against a" in table and "62.5% [" in table and " n " in table
 
 
+def test_prompts_with_other_tools_are_others(here):
+  tool = {"type": "function", "function": {"name": "f"}}
+  rows = [
+    {"prompt": [user("Hi")], **more} for more in ({}, {}, {"tools": [tool]})
+  ]
+  files.write_lines("p.jsonl", rows)
+  for name in "ab":
+    files.write_lines(f"{name}.jsonl", [{"response": name}] * 3)
+  assert compare(judge="rewarding:length") == 0
+  assert (results()["n"], results()["prompts"]) == (3, 2)
+
+
 def test_a_command_is_asked_in_both_orders(here):
   assert compare() == 0
   assert asked(here)[:3] == ["0 0 x xxxx", "0 1 xxxx x", "1 0 xyz x"]
@@ -122,6 +135,21 @@ def test_answers_that_make_all_doubtful_are_not_kept(here, capsys, monkeypatch):
   assert compare() == 2
   assert "more than 8 answers to 8 requests" in capsys.readouterr().err
   assert not [*(here / "out").iterdir()]
+
+
+def test_a_model_that_was_never_judged_may_say_something_else(
+  here, capsys, monkeypatch
+):
+  assert compare() == 0
+  monkeypatch.setenv("MORE", "1")
+  files.write_lines("c.jsonl", [{"response": "c"}] * 4)
+  assert compare(names="abc") == 2
+  monkeypatch.delenv("MORE")
+  files.write_lines("c.jsonl", [{"response": "d"}] * 4)
+  assert compare(names="abc") == 0
+  files.write_lines("c.jsonl", [{"response": "e"}] * 4)
+  assert compare(names="abc") == 2
+  assert "holds judgements of others: " in capsys.readouterr().err
 
 
 def test_a_judge_that_never_answered_leaves_nothing(here, capsys):

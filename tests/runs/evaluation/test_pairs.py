@@ -12,6 +12,7 @@ import pytest
 from mrpo_jax import cli, files, hub
 from mrpo_jax.data import formats
 from mrpo_jax.data.encode import encode
+from mrpo_jax.data.source import prompt_id
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import transformer
@@ -140,6 +141,12 @@ def test_the_difference_of_two_evaluations(evaluated, inputs, tmp_path):
   assert "sign test by prompt p = " in said and "on the 7 pairs of both" in said
 
 
+def test_prompts_are_known_as_in_a_run(evaluated):
+  lines = files.read_lines(evaluated / "alone/pairs.jsonl")
+  table = [prompt_id(pair) for pair in formats.read(evaluated / "pairs.jsonl")]
+  assert [one["prompt"] for one in lines] == [one[:16] for one in table]
+
+
 @pytest.mark.slow
 def test_a_run_is_evaluated_within_its_own_limits(inputs, tmp_path):
   workdir = tmp_path / "run"
@@ -171,6 +178,12 @@ def test_a_run_is_evaluated_within_its_own_limits(inputs, tmp_path):
     (dict(against="none"), "none holds no pairs.jsonl"),
     (dict(against="ratio"), "evaluated with one, this without a reference"),
     (dict(against="alone"), "has none of these pairs"),
+    (dict(against="ratio", reference="base"), "another reference, "),
+    (
+      dict(against="alone", max_response=9),
+      "texts cut elsewhere; give --max_prompt=1024 --max_response=1024, or",
+    ),
+    (dict(against="bare"), "bare/results.json does not say reference_identity"),
     (dict(against="half"), "half/pairs.jsonl line 1 is not as it was written"),
     (dict(to="half"), "half exists; remove it or name another folder"),
     (dict(max_response=4000), "are more than the 2048 that the models take"),
@@ -183,6 +196,9 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
   row = {"prompt": "a", "chosen": "b c", "rejected": "d"}
   files.write_lines("p.jsonl", [row])
   files.write_lines("sft.jsonl", [{"prompt": "a", "completion": "b"}])
+  (tmp_path / "bare").mkdir()
+  (tmp_path / "bare/pairs.jsonl").symlink_to(evaluated / "alone/pairs.jsonl")
+  (tmp_path / "base").symlink_to(inputs / "base")
   (tmp_path / "half").mkdir()
   files.write_lines("half/pairs.jsonl", [{"pair": 0}])
   for name in ("alone", "ratio"):

@@ -71,6 +71,8 @@ def test_prompts_may_be_conversations(here):
     (["--pairs=p.jsonl"], "--data is of --tasks; --pairs has none"),
     (["--pairs=p.jsonl", "--data=", "--limit=0"], "want a number from 1"),
     (["--pairs=p.jsonl", "--data=", "--limit=2"], "--limit is of --tasks"),
+    (["--pairs=p.jsonl", "--data=", "--num_fewshot=0"], "--num_fewshot is of"),
+    (["--pairs=p.jsonl", "--data=", "--log_samples"], "--log_samples is of"),
     ([TASKS, "--workdir=W"], "give one of --model=FOLDER and --workdir=DIR"),
     ([TASKS, "--model=none"], "none: no such folder"),
     (["--tasks=gsm9k"], "unknown task 'gsm9k'; did you mean gsm8k?"),

@@ -220,6 +220,17 @@ def test_a_stop_that_is_a_token_ends_samples_at_it(inputs, tmp_path, prompts):
   assert files.read_json(f"{to}.run.json")["ends"] == [1, 2]
 
 
+def test_a_stop_that_is_no_token_is_not_the_unknown_one(
+  inputs, tmp_path, prompts
+):
+  folder, to = tmp_path / "model", tmp_path / "to.jsonl"
+  shutil.copytree(inputs / "base", folder)
+  path = folder / "tokenizer_config.json"
+  files.write_json(path, files.read_json(path) | {"unk_token": "<unk>"})
+  say(Source(model=str(folder)), prompts, to, stops=("Question:",))
+  assert files.read_json(f"{to}.run.json")["ends"] == [1]
+
+
 @pytest.mark.parametrize("name", ["base", "second"])
 def test_a_text_keeps_the_space_before_it(inputs, name):
   """So that prompt and response are one text, whatever the tokenizer."""
