@@ -10,7 +10,7 @@ from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.reports import paired
 from mrpo_jax.reports.figures import result
-from mrpo_jax.reports.gather import gather, groups_of
+from mrpo_jax.reports.gather import gather, groups_of, repeated
 from mrpo_jax.text import aligned, with_interval
 
 HEADER = (
@@ -108,6 +108,7 @@ def compared(workdir):
     whole[label]["difference"] = difference
   notes = [
     *_not_evaluated(runs),
+    *repeated(kept.values()),
     *_other_data(kept),
     *_other_pairs(results),
     *_other_references(kept),
@@ -147,7 +148,7 @@ def _with_groups(results, groups, runs):
     label, mean = members.get(name, (None, None))
     if label is not None and label not in whole:
       whole[label] = mean
-      seeds = {n: runs[n].config.get("seed") for n in mean["runs"]}
+      seeds = {n: runs[n].seed for n in mean["runs"]}
       whole |= {
         n: {**results[n], "group": label, "seed": seeds[n]} for n in seeds
       }

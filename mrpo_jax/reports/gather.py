@@ -15,6 +15,9 @@ from mrpo_jax.training.events import SAMPLES
 from mrpo_jax.training.log import FILE as METRICS
 from mrpo_jax.training.log import is_figure
 
+MOST = 2**31 - 1  # a step, as a config may name it
+LARGEST = 1e30  # nats of a response; sums of more are no numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -29,9 +32,15 @@ class Run:
   evaluated: int  # how many it evaluated
 
   @property
+  def seed(self):
+    """Of its config; None where that is no number."""
+    seed = self.config.get("seed")
+    return seed if type(seed) is int else None
+
+  @property
   def data(self):
     """What says whether two runs have the same held-out pairs."""
-    return self.config.get("identity", {}).get("data.eval", "")
+    return str(self.config.get("identity", {}).get("data.eval", ""))
 
   @property
   def beta(self):
@@ -128,7 +137,7 @@ def _lines(path):
   for line in lines:
     good = {k: x for k, x in line.items() if k == SAMPLES or is_figure(x)}
     step = good.get("step")
-    if isinstance(step, int):
+    if isinstance(step, int) and 0 <= step <= MOST:
       kept[step] = good
       left_out += len(line) - len(good)
     else:
@@ -146,6 +155,7 @@ def _is_pair(one):
   references = one.get("references")
   return (
     isinstance(one.get("pair"), int)
+    and isinstance(one.get("prompt", ""), str)
     and isinstance(references, list)
     and all(map(_are_two, [one.get("policy"), one.get("tokens"), *references]))
     and one["tokens"][0] > 0
@@ -156,7 +166,7 @@ def _are_two(values):
   return (
     isinstance(values, list)
     and len(values) == 2
-    and all(map(is_figure, values))
+    and all(is_figure(value) and abs(value) < LARGEST for value in values)
   )
 
 
@@ -187,11 +197,27 @@ def groups_of(runs):
   """{label: names} of runs of one config and data but for the seed."""
   found = {}
   for run in runs:
-    if "seed" in run.config:
-      key = json.dumps([same_config(run.config), run.data], sort_keys=True)
-      found.setdefault(key, {})[run.config["seed"]] = run.name
+    if run.seed is not None:
+      found.setdefault(_but_for_seed(run), {}).setdefault(run.seed, run.name)
   return {
     f"{[*names.values()][0]} ({len(names)} seeds)": [*names.values()]
     for names in found.values()
     if len(names) > 1
   }
+
+
+def repeated(runs):
+  """A sentence for each run with the config, data and seed of another."""
+  found = {}
+  for run in runs:
+    key = _but_for_seed(run), run.seed
+    other = found.setdefault(key, run.name)
+    if run.seed is not None and other != run.name:
+      yield (
+        f"{run.name}: config, data and seed are those of {other}; it counts as "
+        "no further seed"
+      )
+
+
+def _but_for_seed(run):
+  return json.dumps([same_config(run.config), run.data], sort_keys=True)

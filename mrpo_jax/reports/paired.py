@@ -45,9 +45,7 @@ def differences(series):
 def _difference(runs, others):
   pairs = [one["pair"] for one in runs[0].pairs]
   prompts = figures.prompts_of(runs[0].pairs)
-  by_seed = [
-    {run.config.get("seed"): run for run in some} for some in (runs, others)
-  ]
+  by_seed = [{run.seed: run for run in some} for some in (runs, others)]
   seeds = [seed for seed in by_seed[0] if seed in by_seed[1]]
   found = {
     "pairs": len(pairs),

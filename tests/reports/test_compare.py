@@ -276,6 +276,47 @@ def test_a_run_without_a_reference_differs_by_the_yardsticks_that_it_has(
   assert found["policy_accuracy"]["difference"] == pytest.approx(0.5)
 
 
+def test_a_run_that_is_there_twice_is_said_and_no_seed(tmp_path):
+  make_run(tmp_path / "a0", [1.0, 1.0, -1.0, -1.0], seed=0)
+  make_run(tmp_path / "a1", [1.0, 1.0, 1.0, -1.0], seed=1)
+  make_run(tmp_path / "b0", [1.0, 1.0, -1.0, -1.0], seed=0)
+  results, rows, notes = reported(tmp_path)
+  assert [*rows] == ["a0 (2 seeds)", "a0", "a1", "b0"]
+  assert results["a0 (2 seeds)"]["runs"] == ["a0", "a1"]
+  want = "b0: config, data and seed are those of a0; it counts as no further s"
+  assert [note for note in notes if note.startswith(want)]
+
+
+ODD = [
+  {"prompt": ["a"]},
+  {"policy": [1e308, -1e308]},
+  {"policy": [10**400, 0.0]},
+  {"pair": "x"},
+]
+
+
+@pytest.mark.parametrize("changes", ODD)
+def test_pairs_that_are_none_are_left_out_and_counted(tmp_path, changes):
+  make_run(tmp_path / "a", [1.0, -1.0, 2.0])
+  lines = files.read_lines(tmp_path / "a" / "eval_pairs.jsonl")
+  text = "".join(f"{json.dumps(one)}\n" for one in [*lines, lines[0] | changes])
+  (tmp_path / "a" / "eval_pairs.jsonl").write_text(text)
+  results, _, notes = reported(tmp_path)
+  assert results["a"]["held_out_pairs"] == 3
+  assert "a: 1 lines of eval_pairs.jsonl are no pairs" in notes
+
+
+@pytest.mark.parametrize("seed", [[1], {"a": 1}, "x", None, True])
+def test_seeds_and_marks_of_data_of_any_type_are_no_fault(tmp_path, seed):
+  make_run(tmp_path / "a", [1.0, -1.0], seed=seed, identity={"data.eval": [1]})
+  make_run(tmp_path / "b", [1.0, -1.0], seed=1, identity={"data.eval": [1]})
+  with open(tmp_path / "a" / "metrics.jsonl", "a") as file:
+    file.write(json.dumps({"step": 10**30, "loss": 1.0}) + "\n")
+  results, _, notes = reported(tmp_path)
+  assert {"a", "b"} <= {*results}
+  assert "a: 1 lines of metrics.jsonl are no metrics" in notes
+
+
 def test_what_is_damaged_is_said_and_the_rest_reported(tmp_path):
   for name in "abcdef":
     make_run(tmp_path / name, [1.0, -1.0, 2.0])

@@ -278,7 +278,7 @@ def configs(series):
 def _shown(runs):
   """The config of some seeds: without hashes, with all of the seeds."""
   config = {k: v for k, v in runs[0].config.items() if k != "identity"}
-  seeds = [run.config.get("seed") for run in runs]
+  seeds = [run.seed for run in runs]
   return config | ({"seed": seeds} if len(seeds) > 1 else {})
 
 
