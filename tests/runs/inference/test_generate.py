@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of samples: their lines, where they go on, what ends a sample."""
 
+import dataclasses
 import json
 import shutil
 import types
@@ -414,3 +415,13 @@ def test_a_record_that_was_changed_is_refused(said, inputs, prompts, tmp_path):
   files.write_json(tmp_path / "to.jsonl.run.json", {"date": 5})
   with pytest.raises(InputError, match="run.json is not as it was written"):
     say(Source(f"{inputs}/base"), prompts, to)
+
+
+def test_a_prompt_too_long_names_the_key_of_the_caller(inputs, prompts):
+  one = model.find_model(Source(model=str(inputs / "base")))
+  config = dataclasses.replace(one.config, learned_positions=True)
+  one = dataclasses.replace(one, config=config)
+  read, new = asked.read_prompts(prompts, keys=()), config.max_positions
+  for name in ("--max_new_tokens", "config.samples.max_new_tokens"):
+    with pytest.raises(InputError, match=f"or give a smaller {name}$"):
+      asked.prompt_ids(one, read, new, name=name)
