@@ -68,10 +68,10 @@ class Chat:
         f"{found.name} has no chat template: the chat is given as {DEFAULT!r}; "
         "--template=NAME names another"
       )
-    tokens, texts = model.ends(found, chats=True)
-    model.say_ends(found, tokens, (*texts, *stops))
+    tokens, texts = model.ends(found, chats=True, stops=stops)
+    model.say_ends(found, tokens, texts)
     self._text_of = model.text_of(found.tokenizer)
-    self._stops, self._seed = (*texts, *stops), seed
+    self._stops, self._seed = texts, seed
     self._decoder = model.decoder(
       found,
       found.load(),
@@ -153,11 +153,8 @@ class Chat:
         samples(self._decoder, prompts, [request], self._seed, ended)
       ) as found:
         ((_, sample),) = found
-      text = stops.text(request)
-      if text is None:
-        ends = sample.ids[-1] in self._decoder.stop_ids
-        text = self._text_of(sample.ids[:-1] if ends else sample.ids)
-      stream.end(text)
+      ends, stopped = self._decoder.stop_ids, stops.text(request)
+      stream.end(model.said_text(sample, stopped, ends, self._text_of))
     finally:
       self._turns.append(_turn("assistant", stream.shown))
     return stream.shown

@@ -117,18 +117,13 @@ def _work(found, path, given, seed, stops, generation_config):
   prompts = read_prompts(path, keys=OWN, conversations=found.conversations)
   ids = prompt_ids(found, prompts, sampling.max_new_tokens)
   chats = sum(one.is_chat for one in prompts)
-  tokens, texts = model.ends(found, chats=bool(chats))
-  texts = (*texts, *stops)
-  added = found.tokenizer.get_added_vocab()
-  for text in stops:  # one that is a token has no text of its own
-    if text in added:
-      tokens.setdefault(added[text], ["--stop"])
+  tokens, texts = model.ends(found, chats=bool(chats), stops=stops)
   logger.info(
     f"{len(prompts)} prompts, {chats} of them conversations, of "
     f"{min(map(len, ids))} to {max(map(len, ids))} tokens"
   )
   model.say_ends(found, tokens, texts)
-  return Job(found, prompts, ids, sampling, seed, (*tokens,), texts)
+  return Job(found, prompts, ids, sampling, seed, (*tokens,), (*texts,))
 
 
 # What is there.

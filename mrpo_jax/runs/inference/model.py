@@ -205,13 +205,14 @@ def _on_day(tokenizer, date):
 # What ends a sample, and its text.
 
 
-def ends(model, *, chats):
+def ends(model, *, chats, stops=()):
   """({token that ends a sample: who says so}, texts that end one).
 
   Args:
     model: InferenceModel.
     chats: does it answer conversations?  Then what the chat template writes
       after an answer counts, too.
+    stops: texts of --stop.
   """
   config, texts = model.config, []
   source = json.loads(config.source or "{}")
@@ -236,7 +237,11 @@ def ends(model, *, chats):
           f"warning: {who} ends samples with the token {one}, which never "
           f"comes: the model has {config.vocab_size}"
         )
-  return found, texts
+  added = model.tokenizer.get_added_vocab()
+  for text in stops:  # one that is a token has no text of its own
+    if text in added:
+      found.setdefault(added[text], ["--stop"])
+  return found, [*texts, *stops]
 
 
 def _ids(value):
