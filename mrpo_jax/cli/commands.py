@@ -244,6 +244,7 @@ def evaluate(given):
       against=given.against,
       max_prompt=given.max_prompt,
       max_response=given.max_response,
+      beta=given.beta,
     )
     logging.getLogger("mrpo_jax").info(table)
     return
@@ -267,7 +268,7 @@ def _refuse_flags_of_other(given):
   """InputError where a flag is given that counts for the other kind alone."""
   from mrpo_jax.cli.table import FLAGS
 
-  of_pairs = ("reference", "against", "max_prompt", "max_response")
+  of_pairs = ("reference", "against", "beta", "max_prompt", "max_response")
   of_tasks = ("data", "limit", "num_fewshot", "slots")
   of_tasks += ("apply_chat_template", "log_samples")
   there, other = ("pairs", "tasks") if given.pairs else ("tasks", "pairs")

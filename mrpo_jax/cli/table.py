@@ -195,6 +195,10 @@ FLAGS = {
         *("max_response", "of --pairs: tokens (default: as above)"),
         *("N", None, count_from(1)),
       ),
+      Flag(
+        *("beta", "of --pairs: of the loss (default: the run's)"),
+        *("B", None, positive),
+      ),
       Flag("to", "new folder for results", "DIR", required=True),
       Flag(
         *("limit", "documents of each task (default: all)"),

@@ -13,7 +13,7 @@ BINS = 10  # of the confidence, from a half to one
 GROUPS = ("chosen longer", "chosen shorter", "equally long")
 
 
-def pair_figures(margin_N, mean_margin_N, token_NC, clusters_N):
+def pair_figures(margin_N, mean_margin_N, token_NC, clusters_N, *, beta=None):
   """All figures of one model.
 
   Args:
@@ -21,13 +21,15 @@ def pair_figures(margin_N, mean_margin_N, token_NC, clusters_N):
     mean_margin_N: the same of each response's mean per token.
     token_NC: tokens of the chosen and the rejected responses.
     clusters_N: labels of the prompts.
+    beta: of the loss, per nat of a log-ratio: beta times the margin is what
+      the model takes for the log-odds of a preference.  None: not known.
 
   Returns:
     dict: `pairs`, `prompts`; `accuracy`, `margin` with their `interval` and
     `margin_interval`; `ties`, the pairs whose margin is 0, which are not right;
     `length_normalised`, the accuracy of the means, and its interval;
-    `calibration`, see there; `by_length`, the same of each of GROUPS that has
-    pairs.
+    `calibration`, see there, None without beta; `by_length`, the same of each
+    of GROUPS that has pairs.
   """
   margin_N, mean_margin_N = np.asarray(margin_N), np.asarray(mean_margin_N)
   token_NC = np.asarray(token_NC)
@@ -40,7 +42,7 @@ def pair_figures(margin_N, mean_margin_N, token_NC, clusters_N):
       by_length[name] = _ranked(margin_N[here], mean_margin_N[here], clusters)
   return {
     **_ranked(margin_N, mean_margin_N, clusters_N),
-    "calibration": calibration(margin_N),
+    "calibration": None if beta is None else calibration(beta * margin_N),
     "by_length": by_length,
   }
 
@@ -68,6 +70,9 @@ def _accuracy(margin_N, clusters_N):
 
 def calibration(margin_N):
   """How far sigmoid(margin) is from how often the model is right.
+
+  Args:
+    margin_N: log-odds, beta times nats.
 
   A model's confidence in the response that it ranks first is sigmoid(|margin|),
   from a half to one; it is right where that is the chosen one, and half right

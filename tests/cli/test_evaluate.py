@@ -16,10 +16,13 @@ def test_the_command_prints_and_writes(inputs, tmp_path, capsys, one_device):
   flags += [f"--pairs={tmp_path / 'p.jsonl'}"]
   assert cli.main(["evaluate", *flags, f"--to={tmp_path / 'a'}"]) == 0
   said = capsys.readouterr().out
-  assert "chosen longer" in said and "calibration error" in said
+  assert "chosen longer" in said and "no calibration: give --beta" in said
+  flags.append("--beta=0.1")
   flags.append(f"--against={tmp_path / 'a'}")
   assert cli.main(["evaluate", *flags, f"--to={tmp_path / 'b'}"]) == 0
-  assert "sign test by prompt p = 1" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "sign test by prompt p = 1" in said
+  assert "calibration error of sigmoid(0.1 x margin): " in said
   found = json.loads((tmp_path / "b/results.json").read_text())
   assert found["pairs"] == 2 and found["against"]["accuracy"] == 0.0
 

@@ -31,6 +31,14 @@ def test_groups_without_pairs_are_left_out():
   assert [*found["by_length"]] == ["chosen longer"]
 
 
+def test_calibration_is_of_beta_times_the_margin():
+  margins, tokens = [30.0, -10.0, 0.5], [[2, 1]] * 3
+  found = pair_figures(margins, margins, tokens, ["a", "b", "c"], beta=0.1)
+  assert found["calibration"] == calibration([3.0, -1.0, 0.05])
+  found = pair_figures(margins, margins, tokens, ["a", "b", "c"])
+  assert found["calibration"] is None
+
+
 def test_calibration_by_hand():
   nats = math.log(0.8 / 0.2)  # a confidence of 0.8, half of the time right
   found = calibration([nats, -nats, 0.0])

@@ -25,6 +25,7 @@ from mrpo_jax.models.packed import Computation
 from mrpo_jax.references import score
 from mrpo_jax.runs.evaluation import RESULTS
 from mrpo_jax.runs.inference.model import find_model
+from mrpo_jax.runs.setup import reward_beta
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
 from mrpo_jax.text import aligned
 
@@ -84,6 +85,7 @@ def evaluate_pairs(
   against=None,
   max_prompt=None,
   max_response=None,
+  beta=None,
 ):
   """Writes pairs.jsonl and results.json of a model; gives their table.
 
@@ -98,6 +100,8 @@ def evaluate_pairs(
     max_prompt: tokens; a longer prompt loses its start.  None: what the run
       trained with, or half of what the models take.
     max_response: the same of a response, which loses its end.
+    beta: of the loss, for the calibration against a reference.  None: that of
+      the run.
 
   Returns:
     The table, on every process.
@@ -109,6 +113,7 @@ def evaluate_pairs(
   is_first = processes.is_first()
   with files.new_folder(to) if is_first else contextlib.nullcontext() as folder:
     models = _models(source, reference)
+    beta = _beta(source, beta) if reference else None
     margin = _margin(models, _limits(source, models, max_prompt, max_response))
     other = against and read_records(against, margin)
     found = rows_source.load(pairs, conversations=models["model"].conversations)
@@ -124,7 +129,8 @@ def evaluate_pairs(
         "reference": models["reference"].name if reference else None,
         "data": str(pairs),
         **margin,
-        **_figures(table, records),
+        "beta": beta,
+        **_figures(table, records, beta),
       }
       if other:
         results["against"] = _against(against, records, other)
@@ -168,8 +174,7 @@ def _limits(source, models, max_prompt, max_response):
   )
   prompt, response = most - most // 2, most // 2
   if source.workdir:
-    path = pathlib.Path(source.workdir) / CONFIG
-    data = recorded_config(path, files.read_json(path)).data
+    data = _config_of(source).data
     prompt, response = data.max_prompt, data.max_response
   limits = dict(
     max_prompt=max_prompt or prompt, max_response=max_response or response
@@ -180,6 +185,18 @@ def _limits(source, models, max_prompt, max_response):
       f"{limits['max_response']} are more than the {most} that the models take"
     )
   return limits
+
+
+def _beta(source, beta):
+  """The beta that is given, or of the run; None of a folder."""
+  if beta is None and source.workdir:
+    return reward_beta(_config_of(source).to_dict()["loss"])
+  return beta
+
+
+def _config_of(source):
+  path = pathlib.Path(source.workdir) / CONFIG
+  return recorded_config(path, files.read_json(path))
 
 
 def _encoded(models, pairs, origin, margin):
@@ -320,12 +337,13 @@ def margins(records, *, per_token=False):
   return logp_NC[:, 0] - logp_NC[:, 1]
 
 
-def _figures(table, records):
+def _figures(table, records, beta):
   found = figures_of.pair_figures(
     margins(records),
     margins(records, per_token=True),
     [one["tokens"] for one in records],
     [one["prompt"] for one in records],
+    beta=beta,
   )
   return {"dropped": table.dropped, "truncated": table.truncated, **found}
 
@@ -409,7 +427,7 @@ def text(results):
     "",
     LEGEND.format(ratio=" ratio" if results["reference"] else ""),
     "",
-    *_calibration_lines(results["calibration"]),
+    *_calibration_lines(results),
   ]
   if results["ties"]:
     lines.append(f"{results['ties']} margins are 0: counted as not right")
@@ -434,8 +452,14 @@ def _with_interval(value, interval, form):
   return f"{value:{form}} [{ends}]"
 
 
-def _calibration_lines(found):
-  yield f"calibration error of sigmoid(margin): {found['expected_error']:.3f}"
+def _calibration_lines(results):
+  found = results["calibration"]
+  if found is None:
+    if results["reference"]:
+      yield "no calibration: give --beta, that of the loss it was trained with"
+    return
+  error, beta = found["expected_error"], results["beta"]
+  yield f"calibration error of sigmoid({beta:g} x margin): {error:.3f}"
   rows = [
     [name, *(format(one[name], form) for one in found["bins"])]
     for name, form in (

@@ -46,7 +46,9 @@ def evaluated(inputs, shared):
     reference = str(inputs / "second")
     evaluate_pairs(base, pairs, folder / "alone")
     evaluate_pairs(base, pairs, folder / "ratio", reference=reference)
-    evaluate_pairs(second, pairs, folder / "same", reference=reference)
+    evaluate_pairs(
+      second, pairs, folder / "same", reference=reference, beta=0.1
+    )
 
   return shared("evaluated", run)
 
@@ -97,6 +99,7 @@ def test_log_probabilities_are_those_of_another_path(evaluated, inputs):
   assert found["accuracy"] == np.mean(margin_N > 0)
   assert found["margin"] == pytest.approx(margin_N.mean(), abs=5e-3)
   assert found["pairs"] == len(lines) == 8
+  assert found["calibration"] is None  # of a folder no beta is known
   assert found["prompts"] == 7
   low, high = found["interval"]
   assert low <= found["accuracy"] <= high
@@ -109,6 +112,7 @@ def test_without_a_reference_margins_are_of_log_probabilities(evaluated):
   assert lines[0]["references"] == []
   margin_N = [one["policy"][0] - one["policy"][1] for one in lines]
   found = results(evaluated / "alone")
+  assert found["calibration"] is None and found["beta"] is None
   assert found["margin"] == pytest.approx(np.mean(margin_N))
   tokens = np.array([one["tokens"] for one in lines])
   mean_NC = np.array([one["policy"] for one in lines]) / tokens
@@ -119,7 +123,7 @@ def test_a_model_against_itself_ranks_nothing(evaluated):
   found = results(evaluated / "same")
   assert (found["accuracy"], found["margin"]) == (0.0, 0.0)
   assert found["ties"] == 8
-  assert found["calibration"]["expected_error"] == 0.0
+  assert found["calibration"]["expected_error"] == 0.0 and found["beta"] == 0.1
 
 
 def test_the_difference_of_two_evaluations(evaluated, inputs, tmp_path):
