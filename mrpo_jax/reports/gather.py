@@ -38,6 +38,11 @@ class Run:
     return seed if type(seed) is int else None
 
   @property
+  def tokenizer(self):
+    """What says whether tokens of two runs' policies are the same."""
+    return str(self.config.get("identity", {}).get("policy.tokenizer", ""))
+
+  @property
   def data(self):
     """What says whether two runs have the same held-out pairs."""
     return str(self.config.get("identity", {}).get("data.eval", ""))

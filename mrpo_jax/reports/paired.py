@@ -53,6 +53,8 @@ def _difference(runs, others):
     "seeds": seeds,
   }
   for figure, of in (RANKED | MEANS).items():
+    if figure == "nll" and len({run.tokenizer for run in runs + others}) > 1:
+      continue  # nats a token of other tokens
     values = [_values(of, some, pairs) for some in by_seed]
     if any(one is None for one in values):
       continue
@@ -109,7 +111,8 @@ LEGEND = """\
 differences are of the same pairs: intervals by paired bootstrap of prompts, or
 of pairs where prompts are not known, and of seeds; p: exact sign test of
 prompts (of pairs where none repeats or they are not known, which is McNemar's
-test), of each seed, from the least to the largest.  Margins are in nats."""
+test), of each seed, from the least to the largest.  Margins are in nats; nll
+is compared under one tokenizer alone."""
 
 
 def rows_of(found):

@@ -276,6 +276,16 @@ def test_a_run_without_a_reference_differs_by_the_yardsticks_that_it_has(
   assert found["policy_accuracy"]["difference"] == pytest.approx(0.5)
 
 
+def test_nats_a_token_are_compared_under_one_tokenizer_alone(tmp_path):
+  for name, tokenizer in (("a", "x"), ("b", "x"), ("c", "y")):
+    identity = {"data.eval": "d", "policy.tokenizer": tokenizer}
+    make_run(tmp_path / name, [1.0, -1.0, 2.0], identity=identity)
+  results, _, _ = reported(tmp_path)
+  assert "nll" in results["b"]["difference"]
+  found = results["c"]["difference"]
+  assert "nll" not in found and "margin_nats" in found
+
+
 def test_a_run_that_is_there_twice_is_said_and_no_seed(tmp_path):
   make_run(tmp_path / "a0", [1.0, 1.0, -1.0, -1.0], seed=0)
   make_run(tmp_path / "a1", [1.0, 1.0, 1.0, -1.0], seed=1)
