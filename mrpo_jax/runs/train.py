@@ -149,12 +149,16 @@ def _run(setup, looks, store, refusal, stop, check_owner):
       save=save,
       stop=stop,
     )
-  if step == config.steps:
-    logger.info(f"finished: {workdir} stands at step {step}")
-    return
-  logger.info(f"stopped at step {step}; the same command resumes")
-  if stop.interrupted:
+  _say_end(setup, step)
+  if step < config.steps and stop.interrupted:
     raise KeyboardInterrupt
+
+
+def _say_end(setup, step):
+  if step == setup.config.steps:
+    logger.info(f"finished: {setup.workdir} stands at step {step}")
+  else:
+    logger.info(f"stopped at step {step}; the same command resumes")
 
 
 def _prepare(setup, scores, refusal):
