@@ -460,8 +460,13 @@ def test_marked_texts_that_ask_different_things_are_refused(start):
 @pytest.mark.parametrize("key", ["prompt", "question"])
 def test_one_text_within_marks_beside_an_answer_is_refused(key, start):
   row = {key: HOW, "chosen": start.replace("q", HOW) + " a", "rejected": "b"}
-  refusal(row)
-  refusal(row | {"chosen": "b", "rejected": row["chosen"]})
+  why = "is a dialogue that begins with the prompt, the other is not"
+  if start in MARKED:
+    why = "holds the marks of a chat template"
+    if key == "prompt":
+      why = f"the prompt, {HOW!r}, does not lead to them"
+  assert why in refusal(row)
+  assert why in refusal(row | {"chosen": "b", "rejected": row["chosen"]})
 
 
 @pytest.mark.parametrize("start", MARKED)
@@ -484,10 +489,13 @@ def test_marks_of_a_template_within_a_turn_are_refused(start):
 
 
 def test_a_dialogue_in_a_column_of_a_question_is_refused():
-  refusal({"question": HUMAN} | SIDES)
-  refusal({"instruction": "### Instruction:\nDo\n\n### Response:"} | SIDES)
   answers = {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}
-  refusal({"question": HOW} | answers)
+  for row in (
+    {"question": HUMAN} | SIDES,
+    {"instruction": "### Instruction:\nDo\n\n### Response:"} | SIDES,
+    {"question": HOW} | answers,
+  ):
+    assert "a turn holds the marks of a chat template" in refusal(row)
 
 
 def test_texts_go_on_where_the_marks_of_the_prompt_lead():

@@ -4,8 +4,6 @@
 import json
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,14 +13,13 @@ from mrpo_jax.data.encode import encode
 from mrpo_jax.data.source import prompt_id
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import transformer
 from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
 from mrpo_jax.runs.inference.model import Source
 from mrpo_jax.runs.inference.policy import read_checkpoint
+from tests.material.rescored import logp_of
 from tests.material.standing import run_of
 
 pytestmark = pytest.mark.usefixtures("one_device")
-LENGTH = 128  # of what is scored anew; longer than any of them
 PAIRS = [
   dict(prompt="What?", chosen=" yes", rejected=" no, no"),
   dict(prompt="What?", chosen=" maybe", rejected=" yes"),
@@ -66,23 +63,11 @@ def logps_of(folder, path):
     one = encode(tokenizer, pair, **limits)
     found.append(
       [
-        logp(config, params, one.prompt_ids, ids)
+        logp_of(config, params, one.prompt_ids, ids)
         for ids in (one.chosen_ids, one.rejected_ids)
       ]
     )
   return np.array(found)
-
-
-def logp(config, params, prompt, ids):
-  whole = [*prompt, *ids]
-  tokens_1T = np.zeros((1, LENGTH), np.int32)
-  tokens_1T[0, : len(whole)] = whole
-  logp_TV = jax.nn.log_softmax(apply(config, params, tokens_1T)[0])
-  places = jnp.arange(len(prompt) - 1, len(whole) - 1)
-  return float(logp_TV[places, jnp.array(ids)].sum())
-
-
-apply = jax.jit(transformer.apply, static_argnums=0)
 
 
 def test_log_probabilities_are_those_of_another_path(evaluated, inputs):

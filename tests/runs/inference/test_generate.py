@@ -7,20 +7,18 @@ import shutil
 import types
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from mrpo_jax import files, hub
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import transformer
 from mrpo_jax.runs.inference import model
 from mrpo_jax.runs.inference import prompts as asked
 from mrpo_jax.runs.inference import sampling as sampled
 from mrpo_jax.runs.inference.generate import OWN, generate
 from mrpo_jax.runs.inference.model import Source
 from mrpo_jax.runs.inference.policy import adapted_params, read_checkpoint
+from tests.material.rescored import logp_of
 from tests.material.rows import user
 from tests.material.standing import run_of
 
@@ -31,7 +29,6 @@ PROMPTS = [
   {"prompt": "\n\nHuman: What is it?\n\nAssistant:"},
   {"prompt": "A"},
 ]
-LENGTH = 64  # of what is scored anew; longer than any of them
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +55,6 @@ def said(inputs, prompts, shared):
 
   to = shared("said", run) / "to.jsonl"
   return to, files.read_lines(to)
-
-
-def logp_of(config, params, prompt, ids):
-  """The log-probability of ids after a prompt, by the path of training."""
-  whole = [*prompt, *ids]
-  tokens_1T = np.zeros((1, LENGTH), np.int32)
-  tokens_1T[0, : len(whole)] = whole
-  logp_TV = jax.nn.log_softmax(apply(config, params, tokens_1T)[0])
-  places = jnp.arange(len(prompt) - 1, len(whole) - 1)
-  return float(logp_TV[places, jnp.array(ids)].sum())
-
-
-apply = jax.jit(transformer.apply, static_argnums=0)
 
 
 def test_a_line_is_the_row_and_what_was_said(said, inputs):
