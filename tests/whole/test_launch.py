@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scripts for clusters, with stand-ins for everything they would call."""
 
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ import time
 
 import pytest
 import yaml
+from packaging import requirements, utils
 
 from mrpo_jax import cli
 
@@ -389,6 +391,13 @@ def test_the_jobset_asks_for_the_slice():
   assert pathlib.Path(cache).is_relative_to(share["mountPath"])
 
 
+def pinned_versions() -> dict[str, str]:
+  """Name -> version of each line of constraints.txt."""
+  lines = (LAUNCH / "constraints.txt").read_text().splitlines()
+  pairs = [line.split("==") for line in lines if not line.startswith("#")]
+  return {utils.canonicalize_name(name): version for name, version in pairs}
+
+
 def test_every_extra_is_one_of_setup():
   setup = (ROOT / "setup.py").read_text(encoding="utf-8")
   for name in ("tpu", "cuda", "cuda12"):
@@ -484,11 +493,30 @@ def test_every_command_of_the_scripts_is_pinned():
   setup = (ROOT / "setup.py").read_text(encoding="utf-8")
   required = setup.partition("install_requires")[2].partition("]")[0]
   wanted = set(re.findall(r'"([\w-]+)>=', required.replace("_", "-")))
-  lines = (LAUNCH / "constraints.txt").read_text().splitlines()
-  pinned = {
-    line.split("==")[0] for line in lines if re.match(r"[\w.-]+==", line)
-  }
-  assert len(wanted) > 10 and wanted <= pinned
+  assert len(wanted) > 10 and wanted <= pinned_versions().keys()
+
+
+def test_no_pinned_version_is_refused_by_another_pinned_package():
+  # pip finds no set of versions otherwise, and nobody can install.
+  pinned, needs, extras = pinned_versions(), [], {"mrpo-jax": {"test"}}
+  for package in importlib.metadata.distributions():
+    name = utils.canonicalize_name(package.name)
+    if name != "mrpo-jax" and pinned.get(name) != package.version:
+      continue
+    for text in package.requires or ():
+      needed = requirements.Requirement(text)
+      other = utils.canonicalize_name(needed.name)
+      extras.setdefault(other, set()).update(needed.extras)
+      needs.append((name, other, needed))
+  refused = [
+    f"{name} needs {needed}, pinned {pinned[other]}"
+    for name, other, needed in needs
+    for extra in ("", *extras.get(name, ()))
+    if other in pinned
+    and (not needed.marker or needed.marker.evaluate({"extra": extra}))
+    and not needed.specifier.contains(pinned[other], prereleases=True)
+  ]
+  assert not refused and len(needs) > 100
 
 
 @pytest.mark.parametrize(
