@@ -9,6 +9,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 TENSORBOARD = ["tensorboard>=2.20"]
 PLOT = ["matplotlib>=3.10"]
+GGUF = ["gguf>=0.17"]
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4", "pyyaml>=6"]
 
 setuptools.setup(
@@ -48,6 +49,7 @@ setuptools.setup(
     "tensorboard": TENSORBOARD,
     "plot": PLOT,
     "eval": EVAL,
+    "gguf": GGUF,
     "test": [
       "pytest>=8",
       "filelock>=3.16",
@@ -56,6 +58,7 @@ setuptools.setup(
       *TENSORBOARD,
       *PLOT,
       *EVAL,
+      *GGUF,
     ],
     "hub": ["datasets>=4"],
     "tpu": ["jax[tpu]>=0.10"],

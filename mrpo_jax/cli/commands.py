@@ -397,6 +397,21 @@ def inspect(given):
     print(line)
 
 
+def import_gguf(given):
+  """Write the model of a GGUF file as a Hugging Face folder.
+
+  Such files are llama.cpp's.  Weights are dequantised, and rounded to --dtype;
+  config, tokenizer and chat template are made from the metadata.  Of a split
+  file any part will do.
+  Refused by name is what cannot be told; gguf.json keeps the file's SHA-256.
+  """
+  if len(given.rest) != 1:
+    raise InputError("give one file: mrpo import-gguf FILE --to=DIR")
+  from mrpo_jax.hub.gguf import import_gguf
+
+  import_gguf(at_home(given.rest[0]), given.to, dtype=given.dtype)
+
+
 def prepare(given):
   """Turn files of preference rows into a TFDS data set, once."""
   from mrpo_jax.data import source
@@ -435,6 +450,7 @@ COMMANDS = {
   "sweep": sweep,
   "bench": bench,
   "plan": plan,
+  "import-gguf": import_gguf,
   "inspect": inspect,
   "prepare": prepare,
 }

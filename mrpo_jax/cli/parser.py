@@ -70,8 +70,9 @@ def parsers():
     description="Multi-reference preference optimization in JAX.",
     epilog=EPILOG,
   )
+  # argparse leaves names the room of its metavar, less what they are indented.
   below = whole.add_subparsers(
-    title="commands", metavar="COMMAND", dest="command"
+    title="commands", metavar="COMMAND FLAGS", dest="command"
   )
   each = {"": whole}
   for name, (usage, flags, takes, _) in FLAGS.items():

@@ -289,6 +289,17 @@ FLAGS = {
     ),
     takes="keys",
   ),
+  "import-gguf": Command(
+    "FILE --to=DIR [--dtype=TYPE]",
+    (
+      Flag("to", "folder to write", "DIR", type=new_folder, required=True),
+      Flag(
+        *("dtype", f"of the weights: {', '.join(DTYPES)}"),
+        *("TYPE", "bfloat16", dtype),
+      ),
+    ),
+    takes="words",
+  ),
   "inspect": Command(
     "FOLDER [--mesh=data=1,fsdp=4,model=2]",
     (MESH,),

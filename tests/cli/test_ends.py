@@ -26,6 +26,7 @@ GIVEN = {
   "sweep": ["--config=C", "--vary", "seed=0:2", "--workdir=W"],
   "bench": ["--config=C"],
   "plan": ["--config=C", "--topology=local"],
+  "import-gguf": ["F", "--to=T"],
   "inspect": ["F"],
   "prepare": ["--data=D", "--to=T"],
 }
