@@ -9,7 +9,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 TENSORBOARD = ["tensorboard>=2.20"]
 PLOT = ["matplotlib>=3.10"]
-GGUF = ["gguf>=0.17"]
+GGUF = ["gguf>=0.18"]
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4", "pyyaml>=6"]
 
 setuptools.setup(
