@@ -109,6 +109,17 @@ MODELS = {  # name -> (architecture of the file, config.json)
     GEMMA
     | dict(num_hidden_layers=7, query_pre_attn_scalar=16, sliding_window=5),
   ),
+  "gemma3_linear": (
+    "gemma3",
+    GEMMA
+    | dict(
+      num_hidden_layers=6,
+      query_pre_attn_scalar=16,
+      sliding_window=5,
+      rope_theta=1e6,
+      rope_scaling=dict(type="linear", factor=8.0),
+    ),
+  ),
   "phi3": ("phi3", TINY | dict(sliding_window=None)),
   "phi3_long": (
     "phi3",

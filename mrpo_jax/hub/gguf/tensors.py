@@ -71,6 +71,10 @@ def tensor_plans(tensors, config, architecture, where):
   Raises:
     InputError: names tensors that are missing, left over or of another shape.
   """
+  if config.layers > len(tensors):  # before names are listed for them all
+    raise InputError(
+      f"{where}: {config.layers} layers, but only {len(tensors)} tensors"
+    )
   shapes = {
     name: one.shape
     for one in jax.tree.leaves(stored(config))

@@ -7,6 +7,7 @@ from scores.
 """
 
 import dataclasses
+import logging
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -16,8 +17,10 @@ from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.hub.gguf.keys import REQUIRED
 from mrpo_jax.models.families.family import UnsupportedModel
 
+logger = logging.getLogger(__name__)
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-START = "tokenizer.ggml."
+START, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 SPECIAL = dict(bos="bos", eos="eos", unk="unknown", pad="padding")
 ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message
 SPACE = "\u2581"
@@ -103,9 +106,10 @@ def tokenizer_of(keys, vocab_size):
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend, clean_up_tokenization_spaces=False, **names
   )
-  tokenizer.chat_template = keys.general(
-    "text", "tokenizer.chat_template", None
-  )
+  tokenizer.chat_template = keys.general("text", TEMPLATE, None)
+  others = [key for key in keys.metadata if key.startswith(f"{TEMPLATE}.")]
+  if others:
+    logger.info(f"left out, as no default: {', '.join(others)}")
   if len(tokenizer) != len(texts):
     raise InputError(
       f"{START}tokens: {len(texts)} of them, and {len(tokenizer)} once added"

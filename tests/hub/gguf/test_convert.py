@@ -178,6 +178,11 @@ def test_progress_is_said_with_its_speed(imported, caplog, monkeypatch):
     ({"keys": {"block_count": 0}}, InputError, "block_count=0; want a positi"),
     ({"keys": {"block_count": 3}}, InputError, "missing tensors: blk.2.attn"),
     ({"keys": {"block_count": 1}}, InputError, "unexpected tensors: blk.1."),
+    (
+      {"keys": {"block_count": 99_999}},
+      InputError,
+      "99999 layers, but only 21",
+    ),
     ({"keys": {"block_count": 10**9}}, InputError, "10+; want a positive int"),
     (
       {"keys": {"embedding_length": 64, "attention.key_length": 8}},

@@ -163,10 +163,15 @@ def test_end_tokens_are_those_of_texts_and_turns_once_each():
   assert converted(byte_level() | {"eot_token_id": 2})[1] == [2]
 
 
-def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path):
+def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path, caplog):
+  caplog.set_level("INFO")
   template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
   given = byte_level() | {"padding_token_id": 0, "add_bos_token": True}
-  tokenizer, _ = converted(given, tokenizer__chat_template=template)
+  others = dict(tokenizer__chat_template__tool_use="{{ tools }}")
+  tokenizer, _ = converted(given, tokenizer__chat_template=template, **others)
+  assert "left out, as no default: tokenizer.chat_template.tool_use" in (
+    caplog.text
+  )
   tokenizer.save_pretrained(tmp_path)
   again = transformers.AutoTokenizer.from_pretrained(tmp_path)
   for text in TEXTS:
