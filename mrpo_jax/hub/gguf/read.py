@@ -188,7 +188,9 @@ def _one(path):
       for key, field in header.fields.items()
       if not key.startswith("GGUF.")
     }
-    tensors = {one.name: _stored(path, one) for one in header.tensors}
+    tensors = {
+      one.name: _stored(path, one, header.data_offset) for one in header.tensors
+    }
   except BROKEN as error:
     raise InputError(
       f"{path}: not a whole GGUF file ({first_line(error)}); fetch it again"
@@ -198,8 +200,10 @@ def _one(path):
   return metadata, tensors
 
 
-def _stored(path, one):
+def _stored(path, one, start):
   shape = tuple(one.shape.tolist()[::-1])
+  if one.data_offset < start:  # a sum beyond 64 bits
+    raise ValueError(f"{one.name} begins before the tensors do")
   if math.prod(shape) != one.n_elements or not one.n_elements:
     raise ValueError(f"{one.name} of shape {shape}")
   return StoredTensor(

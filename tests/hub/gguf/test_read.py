@@ -149,6 +149,7 @@ def place(file, name, after):
     (b"tensor", 4, "<Q", 0, "tensor of shape"),
     (b"tensor", 20, "<I", 250, "250.? is not a valid"),
     (b"tensor", 24, "<Q", 2**50, "ends at byte"),  # offset
+    (b"tensor", 24, "<Q", 2**64 - 64, "tensor begins before the tensors"),
   ],
 )
 def test_what_leaves_the_file_is_refused(file, name, after, form, value, match):
