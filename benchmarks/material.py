@@ -15,8 +15,9 @@ import jax
 from configs import quickstart
 from mrpo_jax import configs, files, hub
 from mrpo_jax.data import encode, formats
-from mrpo_jax.data.tokenizer import train_tokenizer
-from mrpo_jax.models import parameters
+from mrpo_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from mrpo_jax.hub import peft
+from mrpo_jax.models import lora, parameters
 from mrpo_jax.models.config import ModelConfig
 
 # transformers serves as a tokenizer here and need not ask for torch.
@@ -89,29 +90,24 @@ def prepare(
   dtype="float32",
   lr=1e-6,
   row_length=2 * LONGEST,
+  model="",
+  rank=0,
 ):
   """The work of a comparison, in files; returns the path of job.json.
 
-  It names the folder `model`, the folders `references` (weights of other
-  seeds), the files `pairs` and `ids` (of prompt, chosen and rejected response,
-  a line per pair), and for each of the `rounds` the pairs of its steps, by
-  their place in the files.
+  It names the folder `model`, the folders `references` (the model, and weights
+  of other seeds), the folder `adapter` (a LoRA that changes nothing yet, where
+  it has a `rank`), the files `pairs` and `ids` (of prompt, chosen and rejected
+  response, a line per pair), and for each of the `rounds` the pairs of its
+  steps, by their place in the files.
   """
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  config = ModelConfig(**SHAPES[shape])
   pairs = list(formats.read(configs.HH_HARMLESS / "train.jsonl.gz"))
-  tokenizer = train_tokenizer(
-    (text for pair in pairs for text in formats.texts(pair)),
-    vocab_size=min(config.vocab_size, LARGEST_VOCABULARY),
-  )
-  folders = []
-  for seed in range(references):
-    folder = workdir / f"{shape}-{dtype}-{seed}"
-    if not folder.exists():
-      params = parameters.init(config, jax.random.key(seed), dtype)
-      hub.save(folder, config, params, tokenizer=tokenizer)
-    folders.append(str(folder.resolve()))
+  if model:
+    folders, tokenizer = [str(model)] * references, load_tokenizer(model)
+  else:
+    folders, tokenizer = random_models(workdir, shape, dtype, references, pairs)
   limits = dict(max_prompt=LONGEST, max_response=LONGEST)
   encoded = encode.encode_all(tokenizer, pairs, **limits)
   kept = [one for one in zip(pairs, encoded, strict=True) if fits(one[1])]
@@ -129,6 +125,7 @@ def prepare(
   job = {
     "model": folders[0],
     "references": folders,
+    "adapter": new_adapter(workdir, folders[0], rank) if rank else "",
     "pairs": str(texts.resolve()),
     "ids": str(ids.resolve()),
     "rounds": [
@@ -147,6 +144,35 @@ def prepare(
   return path
 
 
+def random_models(workdir, shape, dtype, count, pairs):
+  """(folders, tokenizer) of models that differ in their seed, kept there."""
+  config = ModelConfig(**SHAPES[shape])
+  tokenizer = train_tokenizer(
+    (text for pair in pairs for text in formats.texts(pair)),
+    vocab_size=min(config.vocab_size, LARGEST_VOCABULARY),
+  )
+  folders = []
+  for seed in range(count):
+    folder = workdir / f"{shape}-{dtype}-{seed}"
+    if not folder.exists():
+      params = parameters.init(config, jax.random.key(seed), dtype)
+      hub.save(folder, config, params, tokenizer=tokenizer)
+    folders.append(str(folder.resolve()))
+  return folders, tokenizer
+
+
+def new_adapter(workdir, model, rank):
+  """The folder of a LoRA at all matrices of a model, as PEFT starts one."""
+  folder = workdir / f"adapter-{rank}"
+  if not folder.exists():
+    config = hub.read_config(model)
+    adapter = lora.Adapter(rank=rank, alpha=2.0 * rank)
+    table = lora.adapter_table(parameters.table(config), adapter)
+    arrays = lora.init_adapters(table, jax.random.key(0))
+    peft.save(folder, config, adapter, arrays, base=str(model))
+  return str(folder.resolve())
+
+
 def fits(one):
   """Do prompt and either response of Encoded take at most LONGEST tokens?"""
   longer = max(len(one.chosen_ids), len(one.rejected_ids))
@@ -161,6 +187,7 @@ def settings_of(job, references, mode="online"):
   """
   names = [f"r{k}" for k in range(references)]
   folders = ["policy", *job["references"][1:references]]
+  adapter = {"adapter": {"path": job["adapter"]}} if job["adapter"] else {}
   return {
     "seed": 0,
     "steps": sum(map(len, job["rounds"])),
@@ -171,7 +198,7 @@ def settings_of(job, references, mode="online"):
       "max_response": job["longest"],
       "row_length": job["row_length"],
     },
-    "policy": {"path": job["model"], "dtype": job["dtype"]},
+    "policy": {"path": job["model"], "dtype": job["dtype"], **adapter},
     "references": {
       "names": names,
       **{

@@ -2,10 +2,13 @@
 """One reference: mrpo_jax and TRL on the same pairs, in turns.
 
   python -m benchmarks.vs_trl --workdir=/tmp/vs_trl --shape=A [--losses]
+  python -m benchmarks.vs_trl ... --model=FOLDER [--rank=16]
 
-With --losses: the same weights, pairs, order and optimizer in float32, and the
-losses of both side by side.  TRL lives in an environment of its own, made in
-the workdir on first use, or in that of --trl_python.
+With --model: a pretrained one; with --rank a LoRA of it is trained, in TRL by
+PEFT, from the same start.  With --losses: the same weights, pairs, order and
+optimizer in float32, and the losses of both side by side.  TRL lives in an
+environment of its own, made in the workdir on first use, or in that of
+--trl_python.
 """
 
 import argparse
@@ -20,6 +23,7 @@ TRL = (
   "torch==2.13.0",
   "accelerate==1.15.0",
   "datasets==5.2.0",
+  "peft==0.21.2",
 )
 LOSSES_LR = 1e-4  # large enough that the losses move
 
@@ -85,13 +89,13 @@ def tell(given, players, **more):
   return replies
 
 
-def losses(given, peer):
+def losses(given, peer, **more):
   """Both curves of 20 steps, and how far they are apart.
 
   `peer(job)` gives the other player, which keeps the order of the pairs.
   """
   given.rounds, given.steps = 1, 10  # and the round of the warm-up
-  job = prepared(given, lr=LOSSES_LR)
+  job = prepared(given, lr=LOSSES_LR, **more)
   players = [ours("mrpo_jax online", job), peer(job)]
   replies = turns.play(players, given.rounds + 1, warmup=0)
   curves = [
@@ -112,12 +116,20 @@ def main():
   flags = parser(__doc__)
   flags.add_argument("--trl_python", default="")
   flags.add_argument("--losses", action="store_true")
+  flags.add_argument("--model", default="", help="folder, not --shape")
+  flags.add_argument("--rank", type=int, default=0, help="of a LoRA; 0: none")
   given = flags.parse_args()
   python = trl_python(given)
+  pretrained = dict(model=given.model, rank=given.rank)
+  given.shape = given.model or given.shape
   if given.losses:
-    losses(given, lambda job: trl("TRL", python, job, "--kind=default"))
+    losses(
+      given,
+      lambda job: trl("TRL", python, job, "--kind=default"),
+      **pretrained,
+    )
     return
-  job = prepared(given)
+  job = prepared(given, **pretrained)
   online, scored = "mrpo_jax online", "mrpo_jax scored"
   players = [
     trl("TRL best", python, job, "--kind=best", work_of=online),

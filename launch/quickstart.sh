@@ -4,42 +4,21 @@
 #   bash launch/quickstart.sh [workdir]
 # Running it again repeats nothing that is finished.
 set -euo pipefail
-[[ $# -lt 2 && ${1-} != -* ]] || {
-  echo "error: want bash launch/quickstart.sh [workdir]; see the top of $0" >&2
-  exit 2
-}
-workdir=${1:-/tmp/mrpo_quickstart}
-[[ $workdir = /* ]] || workdir=$PWD/$workdir
-[[ $workdir != *,* ]] || { # it separates the arguments of a config
-  echo "error: $workdir has a comma; name another folder" >&2
-  exit 2
-}
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/job.sh
+source "$(dirname "${BASH_SOURCE[0]}")/job.sh" /tmp/mrpo_quickstart "$@"
 source launch/environment.sh tensorboard,plot
 
 export HF_HUB_OFFLINE=1 # from here on nothing uses the network
 config=configs/quickstart.py
 models=$workdir/models
 
-train() { # to its last step: a run that SIGTERM stopped exits with 0, too
-  local run=$workdir/$1 steps
-  echo "== $1"
-  mrpo train "--config=$config:$1${2-}" --workdir="$run"
-  steps=$(python -c 'import json, sys
-print(json.load(open(sys.argv[1], encoding="utf-8"))["steps"])' \
-    "$run/config.json")
-  [ -d "$run/checkpoints/$steps" ] || {
-    echo "error: $run stopped before its last step; the same command goes on" >&2
-    exit 75
-  }
-}
 for name in sft-base sft-second; do
-  train $name
+  train "$config:$name" "$name"
   [ -d "$models/$name" ] ||
     mrpo export --workdir="$workdir/$name" --to="$models/$name"
 done
 for name in dpo mrpo; do
-  train $name ",models=$models"
+  train "$config:$name,models=$models" "$name"
 done
 
 said() { # what a model says, a file of JSON lines

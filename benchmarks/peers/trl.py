@@ -15,6 +15,7 @@ import time
 import types
 
 import datasets
+import peft
 import torch
 import transformers
 import trl
@@ -123,10 +124,16 @@ def trainer(job, kind, references, callback):
     save_strategy="no",
     **KINDS[kind],
   )
-  cached = arguments.precompute_ref_log_probs
+  model = load(job["model"])
+  alone = arguments.precompute_ref_log_probs
+  if job["adapter"]:  # its base is the reference
+    alone = True
+    model = peft.PeftModel.from_pretrained(
+      model, job["adapter"], is_trainable=True
+    )
   found = Trainer(
-    model=load(job["model"]),
-    ref_model=None if cached else load(job["references"][0]),
+    model=model,
+    ref_model=None if alone else load(job["references"][0]),
     args=arguments,
     train_dataset=rows_of(job, sort=kind != "default"),
     processing_class=tokenizer,
