@@ -129,7 +129,10 @@ def top_p(score_BV, p):
     kept_BV = jnp.where(score_BV >= least_B1, share_BV, 0.0)
     return jnp.sum(kept_BV, axis=1) >= p
 
-  return jnp.where(score_BV >= _greatest(enough, score_BV), score_BV, NEVER)
+  # Where all shares together are rounded to less than p, it is no number, and
+  # cuts nothing.
+  least_B1 = _greatest(enough, score_BV)
+  return jnp.where(score_BV < least_B1, NEVER, score_BV)
 
 
 def _greatest(enough, score_BV):

@@ -100,6 +100,17 @@ def test_the_penalty_makes_what_was_said_less_likely():
   np.testing.assert_allclose(score_BV[0, :3], [1.0, -2.0, 0.5])
 
 
+def test_a_share_that_rounds_to_one_keeps_a_token_in_every_row():
+  """Rounded sums of all shares may be less; then nothing is cut."""
+  logits_BV = 2 * jax.random.normal(jax.random.key(11), (64, 5_000))
+  total_B = jnp.sum(jax.nn.softmax(logits_BV), axis=1)
+  assert (total_B < 1).any()
+  score_BV = processed(Sampling(top_p=0.99999999), logits_BV)
+  assert (jnp.sum(score_BV > -jnp.inf, axis=1) > 4_900).all()
+  behaviour_B = draw(Sampling(top_p=0.99999999), logits_BV, jnp.zeros(64))[2]
+  assert jnp.isfinite(behaviour_B).all()
+
+
 @pytest.mark.parametrize("best", [0.0, 3.5, jnp.finfo(jnp.float32).max])
 def test_greedy_takes_the_first_of_equal_ones(rng, best):
   logits_BV = rng.normal(size=(8, 300)).astype(np.float32) - 9
