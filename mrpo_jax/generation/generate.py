@@ -13,6 +13,7 @@ import itertools
 import jax
 import numpy as np
 
+from mrpo_jax.errors import StoppedRun
 from mrpo_jax.generation import prompts as packed
 from mrpo_jax.generation.cache import Requests
 from mrpo_jax.generation.decoder import Decoder, no_slots
@@ -104,6 +105,7 @@ def samples(decoder, prompts, requests, seed, ended=None):
 
   Raises:
     ValueError: a prompt is empty, or longer than the decoder's.
+    StoppedRun: a log-probability is not finite.
   """
   _check(decoder, prompts)
   decoder.start(seed)
@@ -118,6 +120,7 @@ def samples(decoder, prompts, requests, seed, ended=None):
     slots, new = decoder.decode(slots)
     for slot, (request, figures) in list(said.items()):
       count = slots.made[slot] - before_B[slot]
+      _refuse_not_finite(request[0], new.logp[slot, :count])
       for all_of_them, more in zip(figures, jax.tree.leaves(new), strict=True):
         all_of_them += more[slot, :count].tolist()
       cut = ended(request, figures[0]) if ended else None
@@ -142,6 +145,14 @@ def _check(decoder, prompts):
         f"prompt {number} has {len(prompt)} tokens, more than the longest "
         f"that was announced, {decoder.longest}"
       )
+
+
+def _refuse_not_finite(prompt, logp_T):
+  if not np.isfinite(logp_T).all():
+    raise StoppedRun(
+      f"after prompt {prompt} (from 0) a log-probability is not finite; in "
+      "float16 a model may need --dtype=bfloat16 or float32"
+    )
 
 
 def _sample(figures, cut, stop_ids):

@@ -13,6 +13,7 @@ import pytest
 from mrpo_jax import hub, parallel
 from mrpo_jax.data import pack
 from mrpo_jax.data.encode import Encoded
+from mrpo_jax.errors import StoppedRun
 from mrpo_jax.generation import Decoder, Sampling, generate, samples
 from mrpo_jax.models import lora, packed, parameters, transformer, weights
 from tests.material.adapted import ADAPTER, CONFIG, adapters_of
@@ -219,6 +220,14 @@ def test_prompts_that_cannot_be_read_are_refused(prompts, message):
   config, params = model()
   with pytest.raises(ValueError, match=message):
     generate(config, params, prompts)
+
+
+def test_what_is_not_finite_stops_and_names_the_prompt():
+  """Numbers that overflow on the way, from weights that are finite."""
+  config, params = model()
+  params = {**params, "norm": params["norm"] * 1e38}
+  with pytest.raises(StoppedRun, match="after prompt 0 .* is not finite"):
+    generate(config, params, [[5, 6, 7]], sampling=Sampling(max_new_tokens=2))
 
 
 def test_what_passes_the_longest_sequence_is_refused():
