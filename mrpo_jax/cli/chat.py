@@ -14,6 +14,12 @@ HELP = """\
 /exit         leave; so does Ctrl-D
 Ctrl-C ends an answer.  All else is a message."""
 MESSAGE, ANSWER = "you> ", "model> "
+# A terminal would obey them: what a model says moves no cursor.
+CONTROLS = {
+  code: f"\\x{code:02x}"
+  for code in (*range(32), *range(127, 160))
+  if chr(code) not in "\n\t"
+}
 
 
 def talk(chat):
@@ -38,6 +44,8 @@ def talk(chat):
         _do(chat, line, is_terminal)
       except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+      except KeyboardInterrupt:  # again, while an answer ended
+        print()
   if is_terminal:
     print()
 
@@ -64,7 +72,8 @@ def _answer(ask, is_terminal):
   """Shows an answer as it comes; Ctrl-C ends it, and the chat goes on."""
 
   def show(piece):
-    print(piece, end="", flush=True)
+    text = piece.translate(CONTROLS) if is_terminal else piece
+    print(text, end="", flush=True)
 
   if is_terminal:
     show(ANSWER)
@@ -72,4 +81,8 @@ def _answer(ask, is_terminal):
     ask(show)
   except KeyboardInterrupt:
     show(" [ended]")
+  except InputError:
+    if is_terminal:
+      print(flush=True)
+    raise
   print(flush=True)

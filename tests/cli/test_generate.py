@@ -52,6 +52,8 @@ GENERATE = ["generate", "--model=M", "--prompts=p.jsonl", "--to=o.jsonl"]
     (["--prompts="], "--prompts is missing"),
     (["--prompts=none.jsonl"], "none.jsonl: no such file"),
     (["--prompts=none.txt"], "none.txt: no such file"),
+    (["--prompts=folder.txt"], "folder.txt: is a directory; name a file in"),
+    (["--prompts=pipe.txt"], "pipe.txt: is a pipe, a socket or a device"),
     (["--prompts=p.csv"], "p.csv: unknown file type; prompts are .jsonl"),
     (["--to="], "--to is missing"),
     (["--to=no/o.jsonl"], "--to: no/o.jsonl: no such folder"),
@@ -79,10 +81,13 @@ GENERATE = ["generate", "--model=M", "--prompts=p.jsonl", "--to=o.jsonl"]
   ],
 )
 def test_wrong_flags(here, capsys, flags, match):
+  os.mkdir("folder.txt")
+  os.mkfifo("pipe.txt")
   names = [flag.partition("=")[0] for flag in flags]
   rest = [one for one in GENERATE if one.partition("=")[0] not in names]
   assert match in refused(capsys, *rest, *flags)
-  assert sorted(os.listdir(here)) == ["M", "p.jsonl", "p.txt"]
+  there = ["M", "folder.txt", "p.jsonl", "p.txt", "pipe.txt"]
+  assert sorted(os.listdir(here)) == there
 
 
 @pytest.mark.parametrize(
@@ -234,7 +239,9 @@ def test_a_chat_answers_every_line(here, monkeypatch, capsys):
     assert cli.main([*GENERATE[:3], to, *argv]) == 0
     (line,) = files.read_lines(here / f"o{len(turns)}.jsonl")
     answers.append(line["response"])
-    turns.append({"role": "assistant", "content": line["response"]})
+    # The transcript writes a space before an answer.
+    answer = line["response"].removeprefix(" ")
+    turns.append({"role": "assistant", "content": answer})
   assert said.out == "".join(f"{answer}\n" for answer in answers)
 
 
@@ -293,6 +300,57 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):
   assert ended == " [ended]" and answer
   requests = [given[2] for given in calls]
   assert requests[0] != requests[1]  # each turn draws for itself
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+class Said:
+  """A chat whose answers are the pieces that it is given, or raised."""
+
+  def __init__(self, *answers):
+    self._answers = iter(answers)
+
+  def answer(self, message, show):
+    for piece in next(self._answers):
+      if isinstance(piece, BaseException):
+        raise piece
+      show(piece)
+
+
+def test_a_terminal_obeys_no_answer_and_errors_stand_on_their_own_line(
+  monkeypatch, capsys
+):
+  from mrpo_jax.cli.chat import talk
+  from mrpo_jax.errors import InputError
+
+  said = Terminal()
+  monkeypatch.setattr(sys, "stdin", Terminal("a\nb\nc\n"))
+  monkeypatch.setattr(sys, "stdout", said)
+  talk(Said(["\x1b[2Jé\n\t", "\x9b\r"], [InputError("too long")], ["x"]))
+  assert said.getvalue().split("\n")[1:] == [
+    *("you> model> \\x1b[2Jé", "\t\\x9b\\x0d", "you> model> "),
+    *("you> model> x", "you> ", ""),
+  ]
+  assert capsys.readouterr().err == "error: too long\n"
+
+
+def test_ctrl_c_twice_leaves_no_chat(monkeypatch):
+  """The second one comes while the end of the answer is shown."""
+  from mrpo_jax.cli import chat as module
+
+  asked = []
+
+  def interrupted(*given):
+    asked.append(given)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
+  monkeypatch.setattr(module, "_answer", interrupted)
+  module.talk(None)
+  assert len(asked) == 2
 
 
 def test_a_piped_chat_prints_answers_alone(inputs):

@@ -98,10 +98,7 @@ class Chat:
     Raises:
       InputError: the chat has become too long; then nothing has changed.
     """
-    ids = self._ids([*self._turns, _turn("user", message)])
-    self._turns.append(_turn("user", message))
-    self._tries = 0
-    return self._say(ids, show)
+    return self._say([*self._turns, _turn("user", message)], 0, show)
 
   def retry(self, show):
     """Another answer to the last message.
@@ -111,10 +108,7 @@ class Chat:
     """
     if not self._turns:
       raise InputError("nothing was said yet; type a message")
-    if self._turns[-1]["role"] == "assistant":
-      self._turns.pop()
-    self._tries += 1
-    return self._say(self._ids(self._turns), show)
+    return self._say(self._turns[:-1], self._tries + 1, show)
 
   def _ids(self, turns):
     if self.system:
@@ -136,8 +130,9 @@ class Chat:
       )
     return found.ids
 
-  def _say(self, ids, show):
-    """The answer to a prompt, taken as a turn, also where Ctrl-C ends it."""
+  def _say(self, turns, tries, show):
+    """The answer to turns, taken with them, also where Ctrl-C ends it."""
+    ids = self._ids(turns)
     stops, stream = Stops(self._stops, self._text_of), Stream(self._stops, show)
 
     def ended(request, said):
@@ -146,8 +141,8 @@ class Chat:
         stream.take(self._text_of(said))
       return count
 
-    number = len(self._turns)  # another one for each turn: so are the samples
-    prompts, request = [ids] * (number + 1), (number, self._tries)
+    number = len(turns)  # another one for each turn: so are the samples
+    prompts, request = [ids] * (number + 1), (number, tries)
     try:
       with contextlib.closing(
         samples(self._decoder, prompts, [request], self._seed, ended)
@@ -156,7 +151,9 @@ class Chat:
       ends, stopped = self._decoder.stop_ids, stops.text(request)
       stream.end(model.said_text(sample, stopped, ends, self._text_of))
     finally:
-      self._turns.append(_turn("assistant", stream.shown))
+      # Templates that end in "Assistant:" write this space themselves.
+      answer = stream.shown.removeprefix(" ")
+      self._turns, self._tries = [*turns, _turn("assistant", answer)], tries
     return stream.shown
 
 
