@@ -4,6 +4,7 @@
 import gzip
 import io
 import json
+import os
 import pathlib
 import zlib
 
@@ -40,17 +41,22 @@ def rows_of(path, known=(), prompts=()):
   if not path.name.lower().endswith(SUFFIXES):
     suffixes = ", ".join(SUFFIXES)
     raise InputError(f"{path}: unknown file type; the known are {suffixes}")
+  check_file(path)
+  if path.name.lower().endswith(".parquet"):
+    return _parquet_rows(path, known, prompts)
+  return _json_rows(path)
+
+
+def check_file(path):
+  """InputError where a path is no file whose end can be read."""
   try:
     files.refuse_endless(path)
   except FileNotFoundError:
     raise InputError(f"{path}: no such file; check the path") from None
   except OSError as error:
     raise _unreadable(path, error) from None
-  if path.is_dir():
+  if os.path.isdir(path):
     raise InputError(f"{path}: is a directory; name a file in it")
-  if path.name.lower().endswith(".parquet"):
-    return _parquet_rows(path, known, prompts)
-  return _json_rows(path)
 
 
 # JSON.

@@ -22,7 +22,7 @@ from mrpo_jax.data.tokenizer import (
   with_template,
 )
 from mrpo_jax.errors import InputError, blames
-from mrpo_jax.hub.folder import generation_config
+from mrpo_jax.hub.folder import GENERATION, generation_config
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.runs import memory
@@ -218,15 +218,17 @@ def ends(model, *, chats, stops=()):
   source = json.loads(config.source or "{}")
   said = {
     "tokenizer": [model.tokenizer.eos_token_id],
-    "config.json": [*_ids(source.get("eos_token_id")), config.eos_id],
+    "config.json": [*_ids(source, "config.json"), config.eos_id],
   }
   if model.folder:
     values = generation_config(model.folder)
-    said["generation_config.json"] = _ids(values.get("eos_token_id"))
+    where = f"{model.folder}/{GENERATION}"
+    said["generation_config.json"] = _ids(values, where)
   if chats:
     end = turn_end(model.tokenizer)
-    said["chat template"] = _ids(end)
-    texts = [end] if isinstance(end, str) and end else []
+    is_text = isinstance(end, str)
+    said["chat template"] = [] if is_text else [end]
+    texts = [end] if is_text and end else []
   found = {}
   for who, ids in said.items():
     for one in dict.fromkeys(ids):
@@ -244,10 +246,17 @@ def ends(model, *, chats, stops=()):
   return found, [*texts, *stops]
 
 
-def _ids(value):
-  """A token or several, as a list."""
+def _ids(values, where):
+  """The end tokens in a file's JSON: none, one or several."""
+  value = values.get("eos_token_id")
   some = value if isinstance(value, list) else [value]
-  return [one for one in some if type(one) is int]
+  for one in some:
+    if one is not None and type(one) is not int:
+      raise InputError(
+        f"{where}: eos_token_id={value!r} is neither a token's number nor a "
+        "list of them"
+      )
+  return some
 
 
 def say_ends(model, tokens, texts):

@@ -9,7 +9,7 @@ from mrpo_jax import files
 from mrpo_jax.data import formats
 from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.prompts import encode_prompts
-from mrpo_jax.data.reading.row_files import rows_of
+from mrpo_jax.data.reading.row_files import check_file, rows_of
 from mrpo_jax.errors import InputError, StoppedRun
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,7 @@ def _rows(path):
   if not name.endswith(".txt"):
     yield from rows_of(path)
     return
-  if not pathlib.Path(path).is_file():
-    raise InputError(f"{path}: no such file; check the path")
+  check_file(path)
   lines = pathlib.Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
   for number, line in enumerate(lines, 1):
     where = f"{path} line {number}"

@@ -280,6 +280,17 @@ def test_every_end_that_is_known_counts(inputs, tmp_path, caplog):
   assert model.ends(found, chats=False)[1] == []
 
 
+@pytest.mark.parametrize("value", ["2", 2.0, [1, True], {}])
+def test_an_end_that_is_no_token_is_refused(inputs, tmp_path, value):
+  """It would be left out, and samples would not end there."""
+  folder = tmp_path / "model"
+  shutil.copytree(inputs / "base", folder)
+  files.write_json(folder / "generation_config.json", {"eos_token_id": value})
+  found = model.find_model(Source(model=str(folder)))
+  with pytest.raises(InputError, match="generation_config.json: eos_token_id="):
+    model.ends(found, chats=False)
+
+
 # generation_config.json.
 
 
