@@ -15,8 +15,8 @@ import pathlib
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError
-from mrpo_jax.generation.generate import SLOTS, samples
-from mrpo_jax.generation.stops import Stops
+from mrpo_jax.generation.generate import SLOTS, Sample, samples
+from mrpo_jax.generation.stops import HALF, Stops
 from mrpo_jax.progress import Progress
 from mrpo_jax.runs.inference import model
 from mrpo_jax.runs.inference.prompts import prompt_ids, read_prompts
@@ -177,16 +177,33 @@ def _done(to, known, record, work):
     )
   if not to.exists():
     return 0
-  lines = files.read_lines(to)
+  lines = to.read_bytes().split(b"\n")[:-1]
+  text_of = model.text_of(work.model.tokenizer)
   for number, line in enumerate(lines):
-    place = line.get("index"), line.get("sample")
-    if number >= work.total or place != work.request(number):
+    where = f"{to} line {number + 1}"
+    if not _was_made(work, number, line, files.parsed(line, where), text_of):
       raise InputError(
-        f"{to} line {number + 1} is not the one that was written there; remove "
-        f"the file and {_beside(to).name}"
+        f"{where} is not the one that was written there; remove the file and "
+        f"{_beside(to).name}"
       )
   files.cut_half_line(to)
   return len(lines)
+
+
+def _was_made(work, number, line, values, text_of):
+  """Is it the line of that number, as far as the line itself can say?"""
+  if number >= work.total:
+    return False
+  try:
+    figures = [values["logp"]], [values["behaviour_logp"]]
+    sample = Sample(values["ids"], *figures, values["finish"])
+    text = values["response"]
+    if _line(work, work.request(number), sample, text) != line + b"\n":
+      return False
+    # The end may have been cut within a character.
+    return text_of(values["ids"]).startswith(text.rstrip(HALF))
+  except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+    return False
 
 
 # What is made.

@@ -168,6 +168,32 @@ def test_lines_of_something_else_are_not_gone_on_with(
   assert to.read_bytes() == line
 
 
+@pytest.mark.parametrize(
+  "old,new",
+  [
+    (b'"response": "', b'"response": "mine '),
+    (b'"id": 7', b'"id": 8'),
+    (b'"tokens": ', b'"tokens": 1'),
+    (b'"ids": [', b'"ids": ["a", '),
+    (b'"ids": [', b'"ids": [9999999999999999999999, '),
+    (b'"logp": ', b'"logp": "x", "l": '),
+    (b"}\n", b"}\r\n"),
+    (b"}\n", b"}\n\n"),
+  ],
+)
+def test_lines_that_were_changed_are_not_gone_on_with(
+  said, inputs, prompts, tmp_path, old, new
+):
+  to = tmp_path / "to.jsonl"
+  line = said[0].read_bytes().splitlines(keepends=True)[0]
+  to.write_bytes(changed := line.replace(old, new, 1))
+  assert changed != line
+  shutil.copy(f"{said[0]}.run.json", f"{to}.run.json")
+  with pytest.raises(InputError, match="line [12] is not "):
+    say(Source(model=str(inputs / "base")), prompts, to)
+  assert to.read_bytes() == changed
+
+
 def test_one_command_at_a_time_writes_a_file(inputs, prompts, tmp_path):
   to = tmp_path / "to.jsonl"
   with files.alone(to), pytest.raises(InputError, match="another command is"):
