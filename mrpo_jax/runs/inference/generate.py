@@ -90,6 +90,7 @@ def generate(
     found = model.find_model(source, (known or {}).get("date"))
     work = _work(found, prompts, given, seed, stops, generation_config)
     record = _record(work, prompts, cache_dtype)
+    _refuse_apart({**record, "slots": slots, "mesh": source.mesh})
     done = 0
     if known is not None:
       done = processes.first(lambda: _done(to, known, record, work))
@@ -124,6 +125,17 @@ def _work(found, path, given, seed, stops, generation_config):
   )
   model.say_ends(found, tokens, texts)
   return Job(found, prompts, ids, sampling, seed, (*tokens,), (*texts,))
+
+
+def _refuse_apart(given):
+  """InputError on all processes where they are not given the same."""
+  first, *others = processes.gather(given)
+  for number, other in enumerate(others, 1):
+    if found := [str(one) for one in differences(other, first)]:
+      raise InputError(
+        f"process {number} is given another command than process 0: "
+        f"{'; '.join(found)}; give all of them the same"
+      )
 
 
 # What is there.

@@ -9,7 +9,7 @@ import types
 import jax
 import pytest
 
-from mrpo_jax import files, hub
+from mrpo_jax import files, hub, processes
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.inference import model
@@ -192,6 +192,21 @@ def test_lines_that_were_changed_are_not_gone_on_with(
   with pytest.raises(InputError, match="line [12] is not "):
     say(Source(model=str(inputs / "base")), prompts, to)
   assert to.read_bytes() == changed
+
+
+def test_processes_that_are_given_other_commands_are_refused(
+  inputs, prompts, tmp_path, monkeypatch
+):
+  """They would compute one sample together, of two seeds."""
+
+  def gather(value):
+    is_given = isinstance(value, dict) and "seed" in value
+    return [value, {**value, "seed": 5}] if is_given else [value]
+
+  monkeypatch.setattr(processes, "gather", gather)
+  with pytest.raises(InputError, match="process 1 is .*: seed: 0 -> 5; give"):
+    say(Source(f"{inputs}/base"), prompts, tmp_path / "to.jsonl")
+  assert not list(tmp_path.iterdir())
 
 
 def test_one_command_at_a_time_writes_a_file(inputs, prompts, tmp_path):
