@@ -302,6 +302,26 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):
   assert requests[0] != requests[1]  # each turn draws for itself
 
 
+def test_ctrl_c_interrupts_no_compilation(here, monkeypatch, capsys):
+  """It would break caches of jax; the answer ends after its first block."""
+  from mrpo_jax.generation.decoder import Decoder
+
+  whole, blocks = Decoder.decode, []
+
+  def decode(self, slots):
+    if not blocks:
+      signal.raise_signal(signal.SIGINT)
+    blocks.append(whole(self, slots))
+    return blocks[-1]
+
+  monkeypatch.setattr(Decoder, "decode", decode)
+  more = ["--max_new_tokens=40"]
+  before = signal.getsignal(signal.SIGINT)
+  assert chat(monkeypatch, "One", "/exit", more=more) == 0
+  assert capsys.readouterr().out == " [ended]\n" and len(blocks) == 1
+  assert signal.getsignal(signal.SIGINT) == before
+
+
 class Terminal(io.StringIO):
   def isatty(self):
     return True

@@ -4,6 +4,8 @@
 import contextlib
 import dataclasses
 import logging
+import signal
+import threading
 
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.data.prompts import encode_prompts
@@ -136,6 +138,7 @@ class Chat:
     stops, stream = Stops(self._stops, self._text_of), Stream(self._stops, show)
 
     def ended(request, said):
+      interrupt()
       count = stops.ended(request, said)
       if count is None:
         stream.take(self._text_of(said))
@@ -144,9 +147,12 @@ class Chat:
     number = len(turns)  # another one for each turn: so are the samples
     prompts, request = [ids] * (number + 1), (number, tries)
     try:
-      with contextlib.closing(
-        samples(self._decoder, prompts, [request], self._seed, ended)
-      ) as found:
+      with (
+        _interrupts_held() as interrupt,
+        contextlib.closing(
+          samples(self._decoder, prompts, [request], self._seed, ended)
+        ) as found,
+      ):
         ((_, sample),) = found
       ends, stopped = self._decoder.stop_ids, stops.text(request)
       stream.end(model.said_text(sample, stopped, ends, self._text_of))
@@ -155,6 +161,29 @@ class Chat:
       answer = stream.shown.removeprefix(" ")
       self._turns, self._tries = [*turns, _turn("assistant", answer)], tries
     return stream.shown
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+  """Yields a function that raises KeyboardInterrupt if Ctrl-C came meanwhile.
+
+  While a program is compiled, an exception breaks jax's caches: Python would
+  crash at its end.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda: None  # signals do not come here
+    return
+  came = []
+  before = signal.signal(signal.SIGINT, lambda *given: came.append(given))
+
+  def interrupt():
+    if came:
+      raise KeyboardInterrupt
+
+  try:
+    yield interrupt
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 class Stream:
