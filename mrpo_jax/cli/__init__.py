@@ -34,10 +34,11 @@ LINES = Lines()
 
 def main(argv=None):
   """Runs one command; returns the exit code."""
-  if argv is None:
+  is_typed = argv is None
+  if is_typed:
     streams.take()
   try:
-    argv = _words(sys.argv[1:] if argv is None else argv)
+    argv = _words(sys.argv[1:] if is_typed else argv)
     if argv == ["--version"]:
       print(f"mrpo_jax {__version__}")
       return 0
@@ -54,6 +55,10 @@ def main(argv=None):
     code, line = said
     is_wish = isinstance(error, KeyboardInterrupt)  # and no error
     print(line if is_wish else f"error: {line}", file=sys.stderr)
+    if is_wish and is_typed:
+      # Interrupted in a compilation, jax crashes when Python ends in order.
+      sys.stdout.flush()
+      os._exit(code)
     return code
 
 

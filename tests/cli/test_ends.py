@@ -3,6 +3,7 @@
 
 import errno
 import os
+import sys
 import threading
 
 import jax
@@ -170,3 +171,19 @@ def test_a_fault_in_a_thread_keeps_its_traceback(monkeypatch):
     thread.join()
   assert [one.exc_type for one in seen] == [ZeroDivisionError]
   assert threading.excepthook == seen.append
+
+
+def test_an_interrupted_command_leaves_before_jax_cleans_up(monkeypatch):
+  """Which crashes (signal 11) where a compilation was interrupted."""
+
+  def interrupted(argv):
+    raise KeyboardInterrupt
+
+  left = []
+  monkeypatch.setattr(cli.streams, "take", lambda: None)
+  monkeypatch.setattr(cli, "_run", interrupted)
+  monkeypatch.setattr(cli.os, "_exit", left.append)
+  monkeypatch.setattr(sys, "argv", ["mrpo", "generate", "--model=M"])
+  cli.main()
+  assert left == [130]
+  assert cli.main(["generate"]) == 130 and left == [130]
