@@ -12,6 +12,7 @@ LAZY = {
   "figures": "evaluate",
   "table": "evaluate",
   "find": "tasks.find",
+  "check_shots": "tasks.shots",
 }
 HARNESS = ("lm_eval", "datasets", "yaml")  # of the extra `eval`
 

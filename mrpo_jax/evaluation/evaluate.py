@@ -13,6 +13,7 @@ from lm_eval.utils import make_table
 
 from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks.find import find
+from mrpo_jax.evaluation.tasks.shots import check_shots, fixed_shots
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,17 @@ def evaluate_tasks(
       standard errors at all.
 
   Raises:
-    InputError: a task is not known or cannot be loaded.
+    InputError: a task is not known, cannot be loaded, or has fewer few-shot
+      examples than are asked for.
   """
   with quiet(), _own_random_numbers():
     found = find(tasks, data)
-    if num_fewshot is not None:
-      _say_fixed_shots(found, num_fewshot)
+    check_shots(found, num_fewshot)
+    if num_fewshot and (fixed := fixed_shots(found)):
+      logger.info(
+        f"{', '.join(fixed)}: shots are fixed by the task; num_fewshot="
+        f"{num_fewshot} does not count"
+      )
     results = lm_eval.simple_evaluate(
       model=lm,
       tasks=found,
@@ -102,21 +108,6 @@ def _say_not_finite(results):
 def _is_error(name):
   """Is it of "metric_stderr,filter"?"""
   return name.partition(",")[0].endswith("_stderr")
-
-
-def _say_fixed_shots(found, asked):
-  """The harness leaves a task alone that has no shots by its own word."""
-  fixed = [one.task_name for one in found if _shots(one) == 0]
-  if fixed and asked:
-    logger.info(
-      f"{', '.join(fixed)}: shots are fixed by the task; --num_fewshot="
-      f"{asked} does not count"
-    )
-
-
-def _shots(task):
-  """Shots before each document of a task; None for a group or no word of it."""
-  return getattr(getattr(task, "config", None), "num_fewshot", None)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,13 @@ from lm_eval.api import task as of_tasks
 from lm_eval.utils import apply_template
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation import evaluate_tasks, figures, find, table
+from mrpo_jax.evaluation import (
+  check_shots,
+  evaluate_tasks,
+  figures,
+  find,
+  table,
+)
 from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks import find as found
 from mrpo_jax.evaluation.tasks import local
@@ -168,9 +174,46 @@ def test_shots_that_a_task_fixes_stay_and_that_is_said(lm, benchmarks, caplog):
       num_fewshot=2,
     )
   assert got["n-shot"] == {"truthfulqa_mc1": 0, "gsm8k": 2}
-  assert "truthfulqa_mc1: shots are fixed by the task; --num_fewshot=2" in (
+  assert "truthfulqa_mc1: shots are fixed by the task; num_fewshot=2" in (
     caplog.text
   )
+
+
+@pytest.mark.parametrize(
+  "tasks,shots,message",
+  [
+    (["gsm8k"], 6, "gsm8k: 6 few-shot examples .* there are 5 to take"),
+    (["mmlu_anatomy"], 4, "mmlu_anatomy: 4 .* give a num_fewshot of at most 3"),
+    (["mmlu"], 3, "mmlu_sociology: 3 .* there are 2 "),
+    (["truthfulqa_mc1", "gsm8k"], 10**12, "gsm8k: 1000000000000 "),
+  ],
+)
+def test_more_shots_than_rows_are_refused(
+  lm, benchmarks, five_subjects, tasks, shots, message
+):
+  with pytest.raises(InputError, match=message):
+    evaluate_tasks(lm, tasks, data=str(benchmarks), num_fewshot=shots)
+  found_tasks = find(tasks, str(benchmarks))
+  with pytest.raises(InputError, match=message):
+    check_shots(found_tasks, shots)
+
+
+def test_shots_that_a_task_asks_for_itself_have_to_be_there(lm, tmp_path):
+  for name in local.FILES["gsm8k"]:
+    rows = [{"question": f"q{n}", "answer": "#### 1"} for n in range(4)]
+    write_lines(tmp_path / name, rows)
+  with pytest.raises(InputError, match="gsm8k: 5 few-shot .* there are 4 "):
+    evaluate_tasks(lm, ["gsm8k"], data=str(tmp_path))
+  assert evaluate_tasks(lm, ["gsm8k"], data=str(tmp_path), num_fewshot=4)
+
+
+def test_a_document_is_no_example_of_itself(lm, tmp_path):
+  # Both rows are documents and examples: of each, the other one is left.
+  shots = "fewshot_split: test\n"
+  own = own_task(tmp_path, more=shots)
+  assert evaluate_tasks(lm, [own], num_fewshot=1)
+  with pytest.raises(InputError, match="own: 2 .* there are 1 to take"):
+    evaluate_tasks(lm, [own], num_fewshot=2)
 
 
 def test_a_group_without_rows_of_a_subject_is_refused(lm, benchmarks):
@@ -308,9 +351,21 @@ def own_task(folder, metric="acc", aggregation="mean", more=""):
   return str(config)
 
 
-def test_a_file_describes_a_task(lm, tmp_path):
+def test_a_file_describes_a_task(lm, tmp_path, monkeypatch):
+  # Alone it needs no index of thousands of files.
+  monkeypatch.setattr(found, "_harness", None)
   got = evaluate_tasks(lm, [own_task(tmp_path)])
   assert got["results"]["own"]["acc,none"] == 0.0
+  other = tmp_path / "other.yaml"
+  other.write_text("include: own.yaml\ntask: other\n")
+  assert find([str(other)])[0].task_name == "other"
+
+
+def test_a_file_of_a_group_is_refused(tmp_path):
+  group = tmp_path / "both.yaml"
+  group.write_text("group: both\ntask: [own]\n")
+  with pytest.raises(InputError, match="both.yaml describes a group; name"):
+    find([str(group)])
 
 
 def test_a_figure_that_is_not_finite_is_said_and_has_a_table(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks by name: those that read local files, and the harness's own."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
@@ -127,13 +128,17 @@ def _harness():
 
 def _manager(names, data):
   """The TaskManager of these names, all of them known; None for no names."""
+  others = [name for name in names if not _is_file(name)]
   for name in names:
-    is_file = name.endswith((".yaml", ".yml"))
-    if is_file and not pathlib.Path(name).is_file():
-      raise InputError(f"--tasks={name}: no such file")
-  manager = _harness() if names else None
-  for name in names:
-    if name.endswith((".yaml", ".yml")) or name in manager.task_index:
+    if name not in others:
+      _check_file(name)
+  if not others:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False) if names else None
+  manager = _harness()
+  for name in others:
+    if name in manager.task_index:
       continue
     known = [*own_names(), *manager.all_tasks] if data else manager.all_tasks
     offline = ", ".join((*DATA, "mmlu"))
@@ -143,6 +148,25 @@ def _manager(names, data):
       "the harness (lm-eval ls tasks)"
     )
   return manager
+
+
+def _is_file(name):
+  return name.endswith((".yaml", ".yml"))
+
+
+def _check_file(path):
+  """InputError where a file is missing, or no task's."""
+  from lm_eval.tasks._yaml_loader import load_yaml
+
+  if not pathlib.Path(path).is_file():
+    raise InputError(f"--tasks={path}: no such file")
+  content = {}
+  with contextlib.suppress(Exception):  # said where it is loaded
+    content = load_yaml(path, resolve_func=False)
+  if "group" in content:
+    raise InputError(
+      f"--tasks={path} describes a group; name the tasks, or a file of each"
+    )
 
 
 def _theirs(manager, name):

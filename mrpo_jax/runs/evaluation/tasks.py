@@ -29,6 +29,7 @@ def evaluate(source, tasks, to, *, log_samples=False, slots=None, **given):
   # Of several processes all evaluate, and the first one writes.
   with files.new_folder(to) if is_first else contextlib.nullcontext() as folder:
     found = evaluation.find(tasks, given.get("data", ""))
+    evaluation.check_shots(found, given.get("num_fewshot"))
     one = model.find_model(source)
     ends, _ = model.ends(one, chats=given.get("apply_chat_template", False))
     lm = evaluation.HarnessLM(

@@ -81,6 +81,7 @@ def test_prompts_may_be_conversations(here):
     ([TASKS, "--to=M"], "exists; remove it or name another folder"),
     ([TASKS, "--limit=0"], "want a number from 1"),
     ([TASKS, "--num_fewshot=-1"], "want a number from 0"),
+    ([TASKS, "--num_fewshot=9"], "gsm8k: 9 few-shot examples are asked for"),
   ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
