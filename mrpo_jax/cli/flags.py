@@ -5,6 +5,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from mrpo_jax import processes
+from mrpo_jax.cli.values import whole_number
 from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.runs.config import (
   RENAMED,
@@ -115,13 +116,15 @@ def _check_meeting(coordinator, count, index):
   if not (coordinator and count and index):
     raise InputError("--coordinator, --processes and --process go together")
   host, _, port = coordinator.rpartition(":")
-  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+  if not (host and whole_number(port, 2**16 - 1)):
     raise InputError(
       f"--coordinator: {coordinator!r}; want HOST:PORT, where process 0 listens"
     )
-  if not (count.isdecimal() and int(count)):
+  total = whole_number(count)
+  if not total:
     raise InputError(f"--processes: {count!r}; want a number from 1 on")
-  if not (index.isdecimal() and int(index) < int(count)):
+  place = whole_number(index)
+  if place is None or place >= total:
     raise InputError(
-      f"--process: {index!r}; want a number from 0 to {int(count) - 1}"
+      f"--process: {index!r}; want a number from 0 to {total - 1}"
     )

@@ -8,16 +8,31 @@ import pathlib
 from mrpo_jax.files import at_home
 
 AXES = ("data", "fsdp", "context", "model")  # of a mesh, as in `parallel`
+MOST = 2**31 - 1  # of what is counted: what an int32 holds
+DIGITS = 18  # of a number that is read
+LEAST, LARGEST = 1e-9, 1e9  # of a positive number, a time or a factor
+SHOWN = 40  # characters of a wrong value
 DTYPES = ("float32", "bfloat16", "float16")  # of weights that are written
 
 
-def count_from(least):
+def whole_number(text, most=MOST):
+  """The whole number of decimal digits; None where it is none, or too large."""
+  if not text.isdecimal() or len(text) > DIGITS or int(text) > most:
+    return None
+  return int(text)
+
+
+def count_from(least, most=MOST):
   """The type of a number from `least` on."""
 
   def count(text):
-    if not text.isdecimal() or int(text) < least:
-      raise argparse.ArgumentTypeError(f"{text!r}; want a number from {least}")
-    return int(text)
+    value = whole_number(text, most)
+    if value is None or value < least:
+      upto = f" to {most}" if text.isdecimal() and value is None else ""
+      raise argparse.ArgumentTypeError(
+        f"{_shown(text)}; want a number from {least}{upto}"
+      )
+    return value
 
   return count
 
@@ -27,21 +42,30 @@ whole = count_from(0)
 
 def seed(text):
   """The seed of random numbers."""
-  value = whole(text)
-  if value >= 2**32:
-    raise argparse.ArgumentTypeError(f"{text!r}; want one below 2^32")
-  return value
+  value = whole_number(text, 2**32 - 1)
+  if value is None and text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{_shown(text)}; want one below 2^32")
+  return whole(text) if value is None else value
 
 
 def positive(text, kind=float):
-  """A positive number."""
+  """A positive number, and none that arithmetic has no room for."""
   try:
     value = kind(text)
   except ValueError:
     value = 0
   if not 0 < value < float("inf"):
-    raise argparse.ArgumentTypeError(f"{text!r}; want a positive number")
+    raise argparse.ArgumentTypeError(f"{_shown(text)}; want a positive number")
+  if not LEAST <= value <= LARGEST:
+    raise argparse.ArgumentTypeError(
+      f"{_shown(text)}; want a number from {LEAST:g} to {LARGEST:g}"
+    )
   return value
+
+
+def _shown(text):
+  """A wrong value as it is quoted: the start of it will do."""
+  return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def number(text):
@@ -49,7 +73,7 @@ def number(text):
   try:
     return float(text)
   except ValueError:
-    raise argparse.ArgumentTypeError(f"{text!r}; want a number") from None
+    raise argparse.ArgumentTypeError(f"{_shown(text)}; want a number") from None
 
 
 def mesh_sizes(text):
@@ -57,9 +81,9 @@ def mesh_sizes(text):
   sizes = dict.fromkeys(AXES, 1)
   for part in filter(None, text.split(",")):
     axis, _, size = part.partition("=")
-    if axis not in sizes or not size.isdecimal() or int(size) < 1:
+    if axis not in sizes or not whole_number(size):
       raise argparse.ArgumentTypeError(
-        f"{part!r}; want like {'=1,'.join(AXES)}=1"
+        f"{_shown(part)}; want like {'=1,'.join(AXES)}=1"
       )
     sizes[axis] = int(size)
   return sizes
@@ -67,10 +91,12 @@ def mesh_sizes(text):
 
 def share(text):
   """(i, n) of i/n, i from 0 on."""
-  part, _, parts = text.partition("/")
-  if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-    raise argparse.ArgumentTypeError(f"{text!r}; want like 0/4, from 0 on")
-  return int(part), int(parts)
+  part, parts = (whole_number(one) for one in text.partition("/")[::2])
+  if part is None or parts is None or part >= parts:
+    raise argparse.ArgumentTypeError(
+      f"{_shown(text)}; want like 0/4, from 0 on"
+    )
+  return part, parts
 
 
 def two_lengths(text):

@@ -11,6 +11,7 @@ from mrpo_jax.errors import InputError
 RANGE = re.compile(r"(-?\d+):(-?\d+)")
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 MOST = 10_000  # runs of a sweep, and values of a range
+DIGITS = 19  # of the ends of a range, with the sign
 LONGEST = 240  # bytes of a folder's name, which disks allow up to 255
 ARGUMENT = "config"  # the key whose values are arguments of get_config
 OPEN, CLOSE, QUOTES = "([{", ")]}", "'\""
@@ -84,13 +85,16 @@ def _range(text, where):
   found = RANGE.fullmatch(text)
   if not found:
     return [text]
-  numbers = range(int(found[1]), int(found[2]))
-  if not 0 < len(numbers) <= MOST:
+  if max(map(len, found.groups())) > DIGITS:
+    raise InputError(f"{where}: {text[:60]} is no range of numbers that fit")
+  first, end = int(found[1]), int(found[2])
+  count = max(end - first, 0)
+  if not 0 < count <= MOST:
     raise InputError(
-      f"{where}: the range {text} holds {len(numbers):,} numbers; want 1 to "
-      f"{MOST:,}, from the first on, without the last"
+      f"{where}: the range {text} holds {count:,} numbers; want 1 to {MOST:,}, "
+      "from the first on, without the last"
     )
-  return [str(number) for number in numbers]
+  return [str(number) for number in range(first, end)]
 
 
 def runs_of(axes, order=()):

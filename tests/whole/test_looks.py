@@ -147,6 +147,7 @@ def test_a_run_that_goes_on_has_the_same_looks(
     ("tasks", "truthfulqa_mc2, truthfulqa_mc3", "unknown task 'truthfulqa_mc3"),
     ("data", "/nowhere", "config.evaluation: --data=/nowhere: no such folder"),
     ("limit", "-1", "config.evaluation.limit"),
+    ("limit", "9" * 20, "config.evaluation.limit"),
   ],
 )
 def test_benchmarks_that_cannot_be_had_are_refused_before_anything(

@@ -16,6 +16,7 @@ from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.section import (
   Count,
+  Count32,
   Named,
   NotNegative,
   Place,
@@ -172,7 +173,7 @@ class Evaluation(Listed):
     "folder of their files; empty: what the harness loads from the hub", ""
   )
   every: Whole = key("steps between them; 0: at the start and the end", 0)
-  limit: Whole = key("documents of each task, at most; 0: all", 0)
+  limit: Whole32 = key("documents of each task, at most; 0: all", 0)
 
 
 class Samples(Section):
@@ -182,7 +183,7 @@ class Samples(Section):
     "file of prompts, as mrpo generate takes them; empty: none", ""
   )
   every: Whole = key("steps between samples; 0: at the start and the end", 0)
-  max_new_tokens: Count = key("tokens of a sample, at most", 128)
+  max_new_tokens: Count32 = key("tokens of a sample, at most", 128)
   temperature: NotNegative = key("of what is drawn; 0: greedy", 0.0)
 
 

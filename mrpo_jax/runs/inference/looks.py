@@ -57,9 +57,10 @@ class PolicySamples:
       )
     is_chat = any(one.is_chat for one in self._prompts)
     tokens, self._stops = model.ends(self._model, chats=is_chat)
-    self._sampling = Sampling(
-      temperature=given.temperature, max_new_tokens=given.max_new_tokens
-    )
+    with blames("config.samples"):
+      self._sampling = Sampling(
+        temperature=given.temperature, max_new_tokens=given.max_new_tokens
+      )
     self._ends, self._decoder = (*tokens,), None
 
   def __call__(self, params):
