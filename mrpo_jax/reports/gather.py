@@ -127,6 +127,9 @@ def _config(path, *, is_evaluated):
   for key in ("references", "identity"):
     if not isinstance(config.get(key, {}), dict):
       raise InputError(f"config.{key} is no section")
+  names = config.get("references", {}).get("names") or []
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise InputError("config.references.names is no list of names")
   if is_evaluated:
     reward_beta(config.get("loss", {}))
   return config

@@ -159,14 +159,24 @@ def _known_order(workdir, shared):
     return ()
   known = files.read_json(workdir / FILE)
   advice = f"--workdir {workdir} holds another sweep"
-  order = known.get("vary") or []
+  order = known.get("vary")
+  is_right = {
+    "vary": isinstance(order, list) and all(isinstance(k, str) for k in order),
+    "config": isinstance(known.get("config"), dict),
+  }
+  for key, right in is_right.items():
+    if not right:
+      raise InputError(
+        f"{workdir / FILE}: {key!r} is not as it was written; use another "
+        "--workdir"
+      )
   if sorted(order) != sorted(shared["vary"]):
     raise InputError(
       f"{advice}, which varies {', '.join(order)}; vary the same keys, with "
       "any values, or use another --workdir"
     )
   # Keys that are new since then have their defaults.
-  there = _without(with_defaults(known.get("config") or {}), order)
+  there = _without(with_defaults(known["config"]), order)
   found = [*differences(shared["config"], lists_as(list, there))]
   if found:
     raise InputError(

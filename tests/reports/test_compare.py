@@ -327,6 +327,16 @@ def test_seeds_and_marks_of_data_of_any_type_are_no_fault(tmp_path, seed):
   assert "a: 1 lines of metrics.jsonl are no metrics" in notes
 
 
+@pytest.mark.parametrize("names", [1, "ab", {"a": 1}, [1], ["a", None], True])
+def test_names_of_references_of_another_type_are_said(tmp_path, names):
+  make_run(tmp_path / "a", [1.0, -1.0])
+  make_run(tmp_path / "b", [1.0, -1.0], references={"names": names})
+  results, _, notes = reported(tmp_path)
+  assert [*results] == ["a"]
+  want = "b is left out: config.references.names is no list of names"
+  assert notes == [want]
+
+
 def test_what_is_damaged_is_said_and_the_rest_reported(tmp_path):
   for name in "abcdef":
     make_run(tmp_path / name, [1.0, -1.0, 2.0])

@@ -109,6 +109,23 @@ def test_a_sweep_of_before_a_key_was_there_goes_on(checked, tmp_path):
   checked("seed=0:2")
 
 
+@pytest.mark.parametrize(
+  "key,value",
+  [
+    *(("vary", one) for one in (None, 1, "seed", [1], {"seed": 1})),
+    *(("config", one) for one in (None, 1, "x", [])),
+  ],
+)
+def test_a_sweep_whose_file_was_changed_is_refused_by_the_key(
+  checked, tmp_path, key, value
+):
+  checked("seed=0:2").claim()
+  content = json.loads((tmp_path / "sweep.json").read_text())
+  files.write_json(tmp_path / "sweep.json", content | {key: value})
+  with pytest.raises(InputError, match=f"sweep.json: '{key}' is not as it was"):
+    checked("seed=0:2")
+
+
 def test_a_folder_of_a_run_is_no_sweep(checked, tmp_path):
   files.write_json(tmp_path / "config.json", {})
   with pytest.raises(InputError, match="holds a run, no sweep"):

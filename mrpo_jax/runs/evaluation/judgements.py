@@ -18,7 +18,9 @@ from mrpo_jax.runs.workdir import differences
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("first", "second", "index", "sample")  # by which a judgement is known
+# By which a judgement is known, and what each of them is.
+KINDS = {"first": str, "second": str, "index": int, "sample": int}
+KEYS = tuple(KINDS)
 
 
 class Judgements:
@@ -41,10 +43,14 @@ class Judgements:
     self._known = {}
     if self._beside.is_file():
       there = files.read_json(self._beside)
-      self._record["answers"] = answers = there.get("answers", {})
-      self._refuse_other(self._record, there)
+      answers = there.get("answers", {})
       if not isinstance(answers, dict):
-        raise InputError(f"{self._beside} is not as it was written; remove it")
+        raise InputError(
+          f"{self._beside}: 'answers' is not as it was written; remove it and "
+          f"{path.name}"
+        )
+      self._record["answers"] = answers
+      self._refuse_other(self._record, there)
       files.cut_half_line(path)
       self._known = dict(self._read())
       # One that was added, and never judged, may still say something else.
@@ -69,10 +75,15 @@ class Judgements:
   def _read(self):
     for number, line in enumerate(files.read_lines(self._path), 1):
       value = line.get("preference")
-      if not {*KEYS} <= {*line} or type(value) is not float:
+      wrong = [
+        key for key, kind in KINDS.items() if type(line.get(key)) is not kind
+      ]
+      if type(value) is not float or not 1 <= value <= 2:
+        wrong.append("preference")
+      if wrong:
         raise InputError(
-          f"{self._path} line {number} is not as it was written; remove the "
-          f"file and {self._beside.name}"
+          f"{self._path} line {number}: {wrong[0]!r} is not as it was written; "
+          f"remove the file and {self._beside.name}"
         )
       yield tuple(line[key] for key in KEYS), value
 

@@ -11,19 +11,27 @@ import logging
 import pathlib
 
 import jax
-import numpy as np
 
 from mrpo_jax import files, parallel, processes
 from mrpo_jax.data import pack
 from mrpo_jax.data import source as rows_source
 from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.chat.sandbox import sandbox
-from mrpo_jax.data.table import MARK, encode_table
+from mrpo_jax.data.table import encode_table
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation import pairs as figures_of
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.references import score
 from mrpo_jax.runs.evaluation import RESULTS
+from mrpo_jax.runs.evaluation.pair_records import (
+  LIMITS,
+  PAIRS,
+  difference_to,
+  margins,
+  read_records,
+  records_of,
+  refuse_unshared,
+)
 from mrpo_jax.runs.evaluation.pairs_text import text
 from mrpo_jax.runs.inference.model import find_model
 from mrpo_jax.runs.setup import reward_beta
@@ -31,8 +39,6 @@ from mrpo_jax.runs.workdir import CONFIG, recorded_config
 
 logger = logging.getLogger(__name__)
 
-PAIRS = "pairs.jsonl"
-LIMITS = ("max_prompt", "max_response")
 BATCH = 64  # pairs that are scored at once
 TOKENS = 8192  # of the rows that are computed at once, about
 LANES = 128  # that many tokens a row's length is a multiple of
@@ -111,11 +117,11 @@ def evaluate_pairs(
     found = rows_source.load(pairs, conversations=models["model"].conversations)
     table, encoded = _encoded(models, found, pairs, margin)
     if other:
-      _refuse_unshared(against, table, found, other)
+      refuse_unshared(against, table, found, other)
     scores = _scores(models, table, encoded)
 
     def written():
-      records = [*_records(table, found, scores)]
+      records = [*records_of(table, found, scores)]
       results = {
         "model": models["model"].name,
         "reference": models["reference"].name if reference else None,
@@ -125,7 +131,7 @@ def evaluate_pairs(
         **_figures(table, records, beta),
       }
       if other:
-        results["against"] = _against(against, records, other)
+        results["against"] = difference_to(against, records, other)
       files.write_lines(folder / PAIRS, records)
       files.write_json(folder / RESULTS, results, sort_keys=False)
       return text(results)
@@ -289,120 +295,15 @@ def _placed(mesh, views):
   return [parallel.global_rows(view, mesh) for view in views]
 
 
-# Records.
-
-
-def _records(table, pairs, scores):
-  """One dict per pair, of the form of a run's eval_pairs.jsonl and more."""
-  references = [one for name, one in scores.items() if name != "model"]
-  for place, mark, prompt in zip(
-    table.places, table.fingerprints, table.prompts, strict=True
-  ):
-    logp_C, token_C = scores["model"][mark]
-    yield {
-      "pair": place,
-      "policy": logp_C,
-      "references": [one[mark][0] for one in references],
-      "tokens": token_C,
-      "prompt": prompt,
-      "text": _mark(pairs[place]),
-    }
-
-
-def _mark(pair):
-  """Of a pair's text, wherever a model cuts it."""
-  return rows_source.pair_id(pair)[:MARK]
-
-
-def margins(records, *, per_token=False):
-  """[N] nats of records: of the model, less the reference where there is one.
-
-  Args:
-    records: list of dicts of pairs.jsonl.
-    per_token: of each response's mean over the model's tokens?
-  """
-  logp_NC = np.array([one["policy"] for one in records])
-  if records[0]["references"]:
-    logp_NC = logp_NC - [one["references"][0] for one in records]
-  if per_token:
-    logp_NC = logp_NC / [one["tokens"] for one in records]
-  return logp_NC[:, 0] - logp_NC[:, 1]
+# Figures.
 
 
 def _figures(table, records, beta):
   found = figures_of.pair_figures(
     margins(records),
-    margins(records, per_token=True),
+    margins(records, length_normalised=True),
     [one["tokens"] for one in records],
     [one["prompt"] for one in records],
     beta=beta,
   )
   return {"dropped": table.dropped, "truncated": table.truncated, **found}
-
-
-def read_records(folder, margin):
-  """{(pair, text): record} of a folder that `evaluate_pairs` wrote.
-
-  Args:
-    folder: that one.
-    margin: what its margins have to be of, as results.json says it.
-
-  Raises:
-    InputError: it holds none, or margins of another kind.
-  """
-  path = pathlib.Path(folder) / PAIRS
-  records = files.read_lines(path)
-  if not records:
-    raise InputError(
-      f"--against {folder} holds no {PAIRS}; name the folder that mrpo "
-      "evaluate --pairs wrote"
-    )
-  for number, one in enumerate(records, 1):
-    if not {"pair", "policy", "references", "tokens", "text"} <= {*one}:
-      raise InputError(f"{path} line {number} is not as it was written")
-  _refuse_other_margin(folder, margin)
-  return {(one["pair"], one["text"]): one for one in records}
-
-
-def _refuse_other_margin(folder, margin):
-  path = pathlib.Path(folder) / RESULTS
-  there = files.read_json(path) if path.is_file() else {}
-  if missing := [name for name in margin if name not in there]:
-    raise InputError(f"{path} does not say {missing[0]}; evaluate that anew")
-  start = f"--against {folder} was evaluated"
-  reference, other = margin["reference_identity"], there["reference_identity"]
-  if bool(reference) != bool(other):
-    kinds = ["without a reference", "with one"]
-    raise InputError(
-      f"{start} {kinds[bool(other)]}, this {kinds[bool(reference)]}; their "
-      "margins are not comparable"
-    )
-  if reference != other:
-    raise InputError(
-      f"{start} against another reference, {there.get('reference')}; give the "
-      "same one, as it was held there"
-    )
-  if any(margin[name] != there[name] for name in LIMITS):
-    flags = " ".join(f"--{name}={there[name]}" for name in LIMITS)
-    raise InputError(
-      f"{start} with texts cut elsewhere; give {flags}, or evaluate that anew"
-    )
-
-
-def _refuse_unshared(against, table, pairs, other):
-  if not any((place, _mark(pairs[place])) in other for place in table.places):
-    raise InputError(f"--against {against} has none of these pairs")
-
-
-def _against(folder, records, other):
-  """The difference on the pairs of both, and how many only one has."""
-  both = [one for one in records if (one["pair"], one["text"]) in other]
-  theirs = [other[one["pair"], one["text"]] for one in both]
-  return {
-    "folder": str(folder),
-    **figures_of.difference(
-      margins(both), margins(theirs), [one["prompt"] for one in both]
-    ),
-    "only_here": len(records) - len(both),
-    "only_there": len(other) - len(both),
-  }

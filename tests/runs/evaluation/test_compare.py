@@ -189,6 +189,44 @@ def test_judgements_without_a_record_are_refused(here, capsys):
   assert "says of what it is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"first": 1},
+    {"second": None},
+    {"index": "0"},
+    {"index": [0]},
+    {"sample": True},
+    {"preference": 1},
+    {"preference": 2.5},
+    {"preference": float("nan")},
+    {"preference": "1.5"},
+  ],
+)
+def test_a_judgement_that_was_changed_is_refused_by_its_key(
+  here, capsys, changes
+):
+  assert compare(judge="rewarding:length") == 0
+  path = here / "out/judgements.jsonl"
+  lines = files.read_lines(path)
+  lines[1] |= changes
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert compare(judge="rewarding:length") == 2
+  (key,) = changes
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert f"judgements.jsonl line 2: {key!r} is not as it was written" in line
+
+
+@pytest.mark.parametrize("answers", [[], "a", 1, {"a": 1}])
+def test_a_record_of_answers_that_was_changed_is_refused(here, capsys, answers):
+  assert compare(judge="rewarding:length") == 0
+  path = here / "out/judgements.jsonl.run.json"
+  files.write_json(path, files.read_json(path) | {"answers": answers})
+  assert compare(judge="rewarding:length") == 2
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert line.startswith("error: ") and "answers" in line
+
+
 def test_samples_of_a_prompt_are_paired(here):
   for name, texts in (("a", "pq"), ("b", "xyz"[:2])):
     rows = [

@@ -13,6 +13,7 @@ from mrpo_jax.data.encode import encode
 from mrpo_jax.data.source import prompt_id
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
+from mrpo_jax.runs.evaluation.pair_records import read_records
 from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
 from mrpo_jax.runs.inference.model import Source
 from mrpo_jax.runs.inference.policy import read_checkpoint
@@ -173,7 +174,7 @@ def test_a_run_is_evaluated_within_its_own_limits(inputs, tmp_path):
       "texts cut elsewhere; give --max_prompt=1024 --max_response=1024, or",
     ),
     (dict(against="bare"), "bare/results.json does not say reference_identity"),
-    (dict(against="half"), "half/pairs.jsonl line 1 is not as it was written"),
+    (dict(against="half"), "half/results.json does not say reference_identity"),
     (dict(to="half"), "half exists; remove it or name another folder"),
     (dict(max_response=4000), "are more than the 2048 that the models take"),
   ],
@@ -197,3 +198,58 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
   with pytest.raises(InputError, match=re.escape(match)):
     evaluate_pairs(**given)
   assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("key", ["pair", "text", "prompt", "policy", "tokens"])
+@pytest.mark.parametrize(
+  "value", [None, "x", 1.5, True, [], [1], [1, "x"], [1, None], {}, -1]
+)
+def test_a_record_of_another_type_is_refused_by_its_key(
+  evaluated, tmp_path, key, value
+):
+  if (
+    key in ("text", "prompt") and value == "x" or key == "pair" and value == -1
+  ):
+    pytest.skip("as it could be")
+  record = files.read_lines(evaluated / "ratio/pairs.jsonl")[0]
+  results = files.read_json(evaluated / "ratio/results.json")
+  margin = {
+    name: results[name]
+    for name in ("reference_identity", "max_prompt", "max_response")
+  }
+  files.write_json(tmp_path / "results.json", results)
+  files.write_lines(tmp_path / "pairs.jsonl", [record, record | {key: value}])
+  with pytest.raises(InputError, match=f"jsonl line 2: '{key}' is not as it"):
+    read_records(tmp_path, margin)
+
+
+@pytest.mark.parametrize(
+  ("references", "match"),
+  [
+    ([], "line 1: 'references'"),
+    ([[1.0, 2.0]] * 2, "line 1: 'references'"),
+    ([[1.0]], "line 1: 'references'"),
+    ([["x", 1.0]], "line 1: 'references'"),
+    ({"a": 1}, "line 1: 'references'"),
+    (None, "line 1: 'references'"),
+    ([[1.0, 2.0]], "has a pair twice"),
+  ],
+)
+def test_references_of_a_record_are_those_of_its_folder(
+  evaluated, tmp_path, references, match
+):
+  record = files.read_lines(evaluated / "ratio/pairs.jsonl")[0]
+  results = files.read_json(evaluated / "ratio/results.json")
+  margin = {
+    name: results[name]
+    for name in ("reference_identity", "max_prompt", "max_response")
+  }
+  files.write_json(tmp_path / "results.json", results)
+  record["references"] = references
+  files.write_lines(tmp_path / "pairs.jsonl", [record, record])
+  with pytest.raises(InputError, match=match):
+    read_records(tmp_path, margin)
+  for name, wrong in (("max_prompt", "9"), ("reference_identity", [1])):
+    files.write_json(tmp_path / "results.json", results | {name: wrong})
+    with pytest.raises(InputError, match=f"was changed in its {name}"):
+      read_records(tmp_path, margin)
