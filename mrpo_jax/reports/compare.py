@@ -4,12 +4,10 @@
 import dataclasses
 import pathlib
 
-import numpy as np
-
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.reports import paired
-from mrpo_jax.reports.figures import result
+from mrpo_jax.reports.figures import reference_apart, result
 from mrpo_jax.reports.gather import gather, groups_of, repeated
 from mrpo_jax.text import aligned, with_interval
 
@@ -23,7 +21,6 @@ for the chosen response; margin: by how much on average, in nats; x beta: times
 the run's own beta.  alone, per token: the same share by the policy's own
 log-probability, summed or per token.  nll: of chosen responses, nats per token
 of the policy's tokenizer."""
-NEAR = 0.01  # nats, and share of a log-probability, which rounding may change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +51,7 @@ class Comparison:
       size = paired.size_text(next(iter(found.values())))
       yield f"\ndifference to {first}, on the same {size}"
       yield aligned([paired.HEADER, *paired.rows_of(found)])
+      yield from paired.not_compared(first, found)
     if self.differences():
       yield f"\n{paired.LEGEND}"
 
@@ -196,13 +194,12 @@ def _other_references(runs):
   for name, run in runs.items():
     if not all(one["references"] for one in run.pairs):
       continue
-    here = {one["pair"]: one["references"][0] for one in run.pairs}
-    other, there = first.setdefault(run.data, (name, here))
-    apart = [not np.allclose(here[n], there[n], NEAR, NEAR) for n in here]
-    if any(apart):
+    other = first.setdefault(run.data, run)
+    share = reference_apart(run.pairs, other.pairs)
+    if share:
       yield (
-        f"{name}: reference 0 scores {np.mean(apart):.0%} of the pairs "
-        f"otherwise than in {other} (another model, or texts cut elsewhere)"
+        f"{name}: reference 0 scores {share:.0%} of the pairs otherwise than "
+        f"in {other.name} (another model, or texts cut elsewhere)"
       )
 
 

@@ -7,6 +7,7 @@ from mrpo_jax.evaluation.statistics import paired_interval
 
 # Of a line, to tell how fast its step was.
 NEEDED = ("pairs", "seconds", "tokens/real", "tokens/slots")
+NEAR = 0.01  # nats, and share of a log-probability, which rounding may change
 
 
 def result(runs, *, beta, lines=(), evaluated=None):
@@ -95,6 +96,27 @@ def reference_margins(pairs):
 def margin(pair):
   """Log-ratio difference against reference 0, nats, of one record."""
   return _gap(pair["policy"]) - _gap(pair["references"][0])
+
+
+def reference_apart(pairs, others):
+  """Share of pairs that reference 0 of two runs scores otherwise.
+
+  Another model does, or the same one where texts are cut elsewhere.
+
+  Args:
+    pairs, others: records of the two, of the same pairs.
+
+  Returns:
+    0 to 1; None where one of them has no reference.
+  """
+  if not all(one["references"] for one in (*pairs, *others)):
+    return None
+  there = {one["pair"]: one["references"][0] for one in others}
+  apart = [
+    not np.allclose(one["references"][0], there[one["pair"]], NEAR, NEAR)
+    for one in pairs
+  ]
+  return float(np.mean(apart))
 
 
 def policy_margins(pairs):

@@ -202,16 +202,31 @@ def _standing(run):
 
 
 def groups_of(runs):
-  """{label: names} of runs of one config and data but for the seed."""
-  found = {}
+  """{label: names} of runs of one config and data but for the seed.
+
+  A label is what their names have in common: "beta=1 (3 seeds)" of
+  "beta=1,seed=0" and others.  Where that is another's, or nothing, it is the
+  name of the first.
+  """
+  by_config, taken = {}, {run.name for run in runs}
   for run in runs:
     if run.seed is not None:
-      found.setdefault(_but_for_seed(run), {}).setdefault(run.seed, run.name)
-  return {
-    f"{[*names.values()][0]} ({len(names)} seeds)": [*names.values()]
-    for names in found.values()
-    if len(names) > 1
-  }
+      by_config.setdefault(_but_for_seed(run), {}).setdefault(
+        run.seed, run.name
+      )
+  found = {}
+  for seeds in by_config.values():
+    if len(seeds) < 2:
+      continue
+    (seed, first), *_ = seeds.items()
+    parts = [part for part in first.split(",") if part != f"seed={seed}"]
+    labels = [
+      f"{name} ({len(seeds)} seeds)" for name in (",".join(parts), first)
+    ]
+    is_taken = not parts or labels[0] in taken
+    found[labels[is_taken]] = [*seeds.values()]
+    taken.add(labels[is_taken])
+  return found
 
 
 def repeated(runs):

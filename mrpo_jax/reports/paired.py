@@ -18,6 +18,9 @@ MEANS = {
   "nll": figures.chosen_nll,
 }
 
+AGAINST = ("accuracy", "margin_nats")  # those that need the same reference 0
+MOST = 0.5  # share of pairs on which it may score otherwise
+
 
 def differences(series):
   """{label: its difference to the first series of the same data}.
@@ -33,6 +36,8 @@ def differences(series):
     (None: not known, then pairs are drawn one by one), `seeds`, those in
     common; and by figure `difference`, `interval` (95 %, paired bootstrap by
     prompt) and, of shares, `p` of the sign test by prompt for each seed.
+    Where reference 0 of the two scores most pairs otherwise, there are no
+    figures against it, and `reference_apart` is the share of those pairs.
   """
   firsts, found = {}, {}
   for label, runs in series.items():
@@ -52,7 +57,16 @@ def _difference(runs, others):
     "prompts": prompts and len(set(prompts)),
     "seeds": seeds,
   }
+  shares = [
+    figures.reference_apart(one.pairs, others[0].pairs) or 0.0
+    for one in (*runs, *others[1:])
+  ]
+  is_apart = max(shares) > MOST
+  if is_apart:
+    found["reference_apart"] = max(shares)
   for figure, of in (RANKED | MEANS).items():
+    if is_apart and figure in AGAINST:
+      continue
     if figure == "nll" and len({run.tokenizer for run in runs + others}) > 1:
       continue  # nats a token of other tokens
     values = [_values(of, some, pairs) for some in by_seed]
@@ -121,7 +135,7 @@ def rows_of(found):
     yield (
       label,
       _text(one.get("accuracy"), "+.3f"),
-      p_text(one.get("accuracy") or one.get("policy_accuracy")),
+      p_text(one),
       _text(one.get("margin_nats"), "+.3f"),
       _text(one.get("policy_accuracy"), "+.3f"),
       _text(one.get("nll"), "+.3f"),
@@ -142,9 +156,25 @@ def _text(one, form):
   return with_interval(one["difference"], one["interval"], form)
 
 
+def not_compared(first, found):
+  """A sentence for each that is not compared by what needs one reference 0."""
+  for label, one in found.items():
+    if share := one.get("reference_apart"):
+      yield (
+        f"{label}: accuracy and margin are not compared: reference 0 scores "
+        f"{share:.0%} of the pairs otherwise than in {first}"
+      )
+
+
 def p_text(one):
-  """p of each seed: the least and the largest; "-" where there is none."""
-  found = sorted((one or {}).get("p") or ())
+  """p of each seed: the least and the largest; "-" where there is none.
+
+  Of the accuracy against reference 0; of the policy alone where none has one.
+  """
+  figure = one.get("accuracy") or one.get("policy_accuracy") or {}
+  if "reference_apart" in one:
+    figure = {}
+  found = sorted(figure.get("p") or ())
   if not found:
     return "-"
   least, largest = (f"{value:.2g}" for value in (found[0], found[-1]))

@@ -196,6 +196,32 @@ def test_the_difference_of_two_runs_by_hand(tmp_path):
   assert found["nll"]["difference"] == pytest.approx(-0.75)
 
 
+@pytest.mark.parametrize("apart", [2, 3])
+def test_runs_of_most_pairs_of_another_reference_have_no_difference(
+  tmp_path, apart
+):
+  for name in "ab":
+    make_run(tmp_path / name, [1.0, 1.0, -1.0, -1.0])
+  path = tmp_path / "b" / "eval_pairs.jsonl"
+  lines = files.read_lines(path)
+  for one in lines[:apart]:
+    one["references"] = [[-3.0, -9.0]]
+  files.write_lines(path, lines)
+  results, _, notes = reported(tmp_path)
+  found = results["b"]["difference"]
+  is_most = apart == 3
+  assert ("accuracy" in found) == ("margin_nats" in found) == (not is_most)
+  assert found.get("reference_apart") == (0.75 if is_most else None)
+  assert "policy_accuracy" in found and "nll" in found
+  assert any("otherwise than in a" in note for note in notes)
+  text = compare.compare(tmp_path)
+  assert (
+    "b: accuracy and margin are not compared: reference" in text
+  ) == is_most
+  row = text[text.index("difference to a") :].splitlines()[2].split()
+  assert row[1:4] == (["-", "-", "-"] if is_most else row[1:4])
+
+
 def test_the_differences_stand_below_the_table(tmp_path):
   make_run(tmp_path / "a", [1.0, 1.0, -1.0, -1.0])
   make_run(tmp_path / "b", [2.0, -1.0, 1.0, 1.0])

@@ -317,18 +317,40 @@ def test_a_verdict_is_by_the_interval_of_the_difference(interval, words):
 def test_groups_are_named_by_what_their_seeds_have_in_common(tmp_path):
   make_study(tmp_path, seeds=2)
   (tmp_path / "loss.name=mrpo,seed=1").rename(tmp_path / "other")
-  found = pages.with_short_labels(compared(tmp_path))
+  found = compared(tmp_path)
   labels = ["loss.name=dpo (2 seeds)", "loss.name=mrpo (2 seeds)"]
   assert [*found.series] == labels
   assert found.results[labels[1]]["difference"]["to"] == labels[0]
   (tmp_path / "other").rename(tmp_path / "b")
   for seed in (0, 1):
     (tmp_path / f"loss.name=dpo,seed={seed}").rename(tmp_path / f"seed={seed}")
-  found = pages.with_short_labels(compared(tmp_path))
+  found = compared(tmp_path)
   assert [*found.series][1] == "seed=0 (2 seeds)"  # nothing else is left
 
 
+def test_under_another_reference_0_there_is_no_verdict(tmp_path):
+  make_study(tmp_path, seeds=2)
+  for path in sorted(tmp_path.glob("loss.name=mrpo*/eval_pairs.jsonl")):
+    lines = files.read_lines(path)
+    for one in lines[:40]:
+      one["references"][0] = [-50.0, -60.0]
+    files.write_lines(path, lines)
+  comparison = compared(tmp_path)
+  page = Page(pages.page("study", comparison))
+  said = "reference 0 scores 67% of the pairs otherwise"
+  dpo = "loss.name=dpo (2 seeds)"
+  assert page.shows(f"not compared with {dpo}: {said}")
+  assert page.shows(
+    f"accuracy and margin are not compared: {said} than in {dpo}"
+  )
+  assert not page.shows("not told apart") and not page.shows("better than")
+  assert not any("Margin, nats: difference" in one for one in page.text)
+  assert comparison.text().count(said) == 3  # of two runs, and at the table
+
+
 def test_what_cannot_be_compared_has_no_verdict():
+  found = pages.verdict({"to": "dpo", "reference_apart": 0.7})
+  assert found.startswith("not compared with dpo: reference 0 scores 70%")
   assert "no yardstick" in pages.verdict({"to": "dpo"})
   one = {"difference": 0.1, "interval": [0.05, 0.2]}
   found = pages.verdict({"to": "dpo", "policy_accuracy": one})

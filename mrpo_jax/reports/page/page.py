@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole page: sections in their order, warnings, style."""
 
-import dataclasses
 import math
 import pathlib
 
@@ -36,7 +35,6 @@ def write(workdir, comparison):
 
 def page(title, comparison):
   """HTML text of a Comparison under a title."""
-  comparison = with_short_labels(comparison)
   series = shown_series(comparison)
   sections = {
     "summary": ("Summary", _summary(comparison)),
@@ -81,29 +79,6 @@ def page(title, comparison):
   ]
   whole = tag("html", tag("head", head), tag("body", body), lang="en")
   return f"<!doctype html>\n{whole}\n"
-
-
-def with_short_labels(comparison):
-  """The same, its groups named by what their seeds have in common.
-
-  "beta=1,seed=0 (3 seeds)" is "beta=1 (3 seeds)", where that is no other's.
-  """
-  short = {}
-  for label, runs in comparison.series.items():
-    seed = f"seed={runs[0].config.get('seed')}"
-    parts = [part for part in runs[0].name.split(",") if part != seed]
-    name = f"{','.join(parts)} ({len(runs)} seeds)"
-    is_taken = name in comparison.series or name in short.values()
-    short[label] = label if len(runs) == 1 or not parts or is_taken else name
-  results = {}
-  for label, one in comparison.results.items():
-    if "difference" in one:
-      difference = one["difference"]
-      to = short[difference["to"]]
-      one = {**one, "difference": {**difference, "to": to}}
-    results[short.get(label, label)] = one
-  series = {short[label]: runs for label, runs in comparison.series.items()}
-  return dataclasses.replace(comparison, results=results, series=series)
 
 
 def shown_series(comparison):
@@ -168,6 +143,11 @@ def verdict(difference):
   """A sentence on how a series differs from the first, by paired intervals."""
   if difference is None:
     return "the others are compared with this one"
+  if share := difference.get("reference_apart"):
+    return (
+      f"not compared with {difference['to']}: reference 0 scores {share:.0%} "
+      "of the pairs otherwise"
+    )
   key = "accuracy" if "accuracy" in difference else "policy_accuracy"
   if key not in difference:
     return f"has no yardstick in common with {difference['to']}"

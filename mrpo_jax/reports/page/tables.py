@@ -120,7 +120,7 @@ def _difference_table(first, found):
       [
         breakable(label),
         _difference(one.get("accuracy"), "+.3f", higher=True),
-        paired.p_text(one.get("accuracy") or one.get("policy_accuracy")),
+        paired.p_text(one),
         _difference(one.get("margin_nats"), "+.3f", higher=True),
         _difference(one.get("policy_accuracy"), "+.3f", higher=True),
         _difference(one.get("nll"), "+.3f", higher=False),
@@ -128,6 +128,8 @@ def _difference_table(first, found):
       ]
     )
   caption = DIFFERENCES.format(first=first)
+  for sentence in paired.not_compared(first, found):
+    caption += f"\n{sentence[0].upper()}{sentence[1:]}.\n"
   header = [
     *("run", "accuracy", "p", "margin, nats", "alone", "nll"),
     *("pairs", "prompts", "seeds"),
