@@ -4,13 +4,14 @@
 from mrpo_jax.text import aligned, with_interval
 
 HEADER = (
-  *("", "pairs", "accuracy [95 %]", "per token [95 %]"),
+  *("", "pairs", "accuracy [95 %]", "length-normalised [95 %]"),
   "margin, nats [95 %]",
 )
 LEGEND = """\
 accuracy: share of pairs whose margin is above 0; margin: log-probability{ratio}
-of the chosen response less that of the rejected one; per token: the accuracy of
-each response's mean over its tokens.  Intervals: bootstrap over prompts."""
+of the chosen response less that of the rejected one; length-normalised: the
+accuracy of each response's mean over its tokens.  Intervals: bootstrap over
+prompts."""
 
 
 def text(results):

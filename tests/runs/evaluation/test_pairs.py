@@ -129,6 +129,8 @@ def test_the_difference_of_two_evaluations(evaluated, inputs, tmp_path):
   assert found["margin"] == pytest.approx(whole["margin"])
   assert (found["gained"], found["lost"]) == (7 * whole["accuracy"], 0)
   assert "sign test by prompt p = " in said and "on the 7 pairs of both" in said
+  # "per token" is of the policy alone, in the report.
+  assert "length-normalised [95 %]" in said and "per token" not in said
 
 
 def test_prompts_are_known_as_in_a_run(evaluated):
