@@ -10,6 +10,7 @@ LAZY = {
   "Scorer": "loglikelihood",
   "evaluate_tasks": "evaluate",
   "figures": "evaluate",
+  "standard_errors": "evaluate",
   "table": "evaluate",
   "find": "tasks.find",
   "check_shots": "tasks.shots",

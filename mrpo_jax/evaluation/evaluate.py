@@ -69,13 +69,33 @@ def evaluate_tasks(
       task_manager=TaskManager(include_defaults=False),
       torch_random_seed=None,  # would import torch where it is installed
     )
+  results["config"] |= {
+    "num_fewshot": num_fewshot,
+    "apply_chat_template": apply_chat_template,
+  }
   _say_not_finite(results)
   return _finite(results)
 
 
 def table(results):
-  """The harness's own tables: of tasks, and of groups where there are some."""
-  found = make_table(results)
+  """What was asked of which model, and the harness's own tables below it.
+
+  They are of tasks, and of groups where there are some.
+  """
+  config = results.get("config", {})
+  shots = config.get("num_fewshot")
+  limit = config.get("limit")
+  found = "; ".join(
+    [
+      f"model: {config.get('model')}",
+      "all documents"
+      if limit is None
+      else f"at most {limit} documents of each task",
+      "shots as the task says" if shots is None else f"shots: {shots}",
+      f"chat template: {'yes' if config.get('apply_chat_template') else 'no'}",
+    ]
+  )
+  found += "\n\n" + make_table(results)
   if results.get("groups"):
     found += "\n" + make_table(results, "groups")
   return found.rstrip()
@@ -83,11 +103,20 @@ def table(results):
 
 def figures(results):
   """{"task/metric,filter": value} of results, without standard errors."""
+  return _numbers(results, are_errors=False)
+
+
+def standard_errors(results):
+  """{"task/metric_stderr,filter": value}, over the documents of each task."""
+  return _numbers(results, are_errors=True)
+
+
+def _numbers(results, are_errors):
   found = {}
   for task, metrics in results["results"].items():
     for name, value in metrics.items():
-      is_figure = "," in name and not _is_error(name)
-      if is_figure and isinstance(value, int | float):
+      is_asked = "," in name and _is_error(name) == are_errors
+      if is_asked and isinstance(value, int | float):
         found[f"{task}/{name}"] = float(value)
   return found
 

@@ -22,6 +22,7 @@ from mrpo_jax.evaluation import (
   evaluate_tasks,
   figures,
   find,
+  standard_errors,
   table,
 )
 from mrpo_jax.evaluation.quiet import quiet
@@ -162,6 +163,11 @@ def test_results_are_those_of_the_requests_by_hand(lm, benchmarks):
   said = figures(got)
   assert said["truthfulqa_mc1/acc,none"] == np.mean(right)
   assert not any("stderr" in name for name in said)
+  errors = standard_errors(got)
+  right = np.array(right, float)
+  want = right.std(ddof=1) / np.sqrt(len(right))
+  assert errors["truthfulqa_mc1/acc_stderr,none"] == pytest.approx(want)
+  assert {name.replace("_stderr", "") for name in errors} == {*said}
   assert "|truthfulqa_mc2|" in table(got)
 
 
@@ -174,6 +180,10 @@ def test_shots_that_a_task_fixes_stay_and_that_is_said(lm, benchmarks, caplog):
       num_fewshot=2,
     )
   assert got["n-shot"] == {"truthfulqa_mc1": 0, "gsm8k": 2}
+  assert table(got).startswith(
+    "model: HarnessLM; at most 1 documents of each task; shots: 2; chat "
+    "template: no\n\n|"
+  )
   assert "truthfulqa_mc1: shots are fixed by the task; num_fewshot=2" in (
     caplog.text
   )

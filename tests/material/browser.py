@@ -47,6 +47,10 @@ addEventListener("load", () => {
       (one) => one.textContent),
     text: [...document.querySelectorAll("figure svg text")].map(
       (one) => one.getBoundingClientRect().height),
+    // Of the box of each table: how wide it is, and what is in it.
+    tables: [...document.querySelectorAll(".scroll")].map(
+      (one) => [one.textContent.slice(0, 40), one.clientWidth,
+        one.scrollWidth]),
     loaded: performance.getEntriesByType("resource").map((one) => one.name),
     scripts: document.scripts.length - 1,
   };

@@ -59,6 +59,13 @@ def test_every_plot_is_drawn_in_its_box(seen):
       assert part.any(), title
 
 
+def test_no_table_is_cut(seen):
+  tables = seen[1]["tables"]
+  assert len(tables) == 6  # runs, differences, mixture, benchmarks, ...
+  for start, wide, inside in tables:
+    assert inside <= wide, start
+
+
 def test_text_in_plots_can_be_read_on_a_phone(seen):
   assert min(seen[1]["text"]) >= 9  # pixels
 

@@ -14,7 +14,7 @@ from mrpo_jax.reports import report as reports
 from mrpo_jax.reports.compare import compared
 from mrpo_jax.reports.gather import gather
 from mrpo_jax.reports.page import page as pages
-from mrpo_jax.reports.page import tables
+from mrpo_jax.reports.page.benchmarks import benchmarks
 from mrpo_jax.reports.page.curves import MOST, curve
 from mrpo_jax.reports.page.markup import VOID, Html, escaped, tag
 from mrpo_jax.reports.page.plots import style_of, svg
@@ -31,10 +31,15 @@ class Page(html.parser.HTMLParser):
     super().__init__()
     self.elements, self.text, self._open = [], [], []
     self._texts = []  # (name of the element, text)
+    self._rows = []  # of tables, the text of each cell
     self.feed(text)
 
   def handle_starttag(self, name, attributes):
     self.elements.append((name, dict(attributes)))
+    if name == "tr":
+      self._rows.append([])
+    elif name in ("th", "td"):
+      self._rows[-1].append("")
     if name not in VOID:
       self._open.append(name)
 
@@ -43,11 +48,17 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.text.append(data)
+    if {"th", "td"} & {*self._open}:
+      self._rows[-1][-1] += data
     self._texts.append((self._open[-1] if self._open else "", data))
 
   def texts(self, name):
     """The texts that stand in elements of that name."""
     return [text.strip() for where, text in self._texts if where == name]
+
+  def rows(self):
+    """The texts of each row's cells, without the header."""
+    return self._rows[1:]
 
   def shows(self, text):
     return " ".join(text.split()) in " ".join("".join(self.text).split())
@@ -105,6 +116,16 @@ def test_nothing_is_loaded_from_elsewhere(page, text):
     assert attributes.get("href", "#").startswith("#")
   policy = [one for _, one in page.elements if one.get("http-equiv")]
   assert policy[0]["content"].startswith("default-src 'none'")
+
+
+def test_references_have_other_colours_than_series(text):
+  figures = re.findall(r'<figure class="plot">.*?</figure>', text, re.DOTALL)
+  mixed = [one for one in figures if 'aria-labelledby="mixture-' in one]
+  curves = [one for one in figures if 'aria-labelledby="curve-' in one]
+  used, of_series = (
+    {*re.findall(r"--c\d", "".join(some))} for some in (mixed, curves)
+  )
+  assert len(used) == len(of_series) == 2 and not used & of_series
 
 
 def test_names_of_runs_are_text_too(tmp_path):
@@ -186,6 +207,10 @@ def test_warnings_of_many_lines_are_found_in_one_pass(tmp_path):
   )  # 0.01 s; looking at all for each: 30
 
 
+def shown(series):
+  return Page(escaped(benchmarks(series)))
+
+
 def test_benchmarks_are_named_by_a_comma_and_shown_at_their_steps(tmp_path):
   make_study(tmp_path, seeds=1)
   (first, second), _ = gather(tmp_path)
@@ -193,18 +218,51 @@ def test_benchmarks_are_named_by_a_comma_and_shown_at_their_steps(tmp_path):
     run.lines[:] = [
       {"step": s, "eval/a/acc,none": s / 100, "eval/new/head": 1} for s in steps
     ]
-  table = Page(tables.benchmarks({"x": [first], "y": [second]}))
-  cells = [text for name in ("th", "td") for text in table.texts(name)]
-  assert cells == [
-    *("run", "at", "a/acc,none", "x", "x", "y"),
-    *("before training", "0.000", "step 30", "0.300", "step 15", "0.150"),
+  page = shown({"x": [first], "y": [second]})
+  assert page.texts("th") == ["run", "benchmark", "first", "last", "x", "y"]
+  assert page.rows() == [
+    ["x", "a/acc,none", "0.000 before training", "0.300 step 30"],
+    ["y", "a/acc,none", "", "0.150 step 15"],
   ]
-  both = Page(tables.benchmarks({"x": [first, second]}))
-  assert both.texts("td")[:2] == ["before training", "0.000"]
-  assert both.texts("td")[2] == "step 15, 30"
+  (row,) = shown({"x": [first, second]}).rows()
+  assert row[3] == "0.225 [0.150, 0.300] step 15, 30"
   for run in (first, second):
     run.lines[:] = [{"step": 1, "eval/new/head": 1, ODD_REFERENCE: 1.0}]
-  assert tables.benchmarks({"x": [first, second]}) is None
+  assert benchmarks({"x": [first, second]}) is None
+
+
+def test_a_benchmark_has_its_standard_error_beside_it(tmp_path):
+  make_study(tmp_path, seeds=1)
+  (first, second), _ = gather(tmp_path)
+  for run, error in ((first, 0.02), (second, 0.04)):
+    run.lines[:] = [
+      {"step": 3, "eval/a/acc,none": 0.5, "eval/a/acc_stderr,none": error}
+    ]
+  (row,) = shown({"x": [first]}).rows()
+  assert row == ["x", "a/acc,none", "", "0.500 ±0.020 step 3"]
+  (row,) = shown({"x": [first, second]}).rows()
+  assert row[3] == "0.500 ±0.030 [0.500, 0.500] step 3"
+
+
+def test_benchmarks_say_what_was_asked_of_whom(tmp_path):
+  make_study(tmp_path, seeds=1)
+  (first, second), _ = gather(tmp_path)
+  first.config["evaluation"] = {"limit": 20, "num_fewshot": 5}
+  second.config["evaluation"] = {"apply_chat_template": True}
+  second.config["policy"] = {"path": "/models/<b>"}
+  page = shown({"x": [first], "y": [second]})
+  want = "at most 20 documents of each task, 5 shots where a task does not fix"
+  assert page.shows(f"x: the policy, {want} them, no chat template")
+  assert page.shows(
+    "y: the policy that starts as /models/<b>, all documents, shots as each "
+    "task says, a chat template"
+  )
+  second.config.update(first.config)
+  del second.config["policy"]
+  assert shown({"x": [first], "y": [second]}).shows("x, y: the policy, at most")
+  for odd in (None, 1, [], {"limit": [1], "num_fewshot": {}}):
+    second.config["evaluation"] = odd
+    assert benchmarks({"y": [second]})
 
 
 def test_damaged_runs_are_said_and_the_page_comes(tmp_path):

@@ -53,6 +53,8 @@ def looking(prompts, benchmarks):
     f"--config.evaluation.tasks={','.join(TASKS)}",
     f"--config.evaluation.data={benchmarks}",
     "--config.evaluation.every=2",
+    "--config.evaluation.num_fewshot=2",
+    "--config.evaluation.apply_chat_template=True",
     f"--config.samples.prompts={prompts}",
     "--config.samples.every=2",
     f"--config.samples.max_new_tokens={LENGTH}",
@@ -77,6 +79,8 @@ def test_samples_stand_in_the_lines_of_their_steps(runs):
 FIGURES = (
   "eval/truthfulqa_mc2/acc,none",
   "eval/mmlu_anatomy/acc,none",
+  "eval/truthfulqa_mc2/acc_stderr,none",
+  "eval/mmlu_anatomy/acc_stderr,none",
 )
 
 
@@ -89,6 +93,7 @@ def test_benchmarks_stand_in_the_same_lines(runs, benchmarks, tmp_path):
     "evaluate",
     *(f"--workdir={runs[0]}", f"--tasks={','.join(TASKS)}"),
     *(f"--data={benchmarks}", f"--to={tmp_path}/results"),
+    *("--num_fewshot=2", "--apply_chat_template"),
   )
   assert code == 0
   results = files.read_json(tmp_path / "results" / "results.json")["results"]
@@ -148,6 +153,8 @@ def test_a_run_that_goes_on_has_the_same_looks(
     ("data", "/nowhere", "config.evaluation: --data=/nowhere: no such folder"),
     ("limit", "-1", "config.evaluation.limit"),
     ("limit", "9" * 20, "config.evaluation.limit"),
+    ("num_fewshot", "-2", "config.evaluation.num_fewshot"),
+    ("num_fewshot", "9", "config.evaluation: mmlu_anatomy: 9 few-shot"),
   ],
 )
 def test_benchmarks_that_cannot_be_had_are_refused_before_anything(

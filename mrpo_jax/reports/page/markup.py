@@ -64,7 +64,10 @@ def breakable(name):
 
 
 def scrolled_table(header, rows, *, caption, numbers=1, classes=()):
-  """A table in a box of its own, within which it scrolls.
+  """A table in a box of its own; on a phone each row is a list of its cells.
+
+  A cell has the title of its column as `data-title`, which stands before it
+  there.
 
   Args:
     header: texts.
@@ -84,7 +87,9 @@ def scrolled_table(header, rows, *, caption, numbers=1, classes=()):
   body = []
   for n, row in enumerate(rows):
     first, *rest = row
-    cells = [_cell(*two) for two in zip(rest, kinds[1:], strict=True)]
+    cells = [
+      _cell(*one) for one in zip(rest, kinds[1:], header[1:], strict=True)
+    ]
     body.append(
       tag(
         "tr",
@@ -103,7 +108,8 @@ def scrolled_table(header, rows, *, caption, numbers=1, classes=()):
   )
 
 
-def _cell(value, kind):
+def _cell(value, kind, title):
   if isinstance(value, Cell):
     value, kind = value.value, f"{kind} {value.class_}".strip()
-  return tag("td", value, class_=kind or None)
+  # In an element of its own: on a phone it stands beside the title.
+  return tag("td", tag("div", value), class_=kind or None, data_title=title)

@@ -38,7 +38,7 @@ def mixtures(series):
   if not mixed:
     return None
   plots = [
-    _plot(n, label, runs, *kind)
+    _plot(n, label, runs, *kind, first=len(series))
     for n, (label, runs) in enumerate([*mixed.items()][:PLOTTED])
     for kind in (
       ("responsibility", "share of the mixture", "at the chosen response"),
@@ -88,11 +88,15 @@ def _written(value, form):
   return "-" if value is None else format(value, form)
 
 
-def _plot(n, label, runs, what, title, about):
-  names = several(runs)
+def _plot(n, label, runs, what, title, about, *, first):
+  """A plot of the references of one series.
+
+  They are drawn in the styles from `first` on, those before are of series.
+  """
+  names = dict(enumerate(several(runs), first))
   found = {
     k: one
-    for k, name in enumerate(names)
+    for k, name in names.items()
     if (one := curve(runs, f"references/{name}/{what}")) is not None
   }
 

@@ -7,6 +7,7 @@ import pathlib
 from mrpo_jax import __version__, files
 from mrpo_jax.references.warnings import warnings
 from mrpo_jax.reports.page import tables
+from mrpo_jax.reports.page.benchmarks import benchmarks
 from mrpo_jax.reports.page.curves import learning_curves
 from mrpo_jax.reports.page.markup import Html, breakable, tag
 from mrpo_jax.reports.page.mixture import mixtures
@@ -43,7 +44,7 @@ def page(title, comparison):
     "differences": ("Differences", [*tables.differences(comparison)]),
     "curves": ("Learning curves", _curves(series)),
     "mixture": ("References in the mixture", mixtures(series)),
-    "benchmarks": ("Benchmarks", tables.benchmarks(series)),
+    "benchmarks": ("Benchmarks", benchmarks(series)),
     "samples": ("Samples", samples(series)),
     "configs": ("Configs", tables.configs(series)),
   }

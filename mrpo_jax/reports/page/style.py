@@ -80,11 +80,12 @@ th, td {
   vertical-align: baseline;
 }
 thead th {
-  color: var(--soft); font-weight: 550; font-size: 0.8rem;
+  color: var(--soft); font-weight: 550; font-size: 0.8rem; white-space: normal;
   border-bottom: 1px solid var(--line);
 }
 tbody th {
   font-weight: 550; position: sticky; left: 0; background: var(--card);
+  white-space: normal; min-width: 9rem; overflow-wrap: anywhere;
 }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 .number { text-align: right; }
@@ -141,11 +142,26 @@ pre {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 0.8rem 1rem; overflow-x: auto;
 }
-@media (min-width: 40rem) { wbr { display: none; } }
 @media (max-width: 40rem) {
-  tbody th { white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
-  th, td { padding: 0.42rem 0.6rem; }
-  tr.seed th { padding-left: 1.2rem; }
+  table, tbody, tr, tbody th, td { display: block; width: auto; }
+  thead {  /* read aloud, and not seen: each cell has its title */
+    position: absolute; width: 1px; height: 1px; overflow: hidden;
+    clip-path: inset(50%);
+  }
+  tbody tr { padding: 0.5rem 0.7rem; }
+  tbody tr + tr { border-top: 1px solid var(--line); }
+  tbody tr + tr > * { border-top: 0; }
+  th, td { padding: 0.1rem 0; white-space: normal; }
+  tbody th { position: static; }
+  td, .number { display: flex; gap: 1rem; text-align: right; }
+  td > div { overflow-wrap: anywhere; }
+  td::before {
+    content: attr(data-title); color: var(--soft); margin-right: auto;
+    text-align: left;
+  }
+  tr.seed { padding-left: 1.6rem; }
+  tr.seed th { padding-left: 0; }
+  td br { display: none; }
   h2 { margin-top: 2.2rem; }
 }
 @media print {

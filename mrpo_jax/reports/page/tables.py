@@ -3,8 +3,6 @@
 
 import json
 
-import numpy as np
-
 from mrpo_jax.reports import paired
 from mrpo_jax.reports.page.markup import (
   Cell,
@@ -14,7 +12,6 @@ from mrpo_jax.reports.page.markup import (
   tag,
 )
 from mrpo_jax.reports.page.plots import INK, plot, style_of, swatch
-from mrpo_jax.reports.page.samples import when
 from mrpo_jax.text import bracketed
 
 COLUMNS = (  # title, key of results.json, how it is written
@@ -43,12 +40,6 @@ drawn too.  p: exact sign test on the accuracy of prompts (of pairs where none
 repeats or they are not known, which is McNemar's test), for each seed, the
 least and the largest.  Bold: the interval does not hold 0.  Of many intervals
 one in twenty misses 0 by chance.
-"""
-BENCHMARKS = """
-Benchmarks, as the evaluation harness scores them: first and last figure of each
-run, mean over seeds with the least and the largest in brackets.  metrics.jsonl
-keeps no answers by document, so no interval and no test can be given here, and
-nothing is ranked.
 """
 CONFIGS = """
 Keys of the configs in which runs differ; marked: other than in the first.
@@ -145,7 +136,8 @@ def _difference(one, form, *, higher):
   is_apart = low > 0 or high < 0
   text = [
     tag("b" if is_apart else "span", format(one["difference"], form)),
-    tag("br"),
+    " ",
+    tag("br"),  # not on a phone
     tag("small", bracketed(one["interval"], form)),
   ]
   if not is_apart:
@@ -195,54 +187,6 @@ def _forest(name, first, found, key, title, order):
 
 def _short(label, most=26):
   return label if len(label) <= most else f"{label[: most - 1]}…"
-
-
-def benchmarks(series):
-  """Scores of benchmark tasks over the training; None where there are none."""
-  names = sorted(
-    {
-      key
-      for runs in series.values()
-      for run in runs
-      for line in run.lines
-      for key in line
-      if _is_benchmark(key)
-    }
-  )
-  if not names:
-    return None
-  rows = []
-  for label, runs in series.items():
-    for place in (0, -1):
-      scores = [_scores(runs, name, place) for name in names]
-      steps = sorted({step for one in scores for step, _ in one})
-      if steps:
-        rows.append([breakable(label), when(steps), *map(_score, scores)])
-  header = ["run", "at", *(name.removeprefix("eval/") for name in names)]
-  return scrolled_table(header, rows, caption=BENCHMARKS, numbers=2)
-
-
-def _is_benchmark(key):
-  """Is it eval/task/metric,filter?  A figure of held-out pairs has no comma."""
-  # But for the names of references, which are free.
-  is_of_reference = key.startswith("eval/references/")
-  return key.startswith("eval/") and "," in key and not is_of_reference
-
-
-def _scores(runs, name, place):
-  """[(step, value)] of each run: its first or its last; an only one is last."""
-  found = [[*run.by_step(name).items()] for run in runs]
-  return [one[place] for one in found if len(one) > (place == 0)]
-
-
-def _score(scores):
-  values = [value for _, value in scores]
-  if not values:
-    return "-"
-  text = f"{np.mean(values):.3f}"
-  if len(values) == 1:
-    return text
-  return [text, " ", tag("small", bracketed((min(values), max(values)), ".3f"))]
 
 
 def configs(series):

@@ -15,6 +15,7 @@ from pydantic import (
 from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config.section import (
+  MOST,
   Count,
   Count32,
   Named,
@@ -174,6 +175,16 @@ class Evaluation(Listed):
   )
   every: Whole = key("steps between them; 0: at the start and the end", 0)
   limit: Whole32 = key("documents of each task, at most; 0: all", 0)
+  num_fewshot: Annotated[int, Ge(-1), Le(MOST)] = key(
+    "shots before each document where a task fixes none; -1: as it says",
+    -1,
+    exclude_if=lambda shots: shots == -1,  # runs of before have no such key
+  )
+  apply_chat_template: bool = key(
+    "are prompts conversations?",
+    False,
+    exclude_if=lambda applies: not applies,  # as above
+  )
 
 
 class Samples(Section):

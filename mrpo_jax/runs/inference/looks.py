@@ -118,12 +118,18 @@ class PolicyBenchmarks:
     from mrpo_jax import evaluation
 
     given = setup.config.evaluation
-    self._limit, self._run = given.limit or None, evaluation.evaluate_tasks
+    shots = given.num_fewshot
+    self._asked = {
+      "limit": given.limit or None,
+      "num_fewshot": None if shots < 0 else shots,
+      "apply_chat_template": given.apply_chat_template,
+    }
     with blames("config.evaluation", InputError):
       self._tasks = evaluation.find(given.tasks.split(","), given.data)
-    self._figures = evaluation.figures
+      evaluation.check_shots(self._tasks, self._asked["num_fewshot"])
+    self._evaluation = evaluation
     policy = policy_of(setup)
-    ends, _ = model.ends(policy, chats=False)
+    ends, _ = model.ends(policy, chats=given.apply_chat_template)
     self._lm = evaluation.HarnessLM(
       *(policy.config, None, policy.tokenizer),
       name=policy.name,
@@ -132,18 +138,20 @@ class PolicyBenchmarks:
     )
 
   def __call__(self, params):
-    """{"eval/task/metric,filter": its value} of the policy's parameters."""
+    """{"eval/task/metric,filter": its value} of the policy's parameters.
+
+    Standard errors stand beside them, as "eval/task/metric_stderr,filter".
+    """
     self._lm.params = params
     try:
-      # Lines of the log have no standard errors.
-      found = self._run(
-        self._lm, self._tasks, limit=self._limit, bootstrap_iters=0
+      found = self._evaluation.evaluate_tasks(
+        self._lm, self._tasks, **self._asked
       )
     finally:
       self._lm.release()
-    return {
-      f"eval/{name}": value for name, value in self._figures(found).items()
-    }
+    values = self._evaluation.figures(found)
+    values |= self._evaluation.standard_errors(found)
+    return {f"eval/{name}": value for name, value in values.items()}
 
 
 # Those that a config asks for.
