@@ -152,9 +152,10 @@ def generate(given):
 def compare(given):
   """Compare models by a judge of their answers to the same prompts.
 
-  The models answer the prompts of a file, as `mrpo generate` does; instead of
-  a model --responses takes what it, or another engine, wrote.  The first is
-  the baseline, and files of responses come before models.
+  The models, folders or --workdir of runs, answer the prompts of a file, as
+  `mrpo generate` does; instead of a model --responses takes what it, or another
+  engine, wrote.  Each has a name, which may be given as NAME=DIR.  The first is
+  the baseline: files of responses come before models, and runs after them.
 
   The judge is a command that reads lines {"prompt", "first", "second", "index",
   "order"} and writes {"preference": 1 to 2} or {"winner": "first", "second" or
@@ -169,13 +170,14 @@ def compare(given):
   from mrpo_jax.runs.evaluation import compare
   from mrpo_jax.runs.inference.model import Source
 
-  held = ("template", "dtype", "quantize", "mesh")
+  held = ("step", "template", "dtype", "quantize", "mesh")
   table = compare.compare(
     given.model,
     given.prompts,
     given.judge,
     given.to,
     responses=given.responses,
+    workdirs=given.workdir,
     source=Source(**{name: getattr(given, name) for name in held}),
     given={**_sampling(given), "samples": given.samples},
     seed=given.seed,

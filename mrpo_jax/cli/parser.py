@@ -29,7 +29,13 @@ end: with its message, or where it was killed within a minute.
 Exit codes: 0 done; 2 the input is wrong, said in one line; 1 a fault; 130
 interrupted.
 """
-PATHS = ("DIR", "FILE", "FILE[:args]")  # values in which ~ is the user's home
+PATHS = (
+  "DIR",
+  "FILE",
+  "FILE[:args]",
+  "[NAME=]DIR",
+  "[NAME=]FILE",
+)  # values in which ~ is the user's home
 
 
 class Parser(argparse.ArgumentParser):
@@ -180,11 +186,12 @@ def parse(argv):
     if flag.required and not getattr(given, flag.name):
       raise InputError(f"--{flag.name} is missing; see {command} --help")
   for name in ("workdir", "store", "to"):
-    folder = getattr(given, name, "")
-    if "://" in folder:  # else a folder `gs:` would be made here
-      raise InputError(
-        f"--{name}={folder} is no folder; mount the bucket and name the folder "
-        "where it is"
-      )
+    folders = getattr(given, name, "")
+    for folder in folders if isinstance(folders, list) else [folders]:
+      if "://" in folder:  # else a folder `gs:` would be made here
+        raise InputError(
+          f"--{name}={folder} is no folder; mount the bucket and name the "
+          "folder where it is"
+        )
   given.rest = rest
   return given

@@ -221,11 +221,14 @@ FLAGS = {
     "--model=DIR ... --prompts=FILE --judge=COMMAND --to=DIR",
     (
       Flag(
-        *("model", "folder of a model; the first is the baseline", "DIR"),
+        *("model", "folder of a model; the first is the baseline"),
+        "[NAME=]DIR",
         many=True,
       ),
+      Flag("workdir", "that of a run; after models", "[NAME=]DIR", many=True),
       Flag(
-        *("responses", "JSON lines of what one said; before models", "FILE"),
+        *("responses", "JSON lines of what one said; before models"),
+        "[NAME=]FILE",
         many=True,
       ),
       Flag("prompts", "rows of JSON, or a .txt file", "FILE", required=True),
@@ -235,7 +238,7 @@ FLAGS = {
         *(TIMEOUT, positive),
       ),
       Flag("to", "folder to write", "DIR", type=new_folder, required=True),
-      *(one for one in SOURCE if one.name not in ("model", "workdir", "step")),
+      *(one for one in SOURCE if one.name not in ("model", "workdir")),
       Flag("samples", "answers to each prompt", "N", 1, count_from(1)),
       *SAMPLING,
       Flag("slots", "samples side by side", "N", 64, count_from(1)),

@@ -31,6 +31,7 @@ WINNERS = {"first": 1.0, "tie": 1.5, "second": 2.0}
 TIMEOUT = 600  # seconds that a command may take for an answer
 ENDING = 2.0  # seconds between the end of its output and its own
 LONGEST = 2**20  # bytes of an answer, and of what is kept of a command's errors
+KILOBYTE = 1024  # of a file, by which text is told
 SHOWN = 80  # characters of a wrong one
 BATCH = 64  # pairs that a reward is given at once
 REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -80,6 +81,18 @@ class CommandJudge:
         f"--judge: {self._words[0]!r} is no command that can be run; give one, "
         "or a reward as module:name"
       )
+
+  @property
+  def script(self):
+    """SHA-256 of the program that the command names; None where it has none.
+
+    It is the first of its words that is a file of text: what follows may be
+    files that it writes, and what stands before runs it.
+    """
+    for word in [shutil.which(self._words[0]), *self._words[1:]]:
+      if os.path.isfile(word) and _is_text(word):
+        return files.sha256_of(word)
+    return None
 
   def __call__(self, requests):
     """Yields {"preference": ...} of each request.
@@ -189,6 +202,11 @@ def _sigterm_unwinds():
     signal.signal(signal.SIGTERM, before)
 
 
+def _is_text(path):
+  with files.opened(path) as file:
+    return b"\0" not in file.read(KILOBYTE)
+
+
 class _TimedLines:
   """Lines of a pipe, each within a time."""
 
@@ -285,6 +303,7 @@ class RewardJudge:
     """Imports "module:name", from the current folder or what is installed."""
     self.name = text
     module, _, name = text.partition(":")
+    self._module = module
     here = os.getcwd()
     if here not in sys.path:
       sys.path.insert(0, here)
@@ -300,6 +319,12 @@ class RewardJudge:
         f"--judge={text}: {module} has no function {name}; it is called with "
         "prompts and responses"
       )
+
+  @property
+  def script(self):
+    """SHA-256 of the module's file; None where it has none."""
+    path = getattr(sys.modules[self._module], "__file__", None)
+    return path and files.sha256_of(path)
 
   def __call__(self, requests):
     """Yields {"preference": ..., "rewards": [first, second]} of each request.

@@ -6,6 +6,7 @@ judge says of them, DIR/results.json the figures.  The same command goes on
 where it was killed.
 """
 
+import contextlib
 import itertools
 import logging
 import pathlib
@@ -18,11 +19,12 @@ from mrpo_jax.evaluation.win_rates import head_to_head
 from mrpo_jax.runs.evaluation import RESULTS
 from mrpo_jax.runs.evaluation.judgements import Judgements
 from mrpo_jax.runs.evaluation.responses import (
-  names_of,
+  named,
   read_responses,
   refuse_other_samples,
 )
 from mrpo_jax.runs.inference.generate import OWN, generate
+from mrpo_jax.runs.inference.policy import find_step
 from mrpo_jax.runs.inference.prompts import read_prompts
 from mrpo_jax.text import aligned
 
@@ -49,6 +51,7 @@ def compare(
   to,
   *,
   responses=(),
+  workdirs=(),
   source,
   given,
   seed=0,
@@ -58,12 +61,15 @@ def compare(
   """Writes the answers, their judgements and results.json; gives the table.
 
   Args:
-    models: folders of models; the first of all is the baseline.
+    models: folders of models; the first of all is the baseline.  Each may be
+      NAME=FOLDER, and so may what follows.
     prompts: file of them, see `inference.prompts.read_prompts`.
     judge: a command, or "module:name".
     to: folder to write, or to go on with.
     responses: files of answers that are there; they come before the models.
-    source: inference.model.Source of how models are held.
+    workdirs: those of runs, which come after the models.
+    source: inference.model.Source of how models are held, and of the step of
+      runs.
     given: as `inference.generate.generate` takes it.
     seed: of the samples, and of the intervals' draws.
     timeout: seconds that a command may take for an answer.
@@ -72,36 +78,64 @@ def compare(
   Raises:
     InputError: something that was given is wrong, or the judge fails.
   """
-  if len(models) + len(responses) < 2:
+  if len(models) + len(responses) + len(workdirs) < 2:
     raise InputError(
-      "give at least two of --model=FOLDER and --responses=FILE to compare"
+      "give at least two of --model=FOLDER, --workdir=DIR and "
+      "--responses=FILE to compare"
     )
   to = pathlib.Path(to)
   taken = [name.partition(".")[0] for name in (JUDGED, RESULTS)]
-  names = names_of([*responses, *models], taken)
+  whole = named([*responses, *models, *workdirs], taken)
+  there = whole[: len(responses)]
+  sources = _sources(whole[len(responses) :], len(models), source)
   judge = judges.judge_of(judge, timeout=timeout)
   asked = read_prompts(prompts, keys=OWN)
-  answers = [
-    read_responses(name, path, asked)
-    for name, path in zip(names, responses, strict=False)
-  ]
-  for path in models:
-    hub.read_config(path)
-  to.mkdir(parents=True, exist_ok=True)
+  answers = [read_responses(*one, asked) for one in there]
   identity = files.sha256_of(prompts)
-  with files.alone(to / JUDGED):
-    Judgements(to / JUDGED, judge, identity)  # refuses those of others
-  for name, path in zip(names[len(responses) :], models, strict=True):
-    logger.info(f"answers of {path}, the model {name!r}")
-    model, said = source._replace(model=path), to / f"{name}.jsonl"
-    generate(model, prompts, said, given=given, seed=seed, **sampling)
-    answers.append(read_responses(name, said, asked))
-  refuse_other_samples(answers)
-  with files.alone(to / JUDGED):
-    known = Judgements(to / JUDGED, judge, identity)
-    results = _results(known, judge, answers, asked, seed)
-    files.write_json(to / RESULTS, results, sort_keys=False)
+  with _folder(to):
+    with files.alone(to / JUDGED):
+      Judgements(to / JUDGED, judge, identity)  # refuses those of others
+    for one, model in sources.items():
+      logger.info(f"answers of {one.path}, the model {one.name!r}")
+      said = to / f"{one.name}.jsonl"
+      generate(model, prompts, said, given=given, seed=seed, **sampling)
+      answers.append(read_responses(one.name, said, asked))
+    refuse_other_samples(answers)
+    with files.alone(to / JUDGED):
+      known = Judgements(to / JUDGED, judge, identity)
+      results = _results(known, judge, answers, asked, seed)
+      files.write_json(to / RESULTS, results, sort_keys=False)
   return text(results)
+
+
+@contextlib.contextmanager
+def _folder(path):
+  """Makes a folder; what fails before anything is in it leaves none."""
+  path = path.absolute()
+  missing = [one for one in (path, *path.parents) if not one.exists()]
+  path.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError):  # the first that is not empty
+      for one in missing:
+        one.rmdir()
+    raise
+
+
+def _sources(whole, models, source):
+  """{Named: its Source} of models, so many, and of runs, all of them there."""
+  found = {}
+  for place, one in enumerate(whole):
+    if place < models:
+      hub.read_config(one.path)
+      found[one] = source._replace(model=one.path, step="")
+    else:
+      step = str(find_step(one.path, source.step or "newest"))
+      found[one] = source._replace(workdir=one.path, step=step)
+  if source.step and len(whole) == models:
+    raise InputError("--step is of runs: give it with --workdir=DIR")
+  return found
 
 
 def _results(known, judge, answers, prompts, seed):

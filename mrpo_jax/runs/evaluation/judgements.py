@@ -39,7 +39,12 @@ class Judgements:
     """
     self._path, self._judge = path, judge
     self._beside = path.with_name(f"{path.name}.run.json")
-    self._record = {"judge": judge.name, "prompts": prompts, "answers": {}}
+    self._record = {
+      "judge": judge.name,
+      "judge_script": judge.script,
+      "prompts": prompts,
+      "answers": {},
+    }
     self._known = {}
     if self._beside.is_file():
       there = files.read_json(self._beside)
@@ -50,6 +55,8 @@ class Judgements:
           f"{path.name}"
         )
       self._record["answers"] = answers
+      # Of before it was recorded, nobody knows.
+      there.setdefault("judge_script", judge.script)
       self._refuse_other(self._record, there)
       files.cut_half_line(path)
       self._known = dict(self._read())

@@ -8,9 +8,11 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from mrpo_jax import files
 from mrpo_jax.data.reading.row_files import rows_of
 from mrpo_jax.errors import InputError
 
+NAME = re.compile(r"\w[\w.-]*")
 SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json")
 
 
@@ -79,6 +81,47 @@ def refuse_other_samples(responses):
   if len(set(counts.values())) > 1:
     said = ", ".join(f"{name} {count}" for name, count in counts.items())
     raise InputError(f"samples of a prompt have to be equally many: {said}")
+
+
+class Named(NamedTuple):
+  """A path that is compared, and what it is called."""
+
+  name: str
+  path: str
+
+
+def named(texts, taken=()):
+  """A Named of each text NAME=PATH or PATH; see `names_of` for the latter.
+
+  A path with = in it that is there is a path.
+
+  Args:
+    texts: of paths of folders, and of files of responses.
+    taken: names that none may have.
+
+  Raises:
+    InputError: a path is given twice, or a name is taken or is none.
+  """
+  split = [_split(text) for text in texts]
+  given = [name for name, _ in split if name]
+  for name in given:
+    if name in taken or given.count(name) > 1:
+      raise InputError(f"the name {name!r} is taken; give another before =")
+  found = names_of([path for _, path in split], [*taken, *given])
+  return [
+    Named(name or other, path)
+    for (name, path), other in zip(split, found, strict=True)
+  ]
+
+
+def _split(text):
+  """(name or "", path) of NAME=PATH or PATH."""
+  name, _, path = text.partition("=")
+  path = files.at_home(path)
+  is_name = NAME.fullmatch(name) and os.path.exists(path)
+  if os.path.exists(text) or not is_name:
+    return "", text
+  return name, path
 
 
 def names_of(paths, taken=()):

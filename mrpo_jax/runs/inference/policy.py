@@ -51,15 +51,25 @@ class Checkpoint:
     )
 
 
-def read_checkpoint(workdir, step):
-  """The Checkpoint of a run that is meant; see `checkpoints.find`."""
+def find_step(workdir, step):
+  """The step of a run that is meant; see `checkpoints.find`.
+
+  Raises:
+    InputError: the folder holds no run with a model, or no such step.
+  """
   workdir = pathlib.Path(workdir)
   if not (workdir / CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
   config = recorded_config(workdir / CONFIG, files.read_json(workdir / CONFIG))
   if isinstance(config, BanditConfig):
     raise InputError(f"--workdir {workdir}: a bandit has no model")
-  step = checkpoints.find(workdir, step, best(config))
+  return checkpoints.find(workdir, step, best(config))
+
+
+def read_checkpoint(workdir, step):
+  """The Checkpoint of a run that is meant; see `find_step`."""
+  workdir = pathlib.Path(workdir)
+  step = find_step(workdir, step)
   params, model, adapter, meta = checkpoints.policy(workdir, step)
   content = meta["config"]
   config = recorded_config(f"{workdir} step {step}", content)

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from mrpo_jax import cli, files
-from mrpo_jax.runs.evaluation.responses import names_of
+from mrpo_jax.runs.evaluation.responses import named, names_of
 from tests.material.rows import user
+from tests.material.standing import run_of
 
 PROMPTS = ["one", "two", "one", "three"]
 SHORT = ["x", "xyz", "xy", "x"]
@@ -134,7 +135,7 @@ def test_answers_that_make_all_doubtful_are_not_kept(here, capsys, monkeypatch):
   monkeypatch.setenv("MORE", "1")
   assert compare() == 2
   assert "more than 8 answers to 8 requests" in capsys.readouterr().err
-  assert not [*(here / "out").iterdir()]
+  assert not (here / "out").exists()
 
 
 def test_a_model_that_was_never_judged_may_say_something_else(
@@ -155,8 +156,43 @@ def test_a_model_that_was_never_judged_may_say_something_else(
 def test_a_judge_that_never_answered_leaves_nothing(here, capsys):
   assert compare(judge=f"{shlex.quote(sys.executable)} no.py") == 2
   assert "before it answers prompt 0 in order 0" in capsys.readouterr().err
-  assert not [*(here / "out").iterdir()]
+  assert not (here / "out").exists()
+  (here / "out").mkdir()
+  assert compare(judge=f"{shlex.quote(sys.executable)} no.py") == 2
+  assert (here / "out").is_dir()  # it was there before
   assert compare() == 0
+
+
+def test_a_folder_in_folders_that_were_made_goes_with_them(here):
+  (here / "kept").mkdir()
+  no = f"{shlex.quote(sys.executable)} no.py"
+  assert compare("--to=kept/a/b", judge=no) == 2
+  assert not [*(here / "kept").iterdir()]
+
+
+@pytest.mark.parametrize(
+  ("judge", "path"),
+  [(COMMAND, "judge.py"), ("rewarding:length", "rewarding.py")],
+)
+def test_judgements_of_another_script_are_refused(here, capsys, judge, path):
+  assert compare(judge=judge) == 0
+  beside = here / "out/judgements.jsonl.run.json"
+  record = files.read_json(beside)
+  assert record["judge_script"] == files.sha256_of(path)
+  with open(path, "a") as file:
+    file.write("\n# Another one.\n")
+  assert compare(judge=judge) == 2
+  assert "judgements of others: judge_script: '" in capsys.readouterr().err
+  del record["judge_script"]  # of before it was recorded
+  files.write_json(beside, record)
+  assert compare(judge=judge) == 0
+
+
+def test_what_a_judge_writes_is_no_script_of_it(here):
+  command = f"{COMMAND} asked"  # which the judge adds to
+  (here / "asked").write_text("")
+  assert compare(judge=command) == 0
+  assert compare(judge=command) == 0
 
 
 @pytest.mark.parametrize(
@@ -311,6 +347,58 @@ def test_models_answer_and_are_judged(here, inputs, one_device):
   ]
   assert found["length_difference"] == sum(gaps) / 4
   assert found["wins"] == sum(gap > 0 for gap in gaps)
+
+
+def test_runs_are_compared_by_name_and_step(here, inputs, one_device, capsys):
+  files.write_lines("p.jsonl", [{"prompt": "Hello there"}, {"prompt": "Hi"}])
+  for name, moved in (("loss.beta=1,seed=0", 0.0), ("moved", 0.2)):
+    (here / name).mkdir()
+    run_of(here / name, inputs / "base", moved=moved)
+  flags = [f"--model=sft={inputs / 'base'}", "--workdir=loss.beta=1,seed=0"]
+  flags += ["--workdir=far=moved", "--max_new_tokens=4", "--temperature=0"]
+  assert compare(*flags, judge="rewarding:length", names="") == 0
+  found = results()
+  assert found["models"] == ["sft", "loss.beta_1_seed_0", "far"]
+  said = {
+    name: [
+      one["response"] for one in files.read_lines(here / f"out/{name}.jsonl")
+    ]
+    for name in found["models"]
+  }
+  # A run that stands at its start says what its start says.
+  assert said["sft"] == said["loss.beta_1_seed_0"] != said["far"]
+  for more, match in (
+    (["--step=7"], "--step 7: no such checkpoint; want newest, best or one"),
+    (["--workdir=sft"], "--workdir sft holds no run"),
+    (["--workdir=no=where"], "--workdir no=where holds no run"),
+    (["--workdir=other=moved"], "moved is given twice"),
+    (["--workdir=sft=."], "the name 'sft' is taken"),
+    (["--responses=far=a.jsonl"], "the name 'far' is taken"),
+    (["--responses=results=a.jsonl"], "the name 'results' is taken"),
+  ):
+    assert compare(*flags, *more, judge="rewarding:length", names="") == 2
+    assert match in capsys.readouterr().err
+  models = [f"--model={inputs / one}" for one in ("base", "second")]
+  assert compare(*models, "--step=1", judge="rewarding:length", names="") == 2
+  assert "--step is of runs: give it with --workdir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("texts", "names"),
+  [
+    (["b=m/a", "m/b"], ["b", "m-b"]),
+    (["x=m/a", "y=m/b"], ["x", "y"]),
+    (["k=1,s=0", "k=2,s=0"], ["k_1_s_0", "k_2_s_0"]),
+    (["a/x=m", "a/y=m"], ["x_m", "y_m"]),
+  ],
+)
+def test_a_name_may_be_given_before_a_path(tmp_path, monkeypatch, texts, names):
+  monkeypatch.chdir(tmp_path)
+  for path in ("m/a", "m/b", "k=1,s=0", "k=2,s=0", "a/x=m", "a/y=m"):
+    (tmp_path / path).mkdir(parents=True)
+  found = named(texts, ["results"])
+  assert [one.name for one in found] == names
+  assert all((tmp_path / one.path).is_dir() for one in found)
 
 
 @pytest.mark.parametrize(
