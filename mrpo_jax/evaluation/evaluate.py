@@ -13,7 +13,7 @@ from lm_eval.utils import make_table
 
 from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks.find import find
-from mrpo_jax.evaluation.tasks.shots import check_shots, fixed_shots
+from mrpo_jax.evaluation.tasks.shots import check_shots
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ def evaluate_tasks(
 
   Args:
     lm: HarnessLM.
-    tasks: names, files .yaml, or what `tasks.find.find` has found of them.
+    tasks: names, files .yaml, or what `tasks.find.find` has found of them, with
+      shots that `tasks.shots.check_shots` has passed.
     data: folder of the files that the offline tasks read; see `find`.
     limit: documents of each task; None is all.
     num_fewshot: shots before each document; None is what the task says.
@@ -52,12 +53,8 @@ def evaluate_tasks(
   """
   with quiet(), _own_random_numbers():
     found = find(tasks, data)
-    check_shots(found, num_fewshot)
-    if num_fewshot and (fixed := fixed_shots(found)):
-      logger.info(
-        f"{', '.join(fixed)}: shots are fixed by the task; num_fewshot="
-        f"{num_fewshot} does not count"
-      )
+    if any(isinstance(one, str) for one in tasks):
+      check_shots(found, num_fewshot)
     results = lm_eval.simple_evaluate(
       model=lm,
       tasks=found,

@@ -63,7 +63,7 @@ class HarnessLM(TemplateLM):
     """
     super().__init__()
     self.tokenizer, self.name = tokenizer, name
-    self._config, self.params = config, params
+    self.config, self.params = config, params
     self._refused = collections.Counter()  # conversations, by the reason
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     self._prefix = next((one for one in ends if one is not None), None)
@@ -116,7 +116,7 @@ class HarnessLM(TemplateLM):
     leaf = jax.tree.leaves(self.params)[0]
     return {
       "model": self.name or type(self).__name__,
-      "model_num_parameters": parameters.count_parameters(self._config),
+      "model_num_parameters": parameters.count_parameters(self.config),
       "model_dtype": str(leaf.dtype),
     }
 

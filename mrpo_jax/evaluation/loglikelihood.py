@@ -143,7 +143,7 @@ class Scorer:
     """Yields (Rows, who is scored in each, tokens) of as many as fit a mesh."""
     by_length = collections.defaultdict(list)
     for row in rows:
-      by_length[_length(trees.size_of(row), self.row)].append(row)
+      by_length[row_length(trees.size_of(row), self.row)].append(row)
     for length, some in by_length.items():
       for first in range(0, len(some), self._rows):
         batch = some[first : first + self._rows]
@@ -170,7 +170,7 @@ def _check(config, longest, context, continuation):
     )
 
 
-def _length(used, row):
+def row_length(used, row):
   """Tokens of the row that holds as many: few lengths, a program for each."""
   length = row
   while length // SHORTER >= max(used, LEAST):

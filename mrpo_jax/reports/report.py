@@ -3,7 +3,7 @@
 
 import importlib.util
 
-from mrpo_jax.reports.compare import compared, write_results
+from mrpo_jax.reports.comparison import compared, write_results
 from mrpo_jax.reports.page import page
 
 
@@ -13,7 +13,7 @@ def report(workdir):
   Where matplotlib is missing the page is not written, and the text says so.
 
   Raises:
-    InputError: see `compare.compared`.
+    InputError: see `comparison.compared`.
   """
   comparison = compared(workdir)
   write_results(workdir, comparison)

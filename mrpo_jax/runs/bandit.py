@@ -40,7 +40,7 @@ def train_run(config, workdir):
     workdir: folder of the run; made if it does not exist.
   """
   workdir = pathlib.Path(workdir)
-  with owner.owned(workdir, owner.look(workdir)):
+  with owner.owned(workdir, owner.before(workdir)):
     _train_in(workdir, config)
 
 

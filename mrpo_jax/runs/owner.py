@@ -35,7 +35,7 @@ NAME = re.compile(r"owner-([1-9][0-9]{0,8})\.json")
 # Seconds:
 BEAT = 5.0  # between signs of life
 STALE = 90.0  # without one, until a lease is dead; mounts cache for 60
-LOOK = 0.5  # between looks at a lease that cannot be judged at once
+POLL = 0.5  # between looks at a lease that cannot be judged at once
 PROC = pathlib.Path("/proc")
 # Of the lines that refuse a workdir, or leave it, because it is another's.
 IN_USE = "is in use by another run"
@@ -68,7 +68,7 @@ class Before(NamedTuple):
   steps: list  # of its checkpoints
 
 
-def look(workdir):
+def before(workdir):
   """A Before of a workdir in which no run lives; writes nothing.
 
   Raises:
@@ -190,7 +190,7 @@ def _watched(workdir, lease):
       f"run's unless that shows life within {STALE:.0f} s"
     )
   while later == lease and time.monotonic() < end:
-    time.sleep(LOOK)
+    time.sleep(POLL)
     later = _newest(workdir)
   return later
 

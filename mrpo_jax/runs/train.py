@@ -59,7 +59,7 @@ def train_run(
   """
   stop, workdir = Stop(), pathlib.Path(workdir)
   # 1. Everything that can be wrong, before anything is written.
-  before = owner.look(workdir)
+  before = owner.before(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)
   looks = Looks(setup)
   refusal = None if autoscore else command

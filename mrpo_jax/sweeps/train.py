@@ -18,7 +18,7 @@ from mrpo_jax.text import counted
 
 logger = logging.getLogger(__name__)
 
-LOOK = 1.0  # seconds between looks at runs that other processes have
+POLL = 1.0  # seconds between looks at runs that other processes have
 AGAIN = 30.0  # seconds until a run is tried again that was another process's
 CHILD = "mrpo_jax.sweeps.child"
 
@@ -74,7 +74,7 @@ def _ended(sweep, runs, child):
         if one.name not in said:
           logger.info(f"waiting for {one.name}, which another process has")
         said.add(one.name)
-      time.sleep(LOOK)
+      time.sleep(POLL)
       continue
     started, problem = time.monotonic(), ""
     if not sweep.is_done(run):  # else another process has ended it
@@ -177,7 +177,7 @@ def _report(workdir):
       try:
         stack.enter_context(files.alone(workdir / "report"))
       except InputError:  # another part writes it
-        time.sleep(LOOK)
+        time.sleep(POLL)
         continue
       try:
         print(report(workdir))

@@ -41,7 +41,7 @@ def nats(lm, context, continuation):
   ids = [*context, *continuation]
   padded_1T = np.zeros((1, 96), np.int32)
   padded_1T[0, : len(ids)] = ids
-  logp_TV = logp_of(lm._config, lm.params, padded_1T)[0]
+  logp_TV = logp_of(lm.config, lm.params, padded_1T)[0]
   places = np.arange(len(context) - 1, len(ids) - 1), np.array(continuation)
   return float(logp_TV[places].sum())
 
@@ -94,7 +94,7 @@ def test_a_continuation_without_a_token_of_its_own_is_refused(lm):
 def test_greedy_is_what_greedy_decoding_says(lm):
   ids = lm.tok_encode("It is")
   ((one,),) = generate(
-    *(lm._config, lm.params, [ids]),
+    *(lm.config, lm.params, [ids]),
     sampling=Sampling(temperature=0, max_new_tokens=3),
   )
   others = [*one.ids[:2], (one.ids[2] + 1) % 512]
@@ -106,7 +106,7 @@ def test_greedy_is_what_greedy_decoding_says(lm):
 
 
 def test_a_long_text_is_scored_in_windows(lm):
-  short = HarnessLM(lm._config, lm.params, lm.tokenizer, max_length=8)
+  short = HarnessLM(lm.config, lm.params, lm.tokenizer, max_length=8)
   text = "It is warm here, said the other one, and so they went."
   ids = short.tok_encode(text)
   assert len(ids) > 17
@@ -138,7 +138,7 @@ def test_answers_end_before_the_first_stop(lm):
   whole = said(lm, PROMPTS, max_gen_toks=12)
   ids = [lm.tok_encode(text) for text in PROMPTS]
   want = generate(
-    *(lm._config, lm.params, ids),
+    *(lm.config, lm.params, ids),
     sampling=Sampling(temperature=0, max_new_tokens=12),
     stop_ids=[lm.eot_token_id],
   )
@@ -154,27 +154,27 @@ def test_answers_end_before_the_first_stop(lm):
 def test_a_stop_that_is_no_token_does_not_end_answers_at_the_unknown(lm):
   ids = lm.tok_encode(PROMPTS[0])
   ((one,),) = generate(
-    *(lm._config, lm.params, [ids]),
+    *(lm.config, lm.params, [ids]),
     sampling=Sampling(max_new_tokens=12),
   )
   tokenizer = copy.deepcopy(lm.tokenizer)
   unknown = tokenizer.convert_ids_to_tokens(one.ids[2])
   tokenizer.add_special_tokens({"unk_token": unknown})
   assert tokenizer.convert_tokens_to_ids("Question:") == one.ids[2]
-  other = HarnessLM(lm._config, lm.params, tokenizer)
+  other = HarnessLM(lm.config, lm.params, tokenizer)
   given = dict(do_sample=True, max_gen_toks=12, until=["Question:"])
   got = said(other, PROMPTS[:1], **given)
   assert got == [tokenizer.decode(one.ids, skip_special_tokens=True)]
 
 
 def test_a_prompt_that_leaves_no_room_loses_its_start(lm, caplog):
-  short = HarnessLM(lm._config, lm.params, lm.tokenizer, max_length=20)
+  short = HarnessLM(lm.config, lm.params, lm.tokenizer, max_length=20)
   with caplog.at_level(logging.WARNING, "mrpo_jax"):
     got = said(short, ["It is. " * 20 + PROMPTS[0]], max_gen_toks=12)
   ids = lm.tok_encode("It is. " * 20 + PROMPTS[0])[-8:]
   assert "of 1 of 1 prompts the start is cut off" in caplog.text
   ((want,),) = generate(
-    *(lm._config, lm.params, [ids]),
+    *(lm.config, lm.params, [ids]),
     sampling=Sampling(temperature=0, max_new_tokens=12),
     stop_ids=[lm.eot_token_id],
   )
@@ -184,7 +184,7 @@ def test_a_prompt_that_leaves_no_room_loses_its_start(lm, caplog):
 
 
 def test_new_parameters_answer_through_the_same_programs(lm, caplog):
-  other = HarnessLM(lm._config, lm.params, lm.tokenizer)
+  other = HarnessLM(lm.config, lm.params, lm.tokenizer)
   before = said(other, PROMPTS, max_gen_toks=6)
   other.params = jax.tree.map(lambda leaf: leaf[::-1], lm.params)
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -200,7 +200,7 @@ def test_answers_leave_neither_weights_nor_caches_behind(lm):
     gc.collect()
     return sum(array.nbytes for array in jax.live_arrays())
 
-  other = HarnessLM(lm._config, lm.params, lm.tokenizer)
+  other = HarnessLM(lm.config, lm.params, lm.tokenizer)
   before = held()
   for most in (5, 6):
     said(other, PROMPTS, max_gen_toks=most)
@@ -215,10 +215,10 @@ def test_weights_are_gathered_once_however_few_slots_fit(lm, monkeypatch):
     use(decoder, params)
 
   monkeypatch.setattr(answers.Decoder, "use", noted)
-  want = said(HarnessLM(lm._config, lm.params, lm.tokenizer), PROMPTS)
+  want = said(HarnessLM(lm.config, lm.params, lm.tokenizer), PROMPTS)
   monkeypatch.setattr(answers, "CACHE_BYTES", {"cpu": 1})
   given.clear()
-  assert said(HarnessLM(lm._config, lm.params, lm.tokenizer), PROMPTS) == want
+  assert said(HarnessLM(lm.config, lm.params, lm.tokenizer), PROMPTS) == want
   assert [one for one, leaf in given if isinstance(leaf, jax.Array)] == [1]
 
 
@@ -281,7 +281,7 @@ def test_a_template_without_system_turns_is_said_once(lm, caplog):
     "{% for m in messages %}{% if m.role == 'system' %}"
     "{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}"
   )
-  other = HarnessLM(lm._config, lm.params, tokenizer)
+  other = HarnessLM(lm.config, lm.params, tokenizer)
   turns = [user("It is"), {"role": "system", "content": "Be short."}][::-1]
   with caplog.at_level(logging.WARNING, "mrpo_jax"):
     texts = [other.apply_chat_template(turns) for _ in range(3)]

@@ -11,7 +11,7 @@ import pytest
 
 from mrpo_jax import parallel
 from mrpo_jax.errors import InputError, StoppedRun
-from mrpo_jax.evaluation.loglikelihood import Scorer, _length
+from mrpo_jax.evaluation.loglikelihood import Scorer, row_length
 from mrpo_jax.models import parameters, transformer
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.rope import Rope
@@ -94,9 +94,9 @@ def test_scores_are_those_of_each_request_alone(rng, config):
 
 
 def test_rows_have_few_lengths():
-  lengths = [_length(used, 4096) for used in (1, 256, 257, 1024, 1025, 4097)]
+  lengths = [row_length(used, 4096) for used in (1, 256, 257, 1024, 1025, 4097)]
   assert lengths == [256, 256, 1024, 1024, 4096, 8192]
-  assert _length(40, 24) == 48
+  assert row_length(40, 24) == 48
 
 
 def test_more_choices_than_a_row_has_places_are_scored_as_in_a_long_one():

@@ -11,7 +11,7 @@ import pytest
 
 from mrpo_jax import files
 from mrpo_jax.reports import report as reports
-from mrpo_jax.reports.compare import compared
+from mrpo_jax.reports.comparison import compared
 from mrpo_jax.reports.gather import gather
 from mrpo_jax.reports.page import page as pages
 from mrpo_jax.reports.page.benchmarks import benchmarks

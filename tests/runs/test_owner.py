@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from mrpo_jax.runs import owner
-with owner.owned(sys.argv[1], owner.look(sys.argv[1])):
+with owner.owned(sys.argv[1], owner.before(sys.argv[1])):
   print("ready", flush=True)
   time.sleep(1000)
 """
@@ -32,7 +32,7 @@ BANDIT = ("--config=configs/mallows_bandit.py", "--config.steps=2")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  for name, seconds in (("BEAT", 0.05), ("STALE", 0.6), ("LOOK", 0.02)):
+  for name, seconds in (("BEAT", 0.05), ("STALE", 0.6), ("POLL", 0.02)):
     monkeypatch.setattr(owner, name, seconds)
   monkeypatch.chdir(ROOT)
 
@@ -66,7 +66,7 @@ def forge(workdir, number=1, **changed):
 
 def take(workdir):
   """Takes it and gives it back."""
-  with owner.owned(workdir, owner.look(workdir)):
+  with owner.owned(workdir, owner.before(workdir)):
     (name,) = leases(workdir)
   assert leases(workdir) == []
   return name
@@ -76,7 +76,7 @@ def test_a_workdir_is_given_back_and_nothing_is_left(tmp_path):
   workdir = tmp_path / "a" / "run"
   assert take(workdir) == "owner-1.json"
   assert not (tmp_path / "a").exists()
-  with owner.owned(workdir, owner.look(workdir)):
+  with owner.owned(workdir, owner.before(workdir)):
     (workdir / "made").touch()
   assert [path.name for path in workdir.iterdir()] == ["made"]
 
@@ -139,7 +139,7 @@ def test_elsewhere_it_lives_as_long_as_it_shows_it(tmp_path, changed):
   thread.start()
   try:
     with pytest.raises(InputError, match="in use by another run: .* on far"):
-      owner.look(tmp_path)
+      owner.before(tmp_path)
   finally:
     ended.set()
     thread.join()
@@ -174,7 +174,7 @@ def test_of_many_at_once_one_has_it(tmp_path, left):
   def run(n):
     start.wait()
     try:
-      with owner.owned(workdir, owner.look(workdir)):
+      with owner.owned(workdir, owner.before(workdir)):
         end.wait()  # all the others were refused
         return 0
     except InputError:
@@ -188,7 +188,7 @@ def test_of_many_at_once_one_has_it(tmp_path, left):
 
 
 def test_what_was_looked_at_has_to_be_there_still(tmp_path):
-  before = owner.look(tmp_path)
+  before = owner.before(tmp_path)
   (tmp_path / "config.json").write_text("{}")
   with (
     pytest.raises(InputError, match="another run wrote to it"),
@@ -196,7 +196,7 @@ def test_what_was_looked_at_has_to_be_there_still(tmp_path):
   ):
     raise AssertionError
   assert leases(tmp_path) == []
-  before = owner.look(tmp_path)
+  before = owner.before(tmp_path)
   (tmp_path / "checkpoints" / "4").mkdir(parents=True)
   with (
     pytest.raises(InputError, match="another run wrote to it"),
@@ -214,7 +214,7 @@ def test_who_has_lost_it_ends(tmp_path, monkeypatch, lost):
     ended.set()
 
   monkeypatch.setattr(processes, "end", end)
-  with owner.owned(tmp_path, owner.look(tmp_path)) as check:
+  with owner.owned(tmp_path, owner.before(tmp_path)) as check:
     check()
     assert not ended.wait(4 * owner.BEAT)
     if lost == "taken":
@@ -232,7 +232,7 @@ def test_who_has_lost_it_ends(tmp_path, monkeypatch, lost):
 def test_only_process_0_has_it(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "is_first", lambda: False)
   forge(tmp_path)
-  with owner.owned(tmp_path, owner.look(tmp_path)) as check:
+  with owner.owned(tmp_path, owner.before(tmp_path)) as check:
     check()
   assert leases(tmp_path) == ["owner-1.json"]
 
@@ -242,6 +242,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   workdir = tmp_path / "file" / "run"
   with (
     pytest.raises(InputError, match=f"{workdir} cannot be written: Not a dir"),
-    owner.owned(workdir, owner.look(workdir)),
+    owner.owned(workdir, owner.before(workdir)),
   ):
     raise AssertionError

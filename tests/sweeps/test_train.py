@@ -47,7 +47,7 @@ def trained(monkeypatch):
     return problems.get(run.name, "")
 
   monkeypatch.setattr(train.Child, "train", one)
-  monkeypatch.setattr(train, "LOOK", 0.01)
+  monkeypatch.setattr(train, "POLL", 0.01)
   return names, problems
 
 

@@ -160,7 +160,7 @@ def test_a_run_that_goes_on_has_the_same_looks(
 def test_benchmarks_that_cannot_be_had_are_refused_before_anything(
   tmp_path, benchmarks, capfd, key, value, problem
 ):
-  given = {"tasks": TASKS[0], "data": benchmarks, key: value}
+  given = {"tasks": ",".join(TASKS), "data": benchmarks, key: value}
   flags = [f"--config.evaluation.{name}={one}" for name, one in given.items()]
   assert train_debug(tmp_path / "run", *flags) == 2
   error = capfd.readouterr().err.strip().split("\n")[-1]

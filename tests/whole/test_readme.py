@@ -12,7 +12,7 @@ import pytest
 
 from mrpo_jax.cli.parser import parse
 from mrpo_jax.reports import paired
-from mrpo_jax.reports.compare import HEADER, LEGEND
+from mrpo_jax.reports.comparison import HEADER, LEGEND
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

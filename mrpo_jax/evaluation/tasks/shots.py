@@ -2,14 +2,20 @@
 """Few-shot examples: how many a task asks for, and how many there are."""
 
 import collections
+import logging
 
 from lm_eval.api import samplers
 
 from mrpo_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 
 def check_shots(found, asked=None):
   """Refuses more few-shot examples than a task has rows to take them from.
+
+  Says of which tasks the number is fixed: the harness leaves a task alone that
+  has none by its own word.
 
   Args:
     found: tasks and groups, as `find` gives them.
@@ -18,7 +24,14 @@ def check_shots(found, asked=None):
   Raises:
     InputError: names the task, and how many it has.
   """
-  for task in _tasks(found):
+  tasks = _tasks(found)
+  fixed = [task.task_name for task in tasks if _own(task) == 0]
+  if asked and fixed:
+    logger.info(
+      f"{', '.join(fixed)}: shots are fixed by the task; num_fewshot={asked} "
+      "does not count"
+    )
+  for task in tasks:
     own = _own(task)
     shots = own if asked is None or own == 0 else asked
     there = _available(task) if shots else None
@@ -27,14 +40,6 @@ def check_shots(found, asked=None):
         f"{task.task_name}: {shots} few-shot examples are asked for, and there "
         f"are {there} to take them from; give a num_fewshot of at most {there}"
       )
-
-
-def fixed_shots(found):
-  """Names of the tasks that have no examples by their own word.
-
-  The harness leaves those alone, whatever is asked for.
-  """
-  return [task.task_name for task in _tasks(found) if _own(task) == 0]
 
 
 def _tasks(found):

@@ -26,7 +26,7 @@ def write(workdir, comparison):
 
   Args:
     workdir: folder of the runs.
-    comparison: compare.Comparison.
+    comparison: comparison.Comparison.
   """
   path = pathlib.Path(workdir) / FILE
   name = pathlib.Path(workdir).resolve().name

@@ -168,7 +168,7 @@ def _results(known, judge, answers, prompts, seed):
     "judge": judge.name,
     "test": TEST,
     "models": [one.name for one in answers],
-    **(found[0] if len(found) == 1 else {"pairs": found}),
+    **(found[0] if len(found) == 1 else {"comparisons": found}),
   }
 
 
@@ -203,7 +203,7 @@ def text(results):
       _share(one["flips"]),
       f"{one['p']:.2g}",
     ]
-    for one in results.get("pairs", [results])
+    for one in results.get("comparisons", [results])
   ]
   lines = [aligned([HEADER, *rows]), "", LEGEND]
   if len(rows) > 1:

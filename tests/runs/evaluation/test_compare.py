@@ -125,8 +125,8 @@ def test_a_model_that_is_added_is_judged_beside_the_others(here):
   files.write_lines("c.jsonl", [{"response": "c"}] * 4)
   assert compare(names="abc") == 0
   assert len(asked(here)) == 3 * 8 == len({*asked(here)})
-  pairs = results()["pairs"]
-  assert [(one["first"], one["second"]) for one in pairs] == [
+  found = results()["comparisons"]
+  assert [(one["first"], one["second"]) for one in found] == [
     *(("a", "b"), ("a", "c"), ("b", "c"))
   ]
 

@@ -31,6 +31,7 @@ def test_a_folder_and_a_run_of_it_have_the_same_results(here, inputs, capsys):
   given = TASKS, "--data=D", "--limit=2", "--num_fewshot=1", "--log_samples"
   assert mrpo("--model=M", *given, "--to=one") == 0
   shown = capsys.readouterr().out
+  assert shown.count("truthfulqa_mc1: shots are fixed by the task") == 1
   assert "|truthfulqa_mc1|" in shown and "|flexible-extract|" in shown
   results = files.read_json(here / "one/results.json")
   assert results["n-samples"]["gsm8k"] == {"original": 3, "effective": 2}

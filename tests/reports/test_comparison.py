@@ -7,7 +7,7 @@ import pytest
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.reports import compare
+from mrpo_jax.reports.comparison import LEGEND, compared, write_results
 from mrpo_jax.reports.gather import gather
 from mrpo_jax.training.log import Metrics
 from tests.material.logged import logged
@@ -46,11 +46,18 @@ def change_pairs(folder, **changes):
   files.write_lines(folder / "eval_pairs.jsonl", pairs)
 
 
+def written(folder):
+  """The text of a folder's report, whose results.json is written."""
+  found = compared(folder)
+  write_results(folder, found)
+  return found.text()
+
+
 def reported(folder):
   """(results.json, the table's lines by run, what stands below it)."""
-  lines = compare.compare(folder).splitlines()
+  lines = written(folder).splitlines()
   table = lines[1 : lines.index("")]
-  notes = lines[lines.index("") + 1 + len(compare.LEGEND.splitlines()) :]
+  notes = lines[lines.index("") + 1 + len(LEGEND.splitlines()) :]
   notes = notes[: notes.index("")] if "" in notes else notes
   rows = {line.strip().split("  ")[0]: line for line in table}
   return json.loads((folder / "results.json").read_text()), rows, notes
@@ -58,7 +65,7 @@ def reported(folder):
 
 def test_a_run_by_hand(tmp_path):
   make_run(tmp_path / "dpo", [1.0, 3.0, -2.0, 0.0])
-  text = compare.compare(tmp_path)
+  text = written(tmp_path)
   results = json.loads((tmp_path / "results.json").read_text())
   dpo = results["dpo"]
   assert dpo["accuracy"] == 0.5  # 0 is not larger
@@ -73,7 +80,7 @@ def test_a_run_by_hand(tmp_path):
 def test_runs_are_compared_on_the_pairs_that_all_evaluated(tmp_path):
   make_run(tmp_path / "dpo", [1.0, 1.0, -1.0])
   make_run(tmp_path / "mrpo", [1.0, -1.0, -1.0], first=1)
-  compare.compare(tmp_path)
+  written(tmp_path)
   results = json.loads((tmp_path / "results.json").read_text())
   assert [r["held_out_pairs"] for r in results.values()] == [2, 2]
   assert [r["accuracy"] for r in results.values()] == [0.5, 0.5]
@@ -83,7 +90,7 @@ def test_runs_without_a_common_pair_are_refused(tmp_path):
   make_run(tmp_path / "dpo", [1.0])
   make_run(tmp_path / "mrpo", [1.0], first=1)
   with pytest.raises(InputError, match="share no held-out pair"):
-    compare.compare(tmp_path)
+    written(tmp_path)
 
 
 def test_a_run_without_a_reference_is_shown_with_what_it_has(tmp_path):
@@ -214,7 +221,7 @@ def test_runs_of_most_pairs_of_another_reference_have_no_difference(
   assert found.get("reference_apart") == (0.75 if is_most else None)
   assert "policy_accuracy" in found and "nll" in found
   assert any("otherwise than in a" in note for note in notes)
-  text = compare.compare(tmp_path)
+  text = written(tmp_path)
   assert (
     "b: accuracy and margin are not compared: reference" in text
   ) == is_most
@@ -225,7 +232,7 @@ def test_runs_of_most_pairs_of_another_reference_have_no_difference(
 def test_the_differences_stand_below_the_table(tmp_path):
   make_run(tmp_path / "a", [1.0, 1.0, -1.0, -1.0])
   make_run(tmp_path / "b", [2.0, -1.0, 1.0, 1.0])
-  lines = compare.compare(tmp_path).splitlines()
+  lines = written(tmp_path).splitlines()
   start = lines.index("difference to a, on the same 4 held-out pairs")
   assert lines[start + 1].split()[:4] == ["run", "accuracy", "[95", "%]"]
   assert lines[start + 2].split()[:2] == ["b", "+0.250"]
@@ -278,9 +285,7 @@ def test_pairs_of_one_prompt_are_drawn_together(tmp_path):
   for figure in ("", "policy_", "policy_mean_"):
     low, high = before[f"{figure}interval"]
     assert [0.0, 1.0] == after[f"{figure}interval"] != [low, high]
-  assert "on the same 20 held-out pairs of 2 prompts" in compare.compare(
-    tmp_path
-  )
+  assert "on the same 20 held-out pairs of 2 prompts" in written(tmp_path)
 
 
 def test_runs_of_other_data_are_compared_among_themselves(tmp_path):
@@ -420,7 +425,7 @@ def test_figures_that_are_no_finite_numbers_are_counted_and_left_out(tmp_path):
 
 def test_nothing_to_report_is_said(tmp_path):
   with pytest.raises(InputError, match="no run that was evaluated"):
-    compare.compare(tmp_path)
+    written(tmp_path)
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):

@@ -56,16 +56,6 @@ class Comparison:
       yield f"\n{paired.LEGEND}"
 
 
-def compare(workdir):
-  """Writes <workdir>/results.json of every evaluated run; returns a table.
-
-  See `compared`.
-  """
-  comparison = compared(workdir)
-  write_results(workdir, comparison)
-  return comparison.text()
-
-
 def write_results(workdir, comparison):
   """Writes <workdir>/results.json of a Comparison."""
   files.write_json(pathlib.Path(workdir) / "results.json", comparison.results)
