@@ -100,18 +100,32 @@ def _taken(lock, path):
 
 def write_atomically(path, content):
   """The whole file or none of it, also when the machine stops midway."""
-  path = pathlib.Path(path)
-  draft = path.with_name(f".{path.name}.{os.getpid()}")
-  if isinstance(content, str):
-    content = content.encode("utf-8")
+  write_together({path: content})
+
+
+def write_together(contents):
+  """All of some files or none: none is replaced before there is room for all.
+
+  Args:
+    contents: {path: text or bytes}.
+  """
+  drafts = {}
   try:
-    with open(draft, "wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    draft.replace(path)
+    for path, content in contents.items():
+      path = pathlib.Path(path)
+      draft = path.with_name(f".{path.name}.{os.getpid()}")
+      drafts[draft] = path
+      if isinstance(content, str):
+        content = content.encode("utf-8")
+      with open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    for draft, path in drafts.items():
+      draft.replace(path)
   except BaseException:
-    draft.unlink(missing_ok=True)
+    for draft in drafts:
+      draft.unlink(missing_ok=True)
     raise
 
 
@@ -124,8 +138,12 @@ def as_json(value, where, **given):
 
 
 def write_json(path, value, *, sort_keys=True):
-  text = as_json(value, path, indent=2, sort_keys=sort_keys)
-  write_atomically(path, text + "\n")
+  write_atomically(path, json_text(value, path, sort_keys=sort_keys))
+
+
+def json_text(value, where, *, sort_keys=True):
+  """The text of a JSON file; see `as_json`."""
+  return as_json(value, where, indent=2, sort_keys=sort_keys) + "\n"
 
 
 def opened(path):

@@ -179,3 +179,25 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, read):
   signal.alarm(0)
   with pytest.raises(IsADirectoryError):
     read(tmp_path)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch, room):
+  paths = tmp_path / "a.json", tmp_path / "b.html"
+  for path in paths:
+    path.write_text("before")
+  done = []
+
+  def fsync(file):
+    if len(done) == room:
+      raise OSError(28, "No space left on device")
+    done.append(file)
+
+  monkeypatch.setattr(files.os, "fsync", fsync)
+  with pytest.raises(OSError, match="No space"):
+    files.write_together(dict.fromkeys(paths, "after"))
+  assert [path.read_text() for path in paths] == ["before"] * 2
+  assert sorted(tmp_path.iterdir()) == [*paths]
+  room = 9
+  files.write_together(dict.fromkeys(paths, "after"))
+  assert [path.read_text() for path in paths] == ["after"] * 2

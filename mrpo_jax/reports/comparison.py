@@ -4,13 +4,13 @@
 import dataclasses
 import pathlib
 
-from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.reports import paired
 from mrpo_jax.reports.figures import reference_apart, result
 from mrpo_jax.reports.gather import gather, groups_of, repeated
 from mrpo_jax.text import aligned, with_interval
 
+RESULTS = "results.json"  # the figures, in the folder of the runs
 HEADER = (
   *("run", "accuracy [95 %]", "margin", "x beta", "alone", "per token"),
   *("nll", "pairs/s", "real tokens"),
@@ -54,11 +54,6 @@ class Comparison:
       yield from paired.not_compared(first, found)
     if self.differences():
       yield f"\n{paired.LEGEND}"
-
-
-def write_results(workdir, comparison):
-  """Writes <workdir>/results.json of a Comparison."""
-  files.write_json(pathlib.Path(workdir) / "results.json", comparison.results)
 
 
 def compared(workdir):

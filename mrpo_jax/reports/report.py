@@ -2,8 +2,10 @@
 """The report of a folder of runs: text, results.json and report.html."""
 
 import importlib.util
+import pathlib
 
-from mrpo_jax.reports.comparison import compared, write_results
+from mrpo_jax import files
+from mrpo_jax.reports.comparison import RESULTS, compared
 from mrpo_jax.reports.page import page
 
 
@@ -15,13 +17,17 @@ def report(workdir):
   Raises:
     InputError: see `comparison.compared`.
   """
-  comparison = compared(workdir)
-  write_results(workdir, comparison)
+  workdir, comparison = pathlib.Path(workdir), compared(workdir)
+  results = workdir / RESULTS
+  contents = {results: files.json_text(comparison.results, results)}
   if importlib.util.find_spec("matplotlib") is None:
     line = (
       f"{page.FILE} is not written: its plots need matplotlib; pip install "
       "mrpo-jax[plot]"
     )
   else:
-    line = f"report: {page.write(workdir, comparison)}"
+    path = workdir / page.FILE
+    contents[path] = page.page(workdir.resolve().name, comparison)
+    line = f"report: {path}"
+  files.write_together(contents)  # which tell of the same runs
   return f"{comparison.text()}\n{line}"

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """report.html: what it shows, what it never does, and of what it is made."""
 
+import errno
 import html.parser
 import importlib.util
+import os
 import re
 import time
 
 import numpy as np
 import pytest
 
-from mrpo_jax import files
+from mrpo_jax import cli, files
 from mrpo_jax.reports import report as reports
 from mrpo_jax.reports.comparison import compared
 from mrpo_jax.reports.gather import gather
@@ -295,6 +297,31 @@ def test_without_matplotlib_the_text_comes_and_says_so(
   last = text.splitlines()[-1]
   assert "report.html is not written" in last and "mrpo-jax[plot]" in last
   assert sorted(path.name for path in tmp_path.glob("re*")) == ["results.json"]
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_on_a_full_disk_the_report_of_before_stays_whole(
+  tmp_path, monkeypatch, room, capsys
+):
+  make_study(tmp_path, seeds=1)
+  reports.report(tmp_path)
+  before = {path: path.read_bytes() for path in tmp_path.glob("re*")}
+  assert len(before) == 2
+  path = tmp_path / "loss.name=mrpo,seed=0" / "eval_pairs.jsonl"
+  files.write_lines(path, files.read_lines(path)[:40])
+  left = [None] * room
+
+  def fsync(_):
+    if not left:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    left.pop()
+
+  monkeypatch.setattr(files.os, "fsync", fsync)
+  assert cli.main(["report", f"--workdir={tmp_path}"]) == 1
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: the disk is full")
+  assert {path: path.read_bytes() for path in tmp_path.glob("re*")} == before
+  assert not [*tmp_path.glob(".*")]
 
 
 # Of what it is made.

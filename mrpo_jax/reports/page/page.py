@@ -2,9 +2,8 @@
 """The whole page: sections in their order, warnings, style."""
 
 import math
-import pathlib
 
-from mrpo_jax import __version__, files
+from mrpo_jax import __version__
 from mrpo_jax.references.warnings import warnings
 from mrpo_jax.reports.page import tables
 from mrpo_jax.reports.page.benchmarks import benchmarks
@@ -19,19 +18,6 @@ from mrpo_jax.text import counted, with_interval
 FILE = "report.html"
 # The page may load nothing, whatever stands in a sample or a config.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-
-def write(workdir, comparison):
-  """Writes <workdir>/report.html; returns its path.
-
-  Args:
-    workdir: folder of the runs.
-    comparison: comparison.Comparison.
-  """
-  path = pathlib.Path(workdir) / FILE
-  name = pathlib.Path(workdir).resolve().name
-  files.write_atomically(path, page(name, comparison))
-  return path
 
 
 def page(title, comparison):
