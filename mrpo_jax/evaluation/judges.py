@@ -90,7 +90,7 @@ class CommandJudge:
     files that it writes, and what stands before runs it.
     """
     for word in [shutil.which(self._words[0]), *self._words[1:]]:
-      if os.path.isfile(word) and _is_text(word):
+      if _can_be_read(word) and _is_text(word):
         return files.sha256_of(word)
     return None
 
@@ -200,6 +200,10 @@ def _sigterm_unwinds():
     yield
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def _can_be_read(path):
+  return os.path.isfile(path) and os.access(path, os.R_OK)
 
 
 def _is_text(path):
@@ -323,8 +327,8 @@ class RewardJudge:
   @property
   def script(self):
     """SHA-256 of the module's file; None where it has none."""
-    path = getattr(sys.modules[self._module], "__file__", None)
-    return path and files.sha256_of(path)
+    path = getattr(sys.modules[self._module], "__file__", None) or ""
+    return files.sha256_of(path) if _can_be_read(path) else None
 
   def __call__(self, requests):
     """Yields {"preference": ..., "rewards": [first, second]} of each request.

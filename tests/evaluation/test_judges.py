@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation.judges import Withdrawn, judge_of
 
@@ -232,3 +233,25 @@ def test_a_reward_that_gives_none_is_refused(reward, body, match):
 def test_a_module_that_fails_is_refused(reward):
   with pytest.raises(InputError, match=r"ZeroDivisionError.*\.py line 2"):
     reward("x = 1\nx / 0\n")
+
+
+def test_the_script_of_a_command_is_its_first_file_of_text(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  for name in ("judge.py", "notes.txt", "own.sh"):
+    (tmp_path / name).write_text(f"# {name}\n")
+  (tmp_path / "own.sh").chmod(0o755)
+  (tmp_path / "binary").write_bytes(b"\x7fELF\0")
+  python = shlex.quote(sys.executable)
+  for command, name in (
+    (f"{python} judge.py notes.txt", "judge.py"),
+    (f"{python} -u binary judge.py", "judge.py"),
+    (f"env A=1 {python} judge.py", "judge.py"),
+    ("./own.sh judge.py", "own.sh"),
+    (f"{python} -m json", None),
+    (f"{python} binary none.py .", None),
+  ):
+    want = name and files.sha256_of(tmp_path / name)
+    assert judge_of(command).script == want, command
+  assert judge_of("sys:getsizeof").script is None  # a module without a file
