@@ -9,7 +9,12 @@ import pathlib
 from mrpo_jax import files
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs import owner
-from mrpo_jax.runs.config import BanditConfig, read, with_defaults
+from mrpo_jax.runs.config import (
+  RENAMED,
+  BanditConfig,
+  read,
+  with_defaults,
+)
 from mrpo_jax.runs.config.section import lists_as
 from mrpo_jax.runs.models import check_folders
 from mrpo_jax.runs.setup import check_best, chosen_method
@@ -93,10 +98,10 @@ def checked(varied, workdir, *, config, keys, part=(0, 1), values_of):
   workdir, axes = pathlib.Path(workdir), axes_of(varied)
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f"--workdir {workdir} is a file; name a folder")
-  given = {key.partition("=")[0].removeprefix("--config.") for key in keys}
+  given = {_key_of(flag): flag for flag in keys}
   for key in axes:
-    if key in given:
-      raise InputError(f"--config.{key} and --vary {key} are both given")
+    if flag := given.get(_key_of(key)):
+      raise InputError(f"{flag} and --vary {key} are both given")
   shared = {
     "config": _without(values_of(config, keys), axes),
     "vary": [*axes],
@@ -117,6 +122,12 @@ def checked(varied, workdir, *, config, keys, part=(0, 1), values_of):
     steps[run.name] = one.steps
   share, shares = part
   return Sweep(workdir, shared, config, keys, runs[share::shares], steps)
+
+
+def _key_of(flag):
+  """The key of --config.KEY=VALUE, or of -config.KEY, by its present name."""
+  key = flag.partition("=")[0].lstrip("-").removeprefix("config.")
+  return RENAMED.get(key, key)
 
 
 def _checked_run(folder, values):

@@ -68,6 +68,12 @@ def test_parts_share_the_runs(checked):
     (["seed=0,x"], {}, "run seed=x: config.seed must be of type int"),
     (["policy.path=/none"], {}, "run policy.path=%2Fnone: /none"),
     (["seed=0"], {"keys": ["--config.seed=1"]}, "are both given"),
+    (["seed=0"], {"keys": ["-config.seed=1"]}, "are both given"),
+    (
+      ["optimizer.end_lr=0"],
+      {"keys": ["--config.optimizer.end_lr_share=1"]},
+      "are both given",
+    ),
     (["loss.beta=1,1.0"], {}, "are the same run"),
     (["config=dpo,what"], {"config": f"{QUICKSTART}:debug"}, "unknown run"),
     (
