@@ -18,7 +18,13 @@ from mrpo_jax.runs.config import (
 from mrpo_jax.runs.config.section import lists_as
 from mrpo_jax.runs.models import check_folders
 from mrpo_jax.runs.setup import check_best, chosen_method
-from mrpo_jax.runs.workdir import CONFIG, differences, known_run, written
+from mrpo_jax.runs.workdir import (
+  CONFIG,
+  check_length,
+  differences,
+  known_run,
+  written,
+)
 from mrpo_jax.sweeps.grid import axes_of, runs_of
 from mrpo_jax.text import aligned
 from mrpo_jax.training import checkpoints
@@ -140,6 +146,7 @@ def _checked_run(folder, values):
   check_best(config, chosen_method(config))
   check_folders(config)
   known_run(folder, config.to_dict())
+  check_length(folder, config.steps)
   return config
 
 

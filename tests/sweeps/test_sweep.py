@@ -149,6 +149,16 @@ def test_a_folder_of_another_run_is_refused_by_name(checked, tmp_path):
     checked("seed=1")
 
 
+def test_a_run_that_is_longer_already_is_refused_by_name(checked, tmp_path):
+  meta = tmp_path / "steps=4" / "checkpoints" / "30" / "meta"
+  meta.mkdir(parents=True)
+  files.write_json(meta / "metadata", {"step": 30})
+  config = changed_config(CONFIG, ["--config.steps=4"]).to_dict()
+  files.write_json(tmp_path / "steps=4" / "config.json", config)
+  with pytest.raises(InputError, match="run steps=4: .* stands at step 30"):
+    checked("steps=4")
+
+
 def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path, capsys):
   folder = tmp_path / "sweep"
   command = ("sweep", f"--config={CONFIG}", "--vary", "seed=0:2", "--dry-run")
