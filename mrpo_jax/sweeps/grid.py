@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grid of a sweep: the values of each key, and a folder for each run."""
 
+import collections
 import itertools
 import re
 import urllib.parse
@@ -50,9 +51,9 @@ def axes_of(varied):
     values = [
       one for part in _split(text, where) for one in _range(part, where)
     ]
-    for value in values:
-      if values.count(value) > 1:
-        raise InputError(f"{where}: the value {value!r} stands there twice")
+    value, times = collections.Counter(values).most_common(1)[0]
+    if times > 1:
+      raise InputError(f"{where}: the value {value!r} stands there twice")
     axes[key] = values
   if not axes:
     raise InputError("--vary is missing: name a key and its values")
