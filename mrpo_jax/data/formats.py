@@ -77,18 +77,14 @@ def rows(path):
 
 def pairs_of(row, where):
   """The pairs of one row; messages start with `where`, "a.jsonl line 7"."""
-  if not isinstance(row, dict):
-    raise InputError(
-      f"{where}: is {values.kind_of(row)}, want one object per row"
-    )
+  values.refuse_no_row(row, where)
   pairs = _pairs_of(_given(row), where)
   if pairs is None and "chosen" in row and "rejected" in row:
     pairs = [_given_pair(row, where)]  # says which is null
   if pairs is None:
     prompts.refuse_blank(row, where)
-    keys = ", ".join(map(repr, row)) or "none"
     raise InputError(
-      f"{where}: a key is missing; the row's keys are {keys}; "
+      f"{where}: a key is missing; the row's keys are {values.keys_of(row)}; "
       f"give one of the layouts {LAYOUTS}"
     )
   system = instructions.system(row, where)
@@ -118,14 +114,12 @@ def prompt_of(row, where):
   Raises:
     InputError: there is none, or an empty one.
   """
-  if not isinstance(row, dict):
-    raise InputError(
-      f"{where}: is {values.kind_of(row)}, want one object per row"
-    )
+  values.refuse_no_row(row, where)
   given = {key: value for key, value in row.items() if value is not None}
   if "prompt" not in given:
-    keys = ", ".join(map(repr, row)) or "none"
-    raise InputError(f"{where}: there is no prompt; the row's keys are {keys}")
+    raise InputError(
+      f"{where}: there is no prompt; the row's keys are {values.keys_of(row)}"
+    )
   if "chosen" in given and "rejected" in given:
     prompt = _given_pair(given, where).prompt
   else:

@@ -31,10 +31,9 @@ def empty(where, name):
 def refuse_unasked(row, prompt, where):
   """InputError where a prompt as it was read asks nothing."""
   if dialogues.says_nothing(prompt):
-    keys = ", ".join(map(repr, row)) or "none"
     raise InputError(
-      f"{where}: no prompt was found in the row, whose keys are {keys}; name "
-      "the column of the prompt prompt"
+      f"{where}: no prompt was found in the row, whose keys are "
+      f"{values.keys_of(row)}; name the column of the prompt prompt"
     )
   if dialogues.asks_nothing(prompt):
     raise InputError(
@@ -79,5 +78,5 @@ def refuse_guess(row, pair, where):
   if not isinstance(pair.prompt, str):
     raise InputError(
       f"{where}: no prompt was found in the row: no turn of the user leads to "
-      f"the responses; the row's keys are {', '.join(map(repr, row))}"
+      f"the responses; the row's keys are {values.keys_of(row)}"
     )

@@ -208,10 +208,21 @@ def _role(value, known, where):
   return role
 
 
+def refuse_no_row(row, where):
+  """InputError where a row is no object."""
+  if not isinstance(row, dict):
+    raise InputError(f"{where}: is {kind_of(row)}, want one object per row")
+
+
+def keys_of(row):
+  """The keys of an object, in words."""
+  return ", ".join(map(repr, row)) or "none"
+
+
 def kind_of(value):
   """What a value is, in words."""
   if isinstance(value, dict):
-    return f"an object with the keys {', '.join(map(repr, value)) or 'none'}"
+    return f"an object with the keys {keys_of(value)}"
   kinds = {bool: "a boolean", int: "a number", float: "a number"}
   kinds |= {str: "a string", list: "a list", type(None): "null"}
   kinds |= {bytes: "binary data"}
