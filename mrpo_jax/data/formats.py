@@ -98,7 +98,9 @@ def pairs_of(row, where):
   for pair in pairs[:1]:  # all have one prompt
     beside.refuse_lost(_given(row), prompts.PROMPTS[1:], pair.prompt, where)
   for pair in pairs:
-    messages.refuse_unscored([*pair.chosen, *(pair.rejected or [])])
+    for side in (pair.chosen, pair.rejected):
+      if isinstance(side, list):  # a text has no turns, but many letters
+        messages.refuse_unscored(side)
   return [
     dataclasses.replace(pair, prompt=messages.plain(pair.prompt), tools=tools)
     for pair in pairs
