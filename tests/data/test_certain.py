@@ -798,6 +798,7 @@ def test_a_response_that_is_better_and_worse_than_another_is_refused():
     ({"score_chosen": 9, "score_rejected": 1}, [1, 9]),
     ({"chosen_score": 9.5, "rejected_score": 1}, [1, 9.5]),
     ({"chosen-rating": 5, "rejected-rating": 4}, [4, 5]),
+    ({"chosen_score": "10", "rejected_score": " 9.5"}, ["9.5", "10"]),
     ({"reward_chosen": 0, "reward_rejected": -1}, [-1, 0]),
     ({"chosen_rank": 1, "rejected_rank": 2}, [2, 1]),
     ({"preference": "chosen"}, ["rejected"]),

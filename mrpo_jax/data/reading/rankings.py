@@ -113,12 +113,10 @@ def refuse_verdict(row, where):
   """InputError where a column says that the rejected response is better."""
   for key in SIDES:
     other = key.replace("chosen", "rejected")
-    chosen, rejected = row.get(key), row.get(other)
-    if not all(type(one) in (int, float) for one in (chosen, rejected)):
-      continue
+    chosen, rejected = (_worth(row.get(one)) for one in (key, other))
     if (rejected < chosen) if "rank" in key else (chosen < rejected):
       raise InputError(
-        f"{where}: {key} is {chosen!r} and {other} is {rejected!r}: the "
+        f"{where}: {key} is {row[key]} and {other} is {row[other]}: the "
         "rejected response would be the better one; swap them, or leave the "
         "columns out"
       )
@@ -128,6 +126,16 @@ def refuse_verdict(row, where):
         f"{where}: {key!r} says that the rejected response is the better one; "
         "swap them, or leave the column out"
       )
+
+
+def _worth(value):
+  """A number, also of a decimal or a text; NaN, which decides nothing, else."""
+  if isinstance(value, bool):
+    return math.nan
+  try:
+    return float(value)
+  except (TypeError, ValueError, OverflowError):
+    return math.nan
 
 
 def responses_of(value, where):
