@@ -234,7 +234,7 @@ def _last_answer(row, key, where):
   ends = dialogues.has_answer(turns[-1:])
   answer = turns[-1:] if ends else [dialogues.NO_ANSWER]
   start = turns[:-1] if ends else turns
-  if not prompts.says_nothing(row.get("prompt")):
+  if not prompts.is_missing(row.get("prompt")):
     asked = values.as_text_or_turns(row["prompt"], f"{where}: prompt")
     exact, whole = not isinstance(asked, str), [*start, *answer]
     asked = dialogues.asked_turns(asked, where)
@@ -262,7 +262,7 @@ def _prompt(row, where):
   A question in a column of its own is a turn; what says nothing is none.
   """
   given = [
-    key for key in prompts.PROMPTS if not prompts.says_nothing(row.get(key))
+    key for key in prompts.PROMPTS if not prompts.is_missing(row.get(key))
   ]
   if "prompt" in given:
     return "prompt", values.as_text_or_turns(row["prompt"], f"{where}: prompt")

@@ -12,7 +12,8 @@ PROMPTS = ("prompt", *TURNS, "instruction", *QUESTIONS)
 IMPLICIT = ("chosen", "rejected", "tools", *instructions.SYSTEMS)
 
 
-def says_nothing(value):
+def is_missing(value):
+  """Is a column null, or without a word?"""
   return value is None or values.is_blank(value)
 
 
