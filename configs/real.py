@@ -43,7 +43,7 @@ def get_config(arg="mrpo"):
     max_response=128,  # tokens; keeps the response's start
     row_length=1024,  # tokens of a packed row: about six pairs
   )
-  c.eval_every = STEPS // 2
+  c.eval_every = STEPS  # minutes each
   c.evaluation = dict(  # before and after
     tasks=("truthfulqa_mc1", "truthfulqa_mc2", "gsm8k"),
     data=str(configs.SHIPPED / "benchmarks"),
