@@ -8,7 +8,8 @@ With --model: a pretrained one; with --rank a LoRA of it is trained, in TRL by
 PEFT, from the same start.  With --losses: the same weights, pairs, order and
 optimizer in float32, and the losses of both side by side.  TRL lives in an
 environment of its own, made in the workdir on first use, or in that of
---trl_python.
+--trl_python.  All players have their models in memory at once; with large ones
+--only=best,online leaves others out.
 """
 
 import argparse
@@ -118,6 +119,7 @@ def main():
   flags.add_argument("--losses", action="store_true")
   flags.add_argument("--model", default="", help="folder, not --shape")
   flags.add_argument("--rank", type=int, default=0, help="of a LoRA; 0: none")
+  flags.add_argument("--only", default="", help="words of players' names")
   given = flags.parse_args()
   python = trl_python(given)
   pretrained = dict(model=given.model, rank=given.rank)
@@ -138,7 +140,8 @@ def main():
     ours(online, job),
     ours(scored, job, "--mode=scored"),
   ]
-  tell(given, players)
+  only = given.only.split(",")
+  tell(given, [p for p in players if any(word in p.name for word in only)])
 
 
 if __name__ == "__main__":
