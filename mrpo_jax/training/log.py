@@ -193,6 +193,7 @@ class Log:
     """The line of step 0: of the policy before its first step."""
     self._line = 0, values
     self.write()
+    self._progress.restart(0)  # what came before says nothing of a step
 
   def write(self):
     """Writes the line that waits; no line of a saved step may be lost."""

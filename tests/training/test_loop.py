@@ -4,6 +4,7 @@
 import functools
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -87,6 +88,18 @@ def test_every_step_is_read_and_written_before_a_save(tmp_path):
   assert run.read == [1, 2, 3, 4, 5, 6]
   assert run.lines_at_save == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6]]
   assert run.end == (6, 6)
+
+
+def test_what_comes_before_the_first_step_is_no_time_of_a_step(tmp_path):
+  class Slow(Run):
+    def look(self, step, state):
+      time.sleep(0.5 if step == 0 else 0.0)
+      return super().look(step, state)
+
+  with logged() as lines:
+    Slow(tmp_path, Due(steps=9, look_every=(0,)))
+  first = next(line for line in lines if line.startswith("step 1/9"))
+  assert first.endswith("00:00 left")
 
 
 def test_it_stops_after_the_current_step_when_asked(tmp_path):
