@@ -115,7 +115,7 @@ class StoredTensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class GGUFFile:
   """What a GGUF file holds, its parts together."""
 
   paths: list[pathlib.Path]
@@ -124,7 +124,7 @@ class Source:
 
 
 def read(path):
-  """The Source of a file, or of all parts of one that is split.
+  """The GGUFFile of a file, or of all parts of one that is split.
 
   Raises:
     InputError: it is not whole, no GGUF file, or a part is missing.
@@ -133,7 +133,7 @@ def read(path):
   metadata, tensors = _one(path)
   count = metadata.get("split.count", 1)
   if count in (0, 1):
-    return Source([path], metadata, tensors)
+    return GGUFFile([path], metadata, tensors)
   match = PART.fullmatch(path.name)
   if not match or int(match[3]) != count:
     raise InputError(
@@ -162,7 +162,7 @@ def read(path):
     raise InputError(
       f"{path}: its parts hold {len(tensors)} tensors, not {want}"
     )
-  return Source(paths, metadata, tensors)
+  return GGUFFile(paths, metadata, tensors)
 
 
 def _one(path):

@@ -124,7 +124,7 @@ def _folder(path):
 
 
 def _sources(whole, models, source):
-  """{Named: its Source} of models, so many, and of runs, all of them there."""
+  """{Contestant: its Source}: so many models, then runs; all are there."""
   found = {}
   for place, one in enumerate(whole):
     if place < models:

@@ -83,7 +83,7 @@ def refuse_other_samples(responses):
     raise InputError(f"samples of a prompt have to be equally many: {said}")
 
 
-class Named(NamedTuple):
+class Contestant(NamedTuple):
   """A path that is compared, and what it is called."""
 
   name: str
@@ -91,7 +91,7 @@ class Named(NamedTuple):
 
 
 def named(texts, taken=()):
-  """A Named of each text NAME=PATH or PATH; see `names_of` for the latter.
+  """A Contestant of each text NAME=PATH or PATH; see `names_of` for the latter.
 
   A path with = in it that is there is a path.
 
@@ -109,7 +109,7 @@ def named(texts, taken=()):
       raise InputError(f"the name {name!r} is taken; give another before =")
   found = names_of([path for _, path in split], [*taken, *given])
   return [
-    Named(name or other, path)
+    Contestant(name or other, path)
     for (name, path), other in zip(split, found, strict=True)
   ]
 
