@@ -39,7 +39,9 @@ HELD_OUT = 6  # a dialogue in six, as the embedded pairs are divided
 # The first is what the others are compared with; of the last three each leaves
 # out one more of what was published.
 METHODS = {
-  "dpo": dict(name="dpo"),
+  # DPO's loss, of a run with both references: a text is cut where it fits all
+  # tokenizers of its run, so that one reference would leave other texts.
+  "dpo": dict(name="mrpo", weights=(1.0, 0.0), clip=None, mixture="geometric"),
   "multi_dpo": dict(name="multi_dpo", weights="uniform"),
   "mrpo_adaptive": dict(name="mrpo"),
   "mrpo_uniform": dict(name="mrpo", weights="uniform"),
@@ -104,8 +106,10 @@ def main():
   # Runs share what they compile.
   jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-  logging.getLogger("mrpo_jax.progress").addHandler(logging.StreamHandler())
-  logging.getLogger("mrpo_jax").setLevel(logging.INFO)
+  logger = logging.getLogger("mrpo_jax")
+  logger.setLevel(logging.INFO)
+  logger.propagate = False  # libraries give the root handlers of their own
+  logger.getChild("progress").addHandler(logging.StreamHandler())
   try:
     study(workdir, given.second, given.source)
   except InputError as error:
@@ -205,10 +209,11 @@ def config_of(workdir, grid, trial):
   c.data.max_prompt = c.data.max_response = grid.max_tokens
   c.data.row_length = grid.row_length
   c.eval_every = c.checkpoint_every = 0  # once, at the end
-  references = dict(base=dict(path="policy", mode="scored"))
-  if trial.method != "dpo":
-    references["second"] = dict(path=f"{models}/sft-second", mode="scored")
-  c.references = dict(names=tuple(references), **references)
+  c.references = dict(
+    names=("base", "second"),
+    base=dict(path="policy", mode="scored"),
+    second=dict(path=f"{models}/sft-second", mode="scored"),
+  )
   c.loss = dict(beta=grid.beta, **METHODS[trial.method])
   return read(c.to_dict())
 

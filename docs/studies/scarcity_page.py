@@ -190,7 +190,17 @@ def mixture_table(result):
       mixture_margins, beta=beta, weights="uniform"
     ),
   }
-  for fraction in result.grid.fractions:
+  fractions = result.grid.fractions
+  for name, of in yardsticks.items():
+    right = result.right(
+      fractions[0],
+      PUBLISHED,
+      lambda pairs, of=of: of(
+        [one | {"policy": one["references"][0]} for one in pairs]
+      ),
+    )
+    rows.append(("none, the start", name, f"{right.mean():.3f}", "-"))
+  for fraction in fractions:
     first = result.right(fraction, FIRST)
     for name, of in yardsticks.items():
       right = result.right(fraction, PUBLISHED, of)
@@ -304,7 +314,8 @@ def draw(results, to):
   for axis, result in zip(axes[0], results, strict=True):
     draw_set(axis, result)
   axes[0][0].set_ylabel("held-out accuracy less that of dpo")
-  axes[0][0].legend(fontsize="small", frameon=False)
+  drawn = axes[0][0].get_legend_handles_labels()
+  figure.legend(*drawn, loc="outside lower center", ncols=5, frameon=False)
   figure.savefig(to, metadata={"Date": None})
   pyplot.close(figure)
 
@@ -317,7 +328,7 @@ def draw_set(axis, result):
     leads = [result.lead(fraction, method) for fraction in fractions]
     ends = np.array([result.interval(lead) for lead in leads])
     means = np.array([lead.mean() for lead in leads])
-    apart = 1.06 ** (place - (len(others) - 1) / 2)  # so that bars are seen
+    apart = 1.1 ** (place - (len(others) - 1) / 2)  # so that bars are seen
     axis.errorbar(
       np.array(fractions) * apart,
       means,
@@ -377,7 +388,9 @@ which is reference 0; reference 1 is its second one (0.5 M, another shape,
 another tokenizer).  Both were trained on the chosen responses of the embedded
 pairs. References are scored once, and all runs read the same scores.
 
-- `dpo`: against reference 0 alone.
+- `dpo`: against reference 0 alone, though its runs have both, of weights 1 and
+  0: a text is cut where it fits all tokenizers of its run, so all methods read
+  the same.
 - `multi_dpo`: the mean of one DPO loss per reference.
 - `mrpo_adaptive`: as published, harmonic mean, clipped (epsilon 0.1, adaptive),
   adaptive weights; each weight is on its own reference, as in the formula (the
@@ -427,6 +440,7 @@ prompt of each seed, from the least to the largest.
 `mrpo_adaptive` by the yardstick of the released code, its own mixture, whose
 adaptive weights and clipping read both responses of a labelled pair; with these
 weights switched off in the evaluation; and by that of the tables above.  `dpo`
-is always measured against the policy's start.
+is always measured against the policy's start.  The first rows are of the start
+itself, before a step: what a yardstick gives without training.
 
 {mixture}"""

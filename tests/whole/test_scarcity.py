@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from docs.studies import scarcity, scarcity_page
-from mrpo_jax import configs, files
+from mrpo_jax import files, losses
 from mrpo_jax.data import source
 from mrpo_jax.errors import InputError
-from tests.material.runs import files_of, mrpo, train_debug
+from tests.material.runs import files_of, on_one_device
 
 GRID = scarcity.Grid(
   fractions=(0.1, 1.0),
@@ -23,25 +23,14 @@ GRID = scarcity.Grid(
 )
 
 
-def few_pairs(folder):
-  """A file of 60 pairs, of which nine or so are held out."""
-  pairs = source.load(configs.HH_HARMLESS / "eval.jsonl.gz")[:60]
-  rows = [
-    {"prompt": one.prompt, "chosen": one.chosen, "rejected": one.rejected}
-    for one in pairs
-  ]
-  files.write_lines(folder / "few.jsonl", rows)
-  return folder / "few.jsonl"
-
-
-def test_no_dialogue_of_a_file_stands_on_both_sides(tmp_path):
-  found = scarcity.divided(tmp_path, few_pairs(tmp_path), "somewhere")
+def test_no_dialogue_of_a_file_stands_on_both_sides(tmp_path, inputs):
+  found = scarcity.divided(tmp_path, inputs / "pairs.jsonl", "somewhere")
   train, held_out = (
     source.load(path) for path in (found.train, found.held_out)
   )
   assert found.pairs == len(train)
-  assert len(train) + len(held_out) == 60
-  assert 0 < len(held_out) < 30
+  assert len(train) + len(held_out) == 40
+  assert 0 < len(held_out) < 20
   first = [
     {scarcity.first_turn(one.prompt) for one in s} for s in (train, held_out)
   ]
@@ -59,6 +48,15 @@ def test_a_pass_over_few_pairs_has_the_least_steps():
   ]
 
 
+def test_its_dpo_is_dpo(rng):
+  policy_BC, ref_BCK = -50 + rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 2))
+  method = losses.build(beta=0.1, **scarcity.METHODS["dpo"])
+  given = policy_BC.astype(np.float32), -50 + ref_BCK.astype(np.float32)
+  np.testing.assert_allclose(
+    method(*given), losses.dpo(given[0] - given[1][..., 0], beta=0.1), 1e-6
+  )
+
+
 @pytest.mark.parametrize(
   "intervals,said",
   [
@@ -73,27 +71,23 @@ def test_the_verdict_follows_the_rule(intervals, said):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """(workdir, folder of the page, arguments) of a study that was done."""
+def finished(tmp_path_factory, inputs):
+  """(workdir, folder of the page) of a study that was done."""
   workdir = tmp_path_factory.mktemp("scarcity")
-  for name in scarcity.MODELS:
-    given = ("steps=2", "batch=4", "eval_every=0", "checkpoint_every=0")
-    given = [f"--config.{one}" for one in (*given, "data.eval=")]
-    run = workdir / f"debug-{name}"
-    assert train_debug(run, *given, run=name) == 0
-    model = workdir / "models" / name
-    assert mrpo("export", f"--workdir={run}", f"--to={model}") == 0
   page = workdir / "page"
-  page.mkdir()
-  given = (workdir, few_pairs(workdir), "somewhere")
-  with pytest.MonkeyPatch.context() as patch:
-    few = scarcity.divided(*given)._replace(name="few", title="Few")
+  for folder in (page, workdir / "models"):
+    folder.mkdir()
+  for name, model in zip(scarcity.MODELS, ("base", "second"), strict=True):
+    (workdir / "models" / name).symlink_to(inputs / model)
+  few = scarcity.divided(workdir, inputs / "pairs.jsonl", "somewhere")
+  few = few._replace(name="few", title="Few")
+  with pytest.MonkeyPatch.context() as patch, on_one_device():
     patch.setattr(scarcity, "embedded", lambda: few)
-    scarcity.study(*given, grid=GRID, to=page)
+    scarcity.study(workdir, grid=GRID, to=page)
     before = files_of(workdir / "runs")
-    scarcity.study(*given, grid=GRID, to=page)
+    scarcity.study(workdir, grid=GRID, to=page)
     assert files_of(workdir / "runs") == before  # no run is repeated
-    yield workdir, page, given
+    yield workdir, page
 
 
 def rows_of(page, heading, width):
@@ -121,7 +115,7 @@ def right(workdir, fraction, method):
 @pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_runs(finished):
   pytest.importorskip("matplotlib")
-  workdir, page, _ = finished
+  workdir, page = finished
   rows = rows_of(page, "Few", 7)[2:]
   assert [row[:2] for row in rows] == [
     [share, method]
@@ -142,7 +136,7 @@ def test_the_page_has_the_numbers_of_the_runs(finished):
   scarce = right(workdir, "0.1", "mrpo_adaptive") - right(workdir, "0.1", "dpo")
   most = right(workdir, "1", "mrpo_adaptive") - right(workdir, "1", "dpo")
   first, other = (
-    row for row in rows_of(page, "Conclusion", 4) if row[0] == "mrpo_adaptive"
+    row for row in rows_of(page, "Conclusion", 3) if row[0] == "mrpo_adaptive"
   )
   assert first[1].startswith(f"{scarce.mean():+.3f} [")
   assert other[1].startswith(f"{(scarce - most).mean():+.3f} [")
@@ -151,6 +145,6 @@ def test_the_page_has_the_numbers_of_the_runs(finished):
 
 @pytest.mark.slow
 def test_a_study_with_other_settings_does_not_take_these_runs(finished):
-  _, page, given = finished
+  workdir, page = finished
   with pytest.raises(InputError, match="max_prompt"):
-    scarcity.study(*given, grid=GRID._replace(max_tokens=48), to=page)
+    scarcity.study(workdir, grid=GRID._replace(max_tokens=48), to=page)
