@@ -73,6 +73,7 @@ def test_the_verdict_follows_the_rule(intervals, said):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, inputs):
   """(workdir, folder of the page) of a study that was done."""
+  pytest.importorskip("matplotlib")
   workdir = tmp_path_factory.mktemp("scarcity")
   page = workdir / "page"
   for folder in (page, workdir / "models"):
@@ -114,7 +115,6 @@ def right(workdir, fraction, method):
 
 @pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_runs(finished):
-  pytest.importorskip("matplotlib")
   workdir, page = finished
   rows = rows_of(page, "Few", 7)[2:]
   assert [row[:2] for row in rows] == [
