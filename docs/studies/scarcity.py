@@ -165,10 +165,10 @@ def divided(workdir, file, origin):
 
   By a hash of its first turn, so that no dialogue stands on both sides.
   """
-  sha256 = files.sha256_of(file)
+  pairs, sha256 = source.load(file), files.sha256_of(file)
   folder = workdir / "pairs" / sha256[:12]
   train, held_out = [], []
-  for pair in source.load(file):
+  for pair in pairs:
     mark = hashlib.sha256(first_turn(pair.prompt).encode()).digest()
     side = train if int.from_bytes(mark) % HELD_OUT else held_out
     side.append(
