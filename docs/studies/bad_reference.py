@@ -19,6 +19,7 @@ import logging
 import os
 import pathlib
 import platform
+import signal
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from mrpo_jax.runs.config import read
 from mrpo_jax.runs.export import export
 from mrpo_jax.runs.train import train_run
 from mrpo_jax.runs.workdir import PAIRS
+from mrpo_jax.training import checkpoints
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = range(5)  # of the order of the data; the models are the same
@@ -73,8 +75,16 @@ def make_model(workdir, name):
   to = workdir / "models" / name
   if not to.exists():
     config = read(quickstart.get_config(name).to_dict())
-    train_run(config, workdir / name)
+    train_whole(config, workdir / name)
     export(workdir / name, to)
+
+
+def train_whole(config, folder, **given):
+  """Trains a run to its end; where SIGTERM stopped it, the study ends, too."""
+  train_run(config, folder, **given)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which only the run took
+  if checkpoints.stands_at(folder) != config.steps:
+    raise SystemExit("stopped; the same command goes on")
 
 
 def training_pairs(workdir):
@@ -157,7 +167,7 @@ def run(workdir, treatment, bad, seed):
   done = workdir / "results" / f"{name}.json"
   if not done.exists():
     with logged(name) as lines:
-      train_run(
+      train_whole(
         config_of(workdir, treatment, bad, seed),
         workdir / name,
         store=str(workdir / "store"),
