@@ -8,7 +8,8 @@ r"""Generation beside transformers' `generate`, in turns; a Markdown table.
                                                      beside batches that wait
 
 Prompts are those of conversations in configs/hh_harmless, cut to --longest
-tokens; all decode greedily, in float32.  PYTHON has torch and transformers.
+tokens (with --refill its first questions, in the model's chat template); all
+decode greedily, in float32.  PYTHON has torch and transformers.
 
 Columns: tokens per second of the whole call, prompts included, and of decoding
 alone; the share of what the machine can do, which is the longer of reading
@@ -30,12 +31,24 @@ from mrpo_jax.data.tokenizer import load_tokenizer
 TIE = 1e-4  # nats; beyond a tie two programs may say different things
 
 
-def prompts_of(folder, count, longest):
-  """The ids of the last user turns' texts, distinct, of `count` prompts."""
+def prompts_of(folder, count, longest, chat):
+  """(tokenizer, ids of `count` distinct prompts), cut to the longest.
+
+  With `chat` they are questions in the chat template, none of them cut: models
+  end an answer to these by themselves.
+  """
   tokenizer, found = load_tokenizer(folder), {}
   for pair in formats.read(configs.HH_HARMLESS / "train.jsonl.gz"):
     text = next(iter(formats.texts(pair)))
-    ids = tokenizer.encode(text, add_special_tokens=False)[:longest]
+    if chat:
+      question = text.removeprefix("\n\nHuman: ").partition("\n\n")[0]
+      turns = [{"role": "user", "content": question}]
+      ids = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=False
+      )
+      ids = ids if len(ids) <= longest else []
+    else:
+      ids = tokenizer.encode(text, add_special_tokens=False)[:longest]
     if ids:
       found[tuple(ids)] = None
     if len(found) == count:
@@ -51,7 +64,7 @@ def job_of(given, count):
   if not folder:
     job = material.prepare(workdir, given.shape, rounds=1, steps=1, batch=1)
     folder = json.loads(job.read_text())["model"]
-  tokenizer, prompts = prompts_of(folder, count, given.longest)
+  tokenizer, prompts = prompts_of(folder, count, given.longest, given.refill)
   stop = tokenizer.eos_token_id
   path = workdir / "generation.json"
   path.write_text(
