@@ -11,6 +11,7 @@ import numpy as np
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
+from mrpo_jax.evaluation.asked import what_was_asked
 from mrpo_jax.evaluation.quiet import quiet
 from mrpo_jax.evaluation.tasks.find import find
 from mrpo_jax.evaluation.tasks.shots import check_shots
@@ -80,17 +81,9 @@ def table(results):
   They are of tasks, and of groups where there are some.
   """
   config = results.get("config", {})
-  shots = config.get("num_fewshot")
-  limit = config.get("limit")
-  found = "; ".join(
-    [
-      f"model: {config.get('model')}",
-      "all documents"
-      if limit is None
-      else f"at most {limit} documents of each task",
-      "shots as the task says" if shots is None else f"shots: {shots}",
-      f"chat template: {'yes' if config.get('apply_chat_template') else 'no'}",
-    ]
+  names = ("limit", "num_fewshot", "apply_chat_template")
+  found = what_was_asked(
+    f"model {config.get('model')}", **{name: config.get(name) for name in names}
   )
   found += "\n\n" + make_table(results)
   if results.get("groups"):

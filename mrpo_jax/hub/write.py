@@ -23,7 +23,7 @@ from mrpo_jax.hub.folder import (
 )
 from mrpo_jax.models.families.read import config_to_hf
 
-SHARD_BYTES = 5 * 10**9  # of one file that `save` writes
+SHARD_BYTES = 5 * 10**9  # of one file of weights
 
 
 def save(
@@ -63,7 +63,11 @@ def save(
     files.write_json(partial / "config.json", values, sort_keys=False)
     if generation:
       files.write_json(partial / GENERATION, generation, sort_keys=False)
-    _write_shards(partial, contents)
+    write_shards(
+      partial,
+      {name: _bytes(parts) for name, parts in contents.items()},
+      lambda name: _tensor(name, contents[name]),
+    )
     write_beside(partial, tokenizer, card)
 
 
@@ -109,16 +113,22 @@ def _contents(config, params, dtype):
   return contents
 
 
-def _write_shards(folder, contents):
-  """The weights, one file of them on the host at a time, and their index."""
+def write_shards(folder, sizes, tensor_of):
+  """The weights, one file of them on the host at a time, and their index.
+
+  Args:
+    folder: with a config.json, whose readers may read the weights, too.
+    sizes: {name: bytes} of the tensors.
+    tensor_of: name -> array.
+  """
   plan = huggingface_hub.split_state_dict_into_shards_factory(
-    contents,
-    get_storage_size=_bytes,
+    sizes,
+    get_storage_size=lambda size: size,
     filename_pattern="model{suffix}.safetensors",
     max_shard_size=SHARD_BYTES,
   )
   for shard, names in plan.filename_to_tensors.items():
-    arrays = {name: _tensor(name, contents[name]) for name in names}
+    arrays = {name: tensor_of(name) for name in names}
     write_tensors(folder / shard, arrays, like=folder / "config.json")
   if plan.is_sharded:
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

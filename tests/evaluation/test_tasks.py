@@ -181,8 +181,8 @@ def test_shots_that_a_task_fixes_stay_and_that_is_said(lm, benchmarks, caplog):
     )
   assert got["n-shot"] == {"truthfulqa_mc1": 0, "gsm8k": 2}
   assert table(got).startswith(
-    "model: HarnessLM; at most 1 documents of each task; shots: 2; chat "
-    "template: no\n\n|"
+    "model HarnessLM, at most 1 documents of each task, 2 shots where a task "
+    "does not fix them, no chat template\n\n|"
   )
   assert "truthfulqa_mc1: shots are fixed by the task; num_fewshot=2" in (
     caplog.text

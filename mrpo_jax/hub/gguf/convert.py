@@ -18,7 +18,7 @@ from mrpo_jax.hub.gguf.keys import Keys
 from mrpo_jax.hub.gguf.read import read
 from mrpo_jax.hub.gguf.tensors import is_tied, tensor_plans
 from mrpo_jax.hub.gguf.tokenizer import tokenizer_of
-from mrpo_jax.hub.shards import DTYPES, write_shards
+from mrpo_jax.hub.write import write_shards
 from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.models.families.read import config_from_hf
 from mrpo_jax.progress import Progress, stage
@@ -50,8 +50,6 @@ stand for, and not those that the file was made from.
 def convert(path, folder, *, dtype):
   """See `import_gguf`."""
   dtype = floating(dtype)
-  if dtype.name not in DTYPES:
-    raise InputError(f"dtype={dtype.name}; want {', '.join(DTYPES)}")
   source = read(path)
   keys = Keys(source.metadata)
   try:
@@ -139,7 +137,7 @@ def _card(keys, provenance):
 
 
 def _write_weights(folder, plans, dtype):
-  """The shards of the weights, one tensor on the host at a time."""
+  """The shards of the weights, one tensor dequantised after the other."""
   size = jnp.dtype(dtype).itemsize
   sizes = {name: math.prod(plan.shape) * size for name, plan in plans.items()}
   total = math.ceil(sum(sizes.values()) / MB)
@@ -156,6 +154,4 @@ def _write_weights(folder, plans, dtype):
       bar.update(done, [speed])
       return array
 
-    write_shards(
-      folder, {name: plan.shape for name, plan in plans.items()}, dtype, tensor
-    )
+    write_shards(folder, sizes, tensor)

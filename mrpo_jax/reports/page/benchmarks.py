@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from mrpo_jax.evaluation.asked import what_was_asked
 from mrpo_jax.reports.page.markup import breakable, scrolled_table, tag
 from mrpo_jax.reports.page.samples import when
 from mrpo_jax.text import bracketed
@@ -38,7 +39,7 @@ def benchmarks(series):
       if any(cells):
         title = name.removeprefix("eval/")
         rows.append([breakable(label), breakable(title), *cells])
-        asked.setdefault(what_was_asked(runs[0].config), {})[label] = None
+        asked.setdefault(_asked(runs[0].config), {})[label] = None
   return [
     *(
       tag("p", breakable(", ".join(labels)), f": {said}", class_="note")
@@ -64,21 +65,16 @@ def error_of(name):
   return f"{metric}_stderr{comma}{kind}"
 
 
-def what_was_asked(config):
+def _asked(config):
   """Model, documents, shots and chat template of a run's config, in words."""
   sections = [config.get(name) for name in ("policy", "evaluation")]
-  policy, asked = (one if isinstance(one, dict) else {} for one in sections)
-  limit, shots = asked.get("limit") or 0, asked.get("num_fewshot", -1)
-  start = policy.get("path")
-  return ", ".join(
-    [
-      f"the policy that starts as {start}" if start else "the policy",
-      f"at most {limit} documents of each task" if limit else "all documents",
-      "shots as each task says"
-      if shots == -1
-      else f"{shots} shots where a task does not fix them",
-      f"{'a' if asked.get('apply_chat_template') else 'no'} chat template",
-    ]
+  policy, given = (one if isinstance(one, dict) else {} for one in sections)
+  start, shots = policy.get("path"), given.get("num_fewshot", -1)
+  return what_was_asked(
+    f"the policy that starts as {start}" if start else "the policy",
+    limit=given.get("limit") or None,
+    num_fewshot=None if shots == -1 else shots,
+    apply_chat_template=given.get("apply_chat_template"),
   )
 
 

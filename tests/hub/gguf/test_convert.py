@@ -7,16 +7,16 @@ import importlib.util
 import json
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
 import transformers
 
 from mrpo_jax import cli, hub
 from mrpo_jax.errors import InputError
+from mrpo_jax.hub import write
 from mrpo_jax.hub.gguf import convert, import_gguf
-from mrpo_jax.hub.shards import write_shards
 from mrpo_jax.models.families.family import UnsupportedModel
 from tests.material.gguf_files import byte_level, read_json, write_model
 
@@ -268,37 +268,12 @@ def test_the_command_writes_a_folder(tmp_path, capsys):
   assert "to exists; remove it" in capsys.readouterr().err
 
 
-# Shards.
-
-
-def test_shards_hold_what_they_were_given(tmp_path, rng):
-  tensors = {
-    name: rng.normal(size=shape).astype(jnp.bfloat16)
-    for name, shape in dict(a=(3, 5), b=(7,), c=(2, 2)).items()
-  }
-  shapes = {name: tensor.shape for name, tensor in tensors.items()}
-  asked = []
-
-  def tensor_of(name):
-    asked.append(name)
-    return tensors[name].T.copy().T  # in another order
-
-  dtype = jnp.dtype("bfloat16")
-  for limit in (10**9, 32):
-    folder = tmp_path / str(limit)
-    folder.mkdir()
-    write_shards(folder, shapes, dtype, tensor_of, limit=limit)
-    files = sorted(folder.glob("*.safetensors"))
-    assert len(files) == (1 if limit > 32 else 2)
-    found = {}
-    for file in files:
-      with safetensors.safe_open(file, "np") as stored:
-        assert stored.metadata() == {"format": "pt"}
-        found |= {name: stored.get_tensor(name) for name in stored.keys()}
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-      np.testing.assert_array_equal(found[name], tensor)
-  index = read_json(tmp_path / "32", "model.safetensors.index.json")
-  assert index["weight_map"].keys() == tensors.keys()
-  assert index["metadata"]["total_size"] == 2 * (15 + 7 + 4)
-  assert sorted(asked) == sorted([*tensors] * 2)
+def test_a_model_larger_than_a_file_is_written_in_several(
+  imported, tmp_path, monkeypatch
+):
+  whole = imported("gpt2")  # whose matrices are transposed
+  monkeypatch.setattr(write, "SHARD_BYTES", 4096)
+  import_gguf(tmp_path / "m.gguf", tmp_path / "parts", dtype="float32")
+  assert len([*(tmp_path / "parts").glob("*.safetensors")]) > 1
+  loaded = [hub.load(folder)[1] for folder in (whole, tmp_path / "parts")]
+  jax.tree.map(np.testing.assert_array_equal, *loaded)
