@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from docs.studies import scarcity, scarcity_page
+from docs.studies import scarcity, scarcity_results
 from mrpo_jax import files, losses
 from mrpo_jax.data import source
 from mrpo_jax.errors import InputError
@@ -67,7 +67,7 @@ def test_its_dpo_is_dpo(rng):
   ],
 )
 def test_the_verdict_follows_the_rule(intervals, said):
-  assert scarcity_page.verdict(intervals) == said
+  assert scarcity_results.verdict(intervals) == said
 
 
 @pytest.fixture(scope="module")
