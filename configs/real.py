@@ -11,8 +11,8 @@ r"""DPO and MRPO of a pretrained model on real human preferences, with LoRA.
   mrpo score --config=$C --workdir=$W/mrpo --store=$W/store
   mrpo train --config=$C --workdir=$W/mrpo --store=$W/store
 
-An epoch of the embedded pairs takes hours on two cores: `data.limit` says how
-many are trained on.  Append `,debug` for a minute on tiny models.
+`data.limit` takes a fifth of the embedded pairs: all of them would take five
+times as long.  Append `,debug` for a minute on tiny models.
 """
 
 from ml_collections import config_dict
@@ -32,8 +32,7 @@ def get_config(arg="mrpo"):
   c.seed = 0
   c.steps = STEPS
   c.batch = PAIRS
-  c.log_every = 1
-  c.checkpoint_every = 4  # minutes of work that a kill may cost
+  c.checkpoint_every = 4  # steps: a minute of work, which a kill may cost
   c.data = dict(
     train=str(configs.HH_HARMLESS / "train.jsonl.gz"),
     eval=str(configs.HH_HARMLESS / "eval.jsonl.gz"),
