@@ -81,6 +81,8 @@ def write_beside(folder, tokenizer, card):
 
 def write_tensors(file, arrays, like):
   """A safetensors file that whoever may read the file `like` may read."""
+  # safetensors writes an array's memory as it lies, whatever the strides are.
+  arrays = {name: np.ascontiguousarray(one) for name, one in arrays.items()}
   try:
     safetensors.numpy.save_file(arrays, file, {"format": "pt"})
   except safetensors.SafetensorError as error:

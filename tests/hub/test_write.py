@@ -49,6 +49,22 @@ def test_saved_tensors_are_those_of_the_golden_file(tmp_path):
     assert file.metadata() == {"format": "pt"}
 
 
+def test_arrays_are_written_as_they_read_whatever_their_memory(tmp_path):
+  rows = np.arange(24, dtype=np.float32).reshape(4, 6)
+  arrays = {
+    "transposed": rows.T,
+    "every second": rows[:, ::2],
+    "backwards": rows[::-1],
+    "repeated": np.broadcast_to(rows[0], (3, 6)),
+  }
+  like = tmp_path / "config.json"
+  like.touch()
+  writing.write_tensors(tmp_path / WEIGHTS, arrays, like=like)
+  back = safetensors.numpy.load_file(tmp_path / WEIGHTS)
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
 def test_shards_and_their_index_round_trip(tmp_path, monkeypatch):
   config, params = golden("llama_theta")
   monkeypatch.setattr(writing, "SHARD_BYTES", 20_000)
