@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 # Each may import those before it.
 GROUND = (
   *("errors", "shapes", "text", "files", "rows"),
-  *("streams", "meeting", "processes", "progress"),
+  *("streams", "meeting", "processes", "progress", "external"),
 )
 WINGS = ("losses", "models", "data")
 ENGINES = ("references", "training")
@@ -24,7 +24,7 @@ MAY = {
   **{name: {*GROUND[:place]} for place, name in enumerate(GROUND)},
   "losses": {"errors", "shapes"},
   "models": {"errors", "shapes", "rows"},
-  "data": {*GROUND} - {"streams", "meeting"},
+  "data": {*GROUND} - {"streams", "meeting", "external"},
   "parallel": {*GROUND, "models"},
   "hub": {*GROUND, "models", "parallel"},
   "references": {*GROUND, "models", "data"},

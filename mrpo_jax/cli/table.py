@@ -19,7 +19,7 @@ from mrpo_jax.cli.values import (
   two_lengths,
   whole,
 )
-from mrpo_jax.evaluation.judges import TIMEOUT
+from mrpo_jax.external import TIMEOUT
 
 STORE_ACTIONS = ("ls", "verify", "prune", "export")
 

@@ -12,7 +12,7 @@ import os
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation.judges import Withdrawn
+from mrpo_jax.external import Withdrawn
 from mrpo_jax.progress import Progress
 from mrpo_jax.runs.workdir import differences
 
