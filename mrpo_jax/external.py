@@ -44,7 +44,7 @@ class Command:
     name: the command, as it was given.
   """
 
-  def __init__(self, text, *, flag, role, instead, timeout=TIMEOUT, more=""):
+  def __init__(self, text, *, flag, role, instead, timeout=TIMEOUT):
     """Splits its words as a shell does.
 
     Args:
@@ -52,14 +52,14 @@ class Command:
       flag: what named it, for messages: "--judge".
       role: what it is: "judge".
       instead: what else could be given: "a reward as module:name".
-      timeout: seconds that it may take for an answer.
-      more: ends the message of one that took longer.
+      timeout: seconds that it may take for an answer, a setting that is
+        called as the flag with "_timeout" after it.
 
     Raises:
       InputError: there is no such command.
     """
     self.name, self._timeout = text, timeout
-    self._flag, self._more = flag, more
+    self._flag = flag
     self._who = f"the {role} {text!r}"
     try:
       self._words = shlex.split(text)
@@ -150,8 +150,8 @@ class Command:
     line = lines.next()
     if line is None:
       raise InputError(
-        f"{self._who} does not answer {where} within {self._timeout:g} s"
-        + self._more
+        f"{self._who} does not answer {where} within {self._timeout:g} s; "
+        f"{self._flag}_timeout gives it more"
       )
     if not line:
       raise InputError(
@@ -302,6 +302,8 @@ class Function:
       sys.path.insert(0, here)
     try:
       found = importlib.import_module(module)
+    except InputError as error:  # of rewards that want a package
+      raise InputError(f"{flag}={text}: {error}") from None
     except (Exception, SystemExit) as error:  # modules fail as they like
       raise InputError(
         f"{flag}={text}: importing {module} fails: {told(error)}"

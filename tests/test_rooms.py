@@ -31,9 +31,10 @@ MAY = {
   "training": {*GROUND, "losses", "models", "parallel"},
   "generation": {*GROUND, "models", "parallel"},
   "evaluation": {*GROUND, *WINGS, "parallel", "generation"},
+  "online": {*GROUND, *WINGS, "training", "generation"},
   "runs": {
     *(*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"),
-    "evaluation",
+    *("evaluation", "online"),
   },
   "reports": {*GROUND, *ENGINES, "evaluation", "runs"},
   "sweeps": {*GROUND, "training", "runs", "reports"},

@@ -51,7 +51,6 @@ class CommandJudge:
       role="judge",
       instead="a reward as module:name",
       timeout=timeout,
-      more="; --judge_timeout gives it more",
     )
 
   @property
