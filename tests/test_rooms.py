@@ -15,8 +15,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 # Each may import those before it.
 GROUND = (
-  *("errors", "shapes", "text", "files", "rows"),
-  *("streams", "meeting", "processes", "progress", "external"),
+  *("errors", "shapes", "text", "files", "external", "rows"),
+  *("streams", "meeting", "processes", "progress"),
 )
 WINGS = ("losses", "models", "data")
 ENGINES = ("references", "training")

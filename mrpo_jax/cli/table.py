@@ -321,4 +321,18 @@ FLAGS = {
       Flag("split", "its split", "NAME", "train"),
     ),
   ),
+  "bridge": Command(
+    "--pairs=FILE --command=COMMAND --to=FILE.jsonl",
+    (
+      Flag(
+        "pairs", "rows, as config.data.train names them", "FILE", required=True
+      ),
+      Flag("command", "program that rewrites", "COMMAND", required=True),
+      Flag(
+        *("command_timeout", "seconds for an answer of it", "S"),
+        *(TIMEOUT, positive),
+      ),
+      Flag("to", "JSON lines to write", "FILE", type=new_file, required=True),
+    ),
+  ),
 }

@@ -23,4 +23,5 @@ COMMANDS = {
   "import-gguf": models.import_gguf,
   "inspect": models.inspect,
   "prepare": data.prepare,
+  "bridge": data.bridge,
 }

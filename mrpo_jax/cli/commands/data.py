@@ -11,6 +11,27 @@ def prepare(given):
   print(source.prepare(given.data, given.to, split=given.split))
 
 
+def bridge(given):
+  """Rewrite rejected answers with the chosen ones as guides (BMC's bridge).
+
+  The command reads lines {"prompt", "chosen", "rejected", "index"} and writes
+  {"rewrite": text} for each, in order: the rejected answer, changed only where
+  the chosen one is better.  --to is then a file of pairs whose chosen answer is
+  the rewrite, for config.loss.name=bmc.  Rewrites that are empty, or one of the
+  two answers again, are left out and counted.
+
+  How many words were changed is said, and stands in FILE.bridge.json; all
+  answers are in FILE.rewrites.jsonl.  The same command goes on where it was
+  killed.
+  """
+  from mrpo_jax.online import bridge
+
+  about = bridge.bridge(
+    given.pairs, given.command, given.to, timeout=given.command_timeout
+  )
+  print(bridge.summary(about))
+
+
 def store(given):
   """Look after a store of scores: ls, verify, prune, export.
 
