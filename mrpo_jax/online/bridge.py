@@ -107,24 +107,11 @@ def _text(answer):
 def _rewrites(to, editor, record, requests):
   """{index: rewrite} of all requests, asked for where none is known."""
   path, about = _beside(to, ANSWERS), _beside(to, ABOUT)
-  known = {}
-  if about.is_file():
-    there = files.read_json(about)
-    other = [key for key in record if there.get(key) != record[key]]
-    if other:
-      raise InputError(
-        f"{to} is of another {other[0]}: {about.name} has "
-        f"{there.get(other[0])!r}, here it is {record[other[0]]!r}; name "
-        f"another file, or remove it, {path.name} and {about.name}"
-      )
-    files.cut_half_line(path)
-    known = _known(path)
-  elif to.exists() or path.exists():
-    raise InputError(
-      f"{to} or {path.name} exists, and no {about.name} says of what it is; "
-      "remove it or name another file"
-    )
-  else:
+  files.cut_half_line(path)
+  known = _known(path)
+  if known or to.exists():
+    _refuse_other(to, path, about, record)
+  else:  # a command that answered nothing may be another now
     files.write_json(about, record)
   todo = [one for one in requests if one["index"] not in known]
   done = len(requests) - len(todo)
@@ -142,6 +129,23 @@ def _rewrites(to, editor, record, requests):
   for request, answer in answers:
     known[request["index"]] = answer
   return known
+
+
+def _refuse_other(to, path, about, record):
+  """InputError where files that are there are of other pairs or editors."""
+  if not about.is_file():
+    raise InputError(
+      f"{to} or {path.name} exists, and no {about.name} says of what it is; "
+      "remove it or name another file"
+    )
+  there = files.read_json(about)
+  for key, here in record.items():
+    if there.get(key) != here:
+      raise InputError(
+        f"{to} is of another {key}: {about.name} has {there.get(key)!r}, here "
+        f"it is {here!r}; name another file, or remove it, {path.name} and "
+        f"{about.name}"
+      )
 
 
 def _known(path):

@@ -162,6 +162,23 @@ def test_a_file_of_others_is_refused(pairs):
     bridge(pairs, LAST, to)
 
 
+def test_a_command_that_answered_nothing_may_be_another_now(pairs):
+  to = pairs.with_name("new.jsonl")
+  with pytest.raises(InputError, match="exit code 1 before it answers pair 0"):
+    bridge(pairs, command("  sys.exit(1)"), to)
+  assert bridge(pairs, LAST, to)["kept"] == 2
+
+
+def test_a_line_cut_short_is_answered_again(pairs):
+  to = pairs.with_name("new.jsonl")
+  bridge(pairs, LAST, to)
+  whole, answers = to.read_bytes(), to.with_name("new.jsonl.rewrites.jsonl")
+  to.unlink()
+  answers.write_bytes(answers.read_bytes()[:-9])
+  bridge(pairs, LAST, to)
+  assert to.read_bytes() == whole
+
+
 def test_the_command_line_says_what_was_done(pairs, capsys):
   to = pairs.with_name("new.jsonl")
   words = ["bridge", f"--pairs={pairs}", f"--command={LAST}", f"--to={to}"]
