@@ -232,7 +232,12 @@ FLAGS = {
         many=True,
       ),
       Flag("prompts", "rows of JSON, or a .txt file", "FILE", required=True),
-      Flag("judge", "a command, or module:name", "COMMAND", required=True),
+      Flag(
+        "judge",
+        "a command, module:name or a reward model",
+        "COMMAND",
+        required=True,
+      ),
       Flag(
         *("judge_timeout", "seconds for an answer of a command", "S"),
         *(TIMEOUT, positive),

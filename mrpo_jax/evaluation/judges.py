@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges of two answers to a prompt: any command, or a reward in Python.
+"""Judges of two answers to a prompt: any command, or a reward.
 
 A judge takes requests, dicts of `prompt` (text or messages), `first` and
 `second` (the answers), `index` (of the prompt) and `order`; it gives a dict
@@ -17,19 +17,23 @@ WINNERS = {"first": 1.0, "tie": 1.5, "second": 2.0}
 BATCH = external.BATCH // 2  # pairs that a reward is given at once
 
 
-def judge_of(text, *, timeout=TIMEOUT):
-  """The judge that a flag names: "module:name", or a command.
+def judge_of(text, *, timeout=TIMEOUT, of_folder=None):
+  """The judge that a flag names: "module:name", a folder, or a command.
+
+  Args:
+    text: the flag's.
+    timeout: seconds that a command may take for an answer.
+    of_folder: folder -> (function reward(prompts, responses), fingerprint) of
+      a trained reward; raises InputError.  None: none is read.
 
   Raises:
     InputError: there is no such command, module or function.
   """
   if external.FUNCTION.fullmatch(text):
-    return RewardJudge(text)
-  if os.path.isdir(text):
-    raise InputError(
-      f"--judge={text} is a folder, and trained rewards are not read yet; give "
-      "a command or module:name"
-    )
+    found = external.Function(text, flag="--judge")
+    return RewardJudge(text, found.function, found.script)
+  if os.path.isdir(text) and of_folder:
+    return RewardJudge(text, *of_folder(text))
   return CommandJudge(text, timeout=timeout)
 
 
@@ -99,22 +103,19 @@ def preference_of(line):
 
 
 class RewardJudge:
-  """A Python function reward(prompts, responses) -> floats; larger is better.
+  """A function reward(prompts, responses) -> floats; larger is better.
 
   It sees an answer at a time, so that there is no order.
+
+  Attributes:
+    name: as it was given.
+    script: SHA-256 of the function's file or of the model; None without one.
   """
 
   orders = (0,)
 
-  def __init__(self, text):
-    """Imports "module:name", from the current folder or what is installed."""
-    self.name = text
-    self._reward = external.Function(text, flag="--judge")
-
-  @property
-  def script(self):
-    """SHA-256 of the module's file; None where it has none."""
-    return self._reward.script
+  def __init__(self, name, function, script):
+    self.name, self.script, self._function = name, script, function
 
   def __call__(self, requests):
     """Yields {"preference": ..., "rewards": [first, second]} of each request.
@@ -132,7 +133,7 @@ class RewardJudge:
   def _rewards(self, requests):
     return external.numbers(
       f"the reward {self.name}",
-      self._reward.function,
+      self._function,
       [one["prompt"] for one in requests for _ in range(2)],
       [answer for one in requests for answer in (one["first"], one["second"])],
       where=lambda place: f"prompt {requests[place // 2]['index']}",

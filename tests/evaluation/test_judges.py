@@ -169,7 +169,7 @@ def test_an_end_that_makes_all_answers_doubtful_withdraws_them(end, match):
     ("", "--judge is empty"),
     ("no-such-command --x", "'no-such-command' is no command"),
     ("echo 'a", "No closing quotation"),
-    (".", "trained rewards are not read yet"),
+    (".", "'.' is no command that can be run"),
     ("no_such_module:reward", "importing no_such_module fails: ModuleNotFound"),
     ("json:reward", "json has no function reward"),
     ("json:__doc__", "json has no function __doc__"),

@@ -32,7 +32,7 @@ DEFAULTS = {
   "apo_zero": dict(beta=0.1),
   "apo_zero_unpaired": dict(beta=0.1),
   "bco": dict(beta=0.1, shift=0.0),
-  "bradley_terry": dict(),
+  "bradley_terry": dict(center=0.0),
   "cal_dpo": dict(beta=0.1, square_weight=1.0),
   "combine": dict(),
   "cpo": dict(beta=0.1),

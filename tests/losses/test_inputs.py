@@ -45,6 +45,7 @@ MADE = {
   "logp_BC": [[-3.0, -4.5], [-2.0, -1.0]],
   "mean_logp_BC": [[-3.0, -4.5], [-2.0, -1.0]],
   "policy_margin_B": [1.5, -1.0],
+  "reward_BC": [[-3.0, -4.5], [-2.0, -1.0]],
   "mean_logp_B": [-2.0, -2.0],
   "gold_mean_logp_B": [-2.0, -2.0],
   "logratio_BC": [[-2.0, -2.5], [1.0, 0.0]],
@@ -149,6 +150,7 @@ def test_what_follows_from_an_array():
   assert having("over_tokens") == {"kl_BC"}
   assert having("dispersed") == {"scale_B", "phi_B"}
   assert having("across_batch") == {"valid_B"}
+  assert having("of_scalar_head") == {"reward_BC"}
   assert having("number") == {"win_rate_BC", "phi_B"}
   assert having("known_at_start") == {
     "logratio_BC",

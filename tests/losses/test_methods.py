@@ -167,6 +167,7 @@ BY_HAND = {
   "orpo": lambda: losses.orpo(MEAN_BC),
   "cpo": lambda: losses.cpo(POLICY_BC),
   "slic": lambda: losses.slic(POLICY_BC),
+  "bradley_terry": lambda: losses.bradley_terry(POLICY_BC),
   "nll": lambda: losses.nll(CHOSEN_MEAN_B),
   "rainbow_po": lambda: losses.rainbow_po(MEAN_BC, REF_MEAN_BC),
   "alpha_dpo": lambda: losses.alpha_dpo(MEAN_BC, REF_MEAN_BC),
@@ -250,6 +251,7 @@ OTHER = dict(
   win_rate=0.8,
   phi=0.4,
   nll=0.5,
+  center=0.5,
   scale="mean",
   dispersion=2.0,
   adaptive_beta=0.9,
@@ -570,7 +572,10 @@ def test_which_methods_need_a_reference():
     for name in NAMES
     if not losses.build(name, **GIVEN.get(name, {})).takes_reference
   }
-  assert free == {"nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo"}
+  assert free == {
+    *("nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo"),
+    "bradley_terry",
+  }
   assert [name for name in free if losses.build(name).supervised] == ["nll"]
   with pytest.raises(ValueError, match="'dpo' needs a reference"):
     losses.build("dpo")(POLICY_BC)

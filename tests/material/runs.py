@@ -2,7 +2,6 @@
 """Commands of a run, and what it leaves."""
 
 import contextlib
-import functools
 import pathlib
 
 import jax
@@ -29,7 +28,11 @@ def train_debug(workdir, *overrides, run="mrpo"):
 @contextlib.contextmanager
 def on_one_device():
   """Commands here see one of the devices."""
-  mesh = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
+  make, one = parallel.make_mesh, jax.devices()[:1]
+
+  def mesh(*, devices=None, **sizes):
+    return make(devices=devices or one, **sizes)
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(parallel, "make_mesh", mesh)
     yield

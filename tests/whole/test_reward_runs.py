@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from mrpo_jax import cli, hub
+from mrpo_jax import cli, files, hub
 from mrpo_jax.data import source
 from mrpo_jax.data.encode import encode
 from mrpo_jax.data.pack import pack
@@ -16,6 +16,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.models import packed
 from mrpo_jax.rows import micro_batch
 from mrpo_jax.runs.inference.reward import reward_of_folder
+from tests.material.folders import GOLDEN
 from tests.material.runs import (
   ROOT,
   assert_equal_runs,
@@ -95,6 +96,28 @@ def test_its_folder_is_a_function_of_texts(run, tmp_path):
   assert np.isfinite(told) and told != found[0]
   with pytest.raises(InputError, match="no reward: empty response"):
     reward(prompts[:2], ["fine", ""])
+
+
+def test_it_judges_answers(run, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  command = ("export", f"--workdir={run}", "--to=m", "--merge-adapters")
+  assert mrpo(*command) == 0
+  prompts = [{"prompt": f"Is {n} odd?"} for n in range(3)]
+  answers = {"a": ["no", "Never.", "I see"], "b": ["yes", "Often", "I see"]}
+  files.write_lines("p.jsonl", prompts)
+  for name, said in answers.items():
+    files.write_lines(f"{name}.jsonl", [{"response": one} for one in said])
+  asked = ("--responses=a.jsonl", "--responses=b.jsonl", "--prompts=p.jsonl")
+  assert mrpo("compare", *asked, "--judge=m", "--to=out") == 0
+  reward = reward_of_folder("m")
+  texts = [one["prompt"] for one in prompts]
+  first, second = (reward(texts, answers[name]) for name in "ab")
+  wins = sum(b > a for a, b in zip(first, second, strict=True))
+  assert files.read_json("out/results.json")["wins"] == wins
+  hub.save("lm", *hub.load(GOLDEN / "llama_theta"))
+  capsys.readouterr()
+  assert mrpo("compare", *asked, "--judge=lm", "--to=other") == 2
+  assert "lm: its model has no scalar head" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_ends_the_same(run, tmp_path):

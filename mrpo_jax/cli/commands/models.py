@@ -140,9 +140,9 @@ def compare(given):
 
   The judge is a command that reads lines {"prompt", "first", "second", "index",
   "order"} and writes {"preference": 1 to 2} or {"winner": "first", "second" or
-  "tie"} for each; it is asked in both orders.  Or it is module:name, a Python
-  function reward(prompts, responses) that gives a number for each, the larger
-  the better.
+  "tie"} for each; it is asked in both orders.  Or it is a reward, the larger
+  the better: module:name, a Python function reward(prompts, responses) that
+  gives a number for each, or the folder of a reward model.
 
   --to holds the answers, the judgements and results.json: the win rate of each
   model against those before it, raw and as if answers were equally long.  The

@@ -111,9 +111,7 @@ INPUTS = {
   "mean_logp_BC": Input(lambda given: given.policy_BC, per_token=True),
   "policy_margin_B": Input(lambda given: margin(given.policy_BC)),
   # Of a model with a scalar head, which has nothing else.
-  "reward_BC": Input(
-    lambda given: given.policy_BC, known_at_start=True, of_scalar_head=True
-  ),
+  "reward_BC": Input(lambda given: given.policy_BC, of_scalar_head=True),
   # Of the policy's chosen responses, per token whatever the unit.
   "mean_logp_B": Input(_chosen_mean, needs=("length_BC",)),
   "gold_mean_logp_B": Input(_chosen_mean, needs=("length_BC",)),

@@ -26,6 +26,7 @@ from mrpo_jax.runs.evaluation.responses import (
 from mrpo_jax.runs.inference.generate import OWN, generate
 from mrpo_jax.runs.inference.policy import find_step
 from mrpo_jax.runs.inference.prompts import read_prompts
+from mrpo_jax.runs.inference.reward import reward_of_folder
 from mrpo_jax.text import aligned
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def compare(
     models: folders of models; the first of all is the baseline.  Each may be
       NAME=FOLDER, and so may what follows.
     prompts: file of them, see `inference.prompts.read_prompts`.
-    judge: a command, or "module:name".
+    judge: a command, "module:name", or the folder of a reward model.
     to: folder to write, or to go on with.
     responses: files of answers that are there; they come before the models.
     workdirs: those of runs, which come after the models.
@@ -88,7 +89,7 @@ def compare(
   whole = named([*responses, *models, *workdirs], taken)
   there = whole[: len(responses)]
   sources = _sources(whole[len(responses) :], len(models), source)
-  judge = judges.judge_of(judge, timeout=timeout)
+  judge = judges.judge_of(judge, timeout=timeout, of_folder=_trained)
   asked = read_prompts(prompts, keys=OWN)
   answers = [read_responses(*one, asked) for one in there]
   identity = files.sha256_of(prompts)
@@ -106,6 +107,10 @@ def compare(
       results = _results(known, judge, answers, asked, seed)
       files.write_json(to / RESULTS, results, sort_keys=False)
   return text(results)
+
+
+def _trained(folder):
+  return reward_of_folder(folder), hub.fingerprint(folder)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 """Rewards of a trained reward model: its folder as a function of texts."""
 
 import functools
+import json
 import math
 
 import jax
@@ -45,18 +46,28 @@ def reward_of_folder(folder, *, dtype=None):
       "train with policy.head='scalar' makes one"
     )
   tokenizer = load_tokenizer(folder)
-  _, params = hub.load(folder, dtype=dtype)
+  # Read when it is first asked: models that answer come before.
+  load = functools.cache(lambda: hub.load(folder, dtype=dtype)[1])
   step = jax.jit(functools.partial(packed.rewards, config), static_argnums=2)
 
   def rewards(prompts, responses):
-    found = []
-    for first in range(0, len(responses), BATCH):
-      some = slice(first, first + BATCH)
+    # A response that recurs has one reward: places in rows round apart.
+    texts = zip(prompts, responses, strict=True)
+    marks = [json.dumps(one) for one in texts]
+    places = {mark: place for place, mark in enumerate(marks)}
+    distinct, found = [*places.values()], []
+    for first in range(0, len(distinct), BATCH):
+      some = distinct[first : first + BATCH]
       encoded = _encoded(
-        folder, config, tokenizer, prompts[some], responses[some]
+        folder,
+        config,
+        tokenizer,
+        [prompts[place] for place in some],
+        [responses[place] for place in some],
       )
-      found += _rewards(step, params, encoded)
-    return found
+      found += _rewards(step, load(), encoded)
+    known = dict(zip(places, found, strict=True))
+    return [known[mark] for mark in marks]
 
   return rewards
 
