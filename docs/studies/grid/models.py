@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of a study: supervised runs, exported as folders."""
+
+import signal
+
+from configs import quickstart
+from mrpo_jax.runs.config import read
+from mrpo_jax.runs.export import export
+from mrpo_jax.runs.train import train_run
+from mrpo_jax.training import checkpoints
+
+STARTS = ("sft-base", "sft-second")  # of the quickstart: policy, reference
+
+
+def make_starts(workdir):
+  """The quickstart's supervised starts, as folders below `models`."""
+  for name in STARTS:
+    make_model(workdir, name, quickstart.get_config(name))
+
+
+def make_model(workdir, name, values):
+  """Trains a run of these values to its end; exports it to `models/name`."""
+  to = workdir / "models" / name
+  if not to.exists():
+    train_whole(read(values.to_dict()), workdir / name)
+    export(workdir / name, to)
+
+
+def train_whole(config, folder, **given):
+  """Trains a run to its end; where SIGTERM stopped it, the study ends, too."""
+  train_run(config, folder, **given)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which only the run took
+  if checkpoints.stands_at(folder) != config.steps:
+    raise SystemExit("stopped; the same command goes on")
