@@ -17,14 +17,17 @@ import itertools
 import logging
 import pathlib
 
-import jax
 import numpy as np
 
 from configs import quickstart
-from docs.studies.grid.models import make_starts, train_whole
+from docs.studies.grid.models import (
+  make_sharp,
+  make_shuffled,
+  make_starts,
+  train_whole,
+)
 from docs.studies.grid.text import machine, save, svg
-from mrpo_jax import configs, files, hub
-from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax import configs, files
 from mrpo_jax.evaluation.statistics import paired_interval
 from mrpo_jax.reports import figures
 from mrpo_jax.runs.config import read
@@ -51,7 +54,8 @@ def main():
   parser.add_argument("--workdir", required=True)
   workdir = pathlib.Path(parser.parse_args().workdir).absolute()
   make_starts(workdir)
-  make_bad(workdir / "models")
+  make_shuffled(workdir)
+  make_sharp(workdir, "tenfold", 10)
   found = {}
   for treatment in TREATMENTS:
     for bad in BAD:
@@ -72,25 +76,6 @@ def training_pairs(workdir):
       some = itertools.islice(rows, STEPS * BATCH)
       files.write_atomically(file, b"".join(some))
   return file
-
-
-def make_bad(models):
-  second = models / "sft-second"
-  tokenizer = load_tokenizer(second)
-  config, params = hub.load(second)
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(0), len(leaves))
-  shuffled = jax.tree.unflatten(
-    treedef,
-    [
-      jax.random.permutation(key, leaf.reshape(-1)).reshape(leaf.shape)
-      for key, leaf in zip(keys, leaves, strict=True)
-    ],
-  )
-  tenfold = {**params, "norm": 10 * params["norm"]}
-  for name, bad in (("shuffled", shuffled), ("tenfold", tenfold)):
-    if not (models / name).exists():
-      hub.save(models / name, config, bad, tokenizer=tokenizer)
 
 
 # Runs.

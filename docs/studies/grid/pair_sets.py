@@ -21,6 +21,7 @@ class PairSet(NamedTuple):
   train: pathlib.Path
   held_out: pathlib.Path
   pairs: int  # to train on
+  validation: pathlib.Path | None = None  # neither of the two
 
 
 def embedded():
@@ -40,27 +41,49 @@ def divided(workdir, file, origin):
   """
   file = pathlib.Path(file)
   pairs, sha256 = source.load(file), files.sha256_of(file)
-  folder = workdir / "pairs" / sha256[:12]
-  train, held_out = [], []
+  paths = _sides(pairs, workdir / "pairs" / sha256[:12], "train", "eval")
+  if paths is None:
+    raise InputError(f"{file}: too few dialogues to hold one in six out")
+  (train, size), (held_out, _) = paths
+  about = f"{origin} (`{file.name}`, sha256 `{sha256}`)"
+  name = file.name.partition(".")[0]
+  return PairSet(f"second-{sha256[:8]}", name, about, train, held_out, size)
+
+
+def with_validation(workdir, one):
+  """A PairSet of which one training dialogue in HELD_OUT is for validation."""
+  sha256 = files.sha256_of(one.train)
+  paths = _sides(
+    source.load(one.train),
+    workdir / "pairs" / sha256[:12],
+    *("fit", "validation"),
+    salt="validation",
+  )
+  if paths is None:
+    raise InputError(f"{one.train}: too few dialogues to validate on")
+  (train, size), (validation, _) = paths
+  return one._replace(train=train, pairs=size, validation=validation)
+
+
+def _sides(pairs, folder, *names, salt=""):
+  """[(path, how many)] of the most and of the rest; None if a side is empty."""
+  sides = [], []
   for pair in pairs:
-    mark = hashlib.sha256(first_turn(pair.prompt).encode()).digest()
-    side = train if int.from_bytes(mark) % HELD_OUT else held_out
-    side.append(
+    mark = hashlib.sha256((salt + first_turn(pair.prompt)).encode()).digest()
+    sides[int.from_bytes(mark) % HELD_OUT == 0].append(
       {
         "prompt": pair.prompt,
         "chosen": pair.chosen,
         "rejected": pair.rejected,
       }
     )
-  if not train or not held_out:
-    raise InputError(f"{file}: too few dialogues to hold one in six out")
+  if not all(sides):
+    return None
   folder.mkdir(parents=True, exist_ok=True)
-  paths = [folder / "train.jsonl", folder / "eval.jsonl"]
-  for path, rows in zip(paths, (train, held_out), strict=True):
+  paths = [folder / f"{name}.jsonl" for name in names]
+  for path, rows in zip(paths, sides, strict=True):
     files.write_lines(path, rows)
-  about = f"{origin} (`{file.name}`, sha256 `{sha256}`)"
-  name = file.name.partition(".")[0]
-  return PairSet(f"second-{sha256[:8]}", name, about, *paths, len(train))
+  return [*zip(paths, map(len, sides), strict=True)]
 
 
 def first_turn(prompt):

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from mrpo_jax import losses
 from mrpo_jax.evaluation.statistics import paired_interval
 from mrpo_jax.reports import figures, paired
 from mrpo_jax.text import with_interval
@@ -20,7 +21,7 @@ class Results:
   """What the runs of one pair set came to, on the pairs that all of them kept.
 
   Attributes:
-    pairs: PairSet.
+    pairs: PairSet, of which a study may have set validation pairs apart.
     seeds: of the study, in their order.
     left_out: held-out pairs that one of the runs dropped.
     prompts: what the prompt of each pair is known by.
@@ -66,6 +67,11 @@ class Results:
     found = [run.last(name) for run in self.runs(*variant)]
     return None if None in found else float(np.mean(found))
 
+  def training(self, *variant, name):
+    """Mean over seeds and steps of a figure of the training pairs."""
+    found = [[*run.by_step(name).values()] for run in self.runs(*variant)]
+    return float(np.mean(found)) if all(found) else None
+
   def interval(self, difference_RN):
     """95 %, over prompts and seeds."""
     return paired_interval(difference_RN, self.prompts)
@@ -93,6 +99,26 @@ class Results:
 def _only(run, shared):
   kept = [one for one in run.pairs if one["pair"] in shared]
   return dataclasses.replace(run, pairs=kept)
+
+
+def mixture_margins(pairs, *, beta, **loss):
+  """{pair: log-ratio difference, nats} against the mixture of a loss."""
+  policy_BC = np.array([one["policy"] for one in pairs])
+  references_BKC = np.array([one["references"] for one in pairs])
+  method = losses.build("mrpo", beta=beta, **loss)
+  mixture_BC = method.virtual(references_BKC.swapaxes(1, 2))
+  ratio_BC = policy_BC - np.asarray(mixture_BC, float)
+  places = [one["pair"] for one in pairs]
+  return dict(zip(places, ratio_BC[:, 0] - ratio_BC[:, 1], strict=True))
+
+
+def untrained(of):
+  """`of` as it was before training, when the policy was reference 0."""
+
+  def of_start(pairs):
+    return of([one | {"policy": one["references"][0]} for one in pairs])
+
+  return of_start
 
 
 def verdict(intervals):

@@ -29,6 +29,7 @@ class Study(NamedTuple):
   config_of: Callable  # (workdir, Trial) -> Config
   page: Callable  # (list of Results, list of marks) -> Markdown
   draw: Callable  # (list of Results, path) -> None
+  pairs_of: Callable = lambda workdir, pairs: pairs  # PairSet -> what it uses
 
 
 def main(study, about):
@@ -72,6 +73,7 @@ def run(study, workdir, sets, to=PAGES):
     to: folder of the page and its figure.
   """
   study.make_models(workdir)
+  sets = [study.pairs_of(workdir, pairs) for pairs in sets]
   trials = [
     Trial(pairs, variant, seed)
     for seed in study.seeds  # outermost: the time left is that of all costs

@@ -6,15 +6,13 @@ import functools
 import numpy as np
 
 from docs.studies.grid import text
-from docs.studies.grid.results import RULE
+from docs.studies.grid.results import RULE, mixture_margins, untrained
 from docs.studies.scarcity.results import (
   FIRST,
   PUBLISHED,
   SCARCE,
   Leads,
-  mixture_margins,
   others,
-  untrained,
 )
 from mrpo_jax.reports import figures
 

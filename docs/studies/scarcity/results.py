@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of the study of scarce pairs: leads over DPO, and mixtures."""
+"""Numbers of the study of scarce pairs: leads over DPO."""
 
 import numpy as np
-
-from mrpo_jax import losses
 
 FIRST = "dpo"
 PUBLISHED = "mrpo_adaptive"
@@ -38,23 +36,3 @@ class Leads:
 
 def others(grid):
   return [one for one in grid.methods if one != FIRST]
-
-
-def mixture_margins(pairs, *, beta, **loss):
-  """{pair: log-ratio difference, nats} against the mixture of a loss."""
-  policy_BC = np.array([one["policy"] for one in pairs])
-  references_BKC = np.array([one["references"] for one in pairs])
-  method = losses.build("mrpo", beta=beta, **loss)
-  mixture_BC = method.virtual(references_BKC.swapaxes(1, 2))
-  ratio_BC = policy_BC - np.asarray(mixture_BC, float)
-  places = [one["pair"] for one in pairs]
-  return dict(zip(places, ratio_BC[:, 0] - ratio_BC[:, 1], strict=True))
-
-
-def untrained(of):
-  """`of` as it was before training, when the policy was reference 0."""
-
-  def of_start(pairs):
-    return of([one | {"policy": one["references"][0]} for one in pairs])
-
-  return of_start

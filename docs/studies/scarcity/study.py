@@ -13,7 +13,7 @@ import functools
 import math
 from typing import NamedTuple
 
-from configs import quickstart
+from docs.studies.grid.configs import Size, preferences
 from docs.studies.grid.models import make_starts
 from docs.studies.grid.study import Study
 from docs.studies.scarcity.page import draw, page
@@ -74,20 +74,11 @@ def study(grid=None):
 
 def config_of(workdir, trial, *, grid):
   """The Config of a run."""
-  models = workdir / "models"
   fraction, method = trial.variant
-  c = quickstart.get_config(f"mrpo,models={models}")
-  c.seed, c.batch = trial.seed, grid.batch
-  c.steps = grid.steps(fraction, trial.pairs.pairs)
-  c.data.train, c.data.eval = str(trial.pairs.train), str(trial.pairs.held_out)
+  steps = grid.steps(fraction, trial.pairs.pairs)
+  size = Size(steps, grid.batch, grid.max_tokens, grid.row_length)
+  second = dict(path=f"{workdir}/models/sft-second")
+  c = preferences(workdir, trial, size, {"second": second})
   c.data.fraction = fraction
-  c.data.max_prompt = c.data.max_response = grid.max_tokens
-  c.data.row_length = grid.row_length
-  c.eval_every = c.checkpoint_every = 0  # once, at the end
-  c.references = dict(
-    names=("base", "second"),
-    base=dict(path="policy", mode="scored"),
-    second=dict(path=f"{models}/sft-second", mode="scored"),
-  )
   c.loss = dict(beta=grid.beta, **METHODS[method])
   return read(c.to_dict())
