@@ -4,7 +4,9 @@
 import numpy as np
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation.statistics import BLOCK, cluster_of, times_drawn
+from mrpo_jax.evaluation.statistics import cluster_of, times_drawn
+
+BLOCK = 2**18  # draws at a time, which fit a core's cache
 
 
 def spearman(x_N, y_N):
@@ -23,7 +25,8 @@ def spearman(x_N, y_N):
   Source: Spearman, 1904; ranks with ties as in Kendall, 1945.
   """
   (x_N,), y_N = _checked([x_N], y_N)
-  return float(_of_draws(x_N, y_N, np.ones((1, len(y_N))))[0])
+  once_1N = np.ones((1, len(y_N)))
+  return float(_of_draws(x_N, _scores(y_N, once_1N), once_1N)[0])
 
 
 def spearman_interval(
@@ -70,8 +73,9 @@ def spearman_interval(
   for first in range(0, samples, block):
     some = min(block, samples - first)
     times_SN = times_drawn(rng, some, clusters, clusters)[:, cluster_N]
+    y_SN = _scores(y_N, times_SN)
     rho_SR = sum(
-      sign * np.stack([_of_draws(x_N, y_N, times_SN) for x_N in side_RN], 1)
+      sign * np.stack([_of_draws(x_N, y_SN, times_SN) for x_N in side_RN], 1)
       for side_RN, sign in sides
     )
     found.append(_over_seeds(rng, rho_SR, seeds))
@@ -103,21 +107,19 @@ def _checked(x_RN, y_N):
   return x_RN, y_N
 
 
-def _of_draws(x_N, y_N, times_SN):
-  """[S] correlations where item n stands times_SN[s, n] times."""
-  x_SN, y_SN = (_ranks(one, times_SN) for one in (x_N, y_N))
-  items_S = times_SN.sum(1)
+def _of_draws(x_N, y_SN, times_SN):
+  """[S] correlations with `_scores`; item n stands times_SN[s, n] times."""
+  return np.einsum("sn,sn,sn->s", times_SN, _scores(x_N, times_SN), y_SN)
 
-  def apart(rank_SN):
-    mean_S = (times_SN * rank_SN).sum(1) / items_S
-    return rank_SN - mean_S[:, None]
 
-  x_SN, y_SN = apart(x_SN), apart(y_SN)
-  both_S, x_S, y_S = (
-    (times_SN * one).sum(1) for one in (x_SN * y_SN, x_SN**2, y_SN**2)
-  )
-  spread_S = np.sqrt(x_S * y_S)
-  return np.where(spread_S > 0, both_S / np.where(spread_S, spread_S, 1.0), 0.0)
+def _scores(x_N, times_SN):
+  """[S, N] ranks of a draw, less their mean, with a square sum of 1, or 0."""
+  rank_SN = _ranks(x_N, times_SN)
+  items_S1 = times_SN.sum(1, keepdims=True)
+  rank_SN -= (items_S1 + 1) / 2  # the mean, ties or not
+  spread_S = np.sqrt(np.einsum("sn,sn,sn->s", times_SN, rank_SN, rank_SN))
+  rank_SN /= np.where(spread_S > 0, spread_S, 1.0)[:, None]
+  return rank_SN
 
 
 def _ranks(x_N, times_SN):
