@@ -70,7 +70,7 @@ def pandalm(path):
       {"disagreement": disagreement(labels), "undecided": undecided(labels)},
     )
 
-  about = "three people judge each pair of responses"
+  about = "Three people judge each pair of responses"
   return _labels("PandaLM", about, path, "disagreement", item)
 
 
@@ -87,7 +87,7 @@ def qa_feedback(path):
     ties = verdicts.count(TIE) / len(verdicts)
     return Item(row["question"], tuple(row["predictions"]), {"ties": ties})
 
-  about = "one person ranks four responses to each question"
+  about = "One person ranks four responses to each question"
   return _labels("QA-Feedback", about, path, "ties", item)
 
 

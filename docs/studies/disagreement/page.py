@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page of the study of disagreement: correlations, and a verdict by rule."""
 
+import datetime
+
 import numpy as np
 
 from docs.studies.disagreement import labels as human
 from docs.studies.disagreement.scores import MAX_PROMPT, MAX_RESPONSE
-from docs.studies.scarcity_page import table
+from docs.studies.grid import results
+from docs.studies.grid.text import machine, table
 from mrpo_jax.evaluation.correlation import spearman, spearman_interval
 from mrpo_jax.text import with_interval
 
 SMALL = 0.1  # a smaller correlation is of no use
-HOLDS = "**holds**"
-FAILS = "**does not hold**"
-OPEN = "**cannot be told at this size**"
 LENGTH = "length alone"
 
 
-def page(labels, found, seconds):
+def page(labels, found):
   """Markdown of the study.
 
   Args:
     labels: list of labels.Labels.
     found: {model: a scores.Scored of each of them}.
-    seconds: that scoring took.
   """
   return TEMPLATE.format(
     small=f"{SMALL:.1f}",
@@ -33,7 +32,8 @@ def page(labels, found, seconds):
     ),
     max_prompt=MAX_PROMPT,
     max_response=MAX_RESPONSE,
-    minutes=f"{seconds / 60:.0f}",
+    date=datetime.date.today(),
+    machine=machine(),
   )
 
 
@@ -54,11 +54,8 @@ class Correlation:
 
 def verdict(intervals):
   """By the rule that the page states, from an interval of each file."""
-  if all(high < 0 for _, high in intervals):
-    return HOLDS
-  if all(low > -SMALL for low, _ in intervals):
-    return FAILS
-  return OPEN
+  opposite = [(-high, -low) for low, high in intervals]
+  return results.verdict(opposite, small=SMALL)
 
 
 def verdict_table(labels, found):
@@ -108,7 +105,8 @@ TEMPLATE = """\
 # Disagreement
 
 Made by `python -m docs.studies.disagreement --workdir=DIR --pandalm=FILE
---qa-feedback=FILE --model=FOLDER ...`; scoring took {minutes} minutes.
+--qa-feedback=FILE --model=FOLDER ...` on {date}
+({machine}).
 
 **Claim** (MallowsPO, arXiv:2405.14953): how far people disagree about a prompt
 can be read off the next-token entropy of a reference: a prompt on which it is
@@ -128,6 +126,7 @@ begins above -{small} on both, which leaves no correlation of use; else it
 
 {tables}
 
+*items*: those that were scored; one with an empty response is left out.
 *{length}*: correlation of the tokens of the responses, by the first model's
 tokenizer, in the place of a model's entropy.  *cut*: pairs of which something
 was cut.  Intervals are bootstraps of prompts, drawn with all their items.
@@ -139,8 +138,8 @@ of scores holds: of every response the mean entropy of the next token, as a
 share of the log of the vocabulary; the mean over the responses of an item; and
 its -log.  A prompt is a conversation in the model's chat template: of PandaLM
 instruction and input, of QA-Feedback the question alone, though people saw
-passages, too.  {max_prompt} tokens of a prompt's end and {max_response} of a
-response's start.
+passages, too.  At most {max_prompt} tokens of a prompt's end and
+{max_response} of a response's start.
 
 `sft-base` (1.0 M parameters) and `sft-second` (0.5 M) are the quickstart's
 supervised starts, which have seen HH-RLHF alone; the others are pretrained, at

@@ -2,28 +2,26 @@
 """Disagreement: does a model's entropy say where people disagree?
 
   python -m docs.studies.disagreement --workdir=/tmp/disagreement \
-    --pandalm=testset-v1.jsonl --qa-feedback=dev_feedback.jsonl \
+    --pandalm=testset-v1.json --qa-feedback=dev_feedback.json \
     --model=/tmp/mrpo_real/models/smollm2 --model=/tmp/mrpo_real/models/gemma3
 
-writes `disagreement.md` one folder up.  It trains nothing but the quickstart's
-two starts; the other models are folders.  Started again, it goes on where it
-was.
+writes `disagreement.md` one folder up.  It trains nothing but the two starts of
+the quickstart; the other models are folders.  Started again, it goes on where
+it was.
 """
 
 import argparse
 import logging
 import pathlib
-import time
 
-from docs.studies.bad_reference import make_model
 from docs.studies.disagreement import labels as human
 from docs.studies.disagreement.page import page
 from docs.studies.disagreement.scores import score_labels
+from docs.studies.grid.models import STARTS, make_starts
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
 
 PAGES = pathlib.Path(__file__).parents[1]
-STARTS = ("sft-base", "sft-second")  # of the quickstart
 
 
 def main():
@@ -45,21 +43,20 @@ def main():
     parser.exit(2, f"error: {error}\n")
 
 
-def study(workdir, labels, models=(), *, starts=STARTS, to=PAGES):
+def study(workdir, labels, models=(), *, to=PAGES):
   """Scores the items under every model, and writes the page into `to`.
 
   Args:
     workdir: folder of models and scores.
     labels: two of labels.Labels.
     models: folders.
-    starts: names of the quickstart's models, which are made where missing.
     to: folder of the page.
 
   Raises:
     InputError: two models have one name, or one cannot be read.
   """
   folders = {}
-  for path in (*(workdir / "models" / name for name in starts), *models):
+  for path in (*(workdir / "models" / name for name in STARTS), *models):
     name = path.absolute().name
     if name in folders:
       raise InputError(
@@ -67,12 +64,10 @@ def study(workdir, labels, models=(), *, starts=STARTS, to=PAGES):
         "folder"
       )
     folders[name] = path.absolute()
-  for name in starts:
-    make_model(workdir, name)
-  started = time.monotonic()
+  make_starts(workdir)
   found = {
     name: score_labels(workdir, name, path, labels)
     for name, path in folders.items()
   }
-  text = page(labels, found, time.monotonic() - started)
+  text = page(labels, found)
   files.write_atomically(to / "disagreement.md", text.encode())

@@ -121,13 +121,16 @@ def untrained(of):
   return of_start
 
 
-def verdict(intervals):
-  """Is there a lead?  By the rule of RULE, from an interval of each set."""
+def verdict(intervals, small=SMALL):
+  """Is there a lead?  By the rule of RULE, from an interval of each set.
+
+  `small` is a lead in the place of SMALL that would be none.
+  """
   if len(intervals) < 2:
     return ONE_SET
   if all(low > 0 for low, _ in intervals):
     return HOLDS
-  if all(high < SMALL for _, high in intervals):
+  if all(high < small for _, high in intervals):
     return FAILS
   return OPEN
 
