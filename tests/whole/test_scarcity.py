@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study of scarce pairs at debug sizes: its page says what its runs did."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -13,6 +11,7 @@ from mrpo_jax import files, losses
 from mrpo_jax.data import source
 from mrpo_jax.errors import InputError
 from tests.material.runs import files_of, on_one_device
+from tests.material.studies import column, rows_of
 
 GRID = study.Grid(
   fractions=(0.1, 1.0),
@@ -92,24 +91,13 @@ def finished(tmp_path_factory, inputs):
     yield workdir, page, few
 
 
-def rows_of(page, heading, width):
-  """The cells of each table row of that width, in a section of the page."""
-  text = (page / "scarcity.md").read_text().split(f"\n## {heading}\n")[1]
-  rows = re.findall(r"^\| (.*) \|$", text.split("\n## ")[0], re.MULTILINE)
-  return [cells for row in rows if len(cells := row.split(" | ")) == width]
-
-
 def right(workdir, fraction, method):
   """[seeds, pairs], by hand, of what the runs left."""
   found = []
   for seed in GRID.seeds:
     name = f"few,{fraction},{method},{seed}"
     pairs = files.read_lines(workdir / "runs" / name / "eval_pairs.jsonl")
-    policy, start = (
-      np.array([one["policy"] for one in pairs]),
-      np.array([one["references"][0] for one in pairs]),
-    )
-    ratio = policy - start
+    ratio = column(pairs, "policy") - column(pairs, "references")[:, 0]
     found.append(ratio[:, 0] > ratio[:, 1])
   return np.array(found, float)
 
@@ -117,7 +105,8 @@ def right(workdir, fraction, method):
 @pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_runs(finished):
   workdir, page, _ = finished
-  rows = rows_of(page, "Few", 7)[2:]
+  text = (page / "scarcity.md").read_text()
+  rows = rows_of(text, "Few", 7)[2:]
   assert [row[:2] for row in rows] == [
     [share, method]
     for share in ("10%", "100%")
@@ -137,7 +126,7 @@ def test_the_page_has_the_numbers_of_the_runs(finished):
   scarce = right(workdir, "0.1", "mrpo_adaptive") - right(workdir, "0.1", "dpo")
   most = right(workdir, "1", "mrpo_adaptive") - right(workdir, "1", "dpo")
   first, other = (
-    row for row in rows_of(page, "Conclusion", 3) if row[0] == "mrpo_adaptive"
+    row for row in rows_of(text, "Conclusion", 3) if row[0] == "mrpo_adaptive"
   )
   assert first[1].startswith(f"{scarce.mean():+.3f} [")
   assert other[1].startswith(f"{(scarce - most).mean():+.3f} [")

@@ -66,8 +66,8 @@ def made_by(study, results, marks):
   hours = sum(mark["seconds"] for mark in marks) / 3600
   return (
     f"Made by `python -m docs.studies.{study} --workdir=DIR{second}` on\n"
-    f"{datetime.date.today()} ({machine()}): {len(marks)} runs, {hours:.1f} "
-    "hours."
+    f"{datetime.date.today()}\n({machine()}):\n{len(marks)} runs, "
+    f"{hours:.1f} hours."
   )
 
 
