@@ -12,7 +12,7 @@ from mrpo_jax.evaluation.statistics import paired_interval
 from mrpo_jax.text import with_interval
 
 SMALL = 0.02  # a smaller gain in accuracy is none of the claimed size
-NATS = 1.0  # and of a solution's log-likelihood
+NATS = 0.1  # and of a solution's log-likelihood
 FLOOR = "says nothing: no model is right once"
 BENCHMARKS = {  # figure -> how small a gain is none
   "truthfulqa_mc1": SMALL,
@@ -97,7 +97,7 @@ better on GSM8K and TruthfulQA than one trained by DPO.
 
 By a rule from before the numbers.  A statement *holds* where the 95 % interval
 of MRPO's figure less DPO's, over documents, lies above 0; it *does not hold*
-where the interval ends below {small} (of the log-likelihood: {nats} nat a
+where the interval ends below {small} (of the log-likelihood: {nats} nats a
 document); else it *cannot be told at this size*.  Where no model is right on a
 single document, a figure says nothing.
 
