@@ -142,8 +142,9 @@ passages, too.  At most {max_prompt} tokens of a prompt's end and
 {max_response} of a response's start.
 
 `sft-base` (1.0 M parameters) and `sft-second` (0.5 M) are the quickstart's
-supervised starts, which have seen HH-RLHF alone; the others are pretrained, at
-the precision of their folders' weights.
+supervised starts, which have seen HH-RLHF alone; the others are the folders of
+`--model`, read in float32, of which those that `launch/real.sh` makes come from
+4-bit files.
 
 Not varied: the kind of entropy, the template, the cut.  A row of the second
 file has one person's judgement: it says where that person was undecided, not
