@@ -30,6 +30,8 @@ from mrpo_jax.hub.write import finite, write_beside, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+SAVED = ["score"]  # modules of a reward model that are trained whole
+SCORE = f"{PREFIX}score.weight"
 # Keys of PEFT's config that do not change what a stored adapter computes.  Any
 # other one is refused unless it is null, false, empty or "none".
 HARMLESS = set(
@@ -38,7 +40,7 @@ HARMLESS = set(
   "lora_dropout use_rslora "
   "target_modules exclude_modules fan_in_fan_out init_lora_weights "
   "megatron_core loftq_config eva_config qalora_group_size "
-  "ensure_weight_tying".split()
+  "ensure_weight_tying modules_to_save".split()
 )
 # Initialisations that change the base weights, too.
 CHANGED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -67,6 +69,7 @@ def load(path, config):
   with whole(file):
     tensors = safetensors.numpy.load_file(file)
   check_header(file)
+  score = _score(file, tensors, config, values)
   matrices = _matrices(config)
   targets = tuple(
     name
@@ -83,7 +86,7 @@ def load(path, config):
     name: _pair(file, tensors, matrices[name], layers, adapter.rank)
     for name, layers in own.items()
   }
-  return adapter, {"blocks": blocks}
+  return adapter, {"blocks": blocks, **score}
 
 
 def save(
@@ -119,11 +122,15 @@ def save(
   for names in modules.values():
     parts = [(matrices[name], arrays["blocks"][name]) for name in names]
     tensors |= _module_tensors(parts)
+  if config.head == "scalar":
+    tensors[SCORE] = np.asarray(arrays["score"])
   if dtype is not None:
     with np.errstate(over="ignore"):  # refused by `finite`
       tensors = {k: one.astype(floating(dtype)) for k, one in tensors.items()}
   tensors = {name: finite(name, one) for name, one in tensors.items()}
   values = _peft_config(matrices, modules, adapter, base)
+  if config.head == "scalar":
+    values |= {"task_type": "SEQ_CLS", "modules_to_save": SAVED}
   with files.new_folder(path) as partial:
     files.write_json(partial / CONFIG, values, sort_keys=False)
     write_tensors(partial / WEIGHTS, tensors, like=partial / CONFIG)
@@ -153,6 +160,24 @@ def _matrices(config):
 
 
 # Reading.
+
+
+def _score(file, tensors, config, values):
+  """{"score": array} of a reward model, taken out of the tensors; else {}."""
+  saved = values.get("modules_to_save") or []
+  wanted = SAVED if config.head == "scalar" else []
+  if saved != wanted:
+    raise InputError(
+      f"{file.with_name(CONFIG)}: modules_to_save={saved!r}; want {wanted} "
+      f"of a model whose head is {config.head!r}"
+    )
+  if not wanted:
+    return {}
+  if SCORE not in tensors:
+    raise InputError(f"{file}: missing tensors: {SCORE}")
+  score = _tensor(file, tensors, SCORE, (1, config.width))
+  del tensors[SCORE]
+  return {"score": score}
 
 
 def _read_config(folder):
@@ -204,7 +229,8 @@ def _adapted(folder):
   """The names of the modules that the file has tensors for."""
   file = _weights(folder)
   with whole(file), safetensors.safe_open(file, framework="np") as tensors:
-    names = {name.rpartition(".lora_")[0] for name in tensors.keys()}
+    names = {name for name in tensors.keys() if name != SCORE}
+    names = {name.rpartition(".lora_")[0] for name in names}
   return [name.removeprefix(PREFIX) for name in names]
 
 

@@ -21,7 +21,7 @@ from mrpo_jax.hub.folder import (
   tensor_infos,
 )
 from mrpo_jax.models.families import FAMILIES
-from mrpo_jax.models.families.read import config_from_hf
+from mrpo_jax.models.families.read import config_from_hf, with_scalar_head
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 BUFFERS = re.compile(
@@ -39,7 +39,7 @@ def read_config(path):
     raise type(error)(f"{file}: {error}") from None
 
 
-def load(path, *, dtype=None, mesh=None, rules=None):
+def load(path, *, dtype=None, mesh=None, rules=None, head=None):
   """Reads a model from a Hugging Face folder.
 
   Args:
@@ -48,6 +48,8 @@ def load(path, *, dtype=None, mesh=None, rules=None):
     mesh: jax.sharding.Mesh to place the leaves on; None means the default
       device.
     rules: changes to `parallel.RULES`; see `parallel.rules_of`.
+    head: "scalar" gives a causal LM a scalar head of zeros in place of its
+      own, and leaves a reward model as it is; None is what the folder holds.
 
   Returns:
     (config, params): ModelConfig and a tree in the shape of `parameters.table`.
@@ -56,13 +58,16 @@ def load(path, *, dtype=None, mesh=None, rules=None):
     UnsupportedModel: the config asks for what is not computed here.
     InputError or OSError: names the file or the tensor that is wrong.
   """
-  config = read_config(path)
+  config = found = read_config(path)
+  if head == "scalar":
+    config = with_scalar_head(found)
   leaves = stored(config)
   shardings = jax.tree.map(lambda one: None, leaves)
   if mesh is not None:
     shardings = parallel.param_shardings(config, mesh, rules)
   infos = tensor_infos(pathlib.Path(path))
-  names = _match(infos, config, leaves, path)
+  made = ["score"] if config.head != found.head else []
+  names = _match(infos, found, made, leaves, path)
   embed = names[leaves["embed"].name]
   if config.tied:
     _check_tied(infos, FAMILIES[config.family].tensors.of("head"), embed)
@@ -70,20 +75,35 @@ def load(path, *, dtype=None, mesh=None, rules=None):
     # Without jax_enable_x64, a stored float64 becomes float32.
     dtype = jax.dtypes.canonicalize_dtype(read_tensor(infos, embed).dtype)
   dtype = floating(dtype)
-  params = jax.tree.map(
-    lambda one, to: _leaf(infos, names, one, dtype, to), leaves, shardings
+  arrays = {
+    name: _zeros(leaves[name].spec.shape, dtype, shardings[name])()
+    for name in made
+  }
+  leaves = {name: one for name, one in leaves.items() if name not in arrays}
+  arrays |= jax.tree.map(
+    lambda one, to: _leaf(infos, names, one, dtype, to),
+    leaves,
+    {name: shardings[name] for name in leaves},
   )
-  return config, params
+  return config, arrays
 
 
-def _match(infos, config, leaves, folder):
+def _match(infos, config, made, leaves, folder):
   """Name of each tensor of the model -> its name in the folder.
 
   Every one is there, floating and of the right shape, and there is no other.
+
+  Args:
+    infos: see `tensor_infos`.
+    config: ModelConfig of the folder.
+    made: leaves that are not read.
+    leaves: tree of Stored of the model.
+    folder: for messages.
   """
+  read = {name: one for name, one in leaves.items() if name not in made}
   shapes = {
     name: one.shape
-    for one in jax.tree.leaves(leaves)
+    for one in jax.tree.leaves(read)
     for _, name in one.tensors()
   }
   family = FAMILIES[config.family].tensors
@@ -91,8 +111,8 @@ def _match(infos, config, leaves, folder):
   names = {
     name: name.removeprefix(family.prefix) if bare else name for name in shapes
   }
-  tied = [family.of("head")] if config.tied else []
-  known = {*names.values(), *tied}
+  unread = [family.of("head")] if config.tied or made else []
+  known = {*names.values(), *unread}
   refuse_names(
     folder,
     missing=[name for name in names.values() if name not in infos],

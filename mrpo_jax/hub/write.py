@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saving a model as a Hugging Face folder: whole, or nothing at all."""
 
+import logging
 import math
 import shutil
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from mrpo_jax.hub.folder import (
   stored,
 )
 from mrpo_jax.models.families.read import config_to_hf
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5 * 10**9  # of one file of weights
 
@@ -56,6 +59,9 @@ def save(
   dtype = None if dtype is None else floating(dtype)
   contents = _contents(config, params, dtype)
   values = config_to_hf(config, (dtype or params["embed"].dtype).name)
+  if config.head == "scalar":
+    generation = {}
+    values["pad_token_id"] = _padding(tokenizer, values)
   if generation is None:
     ids = dict(bos_token_id=config.bos_id, eos_token_id=config.eos_id)
     generation = {key: values.get(key, own) for key, own in ids.items()}
@@ -69,6 +75,29 @@ def save(
       lambda name: _tensor(name, contents[name]),
     )
     write_beside(partial, tokenizer, card)
+
+
+def _padding(tokenizer, values):
+  """The id of padding that a reward model's config.json names, or None.
+
+  transformers reads the reward at the last token that is no padding: one that
+  also ends texts would move it to the token before.  Without any it takes one
+  text at a time.
+  """
+  pad = values.get("pad_token_id")
+  if tokenizer is not None:
+    pad = tokenizer.pad_token_id
+  ends = values.get("eos_token_id")
+  ends = ends if isinstance(ends, list) else [ends]
+  if tokenizer is not None:
+    ends = [*ends, tokenizer.eos_token_id]
+  if pad is None or pad not in ends:
+    return pad
+  logger.info(
+    f"the padding token {pad} also ends texts: config.json names none, so that "
+    "transformers reads the reward where it was trained, a text at a time"
+  )
+  return None
 
 
 def write_beside(folder, tokenizer, card):

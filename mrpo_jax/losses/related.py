@@ -84,19 +84,24 @@ def ema(average: Any, params: Any, *, rate: ArrayLike) -> Any:
 
 
 @checked
-def bradley_terry(reward_BC: ArrayLike) -> jax.Array:
+def bradley_terry(
+  reward_BC: ArrayLike, *, center: ArrayLike = 0.0
+) -> jax.Array:
   """The loss of a reward model on pairs.
 
       loss = -log sigmoid( reward_w - reward_l )
+             + center (reward_w + reward_l)^2
 
   Args:
     reward_BC: scalar rewards; index 0 chosen, 1 rejected.
+    center: weight of the term that keeps rewards around zero, which pairs
+      leave open; 0.01 in the paper.
 
   Returns:
     loss_B: nats, float32 or better.
 
   Source: Bradley and Terry, 1952; the discriminator of D2PO,
-  arXiv:2405.01511.
+  arXiv:2405.01511; the centring, arXiv:2312.09244, equation 2.
 
   >>> import jax.numpy as jnp
   >>> got = bradley_terry(jnp.array([[1.0, 1.0]]))[0]
@@ -104,7 +109,8 @@ def bradley_terry(reward_BC: ArrayLike) -> jax.Array:
   True
   """
   check(reward_BC=reward_BC)
-  return -jax.nn.log_sigmoid(margin(reward_BC))
+  loss_B = -jax.nn.log_sigmoid(margin(reward_BC))
+  return loss_B + center * jnp.sum(widen(reward_BC), axis=1) ** 2
 
 
 @checked

@@ -58,6 +58,9 @@ class ModelConfig:
   residual_scale: float = 1.0  # of each branch
   logits_scale: float = 1.0
   logits_softcap: float | None = None
+  # "tokens": a logit for each of the vocabulary; "scalar": one number, a
+  # reward, of a model that says nothing.
+  head: str = "tokens"
   # The config.json it came from, as text: what `hub.save` writes.
   source: str = dataclasses.field(default="", compare=False, repr=False)
 

@@ -70,7 +70,8 @@ def adapter_table(table, adapter):
     adapter: Adapter.
 
   Returns:
-    {"blocks": {target: {"a": ArraySpec, "b": ArraySpec}}}.
+    {"blocks": {target: {"a": ArraySpec, "b": ArraySpec}}}, and the model's
+    "score" where it has a scalar head, which is trained whole.
 
   Raises:
     ValueError: a target that is no matrix of the blocks, or a rank that is
@@ -85,7 +86,12 @@ def adapter_table(table, adapter):
         f"{', '.join(known)}"
       )
   pairs = {name: _pair(known[name], name, adapter.rank) for name in targets}
-  return {"blocks": pairs}
+  return {"blocks": pairs, **_score(table)}
+
+
+def _score(tree):
+  """The scalar head of a tree, {} where it has none."""
+  return {"score": tree["score"]} if "score" in tree else {}
 
 
 def _pair(spec, name, rank):
@@ -149,14 +155,14 @@ def attach(params, arrays, adapter, place=jnp.asarray):
       scales=None if own is None else place(np.asarray(own, np.float32)),
       dropout=adapter.dropout,
     )
-  return {**params, "blocks": blocks}
+  return {**params, "blocks": blocks, **_score(arrays)}
 
 
 def split(params):
   """(frozen, trained): the tree without its adapters, and those.
 
-  `trained` is {"blocks": {target: {"a": ..., "b": ...}}}.  Of a tree without
-  adapters all is trained: (None, params).
+  `trained` is in the shape of `adapter_table`.  Of a tree without adapters all
+  is trained: (None, params).
   """
   pairs = {
     name: {"a": leaf.a, "b": leaf.b}
@@ -166,7 +172,8 @@ def split(params):
   if not pairs:
     return None, params
   frozen = map_weights(lambda leaf: leaf.replace(a=None, b=None), params)
-  return frozen, {"blocks": pairs}
+  score = _score(params)
+  return frozen | dict.fromkeys(score), {"blocks": pairs, **score}
 
 
 def join(frozen, trained, key=None):
@@ -188,7 +195,7 @@ def join(frozen, trained, key=None):
         key=jax.random.split(jax.random.fold_in(key, i), layers)
       )
     blocks[name] = leaf
-  return {**frozen, "blocks": blocks}
+  return {**frozen, "blocks": blocks, **_score(trained)}
 
 
 def strip(params):

@@ -30,6 +30,7 @@ class Computation:
 
 
 DEFAULT = Computation()
+NONE = jnp.iinfo(jnp.int32).max  # no response
 
 
 def token_figures(
@@ -58,19 +59,9 @@ def token_figures(
     dict of value_RM, `logp` among them.
   """
   check(tokens_RT=rows.tokens_RT, slots_RM=rows.slots_RM)
-  layout = RowLayout(rows.positions_RT, rows.segments_RT, rows.branches_RT)
 
   def scored(config, params, how):
-    hidden_RTD = transformer.hidden(
-      config,
-      params,
-      rows.tokens_RT,
-      layout,
-      kernel=how.kernel,
-      remat=how.remat,
-      dtype=how.dtype,
-      partition=how.partition,
-    )
+    hidden_RTD = _hidden(config, params, rows, how)
     hidden_RMD = jnp.take_along_axis(
       hidden_RTD, rows.places_RM[:, :, None], axis=1
     )
@@ -89,6 +80,60 @@ def token_figures(
     vocabulary=computation.vocabulary,
     partitions=(computation.partition, ref_computation.partition),
   )
+
+
+def _hidden(config, params, rows, how):
+  """hidden_RTD of the rows, computed as that Computation says."""
+  return transformer.hidden(
+    config,
+    params,
+    rows.tokens_RT,
+    RowLayout(rows.positions_RT, rows.segments_RT, rows.branches_RT),
+    kernel=how.kernel,
+    remat=how.remat,
+    dtype=how.dtype,
+    partition=how.partition,
+  )
+
+
+def rewards(config, params, rows, pairs, computation=DEFAULT):
+  """reward_BC: the scalar head at the last token of every response.
+
+  Args:
+    config: ModelConfig with `head="scalar"`.
+    params: its parameters.
+    rows: Rows without the axis A.
+    pairs: B, static.
+    computation: Computation.
+
+  Returns:
+    float32 or better; 0 for a response that does not stand in the rows.
+  """
+  hidden_RTD = _hidden(config, params, rows, computation)
+  wide = jnp.promote_types(hidden_RTD.dtype, jnp.float32)
+  value_RT = jnp.einsum(
+    "RTD,D->RT",
+    hidden_RTD.astype(wide),
+    params["score"][0].astype(wide),
+    precision="highest",
+  )
+  slot_RT = _response_slots(rows)
+  next_RT = jnp.roll(slot_RT, -1, axis=1).at[:, -1].set(NONE)
+  is_last_RT = slot_RT != next_RT
+  return per_response(jnp.where(is_last_RT, value_RT, 0.0), slot_RT, pairs)
+
+
+def _response_slots(rows):
+  """slot_RT: the response that each token is part of, NONE for the others.
+
+  Tokens of responses are scored in the order in which they stand.
+  """
+  is_response_RT = (rows.segments_RT > 0) & (rows.branches_RT > 0)
+  scored_RT = jnp.cumsum(is_response_RT, axis=1) - 1
+  slot_RT = jnp.take_along_axis(
+    rows.slots_RM, jnp.maximum(scored_RT, 0), axis=1
+  )
+  return jnp.where(is_response_RT, slot_RT, NONE)
 
 
 def all_token_figures(

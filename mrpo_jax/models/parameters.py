@@ -39,7 +39,10 @@ def table(config):
     for name, spec in layer.items()
   }
   specs |= norm_weights(config, "norm")
-  if not config.tied:
+  if config.head == "scalar":
+    # From zero, so that no response is better than another at the start.
+    specs["score"] = ArraySpec((1, width), (None, "embed"), start=0.0)
+  elif not config.tied:
     specs["head"] = tokens
   return specs
 

@@ -238,6 +238,8 @@ def looked_up(leaf_ND, places_RT, dtype, partition, axes):
 
 def head(params):
   """head_VD: the vocabulary projection; the embedding where it is tied."""
+  if "score" in params:
+    raise InputError("a reward model has no probabilities of tokens")
   return params.get("head", params["embed"])
 
 

@@ -81,8 +81,15 @@ def forward(config, length_N3):
   return {
     "blocks": 2 * block_parameters(config) * int(length_N3.sum()),
     "attention": 4 * config.heads * config.head_dim * keys,
-    "head": 2 * config.width * config.vocab_size * int(length_N3[:, 1:].sum()),
+    "head": 2 * config.width * _outputs(config, length_N3[:, 1:]),
   }
+
+
+def _outputs(config, length_N2):
+  """Numbers that the head gives for the responses."""
+  if config.head == "scalar":
+    return int((length_N2 > 0).sum())  # one for each
+  return config.vocab_size * int(length_N2.sum())
 
 
 def training(config, length_N3, adapter=0):

@@ -21,6 +21,7 @@ from mrpo_jax.hub.folder import weight_files
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.families.read import with_scalar_head
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
 from mrpo_jax.runs.config.models import POLICY_BASE, adapter_of_start
@@ -79,7 +80,7 @@ def describe_models(
   for name, section in config.models().items():
     _say_start(config, section)
     view = tokenizers.view_of[name]
-    model = _model_config(section.base.weights, tokenizers, read)
+    model = _model_config(section, tokenizers, read)
     _check_length(config.data, section, model)
     with blames(f"config.{section.key}", InputError):
       parallel.param_shardings(model, mesh, dict(section.base.rules))
@@ -240,8 +241,9 @@ def base_params(base, model, mesh=None):
   """The parameters of a Base of that ModelConfig, on the mesh or one device."""
   made = base.weights
   if isinstance(made, Folder):
+    rules, head = dict(base.rules), base.head
     _, params = hub.load(
-      made.path, dtype=base.dtype, mesh=mesh, rules=dict(base.rules)
+      made.path, dtype=base.dtype, mesh=mesh, rules=rules, head=head
     )
   else:
     make, to = functools.partial(parameters.init, model, dtype=base.dtype), None
@@ -301,6 +303,7 @@ def _identity(base):
     new = json.dumps(made.new.model_dump(), sort_keys=True)
     mark = f"{made.key} from seed {made.seed}: {new}"
   kind = f" {base.quantize}" if base.quantize else ""
+  kind += " with a scalar head" if base.head == "scalar" else ""
   return mark + kind + (f" in groups of {base.group}" if base.group else "")
 
 
@@ -324,10 +327,10 @@ def _adapted(one, params, mesh, *, abstract=False):
   if isinstance(given, NewAdapter):
     adapter = lora.Adapter(**given.model_dump())
     own, to = split(adapter)
-    make = functools.partial(lora.init_adapters, own)
-    make = jax.jit(make, out_shardings=to)
+    make = jax.jit(functools.partial(_new_adapter, own), out_shardings=to)
     make = functools.partial(jax.eval_shape, make) if abstract else make
-    arrays = make(_random_key(section.seed, f"{section.key}.adapter"))
+    key = _random_key(section.seed, f"{section.key}.adapter")
+    arrays = make(key, params.get("score"))
   else:
     adapter, arrays = peft.load(given.path, model)
     adapter = dataclasses.replace(adapter, dropout=given.dropout)
@@ -339,6 +342,14 @@ def _adapted(one, params, mesh, *, abstract=False):
   return adapter, lora.attach(
     params, arrays, adapter, lambda scales: put(scales, everywhere)
   )
+
+
+def _new_adapter(table, key, score):
+  """Arrays of an adapter that changes nothing; the base's scalar head."""
+  arrays = lora.init_adapters(table, key)
+  if score is not None:
+    arrays["score"] = score.astype(arrays["score"].dtype)
+  return arrays
 
 
 def _computation(policy, section, model, mesh):
@@ -364,10 +375,19 @@ def _random_key(seed, name):
   return key
 
 
-def _model_config(made, tokenizers, read):
-  """The ModelConfig of weights; a new one has its tokenizer's vocabulary."""
+def _model_config(section, tokenizers, read):
+  """The ModelConfig of a model; a new one has its tokenizer's vocabulary."""
+  made, head = section.base.weights, section.base.head
   if isinstance(made, Folder):
-    return read(made.path)
+    found = read(made.path)
+    if head == "scalar":
+      return with_scalar_head(found)
+    if found.head == "scalar":
+      raise InputError(
+        f"config.{section.key}: {made.path} is a reward model, which has no "
+        "probabilities of tokens; policy.head='scalar' trains it on"
+      )
+    return found
   new, tokenizer = made.new, tokenizers.views[tokenizers.view_of[made.name]]
   if new.width % new.heads:
     raise InputError(
@@ -383,4 +403,5 @@ def _model_config(made, tokenizers, read):
       tied=True,
       bos_id=tokenizer.bos_token_id,
       eos_id=tokenizer.eos_token_id,
+      head=head,
     )

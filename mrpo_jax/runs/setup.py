@@ -232,7 +232,7 @@ def chosen_method(config):
     )
   if method.takes_reference and not references:
     problem = "needs a reference"
-  elif method.supervised and references:
+  elif (method.supervised or method.of_rewards) and references:
     problem = "takes no reference"
   else:
     return method
@@ -258,6 +258,8 @@ def check_best(config, method):
     raise InputError(f"{key}: set config.data.eval and config.eval_every")
   if method.supervised and figure != "eval/loss":
     raise InputError(f"{key}: {method.name!r} is judged by 'eval/loss' alone")
+  if method.of_rewards and figure.startswith(("eval/virtual", "eval/policy")):
+    raise InputError(f"{key}: a reward model has no such figure")
   if "virtual/" in figure and not method.takes_reference:
     raise InputError(f"{key}: {method.name!r} takes no reference")
 

@@ -42,10 +42,11 @@ class PolicyFigures:
   # log p - log sum p^2, of which `losses.wpo_weight` wants the mean.
   excess_BC: jax.Array | None
   kl_BC: jax.Array | None  # divergence from reference 0
-  logp_BC: jax.Array
+  logp_BC: jax.Array | None  # None of a scalar head
   ref_logp_BCK: jax.Array | None  # of reference 0, where kl_BC has it run along
   ref_score_BCK: jax.Array | None  # log-probabilities times the token weight
   score_BC: jax.Array | None
+  reward_BC: jax.Array | None = None  # of a scalar head
 
 
 def reference_figures(objective, references, views, given):
@@ -179,6 +180,9 @@ def policy_figures(objective, references, key, params, micro):
   """
   rows, ref_logp_RMK = micro
   method, pairs = objective.method, objective.pairs
+  if method.of_rewards:
+    reward_BC = objective.policy.rewards(params, rows, pairs)
+    return PolicyFigures(*[None] * 6, reward_BC=reward_BC)
   against = None
   if objective.needs("kl_BC"):
     base = objective.references[0]
@@ -214,7 +218,7 @@ def policy_figures(objective, references, key, params, micro):
 
 def method_arguments(figures, fixed):
   """(policy, references, further keywords) of a call of the method."""
-  policy_BC = _given(figures.score_BC, figures.logp_BC)
+  policy_BC = _given(figures.score_BC, said_of_responses(figures))
   ref_BCK = _given(figures.ref_score_BCK, reference_logps(figures, fixed))
   more = dict(
     length_BC=fixed.length_BC,
@@ -229,6 +233,11 @@ def method_arguments(figures, fixed):
     more["mean_excess_BC"] = figures.excess_BC / length_BC
   more = {name: value for name, value in more.items() if value is not None}
   return policy_BC, ref_BCK, more
+
+
+def said_of_responses(figures):
+  """logp_BC, or reward_BC of a scalar head."""
+  return _given(figures.reward_BC, figures.logp_BC)
 
 
 def reference_logps(figures, fixed):

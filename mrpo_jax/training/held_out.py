@@ -17,6 +17,7 @@ from mrpo_jax.training.figures import (
   policy_parts,
   reference_figures,
   reference_logps,
+  said_of_responses,
 )
 from mrpo_jax.training.metrics import pair_metrics, summary
 from mrpo_jax.training.objective import Objective
@@ -118,7 +119,7 @@ def _records(indices, figures, fixed):
   """(index, JSON-ready dict) of real pairs: sums, of which margins follow."""
   ref_logp_BCK = reference_logps(figures, fixed)
   policy, lengths, references = processes.whole(
-    (figures.logp_BC, fixed.length_BC, ref_logp_BCK)
+    (said_of_responses(figures), fixed.length_BC, ref_logp_BCK)
   )
   if references is None:
     references = np.zeros((*policy.shape, 0), np.float32)

@@ -17,9 +17,16 @@ def pair_metrics(objective, state, figures, fixed):
   `virtual/` is against what stands for all K, in the method's unit (sums, or
   means per token); `policy/` against none, `policy_mean/` against none per
   token.  Log-probabilities are those of all tokens alike, whatever the loss
-  weighs them by.
+  weighs them by.  A scalar head has rewards alone, by their plain names.
   """
   method = objective.method
+  if method.of_rewards:
+    loss_B = losses_of(objective, state, figures, fixed)
+    reward_BC = figures.reward_BC
+    rewards = losses.preference_metrics(
+      reward_BC, jnp.zeros_like(reward_BC), beta=1.0
+    )
+    return {"loss": loss_B} | _only_rewards(rewards)
   logp_BC, length_BC = figures.logp_BC, fixed.length_BC
   ref_logp_BCK = reference_logps(figures, fixed)
   values = {"loss": losses_of(objective, state, figures, fixed)}
@@ -111,12 +118,12 @@ def _is_margin(name):
   return name.startswith("references/") and name.endswith("/margin")
 
 
+def _only_rewards(values):
+  return {k: one for k, one in values.items() if k.startswith("rewards/")}
+
+
 def _rewards(prefix, values):
-  return {
-    f"{prefix}/{name}": value_B
-    for name, value_B in values.items()
-    if name.startswith("rewards/")
-  }
+  return {f"{prefix}/{k}": one for k, one in _only_rewards(values).items()}
 
 
 def _needed(figures, fixed):

@@ -26,6 +26,10 @@ class Model:
       self.config, params, rows, pairs, self.computation, **wanted
     )
 
+  def rewards(self, params, rows, pairs):
+    """`packed.rewards` of one micro-batch."""
+    return packed.rewards(self.config, params, rows, pairs, self.computation)
+
   def all_token_figures(self, params, views, pairs, *, also=()):
     """List over the parts of the model's view of dict of value_ARM."""
     return [
@@ -67,6 +71,12 @@ class Objective:
 
   def check(self):
     """Raises ValueError where the models cannot give what the method needs."""
+    head = "scalar" if self.method.of_rewards else "tokens"
+    if self.policy.config.head != head:
+      raise ValueError(
+        f"loss {self.method.name!r} trains a model whose head is {head!r}, but "
+        f"the policy's is {self.policy.config.head!r}: set policy.head"
+      )
     for name, model in zip(self.names, self.references, strict=True):
       if self.compares_tokens() and model.view != self.policy.view:
         raise ValueError(

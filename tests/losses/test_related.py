@@ -126,6 +126,33 @@ def test_expectile_of_one_half_is_half_the_square():
   close(losses.expectile(residual, tau=0.5), 0.5 * residual**2)
 
 
+def test_centring_of_bradley_terry_by_hand():
+  reward_BC = jnp.array([[2.0, 0.5], [-1.0, 1.0]])
+  added = losses.bradley_terry(reward_BC, center=0.01) - losses.bradley_terry(
+    reward_BC
+  )
+  np.testing.assert_allclose(added, [0.0625, 0.0], atol=1e-6)
+  # What is added to both rewards matters through it alone.
+  shifted = losses.bradley_terry(reward_BC + 3.0)
+  np.testing.assert_allclose(
+    shifted, losses.bradley_terry(reward_BC), rtol=1e-6
+  )
+  got = jax.grad(lambda x: losses.bradley_terry(x, center=0.5)[0])(
+    jnp.array([[1.0, 1.0]])
+  )
+  np.testing.assert_allclose(got, [[1.5, 2.5]], rtol=1e-6)
+
+
+def test_rewards_are_no_log_probabilities_to_the_method():
+  method = losses.build("bradley_terry", center=0.01)
+  assert method.of_rewards and not method.takes_reference
+  assert method.start_loss == pytest.approx(np.log(2))
+  with pytest.raises(ValueError, match="does not take 'nll'"):
+    losses.build("bradley_terry", nll=0.1)
+  with pytest.raises(ValueError, match="does not take 'scale'"):
+    losses.build("bradley_terry", scale="mean")
+
+
 def test_gradient_of_bradley_terry_by_hand():
   # -sigmoid(-(r_w - r_l))
   grad = jax.grad(lambda x: losses.bradley_terry(x)[0])(jnp.array([[2.0, 0.5]]))

@@ -18,6 +18,7 @@ LOSS = {
 }
 SEVERAL = ("mrpo", "multi_dpo", "mnpo")
 NONE = ("nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo")
+NONE += ("bradley_terry",)
 LIMITS = dict(max_prompt=32, max_response=32)
 
 
@@ -34,6 +35,8 @@ def get_config(arg=""):
   # Of all kernels this one compiles in the least time.
   c.policy = dict(path=f"{arg.inputs}/base", kernel="xla")
   c.loss = dict(name=arg.run, **LOSS.get(arg.run, {}))
+  if arg.run == "bradley_terry":
+    c.policy.head = "scalar"
   if arg.run in NONE:
     c.references = dict(names=())
   elif arg.run in SEVERAL:

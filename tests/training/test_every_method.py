@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every loss by its name takes five steps; whole runs are in tests/whole."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,6 +10,7 @@ import pytest
 
 from mrpo_jax import losses
 from mrpo_jax.data import pack
+from mrpo_jax.models import parameters
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.setup import chosen_method
@@ -18,7 +20,13 @@ from mrpo_jax.training.step import train_step
 from tests.material.config import get_config
 from tests.training.test_objective import CONFIG, PAIRS, params_of, some_pairs
 
-MODEL = Model(CONFIG, computation=Computation(kernel="xla"))
+
+def model_of(head):
+  config = dataclasses.replace(CONFIG, head=head)
+  return Model(config, computation=Computation(kernel="xla"))
+
+
+MODEL = model_of("tokens")
 
 
 # Functions of a pair's log-probabilities alone.  To the step they are `dpo`;
@@ -39,9 +47,10 @@ NAMES = [
 def test_five_steps_of_every_method(name):
   config = read(get_config(name).to_dict())
   names = config.references.names
+  policy = model_of(config.policy.head)
   objective = Objective(
     pairs=PAIRS,
-    policy=MODEL,
+    policy=policy,
     references=(MODEL,) * len(names),
     names=names,
     method=chosen_method(config),
@@ -60,8 +69,11 @@ def test_five_steps_of_every_method(name):
   )
   step = jax.jit(step)
   references = tuple(params_of(1 + k) for k in range(len(names)))
+  params = params_of(0)
+  if config.policy.head == "scalar":
+    params = parameters.init(policy.config, jax.random.key(0))
   state = train_state.create(
-    params_of(0), transformation, objective.method.init(len(names))
+    params, transformation, objective.method.init(len(names))
   )
   for done in range(1, 6):
     state, metrics = step(state, None, references, ((rows,),), {})

@@ -127,8 +127,13 @@ def right(workdir, method):
 @pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_runs(finished):
   workdir, page = finished
-  rows = rows_of(page, "Few", 10)[2:]
+  [start, *rows] = rows_of(page, "Few", 10)[2:]
   assert [tuple(row[:2]) for row in rows] == [*GRID.variants]
+  pairs = files.read_lines(
+    workdir / "runs" / "few,mean,dpo_base,0" / "eval_pairs.jsonl"
+  )
+  mean = column(pairs, "references")[:, 0] / column(pairs, "tokens")
+  assert start[4] == f"{(mean[:, 0] > mean[:, 1]).mean():.3f}"
   shares = {method: right(workdir, method) for _, method in GRID.variants}
   for row in rows:
     mine = shares[row[1]]

@@ -68,6 +68,7 @@ class Grid(NamedTuple):
   variants: tuple = VARIANTS  # of (scale, method)
   seeds: tuple = (0, 1, 2, 3, 4)  # of the pairs' order, and of Thompson's draws
   batch: int = 50  # as in the re-study
+  peak_lr: float = 1e-3  # the quickstart's leaves the policy as it was
   beta: float = 0.1  # per nat, or per nat and token, as in both papers
   judge_every: int = 3  # steps between two judgements of Thompson's arm
   max_tokens: int = 64  # of a prompt, and of a response
@@ -111,6 +112,7 @@ def config_of(workdir, trial, *, grid):
   c = preferences(workdir, trial, size, models)
   c.data.validation = str(trial.pairs.validation)
   c.loss = dict(beta=grid.beta, scale=scale, **METHODS[method])
+  c.optimizer.peak_lr = grid.peak_lr
   if method == "thompson":
     c.loss.weights = dict(METHODS[method]["weights"], seed=trial.seed)
     c.eval_every = grid.judge_every

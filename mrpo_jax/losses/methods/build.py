@@ -155,7 +155,8 @@ def _taken(loss, given):
   """Keywords that `build` takes for a loss."""
   asked, keywords = inputs_of(loss).values(), keywords_of(loss)
   taken = keywords.keys() - INPUTS.keys()
-  if list(arrays_of(loss)) == ["mean_logp_B"]:
+  alone = list(arrays_of(loss)) == ["mean_logp_B"]
+  if alone or any(one.of_scalar_head for one in asked):
     return taken
   taken |= {"nll"}
   if not any(one.over_tokens for one in asked):

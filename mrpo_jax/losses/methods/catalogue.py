@@ -8,6 +8,7 @@ from mrpo_jax.losses import (
   dispersion,
   multi,
   pair,
+  related,
   rewards,
   token_weights,
   unreferenced,
@@ -34,6 +35,7 @@ LOSSES = {
       unreferenced.nll,
     ),
     *(unreferenced.rainbow_po, unreferenced.alpha_dpo, unreferenced.tpo),
+    related.bradley_terry,
   )
 }
 # All but the maker of losses.

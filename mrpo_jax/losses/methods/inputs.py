@@ -76,6 +76,7 @@ class Input:
   dispersed: bool = False  # then a config may give `dispersion`
   across_batch: bool = False  # a pair's loss depends on the other pairs
   known_at_start: bool = False  # where policy and references agree
+  of_scalar_head: bool = False  # then the model is one of rewards, not of texts
   number: tuple[str, float] | None = None  # what a config gives for it, default
 
 
@@ -108,6 +109,10 @@ INPUTS = {
   "logp_BC": Input(lambda given: given.policy_BC),
   "mean_logp_BC": Input(lambda given: given.policy_BC, per_token=True),
   "policy_margin_B": Input(lambda given: margin(given.policy_BC)),
+  # Of a model with a scalar head, which has nothing else.
+  "reward_BC": Input(
+    lambda given: given.policy_BC, known_at_start=True, of_scalar_head=True
+  ),
   # Of the policy's chosen responses, per token whatever the unit.
   "mean_logp_B": Input(_chosen_mean, needs=("length_BC",)),
   "gold_mean_logp_B": Input(_chosen_mean, needs=("length_BC",)),

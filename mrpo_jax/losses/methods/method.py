@@ -166,6 +166,11 @@ class Method:
     return any(one.from_reference for one in inputs_of(self.loss).values())
 
   @property
+  def of_rewards(self):
+    """Trains a scalar head: called with rewards, not log-probabilities."""
+    return any(one.of_scalar_head for one in inputs_of(self.loss).values())
+
+  @property
   def supervised(self):
     """Reads the chosen response alone."""
     return list(arrays_of(self.loss)) == ["mean_logp_B"]

@@ -38,6 +38,7 @@ ACTIVATIONS = {
 }
 ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
 SLIDING, FULL = "sliding_attention", "full_attention"
+CLASSIFIER = "ForSequenceClassification"
 
 
 class UnsupportedModel(InputError):
@@ -66,6 +67,8 @@ class TensorNames:
     """The name of the tensor that holds a leaf."""
     kind = "bias" if leaf.endswith("_bias") else "weight"
     leaf = leaf.removesuffix("_bias")
+    if leaf == "score":  # of transformers' sequence classifiers
+      return "score.weight"
     if leaf in self.around:
       return f"{self.around[leaf]}.{kind}"
     return f"{self.layer}.{self.in_layer[leaf]}.{kind}"
@@ -89,6 +92,11 @@ class Family:
   ropes: tuple[str, ...] = ROPES  # kinds of its one RoPE; (): traits has them
   mlp_factor: int | None = None  # MLP width / width, where no width is given
   whole_heads: bool = False  # heads divide the width even with a head_dim
+
+  @property
+  def classifier(self):
+    """The architecture with a scalar head: `Llama...` of `LlamaModel`."""
+    return f"{self.architectures[1].removesuffix('Model')}{CLASSIFIER}"
 
 
 def named(name):

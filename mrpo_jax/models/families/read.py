@@ -5,6 +5,7 @@ What a config asks for and the model does not compute is refused by name: a
 wrong number is worse than none.
 """
 
+import dataclasses
 import json
 
 from mrpo_jax.errors import InputError
@@ -55,10 +56,55 @@ def config_from_hf(values):
     rope = read_rope(given, fields, rope_parameters(given), family.ropes)
     fields["ropes"] = (rope,)
   fields |= family.traits(given, fields)
+  head = _head(family, values)
   try:
-    return ModelConfig(**fields, family=name, source=json.dumps(values))
+    return ModelConfig(
+      **fields, family=name, head=head, source=json.dumps(values)
+    )
   except ValueError as error:
     raise InputError(str(error)) from None
+
+
+def with_scalar_head(config):
+  """The ModelConfig of the same decoder with a scalar head: a reward model.
+
+  As transformers has it: a sequence classifier of one label.
+  """
+  if config.head == "scalar":
+    return config
+  values = json.loads(config.source or "null")
+  if values:
+    labels = ("num_labels", "id2label", "label2id")
+    values = {k: one for k, one in values.items() if k not in labels}
+    values |= _as_classifier(FAMILIES[config.family])
+  source = json.dumps(values) if values else ""
+  return dataclasses.replace(config, head="scalar", source=source)
+
+
+def _as_classifier(family):
+  """Keys of a config.json that say it has a scalar head."""
+  return {
+    "architectures": [family.classifier],
+    "num_labels": 1,
+    "id2label": {"0": "reward"},
+    "label2id": {"reward": 0},
+  }
+
+
+def _head(family, values):
+  """The kind of head that a config.json asks for."""
+  if family.classifier not in (values.get("architectures") or []):
+    return "tokens"
+  # Without either transformers makes two labels.
+  labels = values.get("id2label")
+  count = len(labels) if isinstance(labels, dict) else 2
+  count = values.get("num_labels", count)
+  if count != 1:
+    raise UnsupportedModel(
+      f"{family.classifier} of {count!r} labels is not computed here; a reward "
+      "model has one"
+    )
+  return "scalar"
 
 
 def config_to_hf(config, dtype_name):
@@ -79,11 +125,14 @@ def config_to_hf(config, dtype_name):
   values = json.loads(config.source or "null")
   if values and config_from_hf(values) == config:
     values.pop("auto_map", None)  # names code, which we neither run nor pass on
-    architectures = [FAMILIES[config.family].architectures[0]]
-    return {**values, "architectures": architectures, **dtype}
+    family = FAMILIES[config.family]
+    if config.head == "tokens":
+      values["architectures"] = [family.architectures[0]]
+    return {**values, **dtype}
   (rope,) = config.ropes if len(config.ropes) == 1 else (None,)
   values = {
     "architectures": [FAMILIES["llama"].architectures[0]],
+    **(_as_classifier(FAMILIES["llama"]) if config.head == "scalar" else {}),
     "model_type": "llama",
     **{key: getattr(config, field) for field, key in KEYS.items()},
     "hidden_act": config.activation,
@@ -113,10 +162,10 @@ def _family(values):
   family = FAMILIES[name]
   asked = values.get("architectures") or []
   for architecture in asked if isinstance(asked, list) else [asked]:
-    if architecture not in family.architectures:
+    if architecture not in (*family.architectures, family.classifier):
       raise UnsupportedModel(
         f"architecture {architecture!r} is not supported; of {name} only "
-        f"{family.architectures[0]} is"
+        f"{family.architectures[0]} and {family.classifier} are"
       )
   return name, family
 

@@ -39,6 +39,7 @@ class Base:
   quantize: str
   group: int | None
   rules: tuple  # (logical axis, mesh axes): how they are split
+  head: str = "tokens"  # see models.config.ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,8 @@ def _weights(name, model, seed):
 def _base(model, weights, rules):
   group = model.quantize_group if model.quantize == "int4" else None
   rules = tuple(rules.items())
-  return Base(weights, model.dtype, model.quantize, group, rules)
+  head = getattr(model, "head", "tokens")  # that of references is no choice
+  return Base(weights, model.dtype, model.quantize, group, rules, head)
 
 
 def _tokenizer(name, model):

@@ -313,6 +313,11 @@ def _adapter_kind(given):
 class Policy(ModelKeys):
   """The model that is trained."""
 
+  head: Literal["tokens", "scalar"] = key(
+    "tokens: a language model; scalar: a reward model, by bradley_terry",
+    "tokens",
+    exclude_if=lambda head: head == "tokens",  # runs of before have no such key
+  )
   compute: Literal["", "float32", "bfloat16"] = key(
     "type of all models' activations; empty: as stored", ""
   )

@@ -78,6 +78,11 @@ def find_model(source, date=None):
     )
   mesh = _mesh_of(source.mesh)
   found = (_of_folder if source.model else _of_run)(source, mesh, date)
+  if found.config.head == "scalar":
+    raise InputError(
+      f"{found.name} is a reward model: it says nothing, and gives no "
+      "probabilities of tokens"
+    )
   tokenizer = found.tokenizer
   return dataclasses.replace(
     found,

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a reward model, from pairs to a folder that is read again."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from mrpo_jax import cli, hub
+from mrpo_jax.data import source
+from mrpo_jax.data.encode import encode
+from mrpo_jax.data.pack import pack
+from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.models import packed
+from mrpo_jax.rows import micro_batch
+from tests.material.runs import (
+  ROOT,
+  assert_equal_runs,
+  lines_of,
+  mrpo,
+  on_one_device,
+)
+
+pytestmark = pytest.mark.slow
+CONFIG = f"--config={ROOT}/configs/reward_model.py:debug"
+ADAPTER = (
+  "--config.policy.adapter.rank=2",
+  "--config.policy.adapter.alpha=4",
+  "--config.optimizer.peak_lr=0.01",
+)
+PAIRS = ROOT / "configs/hh_harmless/eval.jsonl.gz"
+
+
+def train(workdir, *overrides):
+  with on_one_device():
+    return mrpo("train", CONFIG, f"--workdir={workdir}", *ADAPTER, *overrides)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("reward")
+  assert train(workdir) == 0
+  return workdir
+
+
+def rewards_of(folder, records):
+  """reward_PC of the pairs of the records, by the model of a folder."""
+  config, params = hub.load(folder)
+  tokenizer, pairs = load_tokenizer(folder), source.load(PAIRS)
+  limits = dict(max_prompt=64, max_response=64)
+  encoded = [encode(tokenizer, pairs[one["pair"]], **limits) for one in records]
+  rows = micro_batch(pack(encoded, length=256, rows=len(encoded)), 0)
+  return np.asarray(packed.rewards(config, params, rows, len(encoded)))
+
+
+def test_the_exported_model_says_what_the_evaluation_said(run, tmp_path):
+  lines = lines_of(run)
+  assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+  assert lines[-1]["eval/rewards/accuracies"] > 0
+  command = ("export", f"--workdir={run}", f"--to={tmp_path / 'm'}")
+  assert mrpo(*command, "--merge-adapters") == 0
+  values = json.loads((tmp_path / "m/config.json").read_text())
+  assert values["architectures"] == ["LlamaForSequenceClassification"]
+  records = [
+    json.loads(line)
+    for line in (run / "eval_pairs.jsonl").read_text().splitlines()[:6]
+  ]
+  want = [one["policy"] for one in records]
+  found = rewards_of(tmp_path / "m", records)
+  np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
+  assert np.ptp(want) > 1e-3
+
+
+def test_a_run_that_was_stopped_ends_the_same(run, tmp_path):
+  workdir = tmp_path / "w"
+  stopped = "--config.steps=8", "--config.checkpoint_every=3"
+  assert train(workdir, *stopped) == 0
+  (workdir / "checkpoints/8").rename(tmp_path / "8")
+  assert train(workdir, *stopped) == 0
+  assert_equal_runs(run, workdir, 8)
+
+
+def test_a_reward_model_says_nothing(run, tmp_path, capsys):
+  prompts = tmp_path / "p.txt"
+  prompts.write_text("Hello\n")
+  to = f"--to={tmp_path / 's.jsonl'}"
+  code = cli.main(["generate", f"--workdir={run}", f"--prompts={prompts}", to])
+  assert code == 2
+  assert "is a reward model: it says nothing" in capsys.readouterr().err
+  assert not pathlib.Path(tmp_path / "s.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+  "override,match",
+  [
+    ("--config.policy.head=tokens", "set policy.head"),
+    (
+      "--config.checkpoints.best=eval/policy/rewards/accuracies",
+      "a reward model has no such figure",
+    ),
+  ],
+)
+def test_what_does_not_go_together_is_refused(
+  override, match, tmp_path, capsys
+):
+  argv = ["train", CONFIG, f"--workdir={tmp_path / 'w'}", override]
+  assert cli.main(argv) == 2
+  assert match in capsys.readouterr().err
+  assert not (tmp_path / "w").exists()
