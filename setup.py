@@ -10,6 +10,7 @@ HERE = pathlib.Path(__file__).parent
 TENSORBOARD = ["tensorboard>=2.20"]
 PLOT = ["matplotlib>=3.10"]
 GGUF = ["gguf>=0.18"]
+REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4", "pyyaml>=6"]
 
 setuptools.setup(
@@ -50,6 +51,7 @@ setuptools.setup(
     "plot": PLOT,
     "eval": EVAL,
     "gguf": GGUF,
+    "rewards": REWARDS,
     "test": [
       "pytest>=8",
       "filelock>=3.16",
@@ -59,6 +61,7 @@ setuptools.setup(
       *PLOT,
       *EVAL,
       *GGUF,
+      *REWARDS,
     ],
     "hub": ["datasets>=4"],
     "tpu": ["jax[tpu]>=0.10"],

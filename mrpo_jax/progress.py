@@ -3,11 +3,13 @@
 
 import contextlib
 import logging
+import os
 import time
 
 import tqdm
 
-from mrpo_jax import processes
+from mrpo_jax import files, processes
+from mrpo_jax.external import Withdrawn
 
 logger = logging.getLogger(__name__)
 
@@ -92,3 +94,40 @@ def stage(what):
   started = time.perf_counter()
   yield
   logger.info(f"{what} took {time.perf_counter() - started:.1f} s")
+
+
+def appended(path, answers, requests, line_of, *, title, unit, done=0):
+  """Yields (request, answer) when the answer's line stands in a file.
+
+  Args:
+    path: of the file; lines are added to its end.
+    answers: what an `external.Command` yields, or another generator.
+    requests: what it answers, a list.
+    line_of: (request, answer) -> the object of the line.
+    title, unit, done: of the progress that is shown.
+
+  Raises:
+    InputError: the answers fail; those before stay.
+    Withdrawn: they do not count, and the file is as it was before.
+  """
+  total = done + len(requests)
+  with (
+    open(path, "ab") as file,
+    Progress(title, total, unit, done=done) as progress,
+    contextlib.closing(answers),
+  ):
+    start, asked = file.tell(), 0
+    try:
+      # The answers first: their end is looked at, too.
+      for answer, request in zip(answers, requests, strict=True):
+        text = files.as_json(line_of(request, answer), path)
+        file.write(f"{text}\n".encode())
+        file.flush()
+        yield request, answer
+        asked += 1
+        progress.update(1, (f"{progress.per_second(asked):.1f} a second",))
+    except Withdrawn:
+      file.truncate(start)
+      raise
+    finally:
+      os.fsync(file.fileno())

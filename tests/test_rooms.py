@@ -15,7 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 # Each may import those before it.
 GROUND = (
-  *("errors", "shapes", "text", "files", "rows"),
+  *("errors", "shapes", "text", "files", "external", "rows"),
   *("streams", "meeting", "processes", "progress"),
 )
 WINGS = ("losses", "models", "data")
@@ -24,16 +24,17 @@ MAY = {
   **{name: {*GROUND[:place]} for place, name in enumerate(GROUND)},
   "losses": {"errors", "shapes"},
   "models": {"errors", "shapes", "rows"},
-  "data": {*GROUND} - {"streams", "meeting"},
+  "data": {*GROUND} - {"streams", "meeting", "external"},
   "parallel": {*GROUND, "models"},
   "hub": {*GROUND, "models", "parallel"},
   "references": {*GROUND, "models", "data"},
   "training": {*GROUND, "losses", "models", "parallel"},
   "generation": {*GROUND, "models", "parallel"},
   "evaluation": {*GROUND, *WINGS, "parallel", "generation"},
+  "online": {*GROUND, *WINGS, "training", "generation"},
   "runs": {
     *(*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"),
-    "evaluation",
+    *("evaluation", "online"),
   },
   "reports": {*GROUND, *ENGINES, "evaluation", "runs"},
   "sweeps": {*GROUND, "training", "runs", "reports"},

@@ -78,7 +78,7 @@ def parsers():
   )
   # argparse leaves names the room of its metavar, less what they are indented.
   below = whole.add_subparsers(
-    title="commands", metavar="COMMAND FLAGS", dest="command"
+    title="commands", metavar="COMMAND FLAGS", dest="subcommand"
   )
   each = {"": whole}
   for name, (usage, flags, takes, _) in FLAGS.items():
@@ -157,8 +157,8 @@ def parse(argv):
   """
   _refuse_spaces(argv)
   given, rest = parsers()[""].parse_known_args(argv)
-  command = f"mrpo {given.command}"
-  _, flags, takes, actions = FLAGS[given.command]
+  command = f"mrpo {given.subcommand}"
+  _, flags, takes, actions = FLAGS[given.subcommand]
   for word in rest:
     name = word.partition("=")[0]
     is_key = takes == "keys" and name.startswith("--config.")
@@ -172,7 +172,9 @@ def parse(argv):
     raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
   if actions and not {*rest[:1]} & {*actions}:
     action = rest[0] if rest else ""
-    raise InputError(f"{given.command} {action!r}; known: {', '.join(actions)}")
+    raise InputError(
+      f"{given.subcommand} {action!r}; known: {', '.join(actions)}"
+    )
   if takes == "keys":
     if len(given.config) != 1:
       keys = [f".{one}" for one in given.config[1:2] if "=" in one]

@@ -19,7 +19,7 @@ from mrpo_jax.cli.values import (
   two_lengths,
   whole,
 )
-from mrpo_jax.evaluation.judges import TIMEOUT
+from mrpo_jax.external import TIMEOUT
 
 STORE_ACTIONS = ("ls", "verify", "prune", "export")
 
@@ -319,6 +319,20 @@ FLAGS = {
         required=True,
       ),
       Flag("split", "its split", "NAME", "train"),
+    ),
+  ),
+  "bridge": Command(
+    "--pairs=FILE --command=COMMAND --to=FILE.jsonl",
+    (
+      Flag(
+        "pairs", "rows, as config.data.train names them", "FILE", required=True
+      ),
+      Flag("command", "program that rewrites", "COMMAND", required=True),
+      Flag(
+        *("command_timeout", "seconds for an answer of it", "S"),
+        *(TIMEOUT, positive),
+      ),
+      Flag("to", "JSON lines to write", "FILE", type=new_file, required=True),
     ),
   ),
 }

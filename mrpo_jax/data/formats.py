@@ -63,6 +63,7 @@ class PreferencePair:
   chosen: str | list
   rejected: str | list | None
   tools: list | None = None  # descriptions of what may be called
+  reference_weights: tuple | None = None  # K that sum to 1; see WeightColumn
 
 
 def read(path):
@@ -70,9 +71,9 @@ def read(path):
   return pairs_of_rows(rows(path), path)
 
 
-def rows(path):
-  """Iterates over (place in words, row) of a file."""
-  return rows_of(path, KNOWN, prompts.PROMPTS)
+def rows(path, also=()):
+  """Iterates over (place in words, row) of a file; `also` are more columns."""
+  return rows_of(path, (*KNOWN, *also), prompts.PROMPTS)
 
 
 def pairs_of(row, where):
@@ -379,10 +380,11 @@ def _with_system(system, pair, where):
 # Files.
 
 
-def pairs_of_rows(rows, where):
+def pairs_of_rows(rows, where, weights=None):
   """Iterates over the pairs of (place, row); `where` is named if there is none.
 
-  How many rows prefer no response is said at the end; also how many pairs are
+  With a WeightColumn `weights` they have the weights of their row.  How many
+  rows prefer no response is said at the end; also how many pairs are
   `oddities`.
   """
   count = pairs = without = 0
@@ -394,6 +396,11 @@ def pairs_of_rows(rows, where):
     without += not found
     for pair in found:
       counts.add(pair)
+    if weights is not None and found:
+      taken = weights.of(row, place)
+      found = [
+        dataclasses.replace(pair, reference_weights=taken) for pair in found
+      ]
     yield from found
   if not count:
     raise InputError(f"{where}: has no rows; give at least one pair")
@@ -413,7 +420,9 @@ def in_turns(pair, where):
     return pair
   sides = pair.chosen, pair.rejected
   turns = PreferencePair(*dialogues.turns_of(pair.prompt, sides, where))
-  return dataclasses.replace(turns, tools=pair.tools)
+  return dataclasses.replace(
+    turns, tools=pair.tools, reference_weights=pair.reference_weights
+  )
 
 
 def texts(pair):

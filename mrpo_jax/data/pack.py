@@ -36,9 +36,13 @@ def differences(pair):
   An id counts as common where a longest-matching-block alignment of the two
   responses pairs it.
   """
-  ids = (pair.chosen_ids, pair.rejected_ids)
-  differs = tuple(np.ones(len(one), bool) for one in ids)
-  matcher = difflib.SequenceMatcher(None, *ids, autojunk=False)
+  return differing(pair.chosen_ids, pair.rejected_ids)
+
+
+def differing(*lists):
+  """Which items of each of two lists are not in the other: two bool arrays."""
+  differs = tuple(np.ones(len(one), bool) for one in lists)
+  matcher = difflib.SequenceMatcher(None, *lists, autojunk=False)
   for block in matcher.get_matching_blocks():
     for mask, start in zip(differs, (block.a, block.b), strict=True):
       mask[start : start + block.size] = False

@@ -4,7 +4,6 @@
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import logging
 import pathlib
@@ -25,7 +24,7 @@ SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def load(name, *, conversations=""):
+def load(name, *, conversations="", weights=None):
   """All pairs of what a name stands for.
 
   Args:
@@ -34,16 +33,17 @@ def load(name, *, conversations=""):
       several of them with commas between.  The split is "train" where none is
       given, in a folder of files all of it.
     conversations: "hh" makes turns of plain dialogues of Human: and Assistant:.
+    weights: a WeightColumn to read, too.
 
   Raises:
     InputError: it stands for nothing, a row in it is no pair, or a plain text
-      no such dialogue.
+      no such dialogue; or a row lacks its weights.
   """
   name = str(name)
   parts = [name]
   if "," in name and not pathlib.Path(name).exists():
     parts = [part.strip() for part in name.split(",")]
-  pairs = [pair for part in parts for pair in _load(part)]
+  pairs = [pair for part in parts for pair in _load(part, weights)]
   if conversations == "hh":
     pairs = [
       formats.in_turns(pair, f"{name} pair {i}") for i, pair in enumerate(pairs)
@@ -57,7 +57,7 @@ def load(name, *, conversations=""):
   return pairs
 
 
-def _load(name):
+def _load(name, weights):
   place, split = name, None
   if not pathlib.Path(name).exists() and (match := SPLIT.fullmatch(name)):
     place, split = match.groups()
@@ -65,17 +65,23 @@ def _load(name):
   if files is None and split is not None:
     files = shards.files_of(place, split)
   if files is not None:
-    rows = itertools.chain.from_iterable(map(formats.rows, files))
+    also = (weights.name,) if weights else ()
+    rows = (row for file in files for row in formats.rows(file, also))
     where = files[0] if len(files) == 1 else name
-    return list(formats.pairs_of_rows(rows, where))
+    return list(formats.pairs_of_rows(rows, where, weights))
   split = split or "train"
   if place and pathlib.Path(place).is_dir():
     _refuse_outer(place)
     rows, where = _tfds_rows(place, split), f"{place} split {split}"
     ours = "fingerprint" in (_metadata(pathlib.Path(place)) or {})
-    return _prepared(rows) if ours else _pairs(rows, where)
+    if ours and weights:
+      raise InputError(
+        f"{place}: `mrpo prepare` keeps no column {weights.name!r}; name the "
+        "file that it was made of"
+      )
+    return _prepared(rows) if ours else _pairs(rows, where, weights)
   if HUB_NAME.fullmatch(place):
-    return _pairs(_hub_rows(place, split), f"{place} split {split}")
+    return _pairs(_hub_rows(place, split), f"{place} split {split}", weights)
   raise InputError(
     f"{name!r}: found no such file, no such directory prepared by TFDS, and it "
     "is no Hugging Face hub name (org/name or org/name:split); check the name"
@@ -153,8 +159,13 @@ def _sha256(content):
 
 
 def fingerprint(pairs):
-  """SHA-256 of the pairs' content in their order: what resuming compares."""
-  return hashlib.sha256("".join(map(pair_id, pairs)).encode()).hexdigest()
+  """SHA-256 of the pairs' content in their order: what resuming compares.
+
+  Weights of references are a part of it where they have some.
+  """
+  whole = hashlib.sha256("".join(map(pair_id, pairs)).encode()).hexdigest()
+  weights = [pair.reference_weights for pair in pairs]
+  return _sha256([whole, weights]) if any(weights) else whole
 
 
 def _write(builder, directory):
@@ -188,13 +199,13 @@ def _metadata(directory):
     return None
 
 
-def _pairs(rows, where):
+def _pairs(rows, where, weights):
   rows = [(f"{where} row {i}", _row(row)) for i, row in enumerate(rows, 1)]
   for place, row in rows:
     values.refuse_deep(row, place)
   if not rows:
     raise InputError(f"{where}: holds no pairs; give another split")
-  return list(formats.pairs_of_rows(rows, where))
+  return list(formats.pairs_of_rows(rows, where, weights))
 
 
 def _prepared(rows):

@@ -191,6 +191,32 @@ def stateless(weigh: Callable[[jax.Array], jax.Array]) -> WeightRule:
   )
 
 
+def by_pair() -> WeightRule:
+  """The rule that weighs as each pair itself says.
+
+  Its state is what the batch gives, weight_BK, or [K] for all pairs; it is
+  never kept from step to step.  A pair without a weight, of which a batch that
+  is not full has some, gets the same of all.
+
+  >>> import jax.numpy as jnp
+  >>> weight_BK = jnp.array([[3.0, 1.0], [0.0, 0.0]])
+  >>> by_pair().weights(weight_BK, jnp.zeros((2, 2, 2))).tolist()
+  [[0.75, 0.25], [0.5, 0.5]]
+  """
+
+  def weights(state, ref_logp_BCK):
+    if isinstance(state, tuple):
+      raise ValueError("weights 'by_pair' are of the batch; give weight_BK")
+    weight = check_weight(state, ref_logp_BCK=ref_logp_BCK)
+    return _shares(jax.lax.stop_gradient(widen(weight)))
+
+  return WeightRule(
+    init=lambda K: (),
+    weights=weights,
+    update=lambda state, ref_logp_BCK, feedback=None: state,
+  )
+
+
 @checked
 def measured(weigh: Callable[[jax.Array], jax.Array]) -> WeightRule:
   """The rule that keeps what `weigh(score_NCK)` says of held-out pairs.

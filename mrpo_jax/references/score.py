@@ -15,15 +15,18 @@ from mrpo_jax.progress import Progress
 from mrpo_jax.references.store import Scores
 
 
-def known_of(characters, scores, K):
+def known_of(characters, scores, K, weights=None):
   """batches.Known of N pairs.
 
   Args:
     characters: N of (chosen, rejected).
     scores: {place among the K references: Scores of the N pairs}.
     K: how many references there are.
+    weights: N of K weights of the references; None where pairs have none.
   """
   arrays = {"character_BC": np.array(characters, np.float32).reshape(-1, 2)}
+  if weights is not None:
+    arrays["weight_BK"] = np.array(weights, np.float32).reshape(-1, K)
   if not scores:
     return Known(arrays)
   shape = (len(characters), 2, K)

@@ -9,6 +9,7 @@ import pathlib
 
 from mrpo_jax import processes
 from mrpo_jax.data import formats, source
+from mrpo_jax.data.reading.weights import WeightColumn
 from mrpo_jax.data.tokenizer import (
   load_tokenizer,
   tokenizer_fingerprint,
@@ -43,12 +44,23 @@ class Tokenizers:
 def load_pairs(config, splits=SPLITS):
   """{split: list of PreferencePair} of the files that the config names."""
   names = {split: getattr(config.data, split) for split in splits}
-  form = config.data.conversations
+  form, weights = config.data.conversations, _weight_column(config)
   return {
-    split: source.load(name, conversations=form)
+    split: source.load(name, conversations=form, weights=weights)
     for split, name in names.items()
     if name
   }
+
+
+def _weight_column(config):
+  """The WeightColumn that the config names; None where it names none."""
+  column = config.data.reference_weights
+  if column in formats.KNOWN:
+    raise InputError(
+      f"config.data.reference_weights={column!r} is a column that pairs are "
+      "read from; give the weights another"
+    )
+  return WeightColumn(column, config.references.names) if column else None
 
 
 def subset(config, pairs):

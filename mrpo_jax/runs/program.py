@@ -142,7 +142,8 @@ def _given(setup, views):
     for k, model in enumerate(setup.objective.references)
     if model.scored
   }
-  known = known_of([], scores, len(setup.objective.references))
+  weights = [] if setup.method.mixing.by_pair else None
+  known = known_of([], scores, len(setup.objective.references), weights)
   return known.of(setup.packing, np.arange(0), views)
 
 

@@ -156,7 +156,8 @@ class ScorePlan:
       for k, name in enumerate(names)
       if self.setup.described[name].model.scored
     }
-    return known_of(characters, scores, len(names))
+    weights = table.weights if self.setup.method.mixing.by_pair else None
+    return known_of(characters, scores, len(names), weights)
 
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""

@@ -14,6 +14,7 @@ from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.table import encode_table
 from mrpo_jax.errors import InputError, blames
+from mrpo_jax.losses.methods.build import taken
 from mrpo_jax.runs import memory
 from mrpo_jax.runs.config import BEST, Config
 from mrpo_jax.runs.data import (
@@ -34,6 +35,8 @@ from mrpo_jax.runs.workdir import (
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.objective import Objective
 from mrpo_jax.training.step import VERSION
+
+BY_PAIR = "by_pair"  # weights of references that the data hold
 
 
 @dataclasses.dataclass
@@ -211,7 +214,7 @@ def reward_beta(loss):
 
 def chosen_method(config):
   """The Method of a config, its loss with all its choices."""
-  name, keywords = config.loss.name, config.loss.keywords
+  name, keywords = config.loss.name, _loss_keywords(config)
   references = config.references.names
   betas = [one.beta for _, one in config.references.items()]
   with blames("config.loss", (TypeError, ValueError)):
@@ -220,6 +223,11 @@ def chosen_method(config):
       betas = tuple(beta or method.beta for beta in betas)
       method = losses.build(name, **keywords, betas=betas)
   evaluates = config.data.eval and config.eval_every
+  if method.mixing.by_pair and not config.data.reference_weights:
+    raise InputError(
+      "config.loss.weights='by_pair' are of a column of the data: name it in "
+      "config.data.reference_weights"
+    )
   if method.learns and not evaluates:
     raise InputError(
       "config.loss.weights learns from held-out accuracy: set config.data.eval "
@@ -240,6 +248,31 @@ def chosen_method(config):
     f"config.loss.name={name!r} {problem}, but config.references.names is "
     f"{references}"
   )
+
+
+def _loss_keywords(config):
+  """Keywords of `losses.build`; a column of weights is one of them."""
+  name, keywords = config.loss.name, config.loss.keywords
+  column = config.data.reference_weights
+  if not column or name not in losses.names():  # which `build` refuses
+    return keywords
+  where = f"config.data.reference_weights={column!r}"
+  choices = taken(name)
+  if "weights" not in choices:
+    raise InputError(
+      f"{where}: loss {name!r} mixes no references that could be weighed"
+    )
+  if "mixture" in choices and (choices | keywords)["mixture"] is None:
+    raise InputError(
+      f"{where}: loss {name!r} takes one reference; set config.loss.mixture"
+    )
+  weights = keywords.get("weights", BY_PAIR)
+  if weights != BY_PAIR:
+    raise InputError(
+      f"{where} and config.loss.weights={weights!r} both weigh the "
+      "references; give one"
+    )
+  return {**keywords, "weights": BY_PAIR}
 
 
 def best(config):

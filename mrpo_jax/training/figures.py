@@ -22,6 +22,7 @@ class FixedFigures:
   length_BC: jax.Array  # in the policy's tokens; 0 where there is no pair
   valid_B: jax.Array
   character_BC: jax.Array | None = None  # as the data have them
+  weight_BK: jax.Array | None = None  # of the references, as the data have them
   ref_length_BCK: jax.Array | None = None  # in each reference's tokens
   ref_logp_BCK: jax.Array | None = None  # nats
   normalised_entropy_BC: jax.Array | None = None  # of reference 0, in [0, 1]
@@ -58,7 +59,8 @@ def reference_figures(objective, references, views, given):
       or of Stacked ones.
     views: see `step.train_step`.
     given: dict of what is known of the pairs beforehand: `character_BC`,
-      characters of the responses; where references were scored `ref_logp_BCK`
+      characters of the responses; `weight_BK` where the data weigh the
+      references; where references were scored `ref_logp_BCK`
       and `ref_length_BCK` (of the others any number), `entropy_BC` of
       reference 0 and `ref_token_logp_ARMK`, if the method needs them.  It may
       be empty where all are online.
@@ -68,7 +70,10 @@ def reference_figures(objective, references, views, given):
   """
   length_BC = objective.policy.lengths(views, objective.pairs)
   fixed = FixedFigures(
-    length_BC, length_BC[:, 0] > 0, given.get("character_BC")
+    length_BC,
+    length_BC[:, 0] > 0,
+    character_BC=given.get("character_BC"),
+    weight_BK=given.get("weight_BK"),
   )
   if not objective.references:
     return fixed
@@ -224,6 +229,7 @@ def method_arguments(figures, fixed):
     length_BC=fixed.length_BC,
     ref_length_BCK=fixed.ref_length_BCK,
     character_BC=fixed.character_BC,
+    weight_BK=fixed.weight_BK,
     valid_B=fixed.valid_B,
     normalised_entropy_BC=fixed.normalised_entropy_BC,
     kl_BC=figures.kl_BC,

@@ -49,6 +49,7 @@ def pair_metrics(objective, state, figures, fixed):
     ref_length_BCK=fixed.ref_length_BCK,
     character_BC=fixed.character_BC,
   )
+  state = method.mixing.of_pairs(state, fixed.weight_BK)
   virtual_BC = method.virtual(ref_BCK, state)
   rewards = against(policy_BC, virtual_BC)
   values |= _rewards("virtual", rewards)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mrpo_jax.losses.methods.method import Method
 from mrpo_jax.models import packed
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.shapes import axes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,12 @@ class Objective:
     pair_BC = jax.ShapeDtypeStruct((self.pairs, 2), jnp.float32)
     K = len(self.references)
     ref_BCK = jax.ShapeDtypeStruct((*pair_BC.shape, K), jnp.float32)
-    figures = dict.fromkeys(self.method.needs, pair_BC)
+    sizes = {"B": self.pairs, "C": 2, "K": K}
+    figures = {
+      name: jax.ShapeDtypeStruct(
+        [sizes[axis] for axis in axes_of(name)], jnp.float32
+      )
+      for name in self.method.needs
+    }
     # Traced on K references: what the loss refuses, it refuses now.
     jax.eval_shape(self.method, pair_BC, ref_BCK if K else None, **figures)

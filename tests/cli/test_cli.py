@@ -35,7 +35,7 @@ def refused(capsys, *argv):
   "argv,match",
   [
     (["trian"], "unknown command 'trian'; known: train, score"),
-    (["trian"], "inspect, prepare; did you mean train?"),
+    (["trian"], "prepare, bridge; did you mean train?"),
     (["--workdir=W", "train"], "unknown command '--workdir=W'; known: train"),
     (["train"], "give one --config=FILE"),
     (["train", DEBUG, DEBUG, "--workdir=W"], "give one --config=FILE"),

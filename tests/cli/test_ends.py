@@ -30,6 +30,7 @@ GIVEN = {
   "import-gguf": ["F", "--to=T"],
   "inspect": ["F"],
   "prepare": ["--data=D", "--to=T"],
+  "bridge": ["--pairs=P", "--command=C", "--to=T"],
 }
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation.judges import Withdrawn, judge_of
+from mrpo_jax.evaluation.judges import judge_of
+from mrpo_jax.external import Withdrawn
 
 
 def requests(number):

@@ -12,8 +12,10 @@ from mrpo_jax.data import source
 from mrpo_jax.data.encode import encode
 from mrpo_jax.data.pack import pack
 from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.errors import InputError
 from mrpo_jax.models import packed
 from mrpo_jax.rows import micro_batch
+from mrpo_jax.runs.inference.reward import reward_of_folder
 from tests.material.runs import (
   ROOT,
   assert_equal_runs,
@@ -70,6 +72,29 @@ def test_the_exported_model_says_what_the_evaluation_said(run, tmp_path):
   found = rewards_of(tmp_path / "m", records)
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
   assert np.ptp(want) > 1e-3
+
+
+def test_its_folder_is_a_function_of_texts(run, tmp_path):
+  command = ("export", f"--workdir={run}", f"--to={tmp_path / 'm'}")
+  assert mrpo(*command, "--merge-adapters") == 0
+  reward = reward_of_folder(tmp_path / "m")
+  pairs = source.load(PAIRS)
+  # As many as to need a second batch, and short enough to be cut nowhere.
+  texts = [
+    (pair.prompt[-60:], getattr(pair, side)[:20] + " no.")
+    for pair in pairs[:20]
+    for side in ("chosen", "rejected")
+  ]
+  prompts, responses = zip(*texts, strict=True)
+  found = reward(prompts, responses)
+  assert len(found) == 40 and np.ptp(found) > 1e-3
+  alone = [reward([one], [other])[0] for one, other in texts[:5]]
+  np.testing.assert_allclose(found[:5], alone, rtol=1e-5)
+  chat = [[{"role": "user", "content": prompts[0]}]]
+  (told,) = reward(chat, [responses[0]])
+  assert np.isfinite(told) and told != found[0]
+  with pytest.raises(InputError, match="no reward: empty response"):
+    reward(prompts[:2], ["fine", ""])
 
 
 def test_a_run_that_was_stopped_ends_the_same(run, tmp_path):

@@ -47,7 +47,8 @@ def build(
     clip: None, or dict(epsilon_max=0.1, adaptive=True); see `trust_region`.
     weights: a tuple of numbers, one per reference, or the name of a rule,
       "uniform", "adaptive", "discrimination", "accuracy", "sliding_window",
-      "thompson", alone or as dict(name=..., and its keywords).
+      "thompson", alone or as dict(name=..., and its keywords); "by_pair" are
+      those of the figure `weight_BK`.
     token_weight: None, or one of "temporal_decay", "length_desensitized",
       "down_sample", "bridged" and "wpo", alone or as dict(name=..., and its
       keywords).  `temporal_decay` takes offset="prompt" too.
@@ -190,13 +191,14 @@ def _mixing(name, given, asked):
       f"{_called(name)} takes one reference, got {len(betas)} betas; name a "
       "mixture"
     )
-  rule, learns = choices.rule(given.get("weights", USUAL["weights"]))
+  rule, called = choices.rule(given.get("weights", USUAL["weights"]))
   return Mixing(
     loss=name,
     p=choices.power(mixture),
     single=mixture is None and not any(one.all_references for one in asked),
     rule=rule,
-    learns=learns,
+    learns=called == "thompson",
+    by_pair=called == "by_pair",
     official_weights=given.get("official_weights", USUAL["official_weights"]),
     betas=betas,
     **choices.trust_region(given.get("clip")),

@@ -31,6 +31,7 @@ MIXTURES = {
 RULES = {
   "uniform": lambda: weighting.stateless(weighting.uniform_weights),
   "adaptive": lambda: weighting.stateless(weighting.adaptive_weights),
+  "by_pair": weighting.by_pair,
   "discrimination": lambda: weighting.measured(
     weighting.discrimination_weights
   ),
@@ -88,14 +89,15 @@ def power(mixture):
 
 
 def rule(weights):
-  """(WeightRule, does it learn) of a name, a dict with one, or numbers."""
+  """(WeightRule, its name) of a name, a dict with one, or numbers."""
   if isinstance(weights, str | dict):
     make, keywords = _named("weights", weights, RULES)
     defaults = inspect.signature(make).parameters
     defaults = {key: p.default for key, p in defaults.items()}
     refuse(f"weights {weights!r}", keywords, defaults)
     check_numbers(f"weights {weights!r}", keywords, defaults)
-    return make(**keywords), make is RULES["thompson"]
+    names = {make: name for name, make in RULES.items()}
+    return make(**keywords), names[make]
   try:
     fixed_K = tuple(map(float, weights))
   except (TypeError, ValueError):
@@ -111,7 +113,7 @@ def rule(weights):
     check(ref_logp_BCK=ref_logp_BCK, weight_K=weight_K)
     return weight_K
 
-  return weighting.stateless(weigh), False
+  return weighting.stateless(weigh), ""
 
 
 def token_weight(given):

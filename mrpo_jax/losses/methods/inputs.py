@@ -27,6 +27,7 @@ FIGURES = {
   "tokenizer)",
   "mean_excess_BC": "sums of squared probabilities of the policy",
   "normalised_entropy_BC": "entropies of reference 0",
+  "weight_BK": "weights of the references, from the data",
 }
 
 

@@ -26,7 +26,7 @@ from mrpo_jax.losses.methods.mixing import Mixing, Unit
 from mrpo_jax.losses.pair import margin
 from mrpo_jax.losses.unreferenced import nll
 from mrpo_jax.losses.weighting import stateless, uniform_weights
-from mrpo_jax.shapes import check
+from mrpo_jax.shapes import axes_of, check
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,7 +113,8 @@ class Method:
         tokens; `ref_length_BCK`, the same under each reference's tokenizer
         (`length_BC` unless given); `character_BC`, response characters, one
         count for all models; `kl_BC`, see `tdpo`; `mean_excess_BC`, see
-        `wpo_weight`; `normalised_entropy_BC` under reference 0; `valid_B`,
+        `wpo_weight`; `normalised_entropy_BC` under reference 0; `weight_BK`,
+        how much each reference is trusted with weights "by_pair"; `valid_B`,
         the real pairs.
 
     Raises:
@@ -122,6 +123,7 @@ class Method:
     """
     self._check(policy_logp_BC, ref_logp_BCK, figures)
     state = self._state(state, ref_logp_BCK)
+    state = self.mixing.of_pairs(state, figures.get("weight_BK"))
     policy_BC, ref_BCK = self.scaled(
       policy_logp_BC, ref_logp_BCK, state=state, **figures
     )
@@ -148,7 +150,8 @@ class Method:
     asked = [*inputs_of(self.loss).values()]
     if self.nll:
       asked.append(INPUTS["mean_logp_B"])
-    found = {figure for one in asked for figure in one.needs} | self.unit.needs
+    found = {figure for one in asked for figure in one.needs}
+    found |= self.unit.needs | self.mixing.needs
     if self.pair_weight is not None:
       found.add("mean_excess_BC")
     if self.dispersion is not None:
@@ -197,10 +200,15 @@ class Method:
     known = all(INPUTS[key].known_at_start for key in arrays_of(self.loss))
     if not known or self.nll or self.pair_weight is not None:
       return None
-    zero_BC, one_BC = jnp.zeros((1, 2)), jnp.ones((1, 2))
-    figures = {key: one_BC for key in self.needs} | {"kl_BC": zero_BC}
-    if self.mixing.betas is not None:
-      zero_BCK = jnp.zeros((1, 2, len(self.mixing.betas)))
+    zero_BC, betas = jnp.zeros((1, 2)), self.mixing.betas
+    sizes = {"B": 1, "C": 2, "K": 1 if betas is None else len(betas)}
+    figures = {
+      name: jnp.ones([sizes[axis] for axis in axes_of(name)])
+      for name in self.needs
+    }
+    figures["kl_BC"] = zero_BC
+    if betas is not None:
+      zero_BCK = jnp.zeros((1, 2, len(betas)))
       return float(self(zero_BC, zero_BCK, **figures)[0])
     # References that agree are one, whatever weighs them.
     rule = stateless(uniform_weights)
@@ -252,7 +260,8 @@ class Method:
       policy_logp_BC, ref_logp_BCK, state=state, **figures
     )
     if self.memory.running is not None:
-      margin_B = self._margin(state, policy_BC, ref_BCK)
+      own = self.mixing.of_pairs(state, figures.get("weight_BK"))
+      margin_B = self._margin(own, policy_BC, ref_BCK)
       sums = self.memory.sums(state, margin_B, figures.get("valid_B"))
       state = {**state, "margin": sums}
     return state if ref_BCK is None else self.mixing.update(state, ref_BCK)

@@ -80,6 +80,7 @@ class Mixing:
   single: bool  # no mixture was named: one reference only
   rule: WeightRule
   learns: bool  # its rule wants to know whether validation accuracy rose
+  by_pair: bool  # its rule reads what each pair says; see `of_pairs`
   epsilon_max: float | None
   adaptive_epsilon: bool
   official_weights: bool
@@ -100,6 +101,17 @@ class Mixing:
     if self.learns:
       state["accuracy"] = jnp.full((), -1.0)  # none so far
     return state
+
+  @property
+  def needs(self):
+    """Names of the figures that its rule reads."""
+    return {"weight_BK"} if self.by_pair else set()
+
+  def of_pairs(self, state, weight_BK):
+    """The state, for these pairs alone, with their weights."""
+    if not self.by_pair or weight_BK is None:
+      return state
+    return {**state, "weights": weight_BK}
 
   def measure(self, state, score_NCK):
     """The state after a look at the held-out pairs."""

@@ -151,6 +151,12 @@ class Data(Listed):
     "",
     exclude_if=lambda kind: not kind,  # as above
   )
+  reference_weights: str = key(
+    "column of the pairs' rows that holds the weights of their references, a "
+    "list or an object by name; empty: loss.weights is for all pairs",
+    "",
+    exclude_if=lambda column: not column,  # as above
+  )
   fraction: Annotated[float, Gt(0), Le(1)] = key(
     "share of the training pairs; the seed says which, a smaller share lies in "
     "a larger one",

@@ -6,14 +6,12 @@ are of.  None is asked for twice; a model that is added later is judged beside
 what stands there.
 """
 
-import contextlib
 import logging
-import os
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError
-from mrpo_jax.evaluation.judges import Withdrawn
-from mrpo_jax.progress import Progress
+from mrpo_jax.external import Withdrawn
+from mrpo_jax.progress import appended
 from mrpo_jax.runs.workdir import differences
 
 logger = logging.getLogger(__name__)
@@ -122,35 +120,34 @@ class Judgements:
     if done:
       logger.info(f"{self._path} holds {done} of {total} judgements; going on")
     try:
-      self._answers(todo, total, done)
+      self._answers(todo, done)
     finally:
       if not self._known:
         self._path.unlink(missing_ok=True)
         self._beside.unlink()
 
-  def _answers(self, todo, total, done):
+  def _answers(self, todo, done):
     """Asks, and writes what is answered, a line at a time."""
-    with (
-      open(self._path, "ab") as file,
-      Progress("judging", total, "judgements", done=done) as progress,
-      contextlib.closing(self._judge([*todo.values()])) as answers,
-    ):
-      start, asked = file.tell(), 0
-      try:
-        # The answers first: their end is looked at, too.
-        for answer, (key, request) in zip(answers, todo.items(), strict=True):
-          line = dict(zip(KEYS, key, strict=True)) | {"order": request["order"]}
-          text = files.as_json(line | answer, self._path)
-          file.write(f"{text}\n".encode())
-          file.flush()
-          self._known[key] = answer["preference"]
-          asked += 1
-          progress.update(1, (f"{progress.per_second(asked):.1f} a second",))
-      except Withdrawn:
-        file.truncate(start)
-        self._known = {
-          key: one for key, one in self._known.items() if key not in todo
-        }
-        raise
-      finally:
-        os.fsync(file.fileno())
+
+    def line_of(asked, answer):
+      key, request = asked
+      order = {"order": request["order"]}
+      return dict(zip(KEYS, key, strict=True)) | order | answer
+
+    answers = appended(
+      self._path,
+      self._judge([*todo.values()]),
+      [*todo.items()],
+      line_of,
+      title="judging",
+      unit="judgements",
+      done=done,
+    )
+    try:
+      for (key, _), answer in answers:
+        self._known[key] = answer["preference"]
+    except Withdrawn:
+      self._known = {
+        key: one for key, one in self._known.items() if key not in todo
+      }
+      raise

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands on configs and runs: train, score, sweep, time, plan, report."""
+
+import tempfile
+
+from mrpo_jax.errors import InputError
+
+
+def train(given):
+  """Train as the config says; the same command resumes.
+
+  Scores first what the store lacks of references in mode "scored"; with
+  --no-autoscore it names the command that does.  --store=DIR is shared by
+  runs; unless given, it is the workdir's own.
+
+  A workdir of another config, data or reference is refused, key by key, unless
+  only what changes no number differs, or numbers by rounding (the mesh, say).
+  --allow-changed goes on all the same, where the checkpoint still fits:
+  config.json then has the new values, config-<step>.json the old ones.
+  """
+  config = _config(given)
+  from mrpo_jax import processes
+  from mrpo_jax.runs import bandit
+  from mrpo_jax.runs.config import BanditConfig
+  from mrpo_jax.runs.train import train_run
+
+  if isinstance(config, BanditConfig):
+    if processes.several():
+      raise InputError("a bandit runs in one process")
+    return bandit.train_run(config, given.workdir)
+  same = [f"--config={given.config}", f"--workdir={given.workdir}"]
+  same += [f"--store={given.store}"] if given.store else []
+  same += ["--allow-changed"] if given.allow_changed else []
+  train_run(
+    config,
+    given.workdir,
+    store=given.store,
+    autoscore=not given.no_autoscore,
+    command=" ".join([*same, *given.rest]),
+    allow_changed=given.allow_changed,
+  )
+
+
+def score(given):
+  """Score the references in mode "scored" over all pairs of the config.
+
+  What is in the store is not scored again.  --part=i/n scores the i-th of n
+  shares of the data, i from 0: n commands, on any machines that share the
+  store, divide the work.
+  """
+  config = _config(given)
+  from mrpo_jax.runs.config import BanditConfig
+  from mrpo_jax.runs.score import score_run
+
+  if isinstance(config, BanditConfig):
+    raise InputError("a bandit has no references to score")
+  score_run(
+    config,
+    given.workdir,
+    store=given.store,
+    part=given.part,
+    allow_changed=given.allow_changed,
+  )
+
+
+def sweep(given):
+  """Train a grid of runs, one after the other.
+
+  --vary KEY=V1,V2 is given once for each key that varies; 0:5 is 0, 1, 2, 3, 4;
+  --vary config=A,B are arguments of the config file, as after its colon.  The
+  grid of all values is trained, each point as `mrpo train` in
+  DIR/<key=value,...>/, with DIR/store for the scores of references; DIR/logs
+  has what each run says.  All configs are checked before the first run starts.
+
+  Killed at any moment, the same command goes on; more values of the same keys
+  join the sweep.  --part=i/n trains the i-th of n shares, i from 0: n commands,
+  on any machines that share DIR, divide the work.  --dry-run lists the runs and
+  where each stands.  At the end the report of DIR is written; see mrpo report.
+  """
+  import jax
+
+  from mrpo_jax.cli.flags import changed_values
+  from mrpo_jax.sweeps.sweep import checked, listed
+  from mrpo_jax.sweeps.train import train
+
+  jax.config.update("jax_platforms", "cpu")  # the devices are for the runs
+  found = checked(
+    given.vary,
+    given.workdir,
+    config=given.config,
+    keys=given.rest,
+    part=given.part,
+    values_of=changed_values,
+  )
+  if given.dry_run:
+    print(listed(found))
+  else:
+    train(found)
+
+
+def report(given):
+  """Compare the evaluated runs of a folder: a table, JSON and a page.
+
+  The folder is one run, or holds runs at any depth; results.json and
+  report.html come into it.  Seeds of one config stand together, below their
+  mean; differences are of the same held-out pairs, and what cannot be compared
+  is said.  The page fetches nothing; its plots need matplotlib (pip install
+  mrpo-jax[plot]).
+  """
+  from mrpo_jax.reports.report import report
+
+  print(report(given.workdir))
+
+
+def export(given):
+  """Write a checkpoint of a run as a Hugging Face folder.
+
+  --step takes the newest one (the default), the best one by the run's
+  config.checkpoints.best, or the one of a step that is kept.
+
+  A run that trained an adapter gives a folder of PEFT; --merge-adapters adds
+  it to its base and gives a whole model.  The folder has the tokenizer, the
+  chat template that was trained with and the source's generation_config.json.
+  --dtype is that of the weights; unless given, they stay as trained.
+  """
+  from mrpo_jax.runs.export import export
+
+  export(
+    given.workdir,
+    given.to,
+    step=given.step,
+    merge=given.merge_adapters,
+    dtype=given.dtype,
+  )
+
+
+def bench(given):
+  """Time the train step of a config on its data.
+
+  Says pairs, tokens and useful operations per second.  Nothing is trained,
+  evaluated or saved.  References in mode "scored" are scored first, into
+  --store=DIR where it is given.
+  """
+  config = _of_models(given, "to time")
+  from mrpo_jax.performance import bench
+
+  with tempfile.TemporaryDirectory() as workdir:
+    bench.run(
+      config,
+      workdir,
+      steps=given.steps,
+      warmup=given.warmup,
+      store=given.store,
+      to=given.json,
+      trace=given.trace,
+    )
+
+
+def plan(given):
+  """Compile the steps of a config for devices that need not be here.
+
+  Prints memory, operations, exchanges between devices and the least time of a
+  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), cpu:8 or local.
+  No weights are loaded and no data is read: models are folders with a
+  config.json or names of the hub.
+  """
+  config = _of_models(given, "to plan")
+  from mrpo_jax.performance import plan
+
+  plan.run(
+    config,
+    given.topology,
+    hbm=given.hbm and given.hbm * 2**30,
+    lengths=given.lengths,
+    fits=given.fit,
+    to=given.json,
+    keep=given.program,
+  )
+
+
+def _config(given):
+  """The config of a command, with the keys that its flags change."""
+  from mrpo_jax.cli.flags import changed_config
+
+  return changed_config(given.config, given.rest)
+
+
+def _of_models(given, purpose):
+  """The config of a command that wants one with a step."""
+  from mrpo_jax.runs.config import BanditConfig
+
+  config = _config(given)
+  if isinstance(config, BanditConfig):
+    raise InputError(f"a bandit has no step {purpose}")
+  return config
