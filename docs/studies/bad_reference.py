@@ -13,27 +13,25 @@ import contextlib
 import datetime
 import functools
 import gzip
-import importlib.metadata
 import itertools
 import logging
-import os
 import pathlib
-import platform
-import signal
 
-import jax
 import numpy as np
 
 from configs import quickstart
-from mrpo_jax import configs, files, hub
-from mrpo_jax.data.tokenizer import load_tokenizer
+from docs.studies.grid.models import (
+  make_sharp,
+  make_shuffled,
+  make_starts,
+  train_whole,
+)
+from docs.studies.grid.text import machine, save, svg
+from mrpo_jax import configs, files
 from mrpo_jax.evaluation.statistics import paired_interval
 from mrpo_jax.reports import figures
 from mrpo_jax.runs.config import read
-from mrpo_jax.runs.export import export
-from mrpo_jax.runs.train import train_run
 from mrpo_jax.runs.workdir import PAIRS
-from mrpo_jax.training import checkpoints
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = range(5)  # of the order of the data; the models are the same
@@ -55,9 +53,9 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", required=True)
   workdir = pathlib.Path(parser.parse_args().workdir).absolute()
-  for name in ("sft-base", "sft-second"):
-    make_model(workdir, name)
-  make_bad(workdir / "models")
+  make_starts(workdir)
+  make_shuffled(workdir)
+  make_sharp(workdir, "tenfold", 10)
   found = {}
   for treatment in TREATMENTS:
     for bad in BAD:
@@ -70,23 +68,6 @@ def main():
 # Models.
 
 
-def make_model(workdir, name):
-  """The quickstart's supervised start of that name, as a folder."""
-  to = workdir / "models" / name
-  if not to.exists():
-    config = read(quickstart.get_config(name).to_dict())
-    train_whole(config, workdir / name)
-    export(workdir / name, to)
-
-
-def train_whole(config, folder, **given):
-  """Trains a run to its end; where SIGTERM stopped it, the study ends, too."""
-  train_run(config, folder, **given)
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which only the run took
-  if checkpoints.stands_at(folder) != config.steps:
-    raise SystemExit("stopped; the same command goes on")
-
-
 def training_pairs(workdir):
   """The pairs of one epoch, as a file."""
   file = workdir / "train.jsonl"
@@ -95,25 +76,6 @@ def training_pairs(workdir):
       some = itertools.islice(rows, STEPS * BATCH)
       files.write_atomically(file, b"".join(some))
   return file
-
-
-def make_bad(models):
-  second = models / "sft-second"
-  tokenizer = load_tokenizer(second)
-  config, params = hub.load(second)
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(0), len(leaves))
-  shuffled = jax.tree.unflatten(
-    treedef,
-    [
-      jax.random.permutation(key, leaf.reshape(-1)).reshape(leaf.shape)
-      for key, leaf in zip(keys, leaves, strict=True)
-    ],
-  )
-  tenfold = {**params, "norm": 10 * params["norm"]}
-  for name, bad in (("shuffled", shuffled), ("tenfold", tenfold)):
-    if not (models / name).exists():
-      hub.save(models / name, config, bad, tokenizer=tokenizer)
 
 
 # Runs.
@@ -283,10 +245,6 @@ def verdict(found):
 
 
 def page(found):
-  versions = ", ".join(
-    f"{name} {importlib.metadata.version(name)}"
-    for name in ("jax", "optax", "transformers")
-  )
   return TEMPLATE.format(
     pairs=len(shared_pairs(found)),
     seeds=len(SEEDS),
@@ -298,18 +256,12 @@ def page(found):
     warnings=warnings(found),
     verdict=verdict(found),
     date=datetime.date.today(),
-    machine=f"{os.cpu_count()} CPU cores, {platform.system()}, Python "
-    f"{platform.python_version()}, {versions}",
+    machine=machine(),
   )
 
 
 def draw(found):
-  import matplotlib
-
-  matplotlib.use("svg")
-  matplotlib.rcParams["svg.hashsalt"] = "0"  # the same file every time
-  from matplotlib import pyplot
-
+  pyplot = svg()
   figure, axes = pyplot.subplots(
     1, len(TREATMENTS), figsize=(9, 3), sharey=True, layout="constrained"
   )
@@ -322,7 +274,7 @@ def draw(found):
     axis.set_title(f"treatment: {treatment}")
     axis.set_xticks(range(len(BAD)), BAD, rotation=30)
   axes[0].set_ylabel("held-out accuracy")
-  figure.savefig(HERE / "bad_reference.svg", metadata={"Date": None})
+  save(pyplot, figure, HERE / "bad_reference.svg")
 
 
 TEMPLATE = """\

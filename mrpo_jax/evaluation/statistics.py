@@ -78,16 +78,16 @@ def cluster_of(labels, items):
 def _means(rng, sum_CR, size_C, samples):
   """[S] means over what is drawn."""
   clusters, seeds = sum_CR.shape
-  times_SC = _times(rng, samples, clusters, clusters)
+  times_SC = times_drawn(rng, samples, clusters, clusters)
   mean_SR = times_SC @ sum_CR / (times_SC @ size_C)[:, None]
   if seeds == 1:
     return mean_SR[:, 0]
-  return np.mean(mean_SR * _times(rng, samples, seeds, seeds - 1), 1) * (
+  return np.mean(mean_SR * times_drawn(rng, samples, seeds, seeds - 1), 1) * (
     seeds / (seeds - 1)
   )
 
 
-def _times(rng, samples, things, draws):
+def times_drawn(rng, samples, things, draws):
   """[S, T] how often each thing is drawn, with replacement."""
   drawn_SD = rng.integers(0, things, (samples, draws))
   drawn_SD += things * np.arange(samples)[:, None]

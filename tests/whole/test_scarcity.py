@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study of scarce pairs at debug sizes: its page says what its runs did."""
 
-import re
-
 import numpy as np
 import pytest
 
-from docs.studies import scarcity, scarcity_results
+from docs.studies.grid import models, pair_sets, results
+from docs.studies.grid.study import run
+from docs.studies.scarcity import study
 from mrpo_jax import files, losses
 from mrpo_jax.data import source
 from mrpo_jax.errors import InputError
 from tests.material.runs import files_of, on_one_device
+from tests.material.studies import column, rows_of
 
-GRID = scarcity.Grid(
+GRID = study.Grid(
   fractions=(0.1, 1.0),
   methods=("dpo", "mrpo_adaptive"),
   seeds=(0, 1),
@@ -24,7 +25,7 @@ GRID = scarcity.Grid(
 
 
 def test_no_dialogue_of_a_file_stands_on_both_sides(tmp_path, inputs):
-  found = scarcity.divided(tmp_path, inputs / "pairs.jsonl", "somewhere")
+  found = pair_sets.divided(tmp_path, inputs / "pairs.jsonl", "somewhere")
   train, held_out = (
     source.load(path) for path in (found.train, found.held_out)
   )
@@ -32,13 +33,13 @@ def test_no_dialogue_of_a_file_stands_on_both_sides(tmp_path, inputs):
   assert len(train) + len(held_out) == 40
   assert 0 < len(held_out) < 20
   first = [
-    {scarcity.first_turn(one.prompt) for one in s} for s in (train, held_out)
+    {pair_sets.first_turn(one.prompt) for one in s} for s in (train, held_out)
   ]
   assert not set.intersection(*first)
 
 
 def test_a_pass_over_few_pairs_has_the_least_steps():
-  grid = scarcity.Grid()
+  grid = study.Grid()
   assert [grid.steps(one, 1884) for one in grid.fractions] == [
     30,
     30,
@@ -50,7 +51,7 @@ def test_a_pass_over_few_pairs_has_the_least_steps():
 
 def test_its_dpo_is_dpo(rng):
   policy_BC, ref_BCK = -50 + rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 2))
-  method = losses.build(beta=0.1, **scarcity.METHODS["dpo"])
+  method = losses.build(beta=0.1, **study.METHODS["dpo"])
   given = policy_BC.astype(np.float32), -50 + ref_BCK.astype(np.float32)
   np.testing.assert_allclose(
     method(*given), losses.dpo(given[0] - given[1][..., 0], beta=0.1), 1e-6
@@ -67,35 +68,27 @@ def test_its_dpo_is_dpo(rng):
   ],
 )
 def test_the_verdict_follows_the_rule(intervals, said):
-  assert scarcity_results.verdict(intervals) == said
+  assert results.verdict(intervals) == said
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, inputs):
-  """(workdir, folder of the page) of a study that was done."""
+  """(workdir, folder of the page, pairs) of a study that was done."""
   pytest.importorskip("matplotlib")
   workdir = tmp_path_factory.mktemp("scarcity")
   page = workdir / "page"
   for folder in (page, workdir / "models"):
     folder.mkdir()
-  for name, model in zip(scarcity.MODELS, ("base", "second"), strict=True):
+  for name, model in zip(models.STARTS, ("base", "second"), strict=True):
     (workdir / "models" / name).symlink_to(inputs / model)
-  few = scarcity.divided(workdir, inputs / "pairs.jsonl", "somewhere")
+  few = pair_sets.divided(workdir, inputs / "pairs.jsonl", "somewhere")
   few = few._replace(name="few", title="Few")
-  with pytest.MonkeyPatch.context() as patch, on_one_device():
-    patch.setattr(scarcity, "embedded", lambda: few)
-    scarcity.study(workdir, grid=GRID, to=page)
+  with on_one_device():
+    run(study.study(GRID), workdir, [few], page)
     before = files_of(workdir / "runs")
-    scarcity.study(workdir, grid=GRID, to=page)
+    run(study.study(GRID), workdir, [few], page)
     assert files_of(workdir / "runs") == before  # no run is repeated
-    yield workdir, page
-
-
-def rows_of(page, heading, width):
-  """The cells of each table row of that width, in a section of the page."""
-  text = (page / "scarcity.md").read_text().split(f"\n## {heading}\n")[1]
-  rows = re.findall(r"^\| (.*) \|$", text.split("\n## ")[0], re.MULTILINE)
-  return [cells for row in rows if len(cells := row.split(" | ")) == width]
+    yield workdir, page, few
 
 
 def right(workdir, fraction, method):
@@ -104,19 +97,16 @@ def right(workdir, fraction, method):
   for seed in GRID.seeds:
     name = f"few,{fraction},{method},{seed}"
     pairs = files.read_lines(workdir / "runs" / name / "eval_pairs.jsonl")
-    policy, start = (
-      np.array([one["policy"] for one in pairs]),
-      np.array([one["references"][0] for one in pairs]),
-    )
-    ratio = policy - start
+    ratio = column(pairs, "policy") - column(pairs, "references")[:, 0]
     found.append(ratio[:, 0] > ratio[:, 1])
   return np.array(found, float)
 
 
 @pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_runs(finished):
-  workdir, page = finished
-  rows = rows_of(page, "Few", 7)[2:]
+  workdir, page, _ = finished
+  text = (page / "scarcity.md").read_text()
+  rows = rows_of(text, "Few", 7)[2:]
   assert [row[:2] for row in rows] == [
     [share, method]
     for share in ("10%", "100%")
@@ -136,7 +126,7 @@ def test_the_page_has_the_numbers_of_the_runs(finished):
   scarce = right(workdir, "0.1", "mrpo_adaptive") - right(workdir, "0.1", "dpo")
   most = right(workdir, "1", "mrpo_adaptive") - right(workdir, "1", "dpo")
   first, other = (
-    row for row in rows_of(page, "Conclusion", 3) if row[0] == "mrpo_adaptive"
+    row for row in rows_of(text, "Conclusion", 3) if row[0] == "mrpo_adaptive"
   )
   assert first[1].startswith(f"{scarce.mean():+.3f} [")
   assert other[1].startswith(f"{(scarce - most).mean():+.3f} [")
@@ -145,6 +135,7 @@ def test_the_page_has_the_numbers_of_the_runs(finished):
 
 @pytest.mark.slow
 def test_a_study_with_other_settings_does_not_take_these_runs(finished):
-  workdir, page = finished
+  workdir, page, few = finished
+  other = study.study(GRID._replace(max_tokens=48))
   with pytest.raises(InputError, match="max_prompt"):
-    scarcity.study(workdir, grid=GRID._replace(max_tokens=48), to=page)
+    run(other, workdir, [few], page)

@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page of the study of scarce pairs: text, tables and figure."""
 
-import datetime
 import functools
-import importlib.metadata
-import os
-import platform
 
 import numpy as np
 
-from docs.studies.scarcity_results import (
+from docs.studies.grid import text
+from docs.studies.grid.results import RULE, mixture_margins, untrained
+from docs.studies.scarcity.results import (
   FIRST,
   PUBLISHED,
   SCARCE,
-  SMALL,
-  Result,
-  mixture_margins,
-  untrained,
-  verdict,
+  Leads,
+  others,
 )
-from mrpo_jax import files
-from mrpo_jax.reports import figures, paired
-from mrpo_jax.text import with_interval
+from mrpo_jax.reports import figures
 
 LINES = {  # told apart without colour
   "multi_dpo": ("0.6", "-", "s"),
@@ -32,66 +25,38 @@ LINES = {  # told apart without colour
 }
 
 
-def write_page(to, grid, sets, found):
-  """Writes scarcity.md and scarcity.svg into a folder.
-
-  Args:
-    to: the folder.
-    grid: scarcity.Grid.
-    sets: list of scarcity.PairSet.
-    found: {scarcity.Trial: (gather.Run, {"seconds", "warnings"})}.
-  """
-  results = [Result(grid, pairs, found) for pairs in sets]
-  draw(results, to / "scarcity.svg")
-  text = page(results, [mark for _, mark in found.values()])
-  files.write_atomically(to / "scarcity.md", text.encode())
-
-
 # Tables.
 
 
-def table(rows):
-  """Markdown of rows of text, the first being the heads."""
-  head, *rows = rows
-  lines = [head, ["---"] * len(head), *rows]
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def runs_table(result):
+def runs_table(grid, result):
   rows = [("pairs", "steps", "passes", "seconds of a run, median")]
-  for fraction in result.grid.fractions:
-    pairs, steps = round(fraction * result.pairs.pairs), result.steps(fraction)
-    passes = steps * result.grid.batch / pairs
-    seconds = np.median(result.seconds(fraction))
+  for fraction in grid.fractions:
+    pairs = round(fraction * result.pairs.pairs)
+    steps = grid.steps(fraction, result.pairs.pairs)
+    passes = steps * grid.batch / pairs
+    seconds = np.median(result.seconds(lambda key, f=fraction: key[0] == f))
     share = f"{pairs:,} ({fraction:.0%})"
     rows.append((share, f"{steps}", f"{passes:.1f}", f"{seconds:.1f}"))
-  return table(rows)
+  return text.table(rows)
 
 
-def accuracy_table(result):
-  rows = [("pairs", "method", "accuracy", "accuracy - dpo [95 %]", "p")]
-  rows[0] += ("margin - dpo, nats [95 %]", "alone - dpo [95 %]")
-  for fraction in result.grid.fractions:
-    found = result.differences(fraction)
-    for method in (FIRST, *result.others()):
+def accuracy_table(grid, result):
+  heads = (one.format(first=FIRST) for one in text.DIFFERENCES)
+  rows = [("pairs", "method", "accuracy", *heads)]
+  for fraction in grid.fractions:
+    methods = (FIRST, *others(grid))
+    found = result.differences({one: (fraction, one) for one in methods})
+    for method in methods:
       accuracy = result.right(fraction, method).mean()
-      cells = ["-"] * 4
-      if method != FIRST:
-        one = found[method]
-        cells = [_cell(one["accuracy"]), paired.p_text(one)]
-        cells += [_cell(one["margin_nats"]), _cell(one["policy_accuracy"])]
+      cells = text.difference_cells(found.get(method))
       rows.append((f"{fraction:.0%}", method, f"{accuracy:.3f}", *cells))
-  return table(rows)
+  return text.table(rows)
 
 
-def _cell(one):
-  return with_interval(one["difference"], one["interval"], "+.3f")
-
-
-def mixture_table(result):
+def mixture_table(grid, result):
   """The published method by the yardstick of its own code, and without."""
   rows = [("pairs", "yardstick", "accuracy", "accuracy - dpo [95 %]")]
-  beta = result.grid.beta
+  beta = grid.beta
   yardsticks = {
     "the policy's start": figures.reference_margins,
     "mixture, adaptive weights": functools.partial(mixture_margins, beta=beta),
@@ -99,102 +64,85 @@ def mixture_table(result):
       mixture_margins, beta=beta, weights="uniform"
     ),
   }
-  fractions = result.grid.fractions
   for name, of in [*yardsticks.items()][1:]:
-    right = result.right(fractions[0], PUBLISHED, untrained(of))
+    right = result.right(grid.fractions[0], PUBLISHED, of=untrained(of))
     rows.append(("none, the start", name, f"{right.mean():.3f}", "-"))
-  for fraction in fractions:
+  for fraction in grid.fractions:
     first = result.right(fraction, FIRST)
     for name, of in yardsticks.items():
-      right = result.right(fraction, PUBLISHED, of)
+      right = result.right(fraction, PUBLISHED, of=of)
       accuracy, lead = f"{right.mean():.3f}", result.text(right - first)
       rows.append((f"{fraction:.0%}", name, accuracy, lead))
-  return table(rows)
+  return text.table(rows)
 
 
-# Verdict.
-
-
-def verdict_table(results, lead_of):
-  """Of every method: `lead_of`(result, method) in each set, and the verdict."""
-  titles = [result.pairs.title for result in results]
-  rows = [("method", *(f"{one} [95 %]" for one in titles), "verdict")]
-  for method in results[0].others():
-    leads = [lead_of(result, method) for result in results]
-    both = [*zip(results, leads, strict=True)]
-    texts = [result.text(lead) for result, lead in both]
-    said = verdict([result.interval(lead) for result, lead in both])
-    rows.append((method, *texts, said))
-  return table(rows)
+def verdict_table(grid, results, lead_of):
+  """Of every method: `lead_of`(Leads, method) in each set, and the verdict."""
+  return text.verdict_table(
+    results,
+    "method",
+    {
+      method: lambda result, m=method: lead_of(Leads(grid, result), m)
+      for method in others(grid)
+    },
+  )
 
 
 # Page.
 
 
-def page(results, marks):
-  grid = results[0].grid
-  versions = ", ".join(
-    f"{name} {importlib.metadata.version(name)}"
-    for name in ("jax", "optax", "transformers")
-  )
+def page(grid, results, marks):
+  """Markdown of the page.
+
+  Args:
+    grid: study.Grid.
+    results: list of grid.results.Results.
+    marks: of all runs, {"seconds", "warnings"}.
+  """
   scarce = [f"{one:.0%}" for one in grid.fractions if one <= SCARCE]
-  second = len(results) > 1
   return TEMPLATE.format(
-    command=" --second=FILE --source=TEXT" if second else "",
-    date=datetime.date.today(),
-    machine=f"{os.cpu_count()} CPU cores, {platform.system()}, Python "
-    f"{platform.python_version()}, {versions}",
-    sets="\n".join(
-      f"- *{one.pairs.title}*: {one.pairs.about}; {one.pairs.pairs:,} pairs to "
-      f"train on, {one.count} held out that every run kept "
-      f"({one.left_out} left out)."
-      for one in results
-    ),
+    made_by=text.made_by("scarcity", results, marks),
+    sets=text.set_list(results),
     scarce=" and ".join(filter(None, [", ".join(scarce[:-1]), scarce[-1]])),
     most=f"{max(grid.fractions):.0%}",
-    small=f"{SMALL:.2f}",
+    rule=RULE,
     seeds=len(grid.seeds),
-    first=verdict_table(results, Result.scarce_lead),
-    other=verdict_table(results, Result.extra_lead),
-    results="\n\n".join(map(section, results)),
+    first=verdict_table(grid, results, Leads.scarce),
+    other=verdict_table(grid, results, Leads.extra),
+    results="\n\n".join(section(grid, one) for one in results),
     runs=len(marks),
-    hours=f"{sum(mark['seconds'] for mark in marks) / 3600:.1f}",
     warned=sum(bool(mark["warnings"]) for mark in marks),
-    kinds=warnings(results),
+    kinds=warnings(grid, results[0]),
     **{key: getattr(grid, key) for key in grid._fields if key in USED},
   )
 
 
-def section(result):
+def section(grid, result):
   return SECTION.format(
     title=result.pairs.title,
-    runs=runs_table(result),
-    accuracy=accuracy_table(result),
-    mixture=mixture_table(result)
-    if PUBLISHED in result.grid.methods
+    runs=runs_table(grid, result),
+    accuracy=accuracy_table(grid, result),
+    legend=text.DIFFERENCES_LEGEND,
+    mixture=mixture_table(grid, result)
+    if PUBLISHED in grid.methods
     else f"({PUBLISHED} was not run.)",
   )
 
 
-def warnings(results):
+def warnings(grid, result):
   """What the runs on all pairs said, of the first set and seed."""
-  one = results[0]
-  fraction, seed = max(one.grid.fractions), one.grid.seeds[0]
-  lines = []
-  for method in one.grid.methods:
-    said = one.marks[fraction, method, seed]["warnings"]
-    lines += [f"- *{method}*: {text}" for text in said or ["nothing"]]
-  return "\n".join(lines)
+  fraction, seed = max(grid.fractions), grid.seeds[0]
+  return text.warning_list(
+    {
+      method: result.marks[fraction, method, seed]["warnings"]
+      for method in grid.methods
+    }
+  )
 
 
-def draw(results, to):
+def draw(grid, results, to):
   """The lead in accuracy over the share of pairs, a line a method."""
-  import matplotlib
-
-  matplotlib.use("svg")
-  matplotlib.rcParams["svg.hashsalt"] = "0"  # the same file every time
-  from matplotlib import pyplot
-
+  pyplot = text.svg()
   figure, axes = pyplot.subplots(
     1,
     len(results),
@@ -204,23 +152,22 @@ def draw(results, to):
     layout="constrained",
   )
   for axis, result in zip(axes[0], results, strict=True):
-    draw_set(axis, result)
+    draw_set(grid, axis, result)
   axes[0][0].set_ylabel("held-out accuracy less that of dpo")
   drawn = axes[0][0].get_legend_handles_labels()
   figure.legend(*drawn, loc="outside lower center", ncols=5, frameon=False)
-  figure.savefig(to, metadata={"Date": None})
-  pyplot.close(figure)
+  text.save(pyplot, figure, to)
 
 
-def draw_set(axis, result):
-  fractions, others = result.grid.fractions, result.others()
+def draw_set(grid, axis, result):
+  fractions, methods = grid.fractions, others(grid)
   axis.axhline(0, color="0.8", linewidth=1)
-  for place, method in enumerate(others):
+  for place, method in enumerate(methods):
     color, line, marker = LINES[method]
-    leads = [result.lead(fraction, method) for fraction in fractions]
+    leads = [Leads(grid, result).of(fraction, method) for fraction in fractions]
     ends = np.array([result.interval(lead) for lead in leads])
     means = np.array([lead.mean() for lead in leads])
-    apart = 1.1 ** (place - (len(others) - 1) / 2)  # so that bars are seen
+    apart = 1.1 ** (place - (len(methods) - 1) / 2)  # so that bars are seen
     axis.errorbar(
       np.array(fractions) * apart,
       means,
@@ -244,8 +191,7 @@ USED = ("batch", "least_steps", "beta", "max_tokens")
 TEMPLATE = """\
 # Scarce pairs
 
-Made by `python -m docs.studies.scarcity --workdir=DIR{command}` on {date}
-({machine}): {runs} runs, {hours} hours.
+{made_by}
 
 **Claim** (MRPO, arXiv:2405.16388): several references beat DPO, by up to 7 %,
 most where preference pairs are scarce.  A re-study (arXiv:2512.10040) finds DPO
@@ -255,11 +201,10 @@ with one reference ahead in six of seven settings.
 
 By a rule from before the runs.  The lead is a method's held-out accuracy less
 that of `dpo`, on the same pairs and seeds, against the policy's start; with
-scarce pairs it is the mean over {scarce}.  A statement *holds* where the 95 %
-interval lies above 0 on every pair set, of which it takes two; it *does not
-hold* where the interval ends below {small} on every one; else it *cannot be
-told at this size*.  Each method is judged by itself: of five, one is wrong more
-often than of one.  The paper's method is `mrpo_adaptive`.
+scarce pairs it is the mean over {scarce}.
+{rule}
+Each method is judged by itself: of five, one is wrong more often than of one.
+The paper's method is `mrpo_adaptive`.
 
 Does the method lead with scarce pairs?
 
@@ -324,10 +269,7 @@ SECTION = """\
 
 {accuracy}
 
-*accuracy*: against the policy's start, mean over seeds; *margin*: of the
-log-ratio against it; *alone*: accuracy of the policy's own log-probability.
-Intervals are paired bootstraps of prompts and of seeds; p: exact sign test by
-prompt of each seed, from the least to the largest.
+{legend}
 
 `mrpo_adaptive` by the yardstick of the released code, its own mixture, whose
 adaptive weights and clipping read both responses of a labelled pair; with these

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of the study of scarce pairs: leads over DPO and verdict by rule."""
+"""Results of a grid on the pairs that all runs kept, and verdicts by rule."""
 
 import dataclasses
 
@@ -10,24 +10,29 @@ from mrpo_jax.evaluation.statistics import paired_interval
 from mrpo_jax.reports import figures, paired
 from mrpo_jax.text import with_interval
 
-FIRST = "dpo"
-PUBLISHED = "mrpo_adaptive"
-SCARCE = 0.1  # fractions up to it are the scarce ones
 SMALL = 0.02  # a smaller gain in accuracy is no gain of the claimed size
+HOLDS = "**holds**"
+FAILS = "**does not hold**"
+OPEN = "**cannot be told at this size**"
+ONE_SET = "cannot be told from one pair set"
 
 
-class Result:
+class Results:
   """What the runs of one pair set came to, on the pairs that all of them kept.
 
   Attributes:
-    grid, pairs: see `write_page`.
+    pairs: PairSet, of which a study may have set validation pairs apart.
+    seeds: of the study, in their order.
     left_out: held-out pairs that one of the runs dropped.
+    prompts: what the prompt of each pair is known by.
+    count: how many pairs there are.
+    marks: {(*variant, seed): {"seconds", "warnings"}}.
   """
 
-  def __init__(self, grid, pairs, found):
-    self.grid, self.pairs = grid, pairs
+  def __init__(self, pairs, seeds, found):
+    self.pairs, self.seeds = pairs, seeds
     mine = {
-      (trial.fraction, trial.method, trial.seed): one
+      (*trial.variant, trial.seed): one
       for trial, one in found.items()
       if trial.pairs == pairs
     }
@@ -41,34 +46,34 @@ class Result:
     self.prompts = figures.prompts_of(one.pairs)
     self.count = len(self._places)
 
-  def runs(self, fraction, method):
-    return [self._runs[fraction, method, seed] for seed in self.grid.seeds]
+  def runs(self, *variant):
+    """The runs of a variant, in the order of the seeds."""
+    return [self._runs[*variant, seed] for seed in self.seeds]
 
-  def values(self, fraction, method, of):
+  def values(self, *variant, of):
     """[seeds, held-out pairs] of `of`(records) -> {pair: value}."""
-    found = [of(run.pairs) for run in self.runs(fraction, method)]
+    found = [of(run.pairs) for run in self.runs(*variant)]
     return np.array([[one[place] for place in self._places] for one in found])
 
-  def right(self, fraction, method, of=figures.reference_margins):
+  def right(self, *variant, of=figures.reference_margins):
     """1.0 where the margin is positive, else 0.0."""
-    return (self.values(fraction, method, of) > 0).astype(float)
+    return (self.values(*variant, of=of) > 0).astype(float)
 
-  def lead(self, fraction, method):
-    """Difference to FIRST in `right`, against the policy's start."""
-    return self.right(fraction, method) - self.right(fraction, FIRST)
+  def figure(self, *variant, name):
+    """Mean over seeds of what the last line of metrics.jsonl that has it says.
 
-  def scarce_lead(self, method):
-    """The mean of `lead` over the scarce fractions."""
-    scarce = [one for one in self.grid.fractions if one <= SCARCE]
-    return np.mean([self.lead(one, method) for one in scarce], axis=0)
+    None where no run has it.
+    """
+    found = [run.last(name) for run in self.runs(*variant)]
+    return None if None in found else float(np.mean(found))
 
-  def extra_lead(self, method):
-    """What the lead is larger by with scarce pairs than with the most."""
-    return self.scarce_lead(method) - self.lead(
-      max(self.grid.fractions), method
-    )
+  def training(self, *variant, name):
+    """Mean over seeds and steps of a figure of the training pairs."""
+    found = [[*run.by_step(name).values()] for run in self.runs(*variant)]
+    return float(np.mean(found)) if all(found) else None
 
   def interval(self, difference_RN):
+    """95 %, over prompts and seeds."""
     return paired_interval(difference_RN, self.prompts)
 
   def text(self, difference_RN):
@@ -76,23 +81,19 @@ class Result:
     interval = self.interval(difference_RN)
     return with_interval(difference_RN.mean(), interval, "+.3f")
 
-  def others(self):
-    return [one for one in self.grid.methods if one != FIRST]
+  def differences(self, variants):
+    """{label: its paired differences to the first}, of reports.paired.
 
-  def differences(self, fraction):
-    """{method: its paired differences to FIRST}, of reports.paired."""
-    methods = [FIRST, *self.others()]
+    Args:
+      variants: {label: variant}, in their order.
+    """
     return paired.differences(
-      {method: self.runs(fraction, method) for method in methods}
+      {label: self.runs(*variant) for label, variant in variants.items()}
     )
 
-  def steps(self, fraction):
-    return self.grid.steps(fraction, self.pairs.pairs)
-
-  def seconds(self, fraction):
-    return [
-      mark["seconds"] for key, mark in self.marks.items() if key[0] == fraction
-    ]
+  def seconds(self, keep=lambda key: True):
+    """Of the runs whose (*variant, seed) is to be kept."""
+    return [mark["seconds"] for key, mark in self.marks.items() if keep(key)]
 
 
 def _only(run, shared):
@@ -120,12 +121,21 @@ def untrained(of):
   return of_start
 
 
-def verdict(intervals):
-  """By the rule that the page states, from an interval of each pair set."""
+def verdict(intervals, small=SMALL):
+  """Is there a lead?  By the rule of RULE, from an interval of each set.
+
+  `small` is a lead in the place of SMALL that would be none.
+  """
   if len(intervals) < 2:
-    return "cannot be told from one pair set"
+    return ONE_SET
   if all(low > 0 for low, _ in intervals):
-    return "**holds**"
-  if all(high < SMALL for _, high in intervals):
-    return "**does not hold**"
-  return "**cannot be told at this size**"
+    return HOLDS
+  if all(high < small for _, high in intervals):
+    return FAILS
+  return OPEN
+
+
+RULE = f"""\
+A statement *holds* where the 95 % interval lies above 0 on every pair set, of
+which it takes two; it *does not hold* where the interval ends below {SMALL:.2f}
+on every one; else it *cannot be told at this size*."""
