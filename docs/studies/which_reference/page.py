@@ -235,10 +235,11 @@ epsilon 0.1, adaptive) with *uniform* or *adaptive* weights, and as reference 1:
 
 - *copy*: the start again; MRPO is then DPO, whatever the weights.
 - *smaller* and *larger*: 0.2 M and 3.2 M parameters, the same tokenizer,
-  trained as the start was: 40 steps on the chosen responses of the embedded
-  pairs.
-- *tuned*: the start after 30 steps of DPO on the embedded training pairs, which
-  are those of the first set.
+  trained as the start was on the chosen responses of the embedded pairs:
+  *smaller* for as many steps, 40; *larger* for 120, at a lower rate, without
+  which it would be the worse model.
+- *tuned*: the start after 60 steps of DPO, at 1e-3, on the embedded training
+  pairs, which are those of the first set: so it knows their labels.
 - *other*: the quickstart's second start (0.5 M, another shape, another
   tokenizer).
 - *untrained*: the start's shape with random weights.

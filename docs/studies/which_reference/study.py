@@ -32,6 +32,9 @@ SHAPES = {
   "smaller": dict(layers=2, width=64, heads=2, kv_heads=1, mlp_width=176),
   "larger": dict(layers=6, width=192, heads=3, kv_heads=3, mlp_width=528),
 }
+# Of the start's own 40 steps of 5e-3 it comes out as the worse model.
+LONGER = {"larger": dict(steps=120, peak_lr=3e-3)}
+TUNED = dict(steps=60, peak_lr=1e-3)  # so that it knows its training pairs
 FOLDERS = {  # where models of other names are
   "copy": "sft-base",
   "other": "sft-second",
@@ -86,8 +89,13 @@ def make_models(workdir):
     c = quickstart.get_config("sft-base")
     c.policy.new = dict(shape, tokenizer="bpe", vocab_size=2048)
     c.policy.tokenizer = str(models / "sft-base")  # so that texts are cut alike
+    if name in LONGER:
+      c.steps, c.optimizer.peak_lr = LONGER[name].values()
     make_model(workdir, name, c)
-  make_model(workdir, "tuned", quickstart.get_config(f"dpo,models={models}"))
+  c = quickstart.get_config(f"dpo,models={models}")
+  c.steps, c.optimizer.peak_lr = TUNED.values()
+  c.eval_every = c.checkpoint_every = 0
+  make_model(workdir, "tuned", c)
   if not (models / "untrained").exists():
     config = hub.read_config(models / "sft-base")
     params = parameters.init(config, jax.random.key(1))
