@@ -155,7 +155,8 @@ ones are longer; with as many tokens of both (SamPO) it does so less.  LD-DPO
 
 ## Conclusion
 
-By rules from before the runs.  Each pair set pushes one way:
+By rules from before all runs but those of one seed.  Each pair set pushes one
+way:
 
 {pushes}
 

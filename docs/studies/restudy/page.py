@@ -241,7 +241,9 @@ The learning rate, {peak_lr:g} at its peak (a tenth of the steps to warm up,
 then a cosine; the re-study's is constant), is ten times the quickstart's: in
 trials of `mean dpo_base` the policy by itself ranked 5 of 427 held-out pairs
 otherwise than its start after that one, and 25 after this one, and a method can
-lead by no more than what moves.
+lead by no more than what moves.  It was chosen with five evaluations of the
+held-out harmless pairs in sight: `mean dpo_base` at 1e-4, 4e-4 and 1e-3, `sum
+dpo_base` and `mean vaw_multi` at 1e-3.
 
 Not varied: models and their seed, beta {beta:g}, the learning rate,
 {max_tokens} tokens of a prompt's end and of a response's start, the number of
