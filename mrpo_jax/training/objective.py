@@ -78,6 +78,11 @@ class Objective:
         f"loss {self.method.name!r} trains a model whose head is {head!r}, but "
         f"the policy's is {self.policy.config.head!r}: set policy.head"
       )
+    if len(self.references) > 1 and not self.method.takes_reference:
+      raise ValueError(
+        f"loss {self.method.name!r} has no reference, and metrics compare with "
+        f"one alone, got {', '.join(self.names)}: leave the others out"
+      )
     for name, model in zip(self.names, self.references, strict=True):
       if self.compares_tokens() and model.view != self.policy.view:
         raise ValueError(

@@ -436,3 +436,9 @@ def test_dispersion_needs_a_reference():
 def test_one_reference_too_many_is_refused():
   with pytest.raises(ValueError, match="takes one reference, got K=2"):
     objective_of("hinge", K=2).check()
+
+
+def test_a_loss_without_a_reference_has_one_for_its_metrics_alone():
+  objective_of("simpo").check()
+  with pytest.raises(ValueError, match="compare with one alone, got a, b"):
+    objective_of("simpo", K=2).check()
