@@ -334,6 +334,8 @@ def numbers(who, function, prompts, responses, *, where):
   Raises:
     InputError: it fails, or gives other than a finite number for each.
   """
+  if len(prompts) != len(responses):
+    raise ValueError(f"{len(prompts)} prompts, {len(responses)} responses")
   try:
     found = [float(one) for one in function(prompts, responses)]
   except (Exception, SystemExit) as error:

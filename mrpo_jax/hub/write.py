@@ -87,6 +87,12 @@ def _padding(tokenizer, values):
   pad = values.get("pad_token_id")
   if tokenizer is not None:
     pad = tokenizer.pad_token_id
+  if pad is not None and pad >= values["vocab_size"]:
+    logger.info(
+      f"the padding token {pad} has no embedding: config.json names none, so "
+      "that transformers takes a text at a time"
+    )
+    return None
   ends = values.get("eos_token_id")
   ends = ends if isinstance(ends, list) else [ends]
   if tokenizer is not None:

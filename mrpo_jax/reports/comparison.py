@@ -19,8 +19,8 @@ LEGEND = """\
 accuracy: share of held-out pairs whose log-ratio against reference 0 is larger
 for the chosen response; margin: by how much on average, in nats; x beta: times
 the run's own beta.  alone, per token: the same share by the policy's own
-log-probability, summed or per token.  nll: of chosen responses, nats per token
-of the policy's tokenizer."""
+log-probability, summed or per token; of a reward model, by its reward.  nll: of
+chosen responses, nats per token of the policy's tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)

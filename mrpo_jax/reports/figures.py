@@ -120,15 +120,16 @@ def reference_apart(pairs, others):
 
 
 def policy_margins(pairs):
-  """Difference of the policy's own log-probabilities."""
+  """Difference of the policy's own log-probabilities; of rewards, if it has."""
   if not _ranks(pairs):
     return None
-  return {one["pair"]: _gap(one["policy"]) for one in pairs}
+  what = "rewards" if _rewarded(pairs) else "policy"
+  return {one["pair"]: _gap(one[what]) for one in pairs}
 
 
 def policy_mean_margins(pairs):
-  """The same per token."""
-  if not _ranks(pairs):
+  """The same per token; a reward model has none."""
+  if not _ranks(pairs) or _rewarded(pairs):
     return None
   return {
     one["pair"]: _gap(np.array(one["policy"]) / np.array(one["tokens"]))
@@ -138,12 +139,19 @@ def policy_mean_margins(pairs):
 
 def chosen_nll(pairs):
   """Negative log-likelihood of the chosen response, per token."""
+  if _rewarded(pairs):
+    return None
   return {one["pair"]: -one["policy"][0] / one["tokens"][0] for one in pairs}
 
 
 def _ranks(pairs):
   """Were both responses scored?  A supervised run reads the chosen one."""
   return all(one["tokens"][1] for one in pairs)
+
+
+def _rewarded(pairs):
+  """Are they of a reward model?"""
+  return any("rewards" in one for one in pairs)
 
 
 def _gap(pair):

@@ -161,11 +161,12 @@ def _pairs(path):
 
 def _is_pair(one):
   references = one.get("references")
+  said = one.get("policy", one.get("rewards"))  # those of a reward model
   return (
     isinstance(one.get("pair"), int)
     and isinstance(one.get("prompt", ""), str)
     and isinstance(references, list)
-    and all(map(_are_two, [one.get("policy"), one.get("tokens"), *references]))
+    and all(map(_are_two, [said, one.get("tokens"), *references]))
     and one["tokens"][0] > 0
   )
 

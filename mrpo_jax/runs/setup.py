@@ -272,6 +272,11 @@ def _loss_keywords(config):
       f"{where} and config.loss.weights={weights!r} both weigh the "
       "references; give one"
     )
+  if keywords.get("official_weights"):
+    raise InputError(
+      f"{where} and config.loss.official_weights, which gives references each "
+      "other's weights; give one"
+    )
   return {**keywords, "weights": BY_PAIR}
 
 

@@ -116,18 +116,22 @@ def evaluated(objective, references, base, trained, seed, views, fixed):
 
 
 def _records(indices, figures, fixed):
-  """(index, JSON-ready dict) of real pairs: sums, of which margins follow."""
+  """(index, JSON-ready dict) of real pairs: sums, of which margins follow.
+
+  Of a reward model `rewards` stand where `policy` has log-probabilities.
+  """
   ref_logp_BCK = reference_logps(figures, fixed)
   policy, lengths, references = processes.whole(
     (said_of_responses(figures), fixed.length_BC, ref_logp_BCK)
   )
   if references is None:
     references = np.zeros((*policy.shape, 0), np.float32)
+  what = "policy" if figures.reward_BC is None else "rewards"
   for n, index in enumerate(indices):
     yield (
       index,
       {
-        "policy": policy[n].tolist(),
+        what: policy[n].tolist(),
         "references": references[n].T.tolist(),  # [K][C]
         "tokens": lengths[n].astype(int).tolist(),
       },

@@ -110,7 +110,7 @@ def test_other_tensors_are_refused(change, match, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "pad,want", [(5, 5), (1, None), (2, None), (None, None)]
+  "pad,want", [(5, 5), (1, None), (2, None), (None, None), (10**6, None)]
 )
 def test_padding_that_ends_texts_is_not_named(pad, want, tmp_path, caplog):
   tokenizer = types.SimpleNamespace(
@@ -145,6 +145,19 @@ def test_an_adapter_brings_its_head_as_peft_has_it(tmp_path):
   assert again == adapter
   np.testing.assert_array_equal(back["score"], arrays["score"])
   assert peft.fingerprint(tmp_path / "a")
+
+
+def test_an_adapter_that_peft_wrote_names_a_module_more(tmp_path):
+  config, _, arrays = adapted(tmp_path)
+  file = tmp_path / "a" / peft.CONFIG
+  values = json.loads(file.read_text())
+  values["modules_to_save"] = ["classifier", "score"]
+  file.write_text(json.dumps(values))
+  _, back = peft.load(tmp_path / "a", config)
+  np.testing.assert_array_equal(back["score"], arrays["score"])
+  file.write_text(json.dumps(values | {"modules_to_save": ["classifier"]}))
+  with pytest.raises(InputError, match="modules_to_save"):
+    peft.load(tmp_path / "a", config)
 
 
 def test_an_adapter_of_the_other_head_is_refused(tmp_path):

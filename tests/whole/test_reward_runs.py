@@ -69,7 +69,7 @@ def test_the_exported_model_says_what_the_evaluation_said(run, tmp_path):
     json.loads(line)
     for line in (run / "eval_pairs.jsonl").read_text().splitlines()[:6]
   ]
-  want = [one["policy"] for one in records]
+  want = [one["rewards"] for one in records]
   found = rewards_of(tmp_path / "m", records)
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
   assert np.ptp(want) > 1e-3
@@ -96,6 +96,16 @@ def test_its_folder_is_a_function_of_texts(run, tmp_path):
   assert np.isfinite(told) and told != found[0]
   with pytest.raises(InputError, match="no reward: empty response"):
     reward(prompts[:2], ["fine", ""])
+
+
+def test_a_report_has_rewards_and_no_log_probabilities(run):
+  assert mrpo("report", f"--workdir={run}") == 0
+  (found,) = files.read_json(run / "results.json").values()
+  last = lines_of(run)[-1]
+  want = last["eval/rewards/accuracies"]
+  assert found["policy_accuracy"] == pytest.approx(want)
+  for name in ("accuracy", "policy_mean_accuracy", "nll", "margin_nats"):
+    assert found[name] is None
 
 
 def test_it_judges_answers(run, tmp_path, monkeypatch, capsys):
@@ -143,6 +153,7 @@ def test_a_reward_model_says_nothing(run, tmp_path, capsys):
   "override,match",
   [
     ("--config.policy.head=tokens", "set policy.head"),
+    ("--config.samples.prompts=p.txt", "a reward model says nothing"),
     (
       "--config.checkpoints.best=eval/policy/rewards/accuracies",
       "a reward model has no such figure",

@@ -181,6 +181,11 @@ class Looks:
     Raises:
       InputError: names what cannot be had.
     """
+    if setup.method.of_rewards and _wanted(setup.config):
+      raise InputError(
+        "config.samples and config.evaluation ask what the policy says; a "
+        "reward model says nothing: leave them out"
+      )
     self._each = [kind(setup) for kind, _ in _wanted(setup.config)]
 
   def of(self, program, due):

@@ -3,6 +3,7 @@
 
 import functools
 import json
+import logging
 import math
 
 import jax
@@ -16,7 +17,9 @@ from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.data.tokenizer import id_count, load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import packed
-from mrpo_jax.rows import micro_batch
+from mrpo_jax.rows import micro_batch, micro_batches
+
+logger = logging.getLogger(__name__)
 
 BATCH = 32  # responses at once
 ROWS = 4  # of a micro-batch
@@ -46,6 +49,7 @@ def reward_of_folder(folder, *, dtype=None):
       "train with policy.head='scalar' makes one"
     )
   tokenizer = load_tokenizer(folder)
+  _warn_of_padding(folder, config, tokenizer)
   # Read when it is first asked: models that answer come before.
   load = functools.cache(lambda: hub.load(folder, dtype=dtype)[1])
   step = jax.jit(functools.partial(packed.rewards, config), static_argnums=2)
@@ -70,6 +74,17 @@ def reward_of_folder(folder, *, dtype=None):
     return [known[mark] for mark in marks]
 
   return rewards
+
+
+def _warn_of_padding(folder, config, tokenizer):
+  """Says where transformers reads the reward at another token."""
+  pad = json.loads(config.source or "{}").get("pad_token_id")
+  if pad is not None and pad in (config.eos_id, tokenizer.eos_token_id):
+    logger.warning(
+      f"warning: the padding token {pad} of {folder} also ends texts, so "
+      "transformers reads the reward before a text's last such token; here it "
+      "is read at the last token"
+    )
 
 
 def _encoded(folder, config, tokenizer, prompts, responses):
@@ -113,6 +128,6 @@ def _rewards(step, params, encoded):
   rows = pack.pack(encoded, length=length, rows=ROWS)
   reward_BC = sum(
     np.asarray(step(params, micro_batch(rows, a), BATCH), np.float64)
-    for a in range(len(rows.tokens_RT))
+    for a in range(int(micro_batches(rows)))
   )
   return reward_BC[: len(encoded), 0].tolist()
