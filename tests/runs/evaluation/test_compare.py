@@ -312,7 +312,7 @@ def test_responses_of_something_else_are_refused(here, capsys, rows, match):
     (["--responses=a.jsonl", "--model=none"], "none: no such folder"),
     (["--judge="], "--judge is missing"),
     (["--judge=no-such-command"], "'no-such-command' is no command"),
-    (["--judge=."], "trained rewards are not read yet"),
+    (["--judge=."], "there is no config.json"),
     (["--judge_timeout=0"], "--judge_timeout: '0'; want a positive number"),
     (["--prompts=none.jsonl"], "none.jsonl: no such file"),
   ],
