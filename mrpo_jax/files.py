@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import stat
+import sys
 
 from mrpo_jax.errors import InputError, StoppedRun
 
@@ -184,6 +185,13 @@ def parsed(text, where):
     kind = {list: "a list", str: "a text", type(None): "null"}.get(type(value))
     raise InputError(f"{where} holds {kind or repr(value)[:20]}, not an object")
   return value
+
+
+def is_figure(value):
+  """Is a value of JSON a finite number, and no truth value?"""
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  # Of integers, too, which may have hundreds of digits.
+  return is_number and abs(value) <= sys.float_info.max
 
 
 def once(pairs):

@@ -23,8 +23,9 @@ def judge_of(text, *, timeout=TIMEOUT, of_folder=None):
   Args:
     text: the flag's.
     timeout: seconds that a command may take for an answer.
-    of_folder: folder -> (function reward(prompts, responses), fingerprint) of
-      a trained reward; raises InputError.  None: none is read.
+    of_folder: folder -> function reward(prompts, responses) of a trained
+      reward, with its fingerprint as `script`; raises InputError.  None: none
+      is read.
 
   Raises:
     InputError: there is no such command, module or function.
@@ -33,7 +34,8 @@ def judge_of(text, *, timeout=TIMEOUT, of_folder=None):
     found = external.Function(text, flag="--judge")
     return RewardJudge(text, found.function, found.script)
   if os.path.isdir(text) and of_folder:
-    return RewardJudge(text, *of_folder(text))
+    found = of_folder(text)
+    return RewardJudge(text, found, found.script)
   return CommandJudge(text, timeout=timeout)
 
 

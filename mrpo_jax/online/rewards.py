@@ -9,15 +9,13 @@ import functools
 import inspect
 import math
 import os
-import sys
 
-from mrpo_jax import external
+from mrpo_jax import external, files
 from mrpo_jax.errors import InputError, blames, did_you_mean
 
 COMMAND = "command:"
 FORMS = "module:name, command:WORDS or a folder of a trained reward"
 SHIPPED = "mrpo_jax."
-LARGEST = sys.float_info.max  # which NaN does not fit either
 SHOWN = 40  # characters of a prompt's beginning
 
 
@@ -32,7 +30,8 @@ def reward_of(
       a folder.
     options: {name: value}, further keywords of the function.
     of_folder: f(folder, **options) that gives a function of (prompts,
-      responses) for a trained reward; raises InputError.
+      responses) for a trained reward, with its fingerprint as `script`; raises
+      InputError.
     flag: what named it, for messages: "online.reward".
     timeout: seconds that a command may take for an answer.
 
@@ -57,7 +56,8 @@ def reward_of(
         f"{flag}={text} is a folder, and trained rewards are not read here; "
         "give module:name or command:WORDS"
       )
-    return Reward(text, of_folder(text, **options))
+    found = of_folder(text, **options)
+    return Reward(text, found, script=found.script)
   if not external.FUNCTION.fullmatch(text):
     raise InputError(f"{flag}={text!r} is no reward; give {FORMS}")
   found = external.Function(text, flag=flag)
@@ -195,7 +195,7 @@ def reward_in(line):
   """
   answer = external.answer_of(line, '{"reward": 0.5}')
   value = answer.get("reward")
-  if type(value) not in (int, float) or not abs(value) <= LARGEST:
+  if not files.is_figure(value):
     raise InputError(f"{external.shown(line)}: reward is a finite number")
   return float(value)
 

@@ -18,7 +18,8 @@ from mrpo_jax.models import parameters
 FORMULA = (
   "forward = tokens x 2 x matrix parameters of the blocks"
   " + sum over layers of 4 x heads x head_dim x visible keys"
-  " + scored tokens x 2 x width x vocabulary; policy x 3, references x 1"
+  " + scored tokens (of a scalar head: responses) x 2 x width x vocabulary"
+  " (of a scalar head: 1); policy x 3, references x 1"
 )
 
 

@@ -385,7 +385,9 @@ def _model_config(section, tokenizers, read):
     if found.head == "scalar":
       raise InputError(
         f"config.{section.key}: {made.path} is a reward model, which has no "
-        "probabilities of tokens; policy.head='scalar' trains it on"
+        "probabilities of tokens"
+        + "; policy.head='scalar' trains it on"
+        * section.is_policy
       )
     return found
   new, tokenizer = made.new, tokenizers.views[tokenizers.view_of[made.name]]

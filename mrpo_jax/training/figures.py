@@ -41,13 +41,14 @@ class PolicyFigures:
 
   # In this order their gradients are summed: another one rounds otherwise.
   # log p - log sum p^2, of which `losses.wpo_weight` wants the mean.
-  excess_BC: jax.Array | None
-  kl_BC: jax.Array | None  # divergence from reference 0
-  logp_BC: jax.Array | None  # None of a scalar head
-  ref_logp_BCK: jax.Array | None  # of reference 0, where kl_BC has it run along
-  ref_score_BCK: jax.Array | None  # log-probabilities times the token weight
-  score_BC: jax.Array | None
-  reward_BC: jax.Array | None = None  # of a scalar head
+  excess_BC: jax.Array | None = None
+  kl_BC: jax.Array | None = None  # divergence from reference 0
+  logp_BC: jax.Array | None = None
+  ref_logp_BCK: jax.Array | None = None  # of reference 0, run along for kl_BC
+  # Log-probabilities times the token weight.
+  ref_score_BCK: jax.Array | None = None
+  score_BC: jax.Array | None = None
+  reward_BC: jax.Array | None = None  # of a scalar head, which has no others
 
 
 def reference_figures(objective, references, views, given):
@@ -187,7 +188,7 @@ def policy_figures(objective, references, key, params, micro):
   method, pairs = objective.method, objective.pairs
   if method.of_rewards:
     reward_BC = objective.policy.rewards(params, rows, pairs)
-    return PolicyFigures(*[None] * 6, reward_BC=reward_BC)
+    return PolicyFigures(reward_BC=reward_BC)
   against = None
   if objective.needs("kl_BC"):
     base = objective.references[0]

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import pathlib
-import sys
 import time
 
 import jax
@@ -53,14 +52,7 @@ def metrics_until(workdir, step):
 
 
 def _may_stand(name, value):
-  return are_samples(value) if name == SAMPLES else is_figure(value)
-
-
-def is_figure(value):
-  """Is it a finite number, and no truth value?"""
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  # Of integers, too, which may have hundreds of digits.
-  return is_number and abs(value) <= sys.float_info.max
+  return are_samples(value) if name == SAMPLES else files.is_figure(value)
 
 
 def _say_gaps(path, kept, wanted):

@@ -172,11 +172,17 @@ def test_what_is_no_reward_is_refused_before_it_is_asked(text, options, match):
 def test_a_folder_is_read_by_the_callers_function(tmp_path):
   def of_folder(path, scale=1):
     assert path == str(tmp_path)
-    return lambda prompts, responses: [scale * len(one) for one in responses]
+
+    def sizes(prompts, responses):
+      return [scale * len(one) for one in responses]
+
+    sizes.script = "of the folder"
+    return sizes
 
   reward = reward_of(str(tmp_path), options={"scale": 3}, of_folder=of_folder)
   assert reward(PROMPTS, ANSWERS) == [9.0, 15.0, 0.0]
   assert reward.name == str(tmp_path)
+  assert reward.script == "of the folder"
 
 
 def test_a_sum_is_of_weighted_parts_that_are_kept():

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from docs.studies.dispersion import runs, study
-from docs.studies.grid import models, pair_sets
-from docs.studies.grid.study import run
 from mrpo_jax import files, losses
-from tests.material.runs import files_of, on_one_device
+from tests.material.runs import on_one_device
+from tests.material.studies import done
 
 GRID = runs.Grid(
   methods=("dpo",),
@@ -45,20 +44,9 @@ def test_its_dpo_with_the_factor_is_mallows_theta(rng):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, programs, inputs):
   """(workdir, folder of the page) of a study that was done."""
-  pytest.importorskip("matplotlib")
   workdir = tmp_path_factory.mktemp("dispersion")
-  to = workdir / "page"
-  for folder in (to, workdir / "models"):
-    folder.mkdir()
-  for name, model in zip(models.STARTS, ("base", "second"), strict=True):
-    (workdir / "models" / name).symlink_to(inputs / model)
-  few = pair_sets.divided(workdir, inputs / "pairs.jsonl", "somewhere")
-  few = few._replace(name="few", title="Few")
+  to, few = done(study.study(GRID), workdir, inputs)
   with on_one_device():
-    run(study.study(GRID), workdir, [few], to)
-    before = files_of(workdir / "runs")
-    run(study.study(GRID), workdir, [few], to)
-    assert files_of(workdir / "runs") == before  # no run is repeated
     factors = runs.factors_of(workdir, few, "dpo", GRID)
   return workdir, to, factors
 

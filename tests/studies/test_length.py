@@ -7,13 +7,12 @@ import types
 import numpy as np
 import pytest
 
-from docs.studies.grid import models, pair_sets
-from docs.studies.grid.study import run
+from docs.studies.grid import pair_sets
 from docs.studies.length import results, study
 from mrpo_jax import files
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.errors import InputError
-from tests.material.runs import files_of, on_one_device
+from tests.material.studies import done
 
 GRID = study.Grid(
   methods=("dpo", "sampo"),
@@ -87,20 +86,8 @@ def test_prompts_are_held_out_ones_and_the_same_again(tmp_path, inputs):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, programs, inputs):
   """(workdir, folder of the page) of a study that was done."""
-  pytest.importorskip("matplotlib")
   workdir = tmp_path_factory.mktemp("length")
-  to = workdir / "page"
-  for folder in (to, workdir / "models"):
-    folder.mkdir()
-  for name, model in zip(models.STARTS, ("base", "second"), strict=True):
-    (workdir / "models" / name).symlink_to(inputs / model)
-  few = pair_sets.divided(workdir, inputs / "pairs.jsonl", "somewhere")
-  few = few._replace(name="few", title="Few")
-  with on_one_device():
-    run(study.study(GRID), workdir, [few], to)
-    before = files_of(workdir / "runs")
-    run(study.study(GRID), workdir, [few], to)
-    assert files_of(workdir / "runs") == before  # no run is repeated
+  to, _ = done(study.study(GRID), workdir, inputs)
   return workdir, to
 
 

@@ -101,7 +101,7 @@ def test_an_adapter_trains_the_head_whole(rng):
 
 def test_metrics_are_rewards_alone():
   reward_BC = jnp.array([[2.0, 0.5], [-1.0, 1.0]])
-  figures = PolicyFigures(*[None] * 6, reward_BC=reward_BC)
+  figures = PolicyFigures(reward_BC=reward_BC)
   fixed = FixedFigures(jnp.ones((2, 2)), jnp.ones(2, bool))
   objective = dataclasses.replace(OBJECTIVE, pairs=2)
   values = pair_metrics(objective, {}, figures, fixed)

@@ -15,7 +15,7 @@ from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import packed
 from mrpo_jax.rows import micro_batch
-from mrpo_jax.runs.inference.reward import reward_of_folder
+from mrpo_jax.runs.inference.reward import RewardModel
 from tests.material.folders import GOLDEN
 from tests.material.runs import (
   ROOT,
@@ -78,7 +78,7 @@ def test_the_exported_model_says_what_the_evaluation_said(run, tmp_path):
 def test_its_folder_is_a_function_of_texts(run, tmp_path):
   command = ("export", f"--workdir={run}", f"--to={tmp_path / 'm'}")
   assert mrpo(*command, "--merge-adapters") == 0
-  reward = reward_of_folder(tmp_path / "m")
+  reward = RewardModel(tmp_path / "m")
   pairs = source.load(PAIRS)
   # As many as to need a second batch, and short enough to be cut nowhere.
   texts = [
@@ -119,7 +119,7 @@ def test_it_judges_answers(run, tmp_path, monkeypatch, capsys):
     files.write_lines(f"{name}.jsonl", [{"response": one} for one in said])
   asked = ("--responses=a.jsonl", "--responses=b.jsonl", "--prompts=p.jsonl")
   assert mrpo("compare", *asked, "--judge=m", "--to=out") == 0
-  reward = reward_of_folder("m")
+  reward = RewardModel("m")
   texts = [one["prompt"] for one in prompts]
   first, second = (reward(texts, answers[name]) for name in "ab")
   wins = sum(b > a for a, b in zip(first, second, strict=True))

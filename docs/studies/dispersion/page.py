@@ -4,6 +4,7 @@
 import numpy as np
 
 from docs.studies.dispersion.runs import DISPERSED, PLAIN, factors_of
+from docs.studies.grid import draw as drawing
 from docs.studies.grid import text
 from docs.studies.grid.results import RULE
 
@@ -70,27 +71,15 @@ def section(grid, result):
 
 def draw(grid, results, to):
   """The gain in accuracy, a mark a method, a panel a pair set."""
-  pyplot = text.svg()
-  figure, axes = pyplot.subplots(
-    1,
-    len(results),
-    figsize=(4 * len(results), 3.2),
-    sharey=True,
-    squeeze=False,
-    layout="constrained",
-  )
-  for axis, result in zip(axes[0], results, strict=True):
-    axis.axhline(0, color="0.8", linewidth=1)
-    for place, method in enumerate(grid.methods):
-      lead_RN = lead(result, method)
-      mean, (low, high) = lead_RN.mean(), result.interval(lead_RN)
-      axis.plot([place] * len(lead_RN), lead_RN.mean(1), ".", color="0.6")
-      ends = [[mean - low], [high - mean]]
-      axis.errorbar([place], [mean], ends, fmt="ko", markersize=4, capsize=3)
-    axis.set_xticks(range(len(grid.methods)), grid.methods)
-    axis.set_title(result.pairs.title)
-  axes[0][0].set_ylabel("held-out accuracy less that without")
-  text.save(pyplot, figure, to)
+  with drawing.panels(results, to, width=4, height=3.2) as (_, axes):
+    for axis, result in zip(axes, results, strict=True):
+      axis.axhline(0, color="0.8", linewidth=1)
+      for place, method in enumerate(grid.methods):
+        lead_RN = lead(result, method)
+        interval = result.interval(lead_RN)
+        drawing.seeds(axis, place, lead_RN, lead_RN.mean(), interval)
+      axis.set_xticks(range(len(grid.methods)), grid.methods)
+    axes[0].set_ylabel("held-out accuracy less that without")
 
 
 USED = ("steps", "batch", "peak_lr", "max_tokens")

@@ -99,19 +99,3 @@ def warning_list(found):
   for label, said in found.items():
     lines += [f"- *{label}*: {text}" for text in said or ["nothing"]]
   return "\n".join(lines)
-
-
-def svg():
-  """pyplot, set to write the same SVG file every time."""
-  import matplotlib
-
-  matplotlib.use("svg")
-  matplotlib.rcParams["svg.hashsalt"] = "0"
-  from matplotlib import pyplot
-
-  return pyplot
-
-
-def save(pyplot, figure, to):
-  figure.savefig(to, metadata={"Date": None})
-  pyplot.close(figure)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page of the study of length: text, tables and figure."""
 
+from docs.studies.grid import draw as drawing
 from docs.studies.grid import text
 from docs.studies.grid.results import verdict
 from docs.studies.length.results import (
@@ -113,30 +114,18 @@ def margins_table(grid, lengths):
 
 def draw(grid, results, to):
   """Growth of the samples, a mark a method, a panel a pair set."""
-  pyplot = text.svg()
-  figure, axes = pyplot.subplots(
-    1,
-    len(results),
-    figsize=(4.5 * len(results), 3.2),
-    sharey=True,
-    squeeze=False,
-    layout="constrained",
-  )
-  for axis, result in zip(axes[0], results, strict=True):
-    lengths = Lengths(result)
-    axis.axhline(0, color="0.8", linewidth=1)
-    for place, method in enumerate(grid.methods):
-      growth_RN = lengths.growth(method)
-      mean, (low, high) = of_prompts(growth_RN)
-      axis.plot([place] * len(growth_RN), growth_RN.mean(1), ".", color="0.6")
-      ends = [[mean - low], [high - mean]]
-      axis.errorbar([place], [mean], ends, fmt="ko", markersize=4, capsize=3)
-    axis.set_xticks(range(len(grid.methods)), grid.methods)
-    axis.set_title(
-      f"{result.pairs.title}: chosen longer in {lengths.longer_share:.0%}"
-    )
-  axes[0][0].set_ylabel("tokens of an answer, less the start's")
-  text.save(pyplot, figure, to)
+  with drawing.panels(results, to, width=4.5, height=3.2) as (_, axes):
+    for axis, result in zip(axes, results, strict=True):
+      lengths = Lengths(result)
+      axis.axhline(0, color="0.8", linewidth=1)
+      for place, method in enumerate(grid.methods):
+        growth_RN = lengths.growth(method)
+        drawing.seeds(axis, place, growth_RN, *of_prompts(growth_RN))
+      axis.set_xticks(range(len(grid.methods)), grid.methods)
+      axis.set_title(
+        f"{result.pairs.title}: chosen longer in {lengths.longer_share:.0%}"
+      )
+    axes[0].set_ylabel("tokens of an answer, less the start's")
 
 
 USED = (

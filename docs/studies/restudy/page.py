@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from docs.studies.grid import draw as drawing
 from docs.studies.grid import text
 from docs.studies.grid.results import RULE, untrained
 from docs.studies.restudy.results import (
@@ -138,36 +139,27 @@ def weights_table(grid, result):
 
 def draw(grid, results, to):
   """The lead over the better single-reference DPO, a line a method."""
-  pyplot = text.svg()
   methods = several(grid)
-  figure, axes = pyplot.subplots(
-    1,
-    len(results),
-    figsize=(4 * len(results) + 1, 0.3 * len(methods) + 1),
-    sharey=True,
-    squeeze=False,
-    layout="constrained",
-  )
-  for axis, result in zip(axes[0], results, strict=True):
-    axis.axvline(0, color="0.8", linewidth=1)
-    leads = [-lead_of(result) for lead_of in single_leads(grid).values()]
-    means = np.array([lead.mean() for lead in leads])
-    ends = np.array([result.interval(lead) for lead in leads])
-    axis.errorbar(
-      means,
-      range(len(methods)),
-      xerr=[means - ends[:, 0], ends[:, 1] - means],
-      fmt="o",
-      color="0.2",
-      markersize=4,
-      linewidth=1,
-      capsize=2,
-    )
-    axis.set_yticks(range(len(methods)), map(" ".join, methods))
-    axis.set_xlabel("accuracy less that of the better DPO")
-    axis.set_title(result.pairs.title)
-  axes[0][0].invert_yaxis()
-  text.save(pyplot, figure, to)
+  height = 0.3 * len(methods) + 1
+  with drawing.panels(results, to, width=4.5, height=height) as (_, axes):
+    for axis, result in zip(axes, results, strict=True):
+      axis.axvline(0, color="0.8", linewidth=1)
+      leads = [-lead_of(result) for lead_of in single_leads(grid).values()]
+      means = np.array([lead.mean() for lead in leads])
+      ends = np.array([result.interval(lead) for lead in leads])
+      axis.errorbar(
+        means,
+        range(len(methods)),
+        xerr=[means - ends[:, 0], ends[:, 1] - means],
+        fmt="o",
+        color="0.2",
+        markersize=4,
+        linewidth=1,
+        capsize=2,
+      )
+      axis.set_yticks(range(len(methods)), map(" ".join, methods))
+      axis.set_xlabel("accuracy less that of the better DPO")
+    axes[0].invert_yaxis()
 
 
 TEMPLATE = """\

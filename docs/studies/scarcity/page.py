@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 
+from docs.studies.grid import draw as drawing
 from docs.studies.grid import text
 from docs.studies.grid.results import RULE, mixture_margins, untrained
 from docs.studies.scarcity.results import (
@@ -142,21 +143,12 @@ def warnings(grid, result):
 
 def draw(grid, results, to):
   """The lead in accuracy over the share of pairs, a line a method."""
-  pyplot = text.svg()
-  figure, axes = pyplot.subplots(
-    1,
-    len(results),
-    figsize=(5 * len(results), 3.8),
-    sharey=True,
-    squeeze=False,
-    layout="constrained",
-  )
-  for axis, result in zip(axes[0], results, strict=True):
-    draw_set(grid, axis, result)
-  axes[0][0].set_ylabel("held-out accuracy less that of dpo")
-  drawn = axes[0][0].get_legend_handles_labels()
-  figure.legend(*drawn, loc="outside lower center", ncols=5, frameon=False)
-  text.save(pyplot, figure, to)
+  with drawing.panels(results, to, width=5, height=3.8) as (figure, axes):
+    for axis, result in zip(axes, results, strict=True):
+      draw_set(grid, axis, result)
+    axes[0].set_ylabel("held-out accuracy less that of dpo")
+    drawn = axes[0].get_legend_handles_labels()
+    figure.legend(*drawn, loc="outside lower center", ncols=5, frameon=False)
 
 
 def draw_set(grid, axis, result):
@@ -184,7 +176,6 @@ def draw_set(grid, axis, result):
   axis.set_xticks(fractions, [f"{one:.0%}" for one in fractions])
   axis.minorticks_off()
   axis.set_xlabel(f"share of {result.pairs.pairs:,} training pairs")
-  axis.set_title(result.pairs.title)
 
 
 USED = ("batch", "least_steps", "beta", "max_tokens")

@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from docs.studies.grid import draw as drawing
 from docs.studies.grid import text
 from docs.studies.grid.results import RULE
 from docs.studies.which_reference.results import (
@@ -144,28 +145,18 @@ def warnings(grid, result):
 
 def draw(grid, results, to):
   """The lead over DPO against the reference's accuracy on training pairs."""
-  pyplot = text.svg()
-  figure, axes = pyplot.subplots(
-    1,
-    len(results),
-    figsize=(5 * len(results), 3.8),
-    sharey=True,
-    squeeze=False,
-    layout="constrained",
-  )
-  for axis, result in zip(axes[0], results, strict=True):
-    axis.axhline(0, color="0.8", linewidth=1)
-    for variant in mixed(grid):
-      draw_one(axis, result, variant)
-    axis.set_xlabel("accuracy of the reference on training pairs")
-    axis.set_title(result.pairs.title)
-  axes[0][0].set_ylabel("held-out accuracy less that of dpo")
-  handles, labels = axes[0][0].get_legend_handles_labels()
-  drawn = dict(zip(labels, handles, strict=True))
-  figure.legend(
-    drawn.values(), drawn, loc="outside lower center", ncols=2, frameon=False
-  )
-  text.save(pyplot, figure, to)
+  with drawing.panels(results, to, width=5, height=3.8) as (figure, axes):
+    for axis, result in zip(axes, results, strict=True):
+      axis.axhline(0, color="0.8", linewidth=1)
+      for variant in mixed(grid):
+        draw_one(axis, result, variant)
+      axis.set_xlabel("accuracy of the reference on training pairs")
+    axes[0].set_ylabel("held-out accuracy less that of dpo")
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawn = dict(zip(labels, handles, strict=True))
+    figure.legend(
+      drawn.values(), drawn, loc="outside lower center", ncols=2, frameon=False
+    )
 
 
 def draw_one(axis, result, variant):

@@ -2,11 +2,9 @@
 """Weights of references in a column of rows: which one a pair leans on."""
 
 import dataclasses
-import sys
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError, did_you_mean
-
-LARGEST = sys.float_info.max  # which NaN does not fit either
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class WeightColumn:
         f"references ({', '.join(self.references)})"
       )
     for name, value in zip(self.references, values, strict=True):
-      if type(value) not in (int, float) or not 0 <= value <= LARGEST:
+      if not files.is_figure(value) or value < 0:
         raise InputError(
           f"{where}: the weight of {name} is {value!r:.40}; want a number, not "
           "negative and finite"

@@ -26,7 +26,7 @@ from mrpo_jax.runs.evaluation.responses import (
 from mrpo_jax.runs.inference.generate import OWN, generate
 from mrpo_jax.runs.inference.policy import find_step
 from mrpo_jax.runs.inference.prompts import read_prompts
-from mrpo_jax.runs.inference.reward import reward_of_folder
+from mrpo_jax.runs.inference.reward import RewardModel
 from mrpo_jax.text import aligned
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def compare(
   whole = named([*responses, *models, *workdirs], taken)
   there = whole[: len(responses)]
   sources = _sources(whole[len(responses) :], len(models), source)
-  judge = judges.judge_of(judge, timeout=timeout, of_folder=_trained)
+  judge = judges.judge_of(judge, timeout=timeout, of_folder=RewardModel)
   asked = read_prompts(prompts, keys=OWN)
   answers = [read_responses(*one, asked) for one in there]
   identity = files.sha256_of(prompts)
@@ -107,10 +107,6 @@ def compare(
       results = _results(known, judge, answers, asked, seed)
       files.write_json(to / RESULTS, results, sort_keys=False)
   return text(results)
-
-
-def _trained(folder):
-  return reward_of_folder(folder), hub.fingerprint(folder)
 
 
 @contextlib.contextmanager

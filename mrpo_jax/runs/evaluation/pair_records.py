@@ -10,8 +10,8 @@ from mrpo_jax.data import source as rows_source
 from mrpo_jax.data.table import MARK
 from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation import pairs as figures_of
+from mrpo_jax.files import is_figure
 from mrpo_jax.runs.evaluation import RESULTS
-from mrpo_jax.training.log import is_figure
 
 PAIRS = "pairs.jsonl"
 LIMITS = ("max_prompt", "max_response")

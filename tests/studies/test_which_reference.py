@@ -4,12 +4,9 @@
 import numpy as np
 import pytest
 
-from docs.studies.grid import models, pair_sets
-from docs.studies.grid.study import run
 from docs.studies.which_reference import results, study
 from mrpo_jax import files
-from tests.material.runs import files_of, on_one_device
-from tests.material.studies import column, rows_of
+from tests.material.studies import column, done, rows_of
 
 GRID = study.Grid(
   variants=(
@@ -68,25 +65,12 @@ def test_a_pair_without_a_margin_weighs_half():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, inputs):
+def finished(tmp_path_factory, programs, inputs):
   """(workdir, the page's text) of a study that was done."""
-  pytest.importorskip("matplotlib")
   workdir = tmp_path_factory.mktemp("which_reference")
-  page = workdir / "page"
-  for folder in (page, workdir / "models"):
-    folder.mkdir()
-  for name, model in zip(models.STARTS, ("base", "second"), strict=True):
-    (workdir / "models" / name).symlink_to(inputs / model)
-  few = pair_sets.divided(workdir, inputs / "pairs.jsonl", "somewhere")
-  few = few._replace(name="few", title="Few")
   one = study.study(GRID)._replace(make_models=lambda workdir: None)
-  with on_one_device():
-    run(one, workdir, [few], page)
-    before = files_of(workdir / "runs")
-    run(one, workdir, [few], page)
-    assert files_of(workdir / "runs") == before  # no run is repeated
-  assert (page / "which_reference.svg").stat().st_size
-  return workdir, (page / "which_reference.md").read_text()
+  to, _ = done(one, workdir, inputs)
+  return workdir, (to / "which_reference.md").read_text()
 
 
 def records(workdir, name, method, seed):

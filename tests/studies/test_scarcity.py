@@ -4,14 +4,14 @@
 import numpy as np
 import pytest
 
-from docs.studies.grid import models, pair_sets, results
+from docs.studies.grid import pair_sets, results
 from docs.studies.grid.study import run
 from docs.studies.scarcity import study
 from mrpo_jax import files, losses
 from mrpo_jax.data import source
 from mrpo_jax.errors import InputError
-from tests.material.runs import files_of, on_one_device
-from tests.material.studies import column, rows_of
+from tests.material.runs import on_one_device
+from tests.material.studies import column, done, rows_of
 
 GRID = study.Grid(
   fractions=(0.1, 1.0),
@@ -72,23 +72,11 @@ def test_the_verdict_follows_the_rule(intervals, said):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, inputs):
+def finished(tmp_path_factory, programs, inputs):
   """(workdir, folder of the page, pairs) of a study that was done."""
-  pytest.importorskip("matplotlib")
   workdir = tmp_path_factory.mktemp("scarcity")
-  page = workdir / "page"
-  for folder in (page, workdir / "models"):
-    folder.mkdir()
-  for name, model in zip(models.STARTS, ("base", "second"), strict=True):
-    (workdir / "models" / name).symlink_to(inputs / model)
-  few = pair_sets.divided(workdir, inputs / "pairs.jsonl", "somewhere")
-  few = few._replace(name="few", title="Few")
   with on_one_device():
-    run(study.study(GRID), workdir, [few], page)
-    before = files_of(workdir / "runs")
-    run(study.study(GRID), workdir, [few], page)
-    assert files_of(workdir / "runs") == before  # no run is repeated
-    yield workdir, page, few
+    yield workdir, *done(study.study(GRID), workdir, inputs)
 
 
 def right(workdir, fraction, method):

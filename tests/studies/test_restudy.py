@@ -5,13 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from docs.studies.grid import models, pair_sets
-from docs.studies.grid.study import run
+from docs.studies.grid import pair_sets
 from docs.studies.restudy import results, study
 from mrpo_jax import files, losses
 from mrpo_jax.data import source
-from tests.material.runs import files_of, on_one_device
-from tests.material.studies import column, rows_of
+from tests.material.studies import column, done, rows_of
 
 GRID = study.Grid(
   variants=(
@@ -93,24 +91,11 @@ def test_a_single_reference_of_three_is_dpo_against_it(rng, k, name):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, inputs):
+def finished(tmp_path_factory, programs, inputs):
   """(workdir, the page's text) of a study that was done."""
-  pytest.importorskip("matplotlib")
   workdir = tmp_path_factory.mktemp("restudy")
-  page = workdir / "page"
-  for folder in (page, workdir / "models"):
-    folder.mkdir()
-  for name, model in zip(models.STARTS, ("base", "second"), strict=True):
-    (workdir / "models" / name).symlink_to(inputs / model)
-  few = pair_sets.divided(workdir, inputs / "pairs.jsonl", "somewhere")
-  few = few._replace(name="few", title="Few")
-  with on_one_device():
-    run(study.study(GRID), workdir, [few], page)
-    before = files_of(workdir / "runs")
-    run(study.study(GRID), workdir, [few], page)
-    assert files_of(workdir / "runs") == before  # no run is repeated
-  assert (page / "restudy.svg").stat().st_size
-  return workdir, (page / "restudy.md").read_text()
+  to, _ = done(study.study(GRID), workdir, inputs)
+  return workdir, (to / "restudy.md").read_text()
 
 
 def right(workdir, method):
