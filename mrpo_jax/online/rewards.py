@@ -145,9 +145,9 @@ class CommandReward:
   """A reward that is a command: (prompts, responses) -> list of floats.
 
   The command reads lines {"prompt", "response", "index"}, the index from 0, and
-  answers {"reward": number} to each, in order.  It is started for each call,
-  and so for each round, and ends with it: a run that goes on after a kill asks
-  a fresh one, as a run that was not killed does.
+  answers {"reward": number} to each, in order.  It is started for each call
+  and ends with it, so that a run that goes on after a kill asks a fresh one, as
+  a run that was not killed does.
 
   Attributes:
     name: "command:WORDS", as it was given.
