@@ -270,7 +270,7 @@ def _loss_keywords(config):
   if weights != BY_PAIR:
     raise InputError(
       f"{where} and config.loss.weights={weights!r} both weigh the "
-      "references; give one"
+      f"references; give one, the column with config.loss.weights={BY_PAIR!r}"
     )
   if keywords.get("official_weights"):
     raise InputError(
