@@ -67,8 +67,15 @@ def shrink(c):
   c.log_every = 1
   c.eval_every = 4
   c.checkpoint_every = 4
-  c.data.train = str(HH_HARMLESS / "eval.jsonl.gz")
-  c.data.eval = str(HH_HARMLESS / "eval.jsonl.gz")
+  if "online" in c:
+    c.steps = 4
+    c.online.rounds = 2
+    c.online.prompts = str(HH_HARMLESS / "eval.jsonl.gz")
+    c.online.max_new_tokens = 32
+    c.policy.tokenizer = str(TOKENIZERS / "unigram-512")
+  else:
+    c.data.train = str(HH_HARMLESS / "eval.jsonl.gz")
+    c.data.eval = str(HH_HARMLESS / "eval.jsonl.gz")
   c.data.max_prompt = 64
   c.data.max_response = 64
   c.data.row_length = 256

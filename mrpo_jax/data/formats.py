@@ -119,12 +119,13 @@ def prompt_of(row, where):
   """
   values.refuse_no_row(row, where)
   given = {key: value for key, value in row.items() if value is not None}
-  if "prompt" not in given:
+  is_pair = "chosen" in given and "rejected" in given
+  if is_pair:  # which may have its prompt within both
+    prompt = _given_pair(given, where).prompt
+  elif "prompt" not in given:
     raise InputError(
       f"{where}: there is no prompt; the row's keys are {values.keys_of(row)}"
     )
-  if "chosen" in given and "rejected" in given:
-    prompt = _given_pair(given, where).prompt
   else:
     prompt = values.as_text_or_turns(given["prompt"], f"{where}: prompt")
     for key in ANSWERS:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mrpo_jax import parallel
 from mrpo_jax.data.batches import training_batches
+from mrpo_jax.errors import InputError
 from mrpo_jax.performance import flops
 from mrpo_jax.progress import stage
 from mrpo_jax.rows import token_counts
@@ -35,7 +36,17 @@ CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192
 
 
 def bench_setup(config, workdir):
-  """setup.Setup without held-out pairs, unless the method learns from them."""
+  """setup.Setup without held-out pairs, unless the method learns from them.
+
+  Raises:
+    InputError: the run makes its pairs as it goes.
+  """
+  if config.online.prompts:
+    raise InputError(
+      "config.online.prompts: a run of rounds has no pairs to time before it "
+      "samples them; mrpo train says pairs/s, and its rounds/<n>/pairs.jsonl "
+      "can be config.data.train here"
+    )
   if not chosen_method(config).learns:
     config = config.changed({"data.eval": ""})
   return set_up(config, pathlib.Path(workdir))

@@ -104,7 +104,7 @@ def load_tokenizers(config, workdir, pairs, known=None):
     workdir: its folder; a tokenizer in it counts where config.json vouches for
       it, and is trained again where not.
     pairs: of the training data, all of them: then runs on shares of it have
-      one tokenizer.
+      one tokenizer.  None of an online run, which has none.
     known: content of config.json, whose date is that of chat templates that
       write one; None of a run that has none yet.
   """
@@ -200,6 +200,12 @@ def _tokenizer(given, workdir, pairs, known, made):
       f"config.{given.key}.new.tokenizer: only bpe is trained; name the folder "
       f"of a {given.new.tokenizer} one in config.{given.key}.tokenizer, for "
       "example configs/tokenizers/unigram-512"
+    )
+  if pairs is None:
+    raise InputError(
+      f"config.{given.key}.path is empty: a run without config.data.train has "
+      "no text to train a tokenizer on; name a folder, or that of a tokenizer "
+      f"in config.{given.key}.tokenizer"
     )
   logger.info(f"training the tokenizer of {given.key}")
   texts = (text for pair in pairs for text in formats.texts(pair))

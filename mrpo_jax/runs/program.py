@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step of a run as one program: its state and frozen arguments."""
 
+import dataclasses
 import functools
 
 import jax
@@ -41,6 +42,7 @@ class Program:
     config, policy = setup.config, loaded["policy"]
     self._setup = setup
     self._moves = _reference_moves(config)
+    in_step, self._between = _moves_at(self._moves, config)
     transformation, self._schedule = optimizer.make(
       steps=config.steps // config.rounds.count, **dict(config.optimizer)
     )
@@ -49,13 +51,16 @@ class Program:
     self.state, self._create = _abstract_state(
       setup, policy, transformation, self._moves
     )
+    if setup.labels is not None:
+      self.state = self.state.replace(online=setup.labels.abstract)
     self.jitted = compile_step(
       setup.objective,
       transformation,
       self._shardings(),
       parallel.rows_sharding(setup.mesh),
-      self._moves,
+      in_step,
     )
+    self._transformation = transformation
     sizes = [array.size for array in jax.tree.leaves(self._trained)]
     self._step = ahead or self.jitted
     self.adapter_size = sum(sizes) if policy.adapter is not None else 0
@@ -78,13 +83,27 @@ class Program:
     if method.measures:
       measured = {split: scores.measured(split) for split in method.measures}
       method_state = method.measure(method_state, **measured)
-    make = jax.jit(self._create, out_shardings=self._shardings())
+    made = self._shardings().replace(online={})
+    make = jax.jit(self._create, out_shardings=made)
     seed = setup.config.seed
-    return make(trained, method_state=method_state, seed=seed), 0
+    state = make(trained, method_state=method_state, seed=seed)
+    if setup.labels is not None:
+      state = state.replace(online=setup.labels.create())
+    return state, 0
 
   def step(self, state, batch):
     """(state, metrics) after one step on (views, given)."""
     return self._step(state, *self.frozen, *batch)
+
+  @functools.cached_property
+  def begin_round(self):
+    """state -> the state from which a round of an online run samples."""
+    if self._between is None:
+      return lambda state: state
+    moved = functools.partial(
+      self._between, transformation=self._transformation
+    )
+    return jax.jit(moved, donate_argnums=0, out_shardings=self._shardings())
 
   def expected(self):
     """The first loss, where policy and references agree; else None."""
@@ -156,6 +175,18 @@ def _reference_moves(config):
   return train_state.ReferenceMoves(
     **dict(update), round=length, alpha=rounds.alpha
   )
+
+
+def _moves_at(moves, config):
+  """(ReferenceMoves within steps, those between rounds); None of neither.
+
+  An online run's rounds begin with samples of the policy that they train: it
+  moves before the first of their steps.
+  """
+  if moves is None or not config.online.prompts or not moves.round:
+    return moves, None
+  within = dataclasses.replace(moves, round=0) if moves.every else None
+  return within, dataclasses.replace(moves, every=0)
 
 
 def _references(setup, loaded, moves):

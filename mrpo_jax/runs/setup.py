@@ -25,6 +25,7 @@ from mrpo_jax.runs.data import (
   subset,
 )
 from mrpo_jax.runs.models import check_folders, check_ids, describe_models
+from mrpo_jax.runs.rounds.labels import Labels
 from mrpo_jax.runs.workdir import (
   FIXED,
   check_length,
@@ -53,6 +54,7 @@ class Setup:
   described: dict
   objective: Objective
   identity: dict
+  labels: Labels | None = None  # of an online run
 
   def views(self, split):
     """The split's pairs under each tokenizer whose rows the step reads."""
@@ -73,20 +75,24 @@ def set_up(config, workdir, *, allow_changed=False):
   check_folders(config)  # and names in rules, before any data is read
   packing = _packing(config, mesh, method)
   memory.check_rows(config, packing)
-  read = ["train", *(["eval"] if config.data.eval else [])]
+  given = [] if config.online.prompts else ["train"]
+  read = [*given, *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
-  pairs = load_pairs(config, read + measured)
-  tokenizers = load_tokenizers(config, workdir, pairs["train"], known)
-  places = {"train": subset(config, pairs["train"])}
-  pairs["train"] = [pairs["train"][place] for place in places["train"]]
+  pairs, places = load_pairs(config, read + measured), {}
+  tokenizers = load_tokenizers(config, workdir, pairs.get("train"), known)
+  if given:
+    places = {"train": subset(config, pairs["train"])}
+    pairs["train"] = [pairs["train"][place] for place in places["train"]]
   tables = _tables(config, method, tokenizers, pairs, places)
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
+  labels = _labels(config, mesh, tokenizers, described)
   objective = _objective(config, method, described)
   identity = {
     **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
     **tokenizers.identity,
     **{one.section.key: one.identity for one in described.values()},
+    **({} if labels is None else labels.identity),
     "mesh": dict(mesh.shape),
     "code": _code(),
   }
@@ -108,7 +114,17 @@ def set_up(config, workdir, *, allow_changed=False):
     described=described,
     objective=objective,
     identity=identity,
+    labels=labels,
   )
+
+
+def _labels(config, mesh, tokenizers, described):
+  """The labels.Labels of an online run, else None."""
+  if not config.online.prompts:
+    return None
+  policy = described["policy"]
+  tokenizer = tokenizers.views[policy.model.view]
+  return Labels(config, mesh, policy, tokenizer)
 
 
 def _tables(config, method, tokenizers, pairs, places):

@@ -18,6 +18,7 @@ from mrpo_jax.runs import owner
 from mrpo_jax.runs.inference.looks import Looks, periods
 from mrpo_jax.runs.models import load_models, warn_of_lost_steps
 from mrpo_jax.runs.program import Program, compile_ahead
+from mrpo_jax.runs.rounds.driver import RoundDriver, with_figures
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import best, set_up
 from mrpo_jax.runs.stop import Stop
@@ -62,11 +63,12 @@ def train_run(
   before = owner.before(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)
   looks = Looks(setup)
+  rounds = RoundDriver(setup) if setup.labels is not None else None
   refusal = None if autoscore else command
   # 2. The workdir is this run's, and no other's.
   with owner.owned(workdir, before) as check_owner:
     with _says_what_is_kept(workdir):
-      _run(setup, looks, store, refusal, stop, check_owner)
+      _run(setup, looks, rounds, store, refusal, stop, check_owner)
 
 
 @contextlib.contextmanager
@@ -82,12 +84,13 @@ def _says_what_is_kept(workdir):
     raise StoppedRun(f"{error}; {kept}") from error
 
 
-def _run(setup, looks, store, refusal, stop, check_owner):
+def _run(setup, looks, rounds, store, refusal, stop, check_owner):
   """Trains in a workdir that is this run's; see `train_run`.
 
   Args:
     setup: setup.Setup.
     looks: looks.Looks at the policy.
+    rounds: rounds.driver.RoundDriver of an online run, else None.
     store: as given to the command.
     refusal: flags of `mrpo score` to name where scores are missing; None
       scores them.
@@ -120,7 +123,11 @@ def _run(setup, looks, store, refusal, stop, check_owner):
   content = {**config.to_dict(), "identity": setup.identity}
   claim(workdir, content, setup.tokenizers.made, step=start)
   # 6. The loop.
-  due, batches = _due(config), _batches(setup, scores, start)
+  due, run_step = _due(config), program.step
+  if rounds is None:
+    next_batch = _batches(setup, scores, start)
+  else:
+    next_batch, run_step = rounds.of(program, start), with_figures(run_step)
   watch = Watch(setup, None if start else program.expected())
   evaluate = _evaluation(setup, scores, program, watch)
   look, keep = looks.of(program, due), config.checkpoints.keep
@@ -142,7 +149,7 @@ def _run(setup, looks, store, refusal, stop, check_owner):
     if not start and due.looks(0):
       log.begin(look(0, state))
     step, _ = train(
-      *(program.step, state, batches, log),
+      *(run_step, state, next_batch, log),
       due=due,
       evaluate=evaluate,
       look=look,
@@ -176,6 +183,7 @@ def _due(config):
     eval_every=config.eval_every if config.data.eval else None,
     checkpoint_every=config.checkpoint_every,
     look_every=periods(config),
+    round=config.steps // config.online.rounds if config.online.prompts else 0,
   )
 
 
@@ -197,27 +205,31 @@ def _logged(workdir, config):
 
 
 def _batches(setup, scores, start):
-  """(step, batch on the mesh) from the step after `start` on."""
-  batches = training_batches(
-    setup.views("train"),
-    setup.packing,
-    seed=setup.config.seed,
-    start=start,
-    known=scores.known("train"),
+  """state -> (state, step, batch on the mesh) from the one after `start` on."""
+  batches = iter(
+    training_batches(
+      setup.views("train"),
+      setup.packing,
+      seed=setup.config.seed,
+      start=start,
+      known=scores.known("train"),
+    )
   )
-  return (
-    (step, parallel.global_batch(*batch, setup.mesh)) for step, batch in batches
-  )
+
+  def next_batch(state):
+    step, batch = next(batches)
+    return state, step, parallel.global_batch(*batch, setup.mesh)
+
+  return next_batch
 
 
 def _constants(setup):
   """Figures that every line of the log has."""
-  table = setup.tables["train"]
-  return {
-    "pairs": setup.config.batch,
-    "dropped": table.dropped,
-    "truncated": table.truncated,
-  }
+  constants = {"pairs": setup.config.batch}
+  if "train" in setup.tables:
+    table = setup.tables["train"]
+    constants |= {"dropped": table.dropped, "truncated": table.truncated}
+  return constants
 
 
 def _evaluation(setup, scores, program, watch):
@@ -284,7 +296,8 @@ class Watch:
 
   def __call__(self, step, metrics):
     config = self._setup.config
-    if step == 1 and self._expected is not None:
+    is_empty = metrics.get("labelled") == 0  # a round may hold no pairs
+    if step == 1 and self._expected is not None and not is_empty:
       _check_start(metrics["loss"], self._expected, config)
     if len(self._seen) == WATCHED:
       return

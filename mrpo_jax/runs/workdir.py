@@ -68,6 +68,18 @@ def differences(here, there, where=""):
     yield Difference(where, there, here)
 
 
+def essential(values, where=""):
+  """{dotted key: value} of all that the numbers of a run follow from."""
+  found = {}
+  for key, value in values.items():
+    key = f"{where}.{key}" if where else key
+    if isinstance(value, dict):
+      found |= essential(value, key)
+    elif not _below(key, HARMLESS):
+      found[key] = value
+  return found
+
+
 def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
   """Content of config.json of a workdir; None if it is new.  Changes nothing.
 

@@ -149,17 +149,15 @@ class Log:
     if self._metrics is not None:
       self._metrics.close()
 
-  def timed(self, batches):
-    """The same batches, with the time that the devices wait for each."""
-    batches = iter(batches)
-    while True:
-      begun = time.perf_counter()
-      if self._pending is None:  # at the start, and after a pause
-        self._clock = begun
-      batch = next(batches)
-      busy = self._pending is not None and not _is_done(self._pending[1])
-      self._waited = 0.0 if busy else time.perf_counter() - begun
-      yield batch
+  def timed(self, next_batch, state):
+    """What next_batch(state) gives, with the time that the devices wait."""
+    begun = time.perf_counter()
+    if self._pending is None:  # at the start, and after a pause
+      self._clock = begun
+    found = next_batch(state)
+    busy = self._pending is not None and not _is_done(self._pending[1])
+    self._waited = 0.0 if busy else time.perf_counter() - begun
+    return found
 
   def take(self, step, metrics):
     """A step that was dispatched; reads the one before."""

@@ -15,6 +15,7 @@ class Due:
   eval_every: int | None = None  # None: nothing is held out
   checkpoint_every: int = 0
   look_every: tuple[int, ...] = ()  # of several looks at the policy
+  round: int = 0  # steps of a round, whose data follow from the state; 0: none
 
   def logs(self, step):
     """Is there a line of this step?"""
@@ -36,11 +37,15 @@ class Due:
     needed = self.evaluates(step) or bool(self.looks(step))
     return needed or self._at(step, self.checkpoint_every)
 
+  def ends_round(self, step):
+    """Do the next step's data follow from the state after this one?"""
+    return bool(self.round) and step % self.round == 0
+
   def _at(self, step, every):
     return step == self.steps or bool(every) and step % every == 0
 
 
-def train(run_step, state, batches, log, *, due, evaluate, look, save, stop):
+def train(run_step, state, next_batch, log, *, due, evaluate, look, save, stop):
   """Trains to the last step, or to the first after which it is asked to stop.
 
   A step's metrics are read while the next step computes.
@@ -48,8 +53,8 @@ def train(run_step, state, batches, log, *, due, evaluate, look, save, stop):
   Args:
     run_step: (state, batch) -> (state, metrics), dispatched at once.
     state: after the steps already done.
-    batches: iterator over (step, batch), from the next step on, endless; the
-      batch on the devices.
+    next_batch: state -> (state, step, batch) of the next step; the batch on the
+      devices.
     log: log.Log.
     due: Due.
     evaluate: state -> (state, figures of held-out data).
@@ -65,7 +70,8 @@ def train(run_step, state, batches, log, *, due, evaluate, look, save, stop):
   Raises:
     StoppedRun: at the first loss or gradient that is not finite.
   """
-  for step, batch in log.timed(batches):
+  while True:
+    state, step, batch = log.timed(next_batch, state)
     # The batch is on the devices: a step that reaches for the host is a fault.
     with jax.transfer_guard("disallow"):
       state, metrics = run_step(state, batch)
@@ -81,5 +87,7 @@ def train(run_step, state, batches, log, *, due, evaluate, look, save, stop):
         log.join(look(step, state))
       log.write()
       save(step, state, figures)
+    elif due.ends_round(step):
+      log.flush()  # what comes before the next step is no part of this one
     if last:
       return step, state

@@ -65,3 +65,12 @@ class Stacked:
 
   params: dict  # leaves with an axis in front, one place for each member
   members: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+
+def member(references, k):
+  """The parameters of the k-th of references, as `stack` gave them."""
+  for one in references:
+    if isinstance(one, Stacked) and k in one.members:
+      place = one.members.index(k)
+      return jax.tree.map(lambda array, n=place: array[n], one.params)
+  return references[k]

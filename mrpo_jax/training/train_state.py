@@ -25,6 +25,9 @@ class TrainState:
   # Trees like params: "reference" where reference 0 moves, and "previous",
   # the outcome of the round before; empty where nothing moves.
   moving: dict = flax.struct.field(default_factory=dict)
+  # What the rounds of an online run keep, which no step changes: arrays, or
+  # the TrainState of what labels.
+  online: dict = flax.struct.field(default_factory=dict)
 
 
 def create(params, transformation, method_state, moving=(), seed=0):

@@ -46,7 +46,7 @@ class Run:
     evaluate=lambda state: (state, {"eval/loss": 0.5}),
   ):
     self.read, self.saved, self.lines_at_save = [], [], []
-    self.looked = []
+    self.looked, self.steps = [], itertools.count(1)
     self.workdir = workdir
     with Log(
       workdir,
@@ -61,7 +61,7 @@ class Run:
       self.end = train(
         counting_step(poison),
         0,
-        ((step, None) for step in itertools.count(1)),
+        lambda state: (state, next(self.steps), None),
         log,
         due=due,
         evaluate=evaluate,
@@ -236,7 +236,7 @@ class Figures:
       ) as log,
     ):
       for step in range(start + 1, steps + 1):
-        next(log.timed(iter([None])))
+        log.timed(lambda state: state, None)
         self.now += 2.0
         figures = dict.fromkeys(names, np.float32(0.5))
         log.take(step, {**figures, "tokens/real": 3, "tokens/slots": 4})

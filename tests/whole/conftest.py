@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 RUNS = ("adapter_runs", "configs", "every_method", "looks", "meshes", "resume")
-RUNS += ("runs", "scoring")
+RUNS += ("online_runs", "runs", "scoring")
 FILES = {pathlib.Path(__file__).with_name(f"test_{name}.py") for name in RUNS}
 
 

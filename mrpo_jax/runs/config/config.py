@@ -16,6 +16,7 @@ from mrpo_jax.runs.config.models import (
   is_of_policy,
   models_of,
 )
+from mrpo_jax.runs.config.online import Online, check_online
 from mrpo_jax.runs.config.section import (
   Count,
   Count32,
@@ -60,6 +61,7 @@ class Config(Section):
   # Runs of before have no such sections.
   evaluation: Evaluation = key("", exclude_if=lambda one: not one.tasks)
   samples: Samples = key("", exclude_if=lambda one: not one.prompts)
+  online: Online = key("", exclude_if=lambda one: not one.prompts)
   mesh: Mesh
   reference_update: ReferenceUpdate
   rounds: Rounds
@@ -92,6 +94,7 @@ class Config(Section):
     whole = self._inherited()
     whole.loss.check("config.loss")
     whole._check_moves()
+    check_online(whole)
     return whole
 
   def _inherited(self):

@@ -132,7 +132,7 @@ class Data(Listed):
   Several have commas between them, or are a list.
   """
 
-  train: Places = key("pairs to train on")
+  train: Places = key("pairs to train on; empty with online.prompts", "")
   eval: Places = key("held-out pairs to evaluate on", "")
   validation: Places = key(
     "held-out pairs that weights of references measure", ""

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks at the policy while it trains: benchmarks, and what it says."""
 
-import contextlib
 import os
 
 from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError, blames
-from mrpo_jax.generation import Sampling, samples
-from mrpo_jax.generation.generate import SLOTS
-from mrpo_jax.generation.stops import Stops
+from mrpo_jax.generation import Sampling
 from mrpo_jax.models import lora
-from mrpo_jax.progress import Progress
 from mrpo_jax.runs.config import Folder
 from mrpo_jax.runs.inference import model
 from mrpo_jax.runs.inference.prompts import prompt_ids, read_prompts
+from mrpo_jax.runs.inference.sampler import Sampler
 from mrpo_jax.training.events import SAMPLES
 
 
@@ -55,54 +52,34 @@ class PolicySamples:
         given.max_new_tokens,
         name="config.samples.max_new_tokens",
       )
-    is_chat = any(one.is_chat for one in self._prompts)
-    tokens, self._stops = model.ends(self._model, chats=is_chat)
     with blames("config.samples"):
-      self._sampling = Sampling(
+      sampling = Sampling(
         temperature=given.temperature, max_new_tokens=given.max_new_tokens
       )
-    self._ends, self._decoder = (*tokens,), None
+    self._sampler = Sampler(
+      self._model,
+      sampling=sampling,
+      chats=any(one.is_chat for one in self._prompts),
+      longest=max(map(len, self._ids)),
+      requests=len(self._ids),
+    )
 
   def __call__(self, params):
     """{"samples": ...} of the policy's parameters, for a line of the log."""
-    if self._decoder is None:
-      self._decoder = model.decoder(
-        self._model,
-        params,
-        sampling=self._sampling,
-        stop_ids=self._ends,
-        slots=min(SLOTS, len(self._ids)),
-        longest=max(map(len, self._ids)),
+    said = self._sampler(params, self._ids, self._seed)
+    found = [
+      {
+        "index": index,
+        "prompt": _shown(prompt.pair.prompt),
+        "response": text,
+        "tokens": len(sample.ids),
+        "finish": sample.finish,
+      }
+      for index, (prompt, (sample, text)) in enumerate(
+        zip(self._prompts, said, strict=True)
       )
-    else:
-      self._decoder.use(params)
-    try:
-      return {SAMPLES: self._said()}
-    finally:
-      # Training goes on in the memory of these parameters.
-      self._decoder.release()
-
-  def _said(self):
-    text_of = model.text_of(self._model.tokenizer)
-    stops, found = Stops(self._stops, text_of), {}
-    requests = [(number, 0) for number in range(len(self._ids))]
-    with (
-      Progress("sampling", len(self._ids), "prompts") as progress,
-      contextlib.closing(
-        samples(self._decoder, self._ids, requests, self._seed, stops.ended)
-      ) as made,
-    ):
-      for request, sample in made:
-        text = model.said_text(sample, stops.text(request), self._ends, text_of)
-        found[request[0]] = {
-          "index": request[0],
-          "prompt": _shown(self._prompts[request[0]].pair.prompt),
-          "response": text,
-          "tokens": len(sample.ids),
-          "finish": sample.finish,
-        }
-        progress.update()
-    return [found[number] for number in sorted(found)]
+    ]
+    return {SAMPLES: found}
 
 
 def _shown(prompt):
