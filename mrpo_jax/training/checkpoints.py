@@ -149,17 +149,26 @@ def save(manager, step, state, meta):
   """
   if bad := _not_finite(state):
     raise StoppedRun(f"the state after step {step} has {bad}")
-  sums = {field: _sums(tree) for field, tree in vars(state).items()}
+  sums = {field: _sums(tree) for field, tree in _stored(state).items()}
   meta = {**meta, "arrays": _arrays(state), "checksum": sums}
   meta["digest"] = _digest(meta)
   manager.save(
     step,
     args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+      state=ocp.args.StandardSave(_stored(state)), meta=ocp.args.JsonSave(meta)
     ),
     metrics=meta.get("evaluation"),
     force=True,
   )
+
+
+def _stored(state):
+  """{field: tree}; what online runs alone have only where it is there."""
+  return {
+    field: tree
+    for field, tree in vars(state).items()
+    if field != "online" or tree
+  }
 
 
 def _arrays(tree):
@@ -275,12 +284,13 @@ def read(path, abstract_state):
   Raises:
     InputError: its arrays have other shapes.
   """
-  state, meta, reason = None, None, None
+  state = meta = stored = reason = None
   try:
     meta = read_meta(path)
     _check_arrays(path, _arrays(abstract_state), meta["arrays"])
     with ocp.StandardCheckpointer() as checkpointer:
-      state = checkpointer.restore(path / "state", abstract_state)
+      stored = checkpointer.restore(path / "state", _stored(abstract_state))
+    state = abstract_state.replace(**stored)
   except InputError:  # all processes find the same
     raise
   except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -288,7 +298,7 @@ def read(path, abstract_state):
   reasons = [one for one in processes.gather(reason) if one is not None]
   if reasons:
     raise ValueError(reasons[0])
-  for field, tree in vars(state).items():
+  for field, tree in stored.items():
     _compare(field, tree, meta)
   if bad := _not_finite(state):
     raise ValueError(f"it has {bad}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of rounds: the policy's own responses, labelled, trained on, resumed."""
 
+import contextlib
 import shutil
 
 import numpy as np
@@ -23,6 +24,7 @@ from tests.material.runs import (
 SIZES = (
   *("--config.steps=6", "--config.online.rounds=3"),
   *("--config.checkpoint_every=1", "--config.online.max_new_tokens=16"),
+  "--config.online.min_new_tokens=2",
   # Of random words few are ever collected.
   *("--config.online.reward=mrpo_jax.online.words:length",),
   "--config.online.reward_options={'unit': 'characters'}",
@@ -66,6 +68,27 @@ class Killed(BaseException):
   pass
 
 
+@pytest.fixture
+def killed(monkeypatch):
+  """A context whose end comes in a call of a function, the number-th."""
+
+  @contextlib.contextmanager
+  def dies_at(owner, name, number):
+    function, calls = getattr(owner, name), []
+
+    def dies(*args, **given):
+      calls.append(None)
+      if len(calls) == number + 1:
+        raise Killed
+      return function(*args, **given)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+      patch.setattr(owner, name, dies)
+      yield
+
+  return dies_at
+
+
 MOMENTS = [
   *((Sampler, "__call__", n) for n in (0, 1)),
   *((Labels, "__call__", n) for n in (0, 2)),
@@ -77,18 +100,9 @@ MOMENTS = [
 
 @pytest.mark.parametrize("owner,name,number", MOMENTS)
 def test_a_run_that_is_killed_goes_on_bit_for_bit(
-  done, tmp_path, monkeypatch, owner, name, number
+  done, tmp_path, killed, owner, name, number
 ):
-  function, calls = getattr(owner, name), []
-
-  def dies(*args, **given):
-    calls.append(None)
-    if len(calls) == number + 1:
-      raise Killed
-    return function(*args, **given)
-
-  with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(owner, name, dies)
+  with killed(owner, name, number):
     train(tmp_path / "run")
   assert train(tmp_path / "run") == 0
   assert_equal_runs(done, tmp_path / "run", 6)
@@ -120,3 +134,153 @@ def test_the_pairs_of_a_round_train_a_run_of_their_own(done, tmp_path):
       "--config.data.eval=",
     )
   assert len(untimed(tmp_path / "w")) == 2
+
+
+# D2PO: a discriminator labels, and learns.
+
+D2PO = (
+  "--config.online.discriminator.every=1",
+  "--config.online.discriminator.buy=5",
+  "--config.online.discriminator.peak_lr=0.01",
+  "--config.online.discriminator.passes=20",
+)
+
+
+@pytest.fixture(scope="module")
+def discriminated(shared):
+  def run(folder):
+    assert train(folder / "run", *D2PO, name="d2po") == 0
+
+  return shared("discriminated", run) / "run"
+
+
+def test_the_discriminator_is_bought_gold_and_learns(discriminated):
+  lines = lines_of(discriminated)
+  # Its head is zero at first: all tie but what the reward decides.
+  assert lines[0]["labelled"] + lines[1]["labelled"] == 5
+  assert [line["gold_spent"] for line in lines[::2]] == [5, 10, 15]
+  # It is measured on all pairs that the reward does not tie.
+  assert lines[0]["discriminator/accuracy"] == 0.5
+  assert lines[-1]["discriminator/judged"] > 10
+  assert lines[-1]["discriminator/fitted"] == 1.0
+  rounds = [
+    files.read_lines(discriminated / "rounds" / str(n) / "pairs.jsonl")
+    for n in range(3)
+  ]
+  labels = [[one["labelled_by"] for one in some] for some in rounds]
+  assert {*labels[0]} == {"mrpo_jax.online.words:length"}
+  assert labels[2].count("discriminator") > 5
+
+
+@pytest.mark.parametrize(
+  "owner,name,number",
+  [
+    (Labels, "learned", 1),
+    (Rounds, "note", 1),
+    (checkpoints, "save", 2),
+  ],
+)
+def test_a_discriminator_goes_on_bit_for_bit(
+  discriminated, tmp_path, killed, owner, name, number
+):
+  run = tmp_path / "run"
+  with killed(owner, name, number):
+    train(run, *D2PO, name="d2po")
+  assert train(run, *D2PO, name="d2po") == 0
+  assert_equal_runs(discriminated, run, 6)
+
+
+def test_a_budget_ends_purchases_and_random_pairs_can_be_bought(tmp_path):
+  more = (
+    "--config.online.gold_budget=7",
+    "--config.online.discriminator.choice=random",
+  )
+  assert train(tmp_path / "w", *D2PO, *more, name="d2po") == 0
+  lines = lines_of(tmp_path / "w")
+  assert [line["gold_spent"] for line in lines[::2]] == [5, 7, 7]
+
+
+# Several references, moving ones, other tokenizers.
+
+
+def test_two_references_of_two_tokenizers_read_what_was_said(tmp_path):
+  config = f"--config={ROOT}/configs/online_dpo.py:references=2,debug"
+  with on_one_device():
+    assert mrpo("train", config, f"--workdir={tmp_path / 'w'}", *SIZES) == 0
+  lines = lines_of(tmp_path / "w")
+  assert lines[-1]["references/second/tokens"] > 0 and "kl" in lines[-1]
+  assert len({line["references/second/weight"] for line in lines}) > 1
+
+
+def test_a_round_begins_from_the_extrapolated_policy(tmp_path):
+  assert train(tmp_path / "w", name="apo_rounds") == 0
+  lines = lines_of(tmp_path / "w")
+  # Policy and reference are one where a round begins, and move apart in it.
+  assert [abs(line["kl"]) < 1e-4 for line in lines] == [True] * 6
+  margins = [line["rewards/margins"] for line in lines]
+  assert margins[::2] == [0, 0, 0] and all(margins[1::2])
+  # 16 prompts with five responses are 40 pairs of judged responses.
+  assert lines[-1]["gold_spent"] == 120
+
+
+def test_every_device_takes_its_share(done, tmp_path):
+  config = f"--config={ROOT}/configs/online_dpo.py:debug"
+  workdir = tmp_path / "w"
+  more = ("--config.mesh.fsdp=2", "--config.data.rows=8")
+  assert mrpo("train", config, f"--workdir={workdir}", *SIZES, *more) == 0
+  for one, other in zip(lines_of(done), lines_of(workdir), strict=True):
+    for name in ("loss", "kl", "reward/mean"):
+      assert one[name] == pytest.approx(other[name], abs=1e-4), name
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+  "override,match",
+  [
+    ("--config.online.reward=", "config.online.reward is empty"),
+    ("--config.online.reward=nowhere:f", "config.online.reward=nowhere:f"),
+    ("--config.online.rounds=4", "rounds=4 does not divide config.steps=6"),
+    ("--config.online.passes=3", "passes=3 does not divide the 2 steps"),
+    ("--config.data.train=a.jsonl", "config.data.train is of given pairs"),
+    ("--config.references.base.mode=scored", "has no scores; set it to"),
+    ("--config.data.max_prompt=2", "none of its 428 prompts has at most"),
+    ("--config.data.row_length=64", "are more than a row of"),
+    ("--config.online.min_new_tokens=99", "is more than max_new_tokens=16"),
+    ("--config.online.gold_budget=9", "labels 48 pairs in 3 rounds"),
+    ("--config.online.discriminator.path=no", "no"),
+    ("--config.online.samples=1", "config.online.samples must be at least 2"),
+    ("--config.policy.tokenizer=", "has no text to train a tokenizer on"),
+  ],
+)
+def test_what_cannot_be_done_is_refused(tmp_path, capsys, override, match):
+  assert train(tmp_path / "w", override) == 2
+  said = capsys.readouterr().err
+  assert said.startswith("error: ") and match in said
+  assert not (tmp_path / "w").exists()
+
+
+BAD = """
+def none(prompts, responses):
+  return [float("nan")] * len(responses)
+
+def few(prompts, responses):
+  return [1.0] * (len(responses) - 1)
+
+def dies(prompts, responses):
+  raise ValueError("out of paper")
+"""
+
+
+@pytest.mark.parametrize("name", ["none", "few", "dies"])
+def test_a_reward_that_fails_names_the_prompt_and_nothing_is_lost(
+  tmp_path, monkeypatch, capsys, name
+):
+  (tmp_path / "bad_reward.py").write_text(BAD)
+  monkeypatch.chdir(tmp_path)
+  reward = f"--config.online.reward=bad_reward:{name}"
+  assert train("w", reward, "--config.online.reward_options={}") == 2
+  said = capsys.readouterr().err
+  assert f"bad_reward:{name}" in said and "prompt 0 (" in said
+  assert not (tmp_path / "w" / "rounds" / "0").exists()
