@@ -52,6 +52,6 @@ def get_config(arg=""):
   c.optimizer = dict(peak_lr=1e-4, warmup=0.05, clip_norm=1.0)
   if arg.debug:
     c = configs.shrink(c)
-    c.steps = 2 * ROUNDS
-    c.online.rounds = ROUNDS
+    if not arg.keep:
+      c.rounds.count = c.online.rounds
   return c

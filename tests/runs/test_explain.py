@@ -58,7 +58,7 @@ def test_every_key_has_a_meaning_and_a_default_or_none():
     ("policy.adapter.rank", "rank: int, positive, required; only without path"),
     ("policy.adapter.dropout", "at least 0 and less than 1, default 0.0\n"),
     ("policy.adapter.targets", ".targets: str or tuple of str, default 'all'"),
-    ("data.train", "data.train: str or list of str, required\n"),
+    ("data.train", "data.train: str or list of str, default ''\n"),
     ("mesh.rules", "axes (of data, fsdp, context, model) over which an axis"),
     (
       "references.second.mode",
