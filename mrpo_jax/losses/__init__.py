@@ -48,9 +48,12 @@ from mrpo_jax.losses.pair import focal_dpo as focal_dpo
 from mrpo_jax.losses.pair import hinge as hinge
 from mrpo_jax.losses.pair import ipo as ipo
 from mrpo_jax.losses.pair import robust_dpo as robust_dpo
+from mrpo_jax.losses.per_token import apa as apa
+from mrpo_jax.losses.per_token import awr as awr
+from mrpo_jax.losses.per_token import ppo_clip as ppo_clip
+from mrpo_jax.losses.per_token import value_loss as value_loss
 from mrpo_jax.losses.related import accelerate as accelerate
 from mrpo_jax.losses.related import advantage_weighted as advantage_weighted
-from mrpo_jax.losses.related import apa as apa
 from mrpo_jax.losses.related import apo_zero_unpaired as apo_zero_unpaired
 from mrpo_jax.losses.related import bradley_terry as bradley_terry
 from mrpo_jax.losses.related import diffusion_dpo as diffusion_dpo

@@ -2,7 +2,7 @@
 """Objectives and updates from around preference optimization.
 
 They take other things than the log-probabilities of a pair: single responses
-with a label, parameters, advantages, rewards, denoising errors.
+with a label, parameters, rewards, denoising errors.
 """
 
 from typing import Any
@@ -141,38 +141,6 @@ def diffusion_dpo(
   check(error_BC=error_BC, ref_error_BC=ref_error_BC)
   ref_B = jax.lax.stop_gradient(margin(ref_error_BC))
   return -jax.nn.log_sigmoid(-0.5 * beta * (margin(error_BC) - ref_B))
-
-
-@checked
-def apa(
-  logp: ArrayLike,
-  ref_logp: ArrayLike,
-  advantage: ArrayLike,
-  *,
-  lam: ArrayLike = 0.1,
-) -> jax.Array:
-  """Advantage-induced policy alignment: regress log-ratios on advantages.
-
-      loss = ( log p - log r - advantage / lam )^2
-
-  Args:
-    logp: policy log-probability of each token; nats, any shape.
-    ref_logp: the same under the initial policy; no gradient.
-    advantage: estimated advantage of each token; no gradient.
-    lam: temperature, positive.
-
-  Returns:
-    One value per element, float32 or better.
-
-  Source: APA, arXiv:2306.02231, with its normaliser taken as 1.
-
-  >>> import jax.numpy as jnp
-  >>> half = jnp.array(-0.5)
-  >>> float(apa(half, half, jnp.array(0.5), lam=0.25))
-  4.0
-  """
-  target = widen(ref_logp) + widen(advantage) / lam
-  return jnp.square(widen(logp) - jax.lax.stop_gradient(target))
 
 
 @checked

@@ -8,6 +8,7 @@ from mrpo_jax.losses import (
   dispersion,
   multi,
   pair,
+  per_token,
   related,
   rewards,
   token_weights,
@@ -40,6 +41,13 @@ LOSSES = {
 }
 # All but the maker of losses.
 refuse_unknown(loss for loss in LOSSES.values() if loss is not pair.combine)
+# Of the tokens of rollouts; a batch's loss is their mean.
+OF_TOKENS = {
+  "apa": per_token.apa,
+  "awr": per_token.awr,
+  "ppo": per_token.ppo_clip,
+}
+refuse_unknown([per_token.token_mean])
 # A published method is a loss with that paper's choices; each may be changed.
 PUBLISHED = {
   # The released 0.29 is 1 / mean: Llama-3-8B-Instruct on UltraFeedback.
@@ -113,4 +121,4 @@ def names() -> list[str]:
   >>> names()[:3]
   ['alpha_dpo', 'alpha_po', 'aot']
   """
-  return sorted({*LOSSES, *PUBLISHED})
+  return sorted({*LOSSES, *PUBLISHED, *OF_TOKENS})
