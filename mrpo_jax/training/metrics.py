@@ -7,7 +7,7 @@ import itertools
 import jax.numpy as jnp
 
 from mrpo_jax import losses
-from mrpo_jax.losses.per_token import token_mean
+from mrpo_jax.losses.related import token_mean
 from mrpo_jax.training.figures import losses_of, reference_logps
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every loss of `batch`, `pair`, `per_token`, `related`, `rewards`,
-`unreferenced` promises alike; its own values stand in its module's file."""
+"""What every loss of `batch`, `pair`, `related`, `rewards`, `unreferenced`
+promises alike; its own values stand in the file of its module."""
 
 import functools
 import inspect
@@ -18,7 +18,7 @@ from tests.material import losses_fixture as fixture
 REQUIRED = inspect.Parameter.empty
 SMOOTHED = dict(beta=0.1, label_smoothing=0.0)
 WEIGHTS = dict(desirable_weight=1.0, undesirable_weight=1.0)
-# Every public function of the six modules, with its keywords.
+# Every public function of the five modules, with its keywords.
 DEFAULTS = {
   "accelerate": dict(alpha=0.3),
   "adaptive_beta": dict(beta=0.1, strength=0.6, valid_B=None),
@@ -66,7 +66,7 @@ DEFAULTS = {
   "tpo": dict(beta=0.1, alpha=0.05),
   "value_loss": dict(),
 }
-MODULES = {"batch", "pair", "per_token", "related", "rewards", "unreferenced"}
+MODULES = {"batch", "pair", "related", "rewards", "unreferenced"}
 NOT_OF_ARRAYS = {"accelerate", "combine", "ema"}
 FUNCTIONS = {
   name: getattr(losses, name) for name in DEFAULTS if name not in NOT_OF_ARRAYS

@@ -15,7 +15,7 @@ from mrpo_jax.losses.methods.inputs import (
   inputs_of,
   refuse_unknown,
 )
-from mrpo_jax.losses.per_token import token_mean
+from mrpo_jax.losses.related import token_mean
 
 POLICY_BC = jnp.array([[-6.0, -9.0], [-4.0, -2.0]])
 FIGURES_BC = dict(

@@ -291,7 +291,7 @@ def keywords_of(name):
   return [] if taken == "nothing" else taken.split(", ")
 
 
-# Those of tokens are in test_per_token.py: here the sums are given.
+# Those of tokens are in test_token_loss.py: here the sums are given.
 CASES = [
   (name, keyword)
   for name in NAMES

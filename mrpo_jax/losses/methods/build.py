@@ -4,7 +4,7 @@
 import dataclasses
 from typing import Any
 
-from mrpo_jax.losses import pair, per_token, rewards
+from mrpo_jax.losses import pair, related, rewards
 from mrpo_jax.losses.arguments import (
   arrays_of,
   by_name,
@@ -153,7 +153,7 @@ def _token_method(name, given):
   hyper = {key: one for key, one in given.items() if key != "value_weight"}
   weight = float(given.get("value_weight", VALUE_WEIGHT))
   tokens = TokenLoss(OF_TOKENS[name], hyper, weight)
-  mean = _method(name, per_token.token_mean, {})
+  mean = _method(name, related.token_mean, {})
   return dataclasses.replace(mean, tokens=tokens)
 
 

@@ -8,7 +8,6 @@ from mrpo_jax.losses import (
   dispersion,
   multi,
   pair,
-  per_token,
   related,
   rewards,
   token_weights,
@@ -43,11 +42,11 @@ LOSSES = {
 refuse_unknown(loss for loss in LOSSES.values() if loss is not pair.combine)
 # Of the tokens of rollouts; a batch's loss is their mean.
 OF_TOKENS = {
-  "apa": per_token.apa,
-  "awr": per_token.awr,
-  "ppo": per_token.ppo_clip,
+  "apa": related.apa,
+  "awr": related.awr,
+  "ppo": related.ppo_clip,
 }
-refuse_unknown([per_token.token_mean])
+refuse_unknown([related.token_mean])
 # A published method is a loss with that paper's choices; each may be changed.
 PUBLISHED = {
   # The released 0.29 is 1 / mean: Llama-3-8B-Instruct on UltraFeedback.

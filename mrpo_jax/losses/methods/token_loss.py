@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.losses.arguments import arrays_of, keywords_of
-from mrpo_jax.losses.per_token import (
+from mrpo_jax.losses.related import (
   importance_ratio,
   ppo_clip,
   value_loss,

@@ -8,8 +8,7 @@ import pytest
 
 from mrpo_jax import losses
 from mrpo_jax.losses.methods.token_loss import GIVEN
-from mrpo_jax.losses.per_token import token_mean
-from mrpo_jax.losses.related import MAX_EXPONENT
+from mrpo_jax.losses.related import MAX_EXPONENT, token_mean
 
 
 def close(got, want, rtol=1e-6):
