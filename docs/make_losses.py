@@ -12,6 +12,7 @@ from mrpo_jax import losses
 from mrpo_jax.losses.arguments import arrays_of, keywords_of
 from mrpo_jax.losses.methods.catalogue import PUBLISHED
 from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS
+from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT
 
 PAGE = pathlib.Path(__file__).parent / "guide" / "losses.md"
 HEAD = """\
@@ -28,7 +29,9 @@ over response tokens; `mean_logp` is the same per response token; `logratio` is
 policy minus reference.
 
 `config.loss.name` is one of these, and the other keys of `config.loss` are
-keywords of `losses.build`.  Values after `=` are the defaults.  Every name but
+keywords of `losses.build`.  Values after `=` are the defaults.  `apa`, `awr`
+and `ppo` learn from single tokens of [rollouts](rollouts.md), are means over
+all tokens of a batch, and take what stands in their line.  Every other name but
 `nll` also takes `nll` (weight of an added likelihood term) and, but for
 `tdpo`, `token_weight`; what does not ask for `mean_logp_BC` takes `scale`; what
 takes a reference takes several of them with `mixture`, `clip` and `weights`
@@ -61,13 +64,18 @@ def table():
       (
         f"`{name}`",
         first_line(name, method),
-        ", ".join(f"`{array}`" for array in arrays_of(method.loss)),
+        ", ".join(f"`{array}`" for array in arrays_of(function(method))),
         needs(method),
         keywords(name, method),
         source(name, method),
       )
     )
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def function(method):
+  """The function of arrays that a name stands for."""
+  return method.loss if method.tokens is None else method.tokens.policy
 
 
 def built(name):
@@ -92,8 +100,11 @@ def needs(method):
 def keywords(name, method):
   """Defaults of the loss, and the choices of a published method."""
   hidden = {*INPUTS, *(["weight"] if name == "mnpo" else [])}
-  own = {k: v for k, v in keywords_of(method.loss).items() if k not in hidden}
+  taken = keywords_of(function(method))
+  own = {k: v for k, v in taken.items() if k not in hidden}
   own |= method.numbers
+  if method.tokens is not None:
+    own["value_weight"] = VALUE_WEIGHT
   choices = PUBLISHED.get(name, {})
   own |= {k: v for k, v in choices.items() if k != "loss"}
   if name == "combine":
@@ -109,8 +120,8 @@ def shown(value):
 
 def described(name, method):
   """The docstring that describes the name."""
-  function = getattr(losses, name, None) or DESCRIBED.get(name, method.loss)
-  return inspect.getdoc(function)
+  found = getattr(losses, name, None) or DESCRIBED.get(name, function(method))
+  return inspect.getdoc(found)
 
 
 def first_line(name, method):

@@ -237,7 +237,7 @@ def figure_shardings(given, mesh):
   """
 
   def sharding(path, _):
-    is_of_tokens = path[0].key.endswith("_ARMK")
+    is_of_tokens = path[0].key.endswith(("_ARM", "_ARMK"))
     return rows_sharding(mesh) if is_of_tokens else replicated(mesh)
 
   return jax.tree.map_with_path(sharding, given)

@@ -32,7 +32,7 @@ MODULES = (
   ),
   *("token_weights", "mixture", "weighting", "multi", "metrics", "related"),
   *("methods.build", "methods.catalogue", "methods.inputs"),
-  *("methods.mixing", "methods.method"),
+  *("methods.mixing", "methods.method", "methods.token_loss"),
 )
 
 

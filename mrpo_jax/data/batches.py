@@ -67,12 +67,15 @@ class Known:
   arrays: dict  # name -> [N, ...]
   # Per reference, None or N of (chosen, rejected) log-probability per token.
   token_logps: tuple = ()
+  # name -> N of (chosen, rejected) values per token: of rollouts.
+  tokens: dict = dataclasses.field(default_factory=dict)
 
   def of(self, packing, indices, views):
     """The same of the pairs of one step; 0 where a batch holds fewer.
 
-    Log-probabilities of tokens stand where view 0 has the tokens:
-    `ref_token_logp_ARMK`, a tuple over its parts, 0 for references without.
+    What is of tokens stands where view 0 has them, in tuples over its parts:
+    log-probabilities as `ref_token_logp_ARMK`, 0 for references without, and
+    a dict of the other values as `tokens_ARM`.
     """
     given = {}
     for name, array in self.arrays.items():
@@ -84,16 +87,21 @@ class Known:
         np.stack([_spread(one, indices, part) for one in self.token_logps], -1)
         for part in views[0]
       )
+    if self.tokens:
+      given["tokens_ARM"] = tuple(
+        {name: _spread(one, indices, part) for name, one in self.tokens.items()}
+        for part in views[0]
+      )
     return given
 
 
 NOTHING = Known({})
 
 
-def _spread(token_logps, indices, part):
-  """value_ARM of one reference, where the tokens stand in a part of a view."""
+def _spread(token_values, indices, part):
+  """value_ARM of every token, where it stands in a part of a view."""
   value_ARM = np.zeros(part.slots_RM.shape, np.float32)
-  if token_logps is None:
+  if token_values is None:
     return value_ARM
   value_M, slot_M = value_ARM.reshape(-1), part.slots_RM.reshape(-1)
   # The tokens of a response stand together, in their order.
@@ -101,8 +109,8 @@ def _spread(token_logps, indices, part):
   for start in starts:
     pair, choice = divmod(int(slot_M[start]), 2)
     if pair < len(indices):
-      logp = token_logps[indices[pair]][choice]
-      value_M[start : start + len(logp)] = logp
+      values = token_values[indices[pair]][choice]
+      value_M[start : start + len(values)] = values
   return value_ARM
 
 

@@ -27,6 +27,7 @@ from mrpo_jax.hub.folder import (
   whole,
 )
 from mrpo_jax.hub.write import finite, write_beside, write_tensors
+from mrpo_jax.models.config import VALUED
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -55,7 +56,8 @@ def load(path, config):
 
   Returns:
     (adapter, arrays): lora.Adapter without dropout, and float32 arrays of
-    the host in the shape of `lora.adapter_table`.  Of a module that holds
+    the host in the shape of `lora.adapter_table`, but without a value head,
+    which no folder holds.  Of a module that holds
     several leaves (a fused query, key and value), each gets its own `a`.
     Where modules or layers differ in rank, smaller ones are filled up with
     zeros; where they differ in scale, the adapter has it for each layer.
@@ -113,7 +115,8 @@ def save(
     dtype: floating type of the file; None keeps that of the arrays.
 
   Raises:
-    InputError: the folder is taken, or a number is not finite in that dtype.
+    InputError: the folder is taken, a number is not finite in that dtype, or
+      there is a value head.
     OSError: the disk refuses.
   """
   matrices, tensors, modules = _matrices(config), {}, {}
@@ -122,6 +125,11 @@ def save(
   for names in modules.values():
     parts = [(matrices[name], arrays["blocks"][name]) for name in names]
     tensors |= _module_tensors(parts)
+  if config.head == VALUED:
+    raise InputError(
+      "a value head has no place in an adapter's folder; save what "
+      "`parameters.language_model` gives, without it"
+    )
   if config.head == "scalar":
     tensors[SCORE] = np.asarray(arrays["score"])
   if dtype is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mrpo_jax import files, parallel
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub.folder import (
   config_file,
   floating,
@@ -20,8 +20,14 @@ from mrpo_jax.hub.folder import (
   stored,
   tensor_infos,
 )
+from mrpo_jax.models import parameters
+from mrpo_jax.models.config import VALUED
 from mrpo_jax.models.families import FAMILIES
-from mrpo_jax.models.families.read import config_from_hf, with_scalar_head
+from mrpo_jax.models.families.read import (
+  config_from_hf,
+  with_scalar_head,
+  with_value_head,
+)
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 BUFFERS = re.compile(
@@ -49,7 +55,8 @@ def load(path, *, dtype=None, mesh=None, rules=None, head=None):
       device.
     rules: changes to `parallel.RULES`; see `parallel.rules_of`.
     head: "scalar" gives a causal LM a scalar head of zeros in place of its
-      own, and leaves a reward model as it is; None is what the folder holds.
+      own, and leaves a reward model as it is; "tokens+value" gives it a value
+      head of zeros beside its own; None is what the folder holds.
 
   Returns:
     (config, params): ModelConfig and a tree in the shape of `parameters.table`.
@@ -61,12 +68,15 @@ def load(path, *, dtype=None, mesh=None, rules=None, head=None):
   config = found = read_config(path)
   if head == "scalar":
     config = with_scalar_head(found)
+  if head == VALUED:
+    with blames(path, InputError):
+      config = with_value_head(found)
   leaves = stored(config)
   shardings = jax.tree.map(lambda one: None, leaves)
   if mesh is not None:
     shardings = parallel.param_shardings(config, mesh, rules)
   infos = tensor_infos(pathlib.Path(path))
-  made = ["score"] if config.head != found.head else []
+  made = [*parameters.numbers(leaves)] if config.head != found.head else []
   names = _match(infos, found, made, leaves, path)
   embed = names[leaves["embed"].name]
   if config.tied:
@@ -111,7 +121,7 @@ def _match(infos, config, made, leaves, folder):
   names = {
     name: name.removeprefix(family.prefix) if bare else name for name in shapes
   }
-  unread = [family.of("head")] if config.tied or made else []
+  unread = [family.of("head")] if config.tied or "score" in made else []
   known = {*names.values(), *unread}
   refuse_names(
     folder,

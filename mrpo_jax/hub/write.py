@@ -52,8 +52,9 @@ def save(
       None for the model's first and end tokens.
 
   Raises:
-    InputError: the folder is taken, the parameters do not fit the config, or
-      one is not finite in that dtype.
+    InputError: the folder is taken, the parameters do not fit the config, one
+      is not finite in that dtype, or there is a value head, which is neither
+      written nor lost: `parameters.language_model` leaves it out.
     OSError: the disk refuses.
   """
   dtype = None if dtype is None else floating(dtype)

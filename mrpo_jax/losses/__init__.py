@@ -52,11 +52,14 @@ from mrpo_jax.losses.related import accelerate as accelerate
 from mrpo_jax.losses.related import advantage_weighted as advantage_weighted
 from mrpo_jax.losses.related import apa as apa
 from mrpo_jax.losses.related import apo_zero_unpaired as apo_zero_unpaired
+from mrpo_jax.losses.related import awr as awr
 from mrpo_jax.losses.related import bradley_terry as bradley_terry
 from mrpo_jax.losses.related import diffusion_dpo as diffusion_dpo
 from mrpo_jax.losses.related import ema as ema
 from mrpo_jax.losses.related import expectile as expectile
 from mrpo_jax.losses.related import kto_unpaired as kto_unpaired
+from mrpo_jax.losses.related import ppo_clip as ppo_clip
+from mrpo_jax.losses.related import value_loss as value_loss
 from mrpo_jax.losses.rewards import apo_down as apo_down
 from mrpo_jax.losses.rewards import apo_zero as apo_zero
 from mrpo_jax.losses.rewards import bco as bco

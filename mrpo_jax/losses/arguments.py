@@ -21,8 +21,9 @@ PairLoss = Callable[..., jax.Array]  # called as loss(logratio_BC, beta=beta)
 
 # Numbers that would divide by zero or turn a loss around.
 POSITIVE = {"beta", "temperature", "beta_prime", "eta", "std", "epsilon"}
-POSITIVE |= {"cap", "prior", "window", "vocab_size"}
-NOT_NEGATIVE = {"desirable_weight", "undesirable_weight", "epsilon_max", "lam"}
+POSITIVE |= {"cap", "prior", "window", "vocab_size", "lam", "cliprange"}
+NOT_NEGATIVE = {"desirable_weight", "undesirable_weight", "epsilon_max"}
+NOT_NEGATIVE |= {"value_weight"}
 SHARES = {"label_smoothing", "win_rate", "phi", "mixing", "rate", "tau"}
 INFINITE = {"p"}  # may be
 OPTIONAL = {"adaptive_beta", "running"}

@@ -6,6 +6,7 @@ import dataclasses
 from mrpo_jax.models.rope import Rope, check_rope
 
 LARGEST = 2**31 - 1
+VALUED = "tokens+value"  # the head that also says what a response is worth
 SIZES = (
   *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim"),
   "mlp_width",
@@ -58,8 +59,9 @@ class ModelConfig:
   residual_scale: float = 1.0  # of each branch
   logits_scale: float = 1.0
   logits_softcap: float | None = None
-  # "tokens": a logit for each of the vocabulary; "scalar": one number, a
-  # reward, of a model that says nothing.
+  # "tokens": a logit for each of the vocabulary; "tokens+value": beside them
+  # one number, the value of what was said so far; "scalar": one number alone,
+  # a reward, of a model that says nothing.
   head: str = "tokens"
   # The config.json it came from, as text: what `hub.save` writes.
   source: str = dataclasses.field(default="", compare=False, repr=False)

@@ -71,7 +71,7 @@ def adapter_table(table, adapter):
 
   Returns:
     {"blocks": {target: {"a": ArraySpec, "b": ArraySpec}}}, and the model's
-    "score" where it has a scalar head, which is trained whole.
+    "score" or "value_head" where it has such a head, which is trained whole.
 
   Raises:
     ValueError: a target that is no matrix of the blocks, or a rank that is
@@ -86,12 +86,7 @@ def adapter_table(table, adapter):
         f"{', '.join(known)}"
       )
   pairs = {name: _pair(known[name], name, adapter.rank) for name in targets}
-  return {"blocks": pairs, **_score(table)}
-
-
-def _score(tree):
-  """The scalar head of a tree, {} where it has none."""
-  return {"score": tree["score"]} if "score" in tree else {}
+  return {"blocks": pairs, **parameters.numbers(table)}
 
 
 def _pair(spec, name, rank):
@@ -155,7 +150,7 @@ def attach(params, arrays, adapter, place=jnp.asarray):
       scales=None if own is None else place(np.asarray(own, np.float32)),
       dropout=adapter.dropout,
     )
-  return {**params, "blocks": blocks, **_score(arrays)}
+  return {**params, "blocks": blocks, **parameters.numbers(arrays)}
 
 
 def split(params):
@@ -172,8 +167,8 @@ def split(params):
   if not pairs:
     return None, params
   frozen = map_weights(lambda leaf: leaf.replace(a=None, b=None), params)
-  score = _score(params)
-  return frozen | dict.fromkeys(score), {"blocks": pairs, **score}
+  heads = parameters.numbers(params)
+  return frozen | dict.fromkeys(heads), {"blocks": pairs, **heads}
 
 
 def join(frozen, trained, key=None):
@@ -195,7 +190,7 @@ def join(frozen, trained, key=None):
         key=jax.random.split(jax.random.fold_in(key, i), layers)
       )
     blocks[name] = leaf
-  return {**frozen, "blocks": blocks, **_score(trained)}
+  return {**frozen, "blocks": blocks, **parameters.numbers(trained)}
 
 
 def strip(params):

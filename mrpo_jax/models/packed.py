@@ -51,7 +51,9 @@ def token_figures(
     rows: Rows without the axis A.
     pairs: B, static.
     computation: Computation.
-    also: further figures; see `head.token_figures`.
+    also: further figures; see `head.token_figures`; and "value", of a value
+      head, the number before each token: of the state that predicts it.
+      Gradients flow to the head and to the decoder under it.
     against: (config, params, Computation) of a reference with the same
       vocabulary, run on the same rows; see `head.token_figures`.
 
@@ -69,16 +71,32 @@ def token_figures(
 
   used = jnp.max(jnp.sum(rows.slots_RM < 2 * pairs, axis=1))
   ref_config, _, ref_computation = against or (config, None, computation)
-  return head.token_figures(
-    *scored(config, params, computation),
+  hidden_RMD, head_VD = scored(config, params, computation)
+  figures = head.token_figures(
+    hidden_RMD,
+    head_VD,
     rows.targets_RM,
     used,
-    also=also,
+    also=tuple(name for name in also if name != "value"),
     against=None if against is None else scored(*against),
     softcaps=(config.logits_softcap, ref_config.logits_softcap),
     chunk=computation.chunk,
     vocabulary=computation.vocabulary,
     partitions=(computation.partition, ref_computation.partition),
+  )
+  if "value" in also:
+    figures["value"] = _numbers(hidden_RMD, params["value_head"])
+  return figures
+
+
+def _numbers(hidden_RTD, head_1D):
+  """number_RT: a head of one number at every state, float32 or better."""
+  wide = jnp.promote_types(hidden_RTD.dtype, jnp.float32)
+  return jnp.einsum(
+    "RTD,D->RT",
+    hidden_RTD.astype(wide),
+    head_1D[0].astype(wide),
+    precision="highest",
   )
 
 
@@ -110,13 +128,7 @@ def rewards(config, params, rows, pairs, computation=DEFAULT):
     float32 or better; 0 for a response that does not stand in the rows.
   """
   hidden_RTD = _hidden(config, params, rows, computation)
-  wide = jnp.promote_types(hidden_RTD.dtype, jnp.float32)
-  value_RT = jnp.einsum(
-    "RTD,D->RT",
-    hidden_RTD.astype(wide),
-    params["score"][0].astype(wide),
-    precision="highest",
-  )
+  value_RT = _numbers(hidden_RTD, params["score"])
   slot_RT = _response_slots(rows)
   next_RT = jnp.roll(slot_RT, -1, axis=1).at[:, -1].set(NONE)
   is_last_RT = slot_RT != next_RT

@@ -11,6 +11,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mrpo_jax.models.config import VALUED
+
+# Heads of one number: trained whole beside an adapter, and never quantised.
+NUMBERS = ("score", "value_head")
+
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
@@ -44,6 +49,9 @@ def table(config):
     specs["score"] = ArraySpec((1, width), (None, "embed"), start=0.0)
   elif not config.tied:
     specs["head"] = tokens
+  if config.head == VALUED:
+    # From zero: the first advantages are of rewards alone.
+    specs["value_head"] = ArraySpec((1, width), (None, "embed"), start=0.0)
   return specs
 
 
@@ -113,6 +121,22 @@ def _matrix(name, inputs, outputs, has_bias, factor=1.0):
   if has_bias:
     specs[f"{name}_bias"] = ArraySpec(outs, out_axes, start=0.0)
   return specs
+
+
+def numbers(tree):
+  """The heads of one number of a tree, {} where it has none."""
+  return {name: tree[name] for name in NUMBERS if name in tree}
+
+
+def language_model(config, params):
+  """(config, params) without the value head; as they are without one.
+
+  `params` are a model's, or those of an adapter.
+  """
+  if config.head != VALUED:
+    return config, params
+  config = dataclasses.replace(config, head="tokens")
+  return config, {k: one for k, one in params.items() if k != "value_head"}
 
 
 def is_spec(node):

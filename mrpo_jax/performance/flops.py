@@ -14,12 +14,13 @@ import jax
 import numpy as np
 
 from mrpo_jax.models import parameters
+from mrpo_jax.models.config import VALUED
 
 FORMULA = (
   "forward = tokens x 2 x matrix parameters of the blocks"
   " + sum over layers of 4 x heads x head_dim x visible keys"
   " + scored tokens (of a scalar head: responses) x 2 x width x vocabulary"
-  " (of a scalar head: 1); policy x 3, references x 1"
+  " (of a scalar head: 1; a value head: 1 more); policy x 3, references x 1"
 )
 
 
@@ -90,7 +91,8 @@ def _outputs(config, length_N2):
   """Numbers that the head gives for the responses."""
   if config.head == "scalar":
     return int((length_N2 > 0).sum())  # one for each
-  return config.vocab_size * int(length_N2.sum())
+  each = config.vocab_size + (config.head == VALUED)
+  return each * int(length_N2.sum())
 
 
 def training(config, length_N3, adapter=0):

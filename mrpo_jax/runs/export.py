@@ -13,7 +13,8 @@ from mrpo_jax.data.tokenizer import with_template
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
 from mrpo_jax.hub.folder import generation_config
-from mrpo_jax.models import lora
+from mrpo_jax.models import lora, parameters
+from mrpo_jax.models.config import VALUED
 from mrpo_jax.runs.inference.policy import (
   adapted_params,
   read_checkpoint,
@@ -30,11 +31,16 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
 
   Of a run that trained an adapter, that adapter as PEFT writes it; with
   `merge` the whole model, the adapter added to its base.  `dtype` is that of
-  the files; None keeps the one that was trained.
+  the files; None keeps the one that was trained.  A value head is left out.
   """
   found = read_checkpoint(workdir, step)
   workdir, step, model = found.workdir, found.step, found.model
   params, adapter = found.params, found.adapter
+  if model.head == VALUED:
+    logger.info(
+      "the value head is left out: model folders have no place for it; the "
+      "checkpoint keeps it"
+    )
   beside = dict(tokenizer=_tokenizer(found), dtype=dtype)
   card = functools.partial(
     card_text, found.content, step, _metrics(workdir, step)
@@ -47,10 +53,12 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
         "a whole model"
       )
     about = dict(base=found.origin, card=card(library="peft"))
+    model, params = parameters.language_model(model, params)
     peft.save(to, model, adapter, params, **about, **beside)
   else:
     if adapter is not None:
       params = lora.merge(adapted_params(found))
+    model, params = parameters.language_model(model, params)
     text = card(library="transformers")
     generation = _generation(found.origin, params, dtype)
     hub.save(to, model, params, card=text, generation=generation, **beside)

@@ -12,6 +12,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mrpo_jax import hub, parallel
 from mrpo_jax.data.tokenizer import id_count
@@ -20,8 +21,8 @@ from mrpo_jax.hub import peft
 from mrpo_jax.hub.folder import weight_files
 from mrpo_jax.models import lora, parameters, weights
 from mrpo_jax.models.attention import kernels
-from mrpo_jax.models.config import ModelConfig
-from mrpo_jax.models.families.read import with_scalar_head
+from mrpo_jax.models.config import VALUED, ModelConfig
+from mrpo_jax.models.families.read import with_scalar_head, with_value_head
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import Folder, ModelSection, NewAdapter
 from mrpo_jax.runs.config.models import POLICY_BASE, adapter_of_start
@@ -137,18 +138,26 @@ def abstract_models(described, mesh):
 
 def _models(described, read_base, adapted, copied):
   online = {k: one for k, one in described.items() if not one.model.scored}
-  bases = [one.section.base for one in online.values()]
+  bases = [_without_value(one.section.base) for one in online.values()]
   read, loaded = {}, {}
-  for name, one in online.items():
-    base = one.section.base
+  for (name, one), base in zip(online.items(), bases, strict=True):
     if base not in read:
       read[base] = read_base(one)
-    adapter, params = adapted(one, read[base])
+    params = read[base]
+    if one.model.config.head != VALUED:  # that of the policy is no reference's
+      params = {k: leaf for k, leaf in params.items() if k != "value_head"}
+    adapter, params = adapted(one, params)
     if one.section.is_policy and adapter is None and bases.count(base) > 1:
       # The step is given the policy's own arrays to overwrite.
       read[base] = jax.tree.map(copied, params)
     loaded[name] = Loaded(params, adapter)
   return loaded
+
+
+def _without_value(base):
+  """The Base whose arrays stand under a value head, so that they are shared."""
+  is_valued = base.head == VALUED
+  return dataclasses.replace(base, head="tokens") if is_valued else base
 
 
 def load_reference(one, mesh):
@@ -330,11 +339,13 @@ def _adapted(one, params, mesh, *, abstract=False):
     make = jax.jit(functools.partial(_new_adapter, own), out_shardings=to)
     make = functools.partial(jax.eval_shape, make) if abstract else make
     key = _random_key(section.seed, f"{section.key}.adapter")
-    arrays = make(key, params.get("score"))
+    arrays = make(key, parameters.numbers(params))
   else:
     adapter, arrays = peft.load(given.path, model)
     adapter = dataclasses.replace(adapter, dropout=given.dropout)
-    to = split(adapter)[1]
+    own, to = split(adapter)
+    if model.head == VALUED:  # from zero: no folder of an adapter holds one
+      arrays["value_head"] = np.zeros(own["value_head"].shape, np.float32)
     arrays = arrays if abstract else jax.device_put(arrays, to)
   arrays = parallel.abstract(arrays, to) if abstract else arrays
   put, everywhere = jax.device_put, parallel.replicated(mesh)
@@ -344,12 +355,11 @@ def _adapted(one, params, mesh, *, abstract=False):
   )
 
 
-def _new_adapter(table, key, score):
-  """Arrays of an adapter that changes nothing; the base's scalar head."""
+def _new_adapter(table, key, heads):
+  """Arrays of an adapter that changes nothing; the base's heads of a number."""
   arrays = lora.init_adapters(table, key)
-  if score is not None:
-    arrays["score"] = score.astype(arrays["score"].dtype)
-  return arrays
+  kept = {k: head.astype(arrays[k].dtype) for k, head in heads.items()}
+  return arrays | kept
 
 
 def _computation(policy, section, model, mesh):
@@ -382,6 +392,9 @@ def _model_config(section, tokenizers, read):
     found = read(made.path)
     if head == "scalar":
       return with_scalar_head(found)
+    if head == VALUED:
+      with blames(f"config.{section.key}: {made.path}", InputError):
+        return with_value_head(found)
     if found.head == "scalar":
       raise InputError(
         f"config.{section.key}: {made.path} is a reward model, which has no "

@@ -238,6 +238,11 @@ def chosen_method(config):
     if any(betas):
       betas = tuple(beta or method.beta for beta in betas)
       method = losses.build(name, **keywords, betas=betas)
+  if method.tokens is not None:
+    raise InputError(
+      f"config.loss.name={name!r} learns from what the policy itself says and "
+      "is rewarded for; preference pairs are not that"
+    )
   evaluates = config.data.eval and config.eval_every
   if method.mixing.by_pair and not config.data.reference_weights:
     raise InputError(

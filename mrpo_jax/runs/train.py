@@ -12,6 +12,8 @@ import numpy as np
 from mrpo_jax import files, parallel, processes
 from mrpo_jax.data.batches import evaluation_batches, training_batches
 from mrpo_jax.errors import InputError, StoppedRun
+from mrpo_jax.models import parameters
+from mrpo_jax.models.config import VALUED
 from mrpo_jax.models.families.read import config_to_hf
 from mrpo_jax.references.warnings import warnings
 from mrpo_jax.runs import owner
@@ -265,10 +267,13 @@ def _saving(manager, content, policy, adapter, check_owner):
   With the seed of its config, the pairs that are done are the place in the
   data.
   """
+  plain, _ = parameters.language_model(policy, {})
   about = {
     "config": content,
-    "model": config_to_hf(policy, content["policy"]["dtype"]),
+    "model": config_to_hf(plain, content["policy"]["dtype"]),
   }
+  if policy.head == VALUED:  # of which a config.json knows nothing
+    about["head"] = policy.head
   if adapter is not None:
     about["adapter"] = adapter.to_json()
 

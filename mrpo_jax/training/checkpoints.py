@@ -17,7 +17,8 @@ import orbax.checkpoint as ocp
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, StoppedRun, first_line
 from mrpo_jax.models import lora
-from mrpo_jax.models.families.read import config_from_hf
+from mrpo_jax.models.config import VALUED
+from mrpo_jax.models.families.read import config_from_hf, with_value_head
 
 logger = logging.getLogger(__name__)
 
@@ -393,6 +394,8 @@ def policy(workdir, step):
     reason = first_line(error)
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
   model, adapter = config_from_hf(meta["model"]), meta.get("adapter")
+  if meta.get("head") == VALUED:
+    model = with_value_head(model)
   if adapter is not None:
     adapter = lora.Adapter.of_json(adapter)
   return params, model, adapter, meta

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax import losses
+from mrpo_jax.losses.methods.token_loss import GIVEN
 from mrpo_jax.models import packed
 from mrpo_jax.training.stacked import Stacked
 
@@ -28,6 +29,8 @@ class FixedFigures:
   normalised_entropy_BC: jax.Array | None = None  # of reference 0, in [0, 1]
   # Of every token, nats; over the parts of the policy's view.
   token_logp_ARMK: tuple[jax.Array, ...] | None = None
+  # Of rollouts: {name: value of every token}, over the same parts.
+  tokens_ARM: tuple[dict[str, jax.Array], ...] | None = None
 
 
 @flax.struct.dataclass
@@ -49,6 +52,7 @@ class PolicyFigures:
   ref_score_BCK: jax.Array | None = None
   score_BC: jax.Array | None = None
   reward_BC: jax.Array | None = None  # of a scalar head, which has no others
+  tokens_BC: dict[str, jax.Array] | None = None  # of `losses.TokenLoss`
 
 
 def reference_figures(objective, references, views, given):
@@ -63,11 +67,12 @@ def reference_figures(objective, references, views, given):
       characters of the responses; `weight_BK` where the data weigh the
       references; where references were scored `ref_logp_BCK`
       and `ref_length_BCK` (of the others any number), `entropy_BC` of
-      reference 0 and `ref_token_logp_ARMK`, if the method needs them.  It may
-      be empty where all are online.
+      reference 0 and `ref_token_logp_ARMK`, if the method needs them;
+      `tokens_ARM` of rollouts.  It may be empty where all are online.
 
   Where the method needs the divergence from the reference, that one's
-  log-probabilities come with it, in the PolicyFigures.
+  log-probabilities come with it, in the PolicyFigures.  Of rollouts all is
+  given: no reference is run.
   """
   length_BC = objective.policy.lengths(views, objective.pairs)
   fixed = FixedFigures(
@@ -76,6 +81,8 @@ def reference_figures(objective, references, views, given):
     character_BC=given.get("character_BC"),
     weight_BK=given.get("weight_BK"),
   )
+  if objective.method.tokens is not None:
+    return fixed.replace(tokens_ARM=_of_rollouts(objective, given))
   if not objective.references:
     return fixed
   fixed = fixed.replace(ref_length_BCK=_lengths(objective, views, given))
@@ -108,6 +115,16 @@ def reference_figures(objective, references, views, given):
   if objective.method.token_weight is not None:
     fixed = fixed.replace(token_logp_ARMK=_tokens(objective, parts_of, given))
   return jax.lax.stop_gradient(fixed)
+
+
+def _of_rollouts(objective, given):
+  """What is given of every token; ValueError where it lacks."""
+  if "tokens_ARM" not in given:
+    raise ValueError(
+      f"loss {objective.method.name!r} learns from rollouts: the batch has no "
+      f"`tokens_ARM` of {', '.join(GIVEN)}"
+    )
+  return jax.lax.stop_gradient(given["tokens_ARM"])
 
 
 def _lengths(objective, views, given):
@@ -168,10 +185,14 @@ def _summed(name, parts, rows, pairs):
 
 
 def policy_parts(objective, views, fixed):
-  """The policy's parts, each with its references' token log-probabilities."""
+  """The policy's parts, each with what is known of its tokens beforehand.
+
+  That is the references' log-probabilities, and the values of rollouts.
+  """
   parts = views[objective.policy.view]
-  tokens = fixed.token_logp_ARMK or (None,) * len(parts)
-  return tuple(zip(parts, tokens, strict=True))
+  none = (None,) * len(parts)
+  known = (fixed.token_logp_ARMK or none, fixed.tokens_ARM or none)
+  return tuple(zip(parts, *known, strict=True))
 
 
 def policy_figures(objective, references, key, params, micro):
@@ -184,11 +205,23 @@ def policy_figures(objective, references, key, params, micro):
     params: the policy's.
     micro: one micro-batch of one of `policy_parts`.
   """
-  rows, ref_logp_RMK = micro
+  rows, ref_logp_RMK, known = micro
   method, pairs = objective.method, objective.pairs
   if method.of_rewards:
     reward_BC = objective.policy.rewards(params, rows, pairs)
     return PolicyFigures(reward_BC=reward_BC)
+
+  def summed(value):
+    return packed.per_response(value, rows.slots_RM, pairs)
+
+  if method.tokens is not None:
+    tokens = objective.policy.token_figures(
+      params, rows, pairs, also=("value",)
+    )
+    found = method.tokens(tokens["logp"], tokens["value"], known)
+    return PolicyFigures(
+      logp_BC=summed(tokens["logp"]), tokens_BC=jax.tree.map(summed, found)
+    )
   against = None
   if objective.needs("kl_BC"):
     base = objective.references[0]
@@ -197,10 +230,6 @@ def policy_figures(objective, references, key, params, micro):
   tokens = objective.policy.token_figures(
     params, rows, pairs, also=also, against=against
   )
-
-  def summed(value):
-    return packed.per_response(value, rows.slots_RM, pairs)
-
   logp_RM, excess_BC, kl_BC, ref_logp_BCK = tokens["logp"], None, None, None
   score_BC = ref_score_BCK = None
   if against is not None:
@@ -238,6 +267,8 @@ def method_arguments(figures, fixed):
   if figures.excess_BC is not None:
     length_BC = jnp.maximum(fixed.length_BC, 1.0)
     more["mean_excess_BC"] = figures.excess_BC / length_BC
+  if figures.tokens_BC is not None:
+    more["token_loss_BC"] = figures.tokens_BC["loss"]
   more = {name: value for name, value in more.items() if value is not None}
   return policy_BC, ref_BCK, more
 

@@ -7,6 +7,7 @@ import itertools
 import jax.numpy as jnp
 
 from mrpo_jax import losses
+from mrpo_jax.losses.related import token_mean
 from mrpo_jax.training.figures import losses_of, reference_logps
 
 
@@ -17,9 +18,12 @@ def pair_metrics(objective, state, figures, fixed):
   `virtual/` is against what stands for all K, in the method's unit (sums, or
   means per token); `policy/` against none, `policy_mean/` against none per
   token.  Log-probabilities are those of all tokens alike, whatever the loss
-  weighs them by.  A scalar head has rewards alone, by their plain names.
+  weighs them by.  A scalar head has rewards alone, by their plain names, and
+  rollouts the figures of their tokens.
   """
   method = objective.method
+  if method.tokens is not None:
+    return _of_tokens(figures, fixed)
   if method.of_rewards:
     loss_B = losses_of(objective, state, figures, fixed)
     reward_BC = figures.reward_BC
@@ -56,6 +60,38 @@ def pair_metrics(objective, state, figures, fixed):
   values |= losses.gradient_metrics(rewards["rewards/margins"])
   values |= _of_each_reference(objective, state, ref_BCK)
   return values | _as_they_are(objective, ref_logp_BCK, fixed)
+
+
+OF_TOKENS = {  # figures of `TokenLoss` -> names of metrics
+  "loss": "loss",
+  "policy": "loss/policy",
+  "value": "loss/value",
+  "kl": "kl/token",
+  "ratio": "ratio",
+  "clipped": "ratio/clipped",
+  "returns": "returns",
+}
+# By them stands how much of the returns a value explains.
+MOMENTS = ("returns_squared", "error", "error_squared")
+ALIKE = 1e-8  # variance of returns that do not differ
+
+
+def _of_tokens(figures, fixed):
+  """dict of value_B whose means are over tokens; see `token_mean`."""
+  return {
+    OF_TOKENS.get(name, name): token_mean(value_BC, fixed.length_BC)
+    for name, value_BC in figures.tokens_BC.items()
+  }
+
+
+def _explained(means):
+  """1 - Var(return - value) / Var(return): 1 for a value that foresees all.
+
+  0 for one that is the same everywhere, and where the returns are all one.
+  """
+  variance = means["returns_squared"] - means["returns"] ** 2
+  error = means["error_squared"] - means["error"] ** 2
+  return (1.0 - error / (variance + ALIKE)) * (variance > ALIKE)
 
 
 def _of_each_reference(objective, state, ref_BCK):
@@ -103,7 +139,10 @@ def _as_they_are(objective, ref_logp_BCK, fixed):
 
 
 def summary(values, mean):
-  """Means of value_B over pairs, and the deviations of those that spread.
+  """Means of value_B over pairs, and what follows from them.
+
+  That is the deviations of those that spread, and, of rollouts, how much of
+  the returns the value explains.
 
   `mean` takes one value_B, an array of any library.
   """
@@ -112,6 +151,9 @@ def summary(values, mean):
     if name == "gradient_scale" or _is_margin(name):
       variance = mean((value_B - means[name]) ** 2)
       means[f"{name}_sd"] = variance**0.5
+  if "error" in means:
+    means["value/explained_variance"] = _explained(means)
+    means = {name: one for name, one in means.items() if name not in MOMENTS}
   return means
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mrpo_jax.losses.methods.method import Method
 from mrpo_jax.models import packed
-from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.config import VALUED, ModelConfig
 from mrpo_jax.shapes import axes_of
 
 
@@ -73,12 +73,16 @@ class Objective:
   def check(self):
     """Raises ValueError where the models cannot give what the method needs."""
     head = "scalar" if self.method.of_rewards else "tokens"
+    if self.method.tokens is not None:
+      head = VALUED
     if self.policy.config.head != head:
       raise ValueError(
         f"loss {self.method.name!r} trains a model whose head is {head!r}, but "
         f"the policy's is {self.policy.config.head!r}: set policy.head"
       )
-    if len(self.references) > 1 and not self.method.takes_reference:
+    compares = self.method.tokens is None  # else rollouts have compared before
+    takes = self.method.takes_reference
+    if len(self.references) > 1 and compares and not takes:
       raise ValueError(
         f"loss {self.method.name!r} has no reference, and metrics compare with "
         f"one alone, got {', '.join(self.names)}: leave the others out"

@@ -7,7 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from mrpo_jax.data.batches import Packing, evaluation_batches, training_batches
+from mrpo_jax.data.batches import (
+  Known,
+  Packing,
+  evaluation_batches,
+  training_batches,
+)
 from mrpo_jax.data.encode import Encoded
 
 PAIRS = [Encoded([n], [n + 100], [n + 200], None) for n in range(10)]
@@ -90,3 +95,26 @@ def test_evaluation_sees_every_pair_in_order_once():
 def test_a_batch_that_does_not_divide_is_refused():
   with pytest.raises(ValueError, match="batch=5 does not divide over 2"):
     Packing(batch=5, length=16, rows=2, processes=2)
+
+
+def test_values_of_tokens_stand_where_their_tokens_do():
+  pairs = [Encoded([3], [5, 6], []), Encoded([4, 4], [7], [8, 9, 10])]
+  # Ten times its token, and a tenth of it.
+  tokens = {
+    name: [
+      tuple(np.array(ids) * factor for ids in (p.chosen_ids, p.rejected_ids))
+      for p in pairs
+    ]
+    for name, factor in (("ten", 10.0), ("tenth", 0.1))
+  }
+  known = Known({}, tokens=tokens)
+  for indices in ([0, 1], [1, 0], [1]):  # fewer than a batch, too
+    for process in range(2):
+      packing = Packing(4, length=16, rows=2, process=process, processes=2)
+      view = packing.of([pairs * 2], np.array(indices))
+      given = known.of(packing, np.array(indices), view)["tokens_ARM"]
+      for rows, values in zip(view[0], given, strict=True):
+        is_token = rows.slots_RM < 8
+        want = np.where(is_token, rows.targets_RM, 0)
+        np.testing.assert_allclose(values["ten"], want * 10.0)
+        np.testing.assert_allclose(values["tenth"], want * 0.1, rtol=1e-6)

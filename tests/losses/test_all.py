@@ -31,6 +31,7 @@ DEFAULTS = {
   "apo_down": dict(beta=0.1),
   "apo_zero": dict(beta=0.1),
   "apo_zero_unpaired": dict(beta=0.1),
+  "awr": dict(lam=2.0),
   "bco": dict(beta=0.1, shift=0.0),
   "bradley_terry": dict(center=0.0),
   "cal_dpo": dict(beta=0.1, square_weight=1.0),
@@ -54,6 +55,7 @@ DEFAULTS = {
   "nca": dict(beta=0.1),
   "nll": dict(),
   "orpo": dict(weight=0.1),
+  "ppo_clip": dict(cliprange=0.2),
   "r_dpo": dict(beta=0.1, alpha=0.05),
   "rainbow_po": dict(beta=10.0, mixing=0.25, home_advantage=0.1, scale_B=1.0),
   "robust_dpo": dict(beta=0.1, scale_B=1.0, label_smoothing=0.1),
@@ -62,6 +64,7 @@ DEFAULTS = {
   "sppo": dict(beta=0.1),
   "sppo_hard": dict(beta=0.1),
   "tpo": dict(beta=0.1, alpha=0.05),
+  "value_loss": dict(),
 }
 MODULES = {"batch", "pair", "related", "rewards", "unreferenced"}
 NOT_OF_ARRAYS = {"accelerate", "combine", "ema"}
@@ -89,18 +92,21 @@ SCALED = [name for name in FUNCTIONS if "scale_B" in DEFAULTS[name]]
 CONSTANT = {
   "advantage",
   "advantage_B",
+  "behaviour_logp",
   "length_BC",
   "margin_B",
   "ref_error_BC",
   "ref_logp",
   "ref_logp_BC",
   "ref_mean_logp_BC",
+  "returns",
   "running_margin",
   "win_rate_BC",
 }
 VALUES = dict(
   advantage=0.2 * fixture.logratio_BC,
   advantage_B=0.1 * fixture.logratio_BC[:, 0],
+  behaviour_logp=fixture.ref_mean_logp_BC,
   desirable_B=np.array([True, False, False, True]),
   error_BC=2e-4 * fixture.entropy_BC,
   gold_mean_logp_B=fixture.ref_mean_logp_BC[:, 1],
@@ -118,8 +124,10 @@ VALUES = dict(
   ref_logp_BC=fixture.ref_logp_BC,
   ref_mean_logp_BC=fixture.ref_mean_logp_BC,
   residual=fixture.logratio_BC,
+  returns=fixture.ref_mean_logp_BC,
   reward_BC=fixture.logratio_BC,
   running_margin=np.array(0.7),
+  value=fixture.policy_mean_logp_BC,
   win_rate_BC=np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.7], [0.2, 0.8]]),
 )
 

@@ -87,8 +87,9 @@ def test_every_function_of_arrays_is_here():
     *("accelerate", "build", "combine", "ema", "measured", "names"),
     *("sliding_window", "thompson"),
     # Of arrays of any shape.
-    *("apa", "bridged", "down_sample", "expectile", "length_desensitized"),
-    *("normalised_entropy", "temporal_decay"),
+    *("apa", "awr", "bridged", "down_sample", "expectile"),
+    *("length_desensitized", "normalised_entropy", "ppo_clip"),
+    *("temporal_decay", "value_loss"),
   }
 
 

@@ -15,12 +15,14 @@ from mrpo_jax.losses.methods.inputs import (
   inputs_of,
   refuse_unknown,
 )
+from mrpo_jax.losses.related import token_mean
 
 POLICY_BC = jnp.array([[-6.0, -9.0], [-4.0, -2.0]])
 FIGURES_BC = dict(
   length_BC=jnp.array([[3, 3], [2, 0]]),
   kl_BC=jnp.array([[0.5, 0.25], [1.0, 2.0]]),
   normalised_entropy_BC=jnp.full((2, 2), np.exp(-3.0)),
+  token_loss_BC=jnp.array([[4.0, 0.0], [2.5, 0.0]]),
   valid_B=jnp.array([True, False]),
 )
 
@@ -54,6 +56,7 @@ MADE = {
   "ref_margin_BK": [1.0, -2.0],  # of each of K, here the one
   "length_BC": [[3, 3], [2, 0]],
   "kl_BC": [[0.5, 0.25], [1.0, 2.0]],
+  "token_loss_BC": [[4.0, 0.0], [2.5, 0.0]],
   "valid_B": [True, False],
   "scale_B": [1.0, 1.0],
   "phi_B": [0.25, 0.25],
@@ -112,7 +115,8 @@ def test_a_mask_is_not_needed():
 
 
 def test_every_array_is_asked_for_by_some_loss():
-  asked = {name for loss in LOSSES.values() for name in inputs_of(loss)}
+  some = [*LOSSES.values(), token_mean]  # the mean of what is of tokens
+  asked = {name for loss in some for name in inputs_of(loss)}
   assert asked == {*INPUTS}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mrpo_jax import losses
+from mrpo_jax.losses.methods.catalogue import OF_TOKENS
 
 REF = jnp.array([[[-40.0, -44.0, -38.0], [-46.0, -45.0, -47.0]]])
 POLICY = jnp.array([[-39.0, -46.5]])
@@ -132,6 +133,7 @@ def test_a_weight_per_reference():
 RNG = np.random.default_rng(7)
 LENGTH = jnp.asarray(RNG.integers(2, 9, (4, 2)).astype(np.float32))
 FIGURES = dict(
+  token_loss_BC=jnp.array([[9.0, 0.5], [2.0, 3.0], [0.0, 4.0], [1.0, 7.0]]),
   length_BC=LENGTH,
   kl_BC=jnp.asarray(RNG.uniform(0, 3, (4, 2)).astype(np.float32)),
   mean_excess_BC=jnp.asarray(RNG.uniform(-1, 0, (4, 2)).astype(np.float32)),
@@ -189,6 +191,11 @@ BY_HAND = {
     + losses.nll(CHOSEN_MEAN_B)
   ),
 }
+BY_HAND |= dict.fromkeys(
+  OF_TOKENS,
+  # One value for a pair, whose mean is over all tokens of the batch.
+  lambda: FIGURES["token_loss_BC"].sum(axis=1) * 4 / FIGURES["length_BC"].sum(),
+)
 # Keywords without which a loss is nothing.
 GIVEN = {"combine": dict(losses=("hinge",), loss_weights=(1.0,))}
 NAMES = losses.names()
@@ -284,7 +291,13 @@ def keywords_of(name):
   return [] if taken == "nothing" else taken.split(", ")
 
 
-CASES = [(name, keyword) for name in NAMES for keyword in keywords_of(name)]
+# Those of tokens are in test_token_loss.py: here the sums are given.
+CASES = [
+  (name, keyword)
+  for name in NAMES
+  if name not in OF_TOKENS
+  for keyword in keywords_of(name)
+]
 
 
 @pytest.mark.parametrize("name,keyword", CASES)
@@ -574,7 +587,7 @@ def test_which_methods_need_a_reference():
   }
   assert free == {
     *("nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo"),
-    "bradley_terry",
+    *("bradley_terry", "apa", "awr", "ppo"),
   }
   assert [name for name in free if losses.build(name).supervised] == ["nll"]
   with pytest.raises(ValueError, match="'dpo' needs a reference"):

@@ -91,17 +91,6 @@ def test_diffusion_dpo_gradient_by_hand():
   assert not grads[1].any()
 
 
-def test_apa_by_hand():
-  # (-1 + 1.5 - 0.5 / 0.25)^2 = 1.5^2, (-2 + 1 + 1)^2
-  got = losses.apa(
-    jnp.array([-1.0, -2.0]),
-    jnp.array([-1.5, -1.0]),
-    jnp.array([0.5, -0.25]),
-    lam=0.25,
-  )
-  close(got, [2.25, 0.0])
-
-
 def test_advantage_weighted_by_hand():
   # e^(2 * 0.5) * 3
   got = losses.advantage_weighted(jnp.array([-3.0]), jnp.array([0.5]), lam=2.0)

@@ -41,9 +41,11 @@ def run_of(workdir, source, poison=False, moved=0.0, **policy):
       "policy.tokenizer": tokenizer_fingerprint(tokenizer),
     }
   }
-  model, params = hub.load(source, dtype=config.policy.dtype)
-  meta = {"step": 1, "config": content}
-  meta["model"] = config_to_hf(model, "float32")
+  head = config.policy.head
+  model, params = hub.load(source, dtype=config.policy.dtype, head=head)
+  meta = {"step": 1, "config": content, "head": head}
+  plain, _ = parameters.language_model(model, {})
+  meta["model"] = config_to_hf(plain, "float32")
   if config.policy.adapter:
     adapter = lora.Adapter(**config.policy.adapter.model_dump())
     table = lora.adapter_table(parameters.table(model), adapter)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operations of a step, by numbers that a person can redo."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from mrpo_jax.data import pack
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.models.attention.layout import RowLayout, sees
-from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.config import VALUED, ModelConfig
 from mrpo_jax.performance import flops
 from mrpo_jax.training.objective import Model, Objective
 
@@ -53,6 +55,12 @@ def test_a_step_by_hand():
   assert step(online, scored, online) == 5 * forward
   # Ten tokens pass 7 weights of an adapter three times; the frozen ones twice.
   assert step(adapter=7) == 2 * 3960 + 2 * 140 + 3 * 2400 + 3 * 2 * 7 * 10
+
+
+def test_a_value_head_is_one_number_more_of_each_token():
+  config = dataclasses.replace(SMALL, head=VALUED)
+  more = flops.forward(config, LENGTH_N3)["head"]
+  assert more == flops.forward(SMALL, LENGTH_N3)["head"] + 7 * 2 * 2
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 3, 9])

@@ -17,6 +17,7 @@ from mrpo_jax.data.tokenizer import (
 )
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
+from mrpo_jax.models.config import VALUED
 from mrpo_jax.runs.export import export
 from mrpo_jax.runs.inference import policy
 from mrpo_jax.training import checkpoints
@@ -198,3 +199,24 @@ def test_an_adapter_is_not_merged_into_another_base(source, tmp_path):
   with pytest.raises(InputError, match="not the model that the adapter was"):
     export(workdir, tmp_path / "to", merge=True)
   export(workdir, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("merge", [None, False, True])
+def test_a_value_head_is_left_out_and_that_is_said(
+  inputs, tmp_path, caplog, merge
+):
+  source, given = inputs / "base", {} if merge is None else {"adapter": ADAPTER}
+  for name in ("w", "plain"):
+    (tmp_path / name).mkdir()
+  run = run_of(tmp_path / "w", source, moved=0.5, head=VALUED, **given)
+  params, model, _, _ = checkpoints.policy(run, 1)
+  assert model.head == VALUED and (params["value_head"] == 0.5).all()
+  with caplog.at_level("INFO"):
+    export(run, tmp_path / "to", merge=bool(merge))
+  assert caplog.text.count("the value head is left out") == 1
+  plain = run_of(tmp_path / "plain", source, moved=0.5, **given)
+  export(plain, tmp_path / "without", merge=bool(merge))
+  assert caplog.text.count("the value head is left out") == 1
+  weights = peft.WEIGHTS if merge is False else "model.safetensors"
+  one, two = (tmp_path / to / weights for to in ("to", "without"))
+  assert one.read_bytes() == two.read_bytes()

@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of a training run that need no training."""
 
+import dataclasses
+
+import jax
+import optax
+import pytest
+
 from configs import quickstart
 from mrpo_jax import files
+from mrpo_jax.models import parameters
+from mrpo_jax.models.config import VALUED, ModelConfig
 from mrpo_jax.runs.config import read
-from mrpo_jax.runs.train import _logged
+from mrpo_jax.runs.train import _logged, _saving
+from mrpo_jax.training import checkpoints, train_state
 
 
 def config_of(**changed):
@@ -23,3 +32,21 @@ def test_which_steps_had_a_line_follows_from_the_configs_of_then(tmp_path):
   (tmp_path / "config-8.json").write_text("{")
   had = _logged(tmp_path, config_of(log_every=1))
   assert [n for n in range(1, 13) if had(n)] == [1, 2, 4, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize("head", ["tokens", VALUED])
+def test_a_checkpoint_keeps_the_value_head(tmp_path, head):
+  config = ModelConfig(61, 16, 1, 2, 1, 8, 32, tied=True, head=head)
+  params = parameters.init(config, jax.random.key(0))
+  params = jax.tree.map(lambda array: array + 0.5, params)
+  state = train_state.create(params, optax.sgd(0.1), {})
+  with checkpoints.manager(tmp_path) as manager:
+    save = _saving(
+      manager, config_of().to_dict(), config, None, check_owner=lambda: None
+    )
+    save(1, state, None)
+  found, model, adapter, _ = checkpoints.policy(tmp_path, 1)
+  assert dataclasses.replace(model, source="") == config and adapter is None
+  assert found.keys() == params.keys()
+  if head == VALUED:
+    assert (found["value_head"] == 0.5).all()

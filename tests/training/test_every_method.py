@@ -10,6 +10,7 @@ import pytest
 
 from mrpo_jax import losses
 from mrpo_jax.data import pack
+from mrpo_jax.losses.methods.catalogue import OF_TOKENS
 from mrpo_jax.models import parameters
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import read
@@ -40,6 +41,7 @@ LIKE_DPO = (
 NAMES = [
   pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_DPO else [])
   for name in losses.names()
+  if name not in OF_TOKENS  # of rollouts: see test_token_steps.py
 ]
 
 

@@ -16,6 +16,7 @@ import qwix
 from mrpo_jax import hub
 from mrpo_jax.hub import peft
 from mrpo_jax.models import lora, parameters, transformer
+from mrpo_jax.models.config import VALUED
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.data import load_pairs, load_tokenizers
 from mrpo_jax.runs.models import (
@@ -188,6 +189,32 @@ def buffers(tree):
 
 
 ADAPTER = dict(rank=4, alpha=8.0)
+
+
+@pytest.mark.parametrize("adapter", [None, dict(rank=2, alpha=4.0), "peft"])
+def test_a_value_head_is_the_policys_alone_beside_the_same_arrays(
+  inputs, tmp_path, adapter
+):
+  if adapter == "peft":  # a folder, which holds none
+    model = hub.read_config(inputs / "base")
+    kind = lora.Adapter(2, 4.0, ("query",))
+    own = lora.adapter_table(parameters.table(model), kind)
+    arrays = lora.init_adapters(own, jax.random.key(0))
+    peft.save(tmp_path / "a", model, kind, arrays)
+    adapter = dict(path=str(tmp_path / "a"))
+  config = config_of(inputs, policy_head=VALUED, policy_adapter=adapter)
+  policy, base = load(config)
+  assert policy.described.model.config.head == VALUED
+  assert base.described.model.config.head == "tokens"
+  value = policy.params["value_head"]
+  assert value.shape == (1, 32) and not value.any()
+  assert "value_head" not in base.params
+  assert alike(policy, base)  # it adds nothing to what the policy says
+  shared = buffers(policy.params) & buffers(base.params)
+  if adapter is None:  # the policy's own are trained
+    assert not shared
+  else:
+    assert buffers(lora.strip(base.params)) <= shared
 
 
 @pytest.mark.parametrize("quantize", ["", "int8"])

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """build: from names in a config to one function of arrays."""
 
+import dataclasses
 from typing import Any
 
-from mrpo_jax.losses import pair, rewards
+from mrpo_jax.losses import pair, related, rewards
 from mrpo_jax.losses.arguments import (
   arrays_of,
   by_name,
@@ -11,10 +12,17 @@ from mrpo_jax.losses.arguments import (
   keywords_of,
 )
 from mrpo_jax.losses.methods import choices
-from mrpo_jax.losses.methods.catalogue import LOSSES, PUBLISHED, unknown
+from mrpo_jax.losses.methods.catalogue import (
+  LOSSES,
+  OF_TOKENS,
+  PUBLISHED,
+  names,
+  unknown,
+)
 from mrpo_jax.losses.methods.inputs import INPUTS, inputs_of
 from mrpo_jax.losses.methods.method import Memory, Method
 from mrpo_jax.losses.methods.mixing import Mixing, Unit
+from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT, TokenLoss
 
 AS_PUBLISHED = "published"  # what a choice is unless given
 # What it is where nothing was published.
@@ -40,7 +48,8 @@ def build(
     name: a loss of this package by its own name ("dpo", "simpo", ...), or a
       published method: a loss with that paper's choices, each of which may be
       given here ("mrpo", "multi_dpo", "beta_dpo", "d2po", "ld_dpo", "sampo",
-      "bmc", "wpo", "mpo").
+      "bmc", "wpo", "mpo"); or a loss of the tokens of rollouts, which takes
+      its own keywords and `value_weight` alone ("apa", "awr", "ppo").
     mixture: "harmonic", "geometric", "arithmetic", "minimum", "maximum", a
       number p (see `power_mean`), or "multi" (one loss per reference).  A
       loss without a mixture takes a single reference.
@@ -81,7 +90,7 @@ def build(
   >>> bool(jnp.isclose(loss(logp, logp[..., None])[0], jnp.log(2.0)))
   True
   """
-  if name not in LOSSES and name not in PUBLISHED:
+  if name not in names():
     raise ValueError(unknown(name))
   chosen = dict(
     mixture=mixture,
@@ -92,11 +101,12 @@ def build(
     nll=nll,
     scale=scale,
   )
-  published = PUBLISHED.get(name, {"loss": name})
   for key, value in chosen.items():
     if not choices.is_word(value, AS_PUBLISHED):
       hyper[key] = value
-  given = {**published, **hyper}
+  if name in OF_TOKENS:
+    return _token_method(name, hyper)
+  given = {**PUBLISHED.get(name, {"loss": name}), **hyper}
   return _method(name, LOSSES[given.pop("loss")], given)
 
 
@@ -136,11 +146,24 @@ def _method(name, loss, given):
   )
 
 
+def _token_method(name, given):
+  """The Method of a loss of tokens: their mean, and how each is made."""
+  choices.refuse(_called(name), given, taken(name))
+  check_numbers(_called(name), given, taken(name))
+  hyper = {key: one for key, one in given.items() if key != "value_weight"}
+  weight = float(given.get("value_weight", VALUE_WEIGHT))
+  tokens = TokenLoss(OF_TOKENS[name], hyper, weight)
+  mean = _method(name, related.token_mean, {})
+  return dataclasses.replace(mean, tokens=tokens)
+
+
 def taken(name):
   """{keyword: its default} of what `build` takes for a name.
 
   Not those that another keyword brings, as `adaptive_beta` does `running`.
   """
+  if name in OF_TOKENS:
+    return keywords_of(OF_TOKENS[name]) | {"value_weight": VALUE_WEIGHT}
   given = dict(PUBLISHED.get(name, {"loss": name}))
   loss, own = LOSSES[given.pop("loss")], {}
   if loss is pair.combine:
@@ -216,7 +239,7 @@ def _unit(name, given, asked):
 
 
 def _called(name):
-  return f"loss {name!r}" if name in {*LOSSES, *PUBLISHED} else name
+  return f"loss {name!r}" if name in names() else name
 
 
 def _combined(losses, weights):

@@ -40,6 +40,13 @@ LOSSES = {
 }
 # All but the maker of losses.
 refuse_unknown(loss for loss in LOSSES.values() if loss is not pair.combine)
+# Of the tokens of rollouts; a batch's loss is their mean.
+OF_TOKENS = {
+  "apa": related.apa,
+  "awr": related.awr,
+  "ppo": related.ppo_clip,
+}
+refuse_unknown([related.token_mean])
 # A published method is a loss with that paper's choices; each may be changed.
 PUBLISHED = {
   # The released 0.29 is 1 / mean: Llama-3-8B-Instruct on UltraFeedback.
@@ -113,4 +120,4 @@ def names() -> list[str]:
   >>> names()[:3]
   ['alpha_dpo', 'alpha_po', 'aot']
   """
-  return sorted({*LOSSES, *PUBLISHED})
+  return sorted({*LOSSES, *PUBLISHED, *OF_TOKENS})

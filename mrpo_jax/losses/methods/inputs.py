@@ -28,6 +28,8 @@ FIGURES = {
   "mean_excess_BC": "sums of squared probabilities of the policy",
   "normalised_entropy_BC": "entropies of reference 0",
   "weight_BK": "weights of the references, from the data",
+  "token_loss_BC": "rollouts: of every token log-probabilities, advantage and "
+  "return; a value head",
 }
 
 
@@ -142,6 +144,10 @@ INPUTS = {
   ),
   "valid_B": Input(
     lambda given: given.figures.get("valid_B"), across_batch=True
+  ),
+  # Of rollouts, whose tokens have losses of their own.
+  "token_loss_BC": Input(
+    lambda given: given.figure("token_loss_BC"), needs=("token_loss_BC",)
   ),
   # Of a config, or of the dispersion under reference 0.
   "scale_B": Input(_scale, dispersed=True, known_at_start=True),

@@ -3,7 +3,7 @@
 
 A Method makes the arrays that its loss asks for (`inputs.INPUTS`) from what the
 models give; Unit, Mixing and Memory are its parts, each with its own keys of
-the state.
+the state, and TokenLoss where single tokens of rollouts have losses.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from mrpo_jax.losses.methods.inputs import (
   inputs_of,
 )
 from mrpo_jax.losses.methods.mixing import Mixing, Unit
+from mrpo_jax.losses.methods.token_loss import TokenLoss
 from mrpo_jax.losses.pair import margin
 from mrpo_jax.losses.unreferenced import nll
 from mrpo_jax.losses.weighting import stateless, uniform_weights
@@ -92,6 +93,7 @@ class Method:
   dispersion: float | None  # mean of -log phi over the data set
   nll: float  # weight of the chosen response's likelihood
   numbers: dict[str, float]  # that stand for arrays of the loss
+  tokens: TokenLoss | None = None  # of rollouts, whose mean the loss is
 
   @by_name
   def __call__(
@@ -114,8 +116,9 @@ class Method:
         (`length_BC` unless given); `character_BC`, response characters, one
         count for all models; `kl_BC`, see `tdpo`; `mean_excess_BC`, see
         `wpo_weight`; `normalised_entropy_BC` under reference 0; `weight_BK`,
-        how much each reference is trusted with weights "by_pair"; `valid_B`,
-        the real pairs.
+        how much each reference is trusted with weights "by_pair";
+        `token_loss_BC`, sums of what `tokens` gives; `valid_B`, the real
+        pairs.
 
     Raises:
       ValueError: a figure that the method needs is missing; one that is not

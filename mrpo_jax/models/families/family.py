@@ -67,8 +67,10 @@ class TensorNames:
     """The name of the tensor that holds a leaf."""
     kind = "bias" if leaf.endswith("_bias") else "weight"
     leaf = leaf.removesuffix("_bias")
-    if leaf == "score":  # of transformers' sequence classifiers
-      return "score.weight"
+    # "score" is of transformers' sequence classifiers; "value_head" stands in
+    # no folder, and has a name for messages.
+    if leaf in ("score", "value_head"):
+      return f"{leaf}.weight"
     if leaf in self.around:
       return f"{self.around[leaf]}.{kind}"
     return f"{self.layer}.{self.in_layer[leaf]}.{kind}"

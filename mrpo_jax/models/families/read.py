@@ -9,7 +9,7 @@ import dataclasses
 import json
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.config import VALUED, ModelConfig
 from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.models.families.family import (
   KEYS,
@@ -81,6 +81,17 @@ def with_scalar_head(config):
   return dataclasses.replace(config, head="scalar", source=source)
 
 
+def with_value_head(config):
+  """The ModelConfig of the same language model with a value head beside it.
+
+  Raises:
+    InputError: it is a reward model, which says nothing.
+  """
+  if config.head == "scalar":
+    raise InputError("a reward model says nothing whose value could be learnt")
+  return dataclasses.replace(config, head=VALUED)
+
+
 def _as_classifier(family):
   """Keys of a config.json that say it has a scalar head."""
   return {
@@ -119,8 +130,14 @@ def config_to_hf(config, dtype_name):
     A dict for json.dump.
 
   Raises:
-    UnsupportedModel: the config is made by hand and no Llama.
+    UnsupportedModel: the config is made by hand and no Llama, or has a value
+      head, which no config.json knows.
   """
+  if config.head == VALUED:
+    raise UnsupportedModel(
+      "a value head has no place in a model folder; save what "
+      "`parameters.language_model` gives, without it"
+    )
   dtype = {"torch_dtype": dtype_name, "dtype": dtype_name}  # transformers 4, 5
   values = json.loads(config.source or "null")
   if values and config_from_hf(values) == config:

@@ -29,6 +29,7 @@ ABOUT = {  # of keywords that many losses take
   "running": "momentum of a running margin; adaptive_beta brings it too",
   "scale": "unit of log-probabilities",
   "token_weight": f"weights of a response's tokens: {', '.join(TOKEN_WEIGHTS)}",
+  "value_weight": "of the value's loss beside the policy's",
   "weights": f"trust in each reference: numbers, or a rule: {', '.join(RULES)}",
   "win_rate": "of the chosen response, for all pairs",
 }

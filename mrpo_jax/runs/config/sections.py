@@ -319,8 +319,9 @@ def _adapter_kind(given):
 class Policy(ModelKeys):
   """The model that is trained."""
 
-  head: Literal["tokens", "scalar"] = key(
-    "tokens: a language model; scalar: a reward model, by bradley_terry",
+  head: Literal["tokens", "scalar", "tokens+value"] = key(
+    "tokens: a language model; scalar: a reward model, by bradley_terry; "
+    "tokens+value: with a value of every token, for apa, awr and ppo",
     "tokens",
     exclude_if=lambda head: head == "tokens",  # runs of before have no such key
   )
