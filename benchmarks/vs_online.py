@@ -25,7 +25,7 @@ from mrpo_jax.runs.inference.prompts import read_prompts
 CONFIG = configs.SHIPPED / "online_dpo.py"
 PROMPTS = configs.HH_HARMLESS / "train.jsonl.gz"
 LOSSES_LR = 1e-3  # large enough that the losses move
-SPANS = {"sampling": "sampling", "labels": "labels", "kl": "divergence"}
+SPANS = {"sampling": "sampling", "labels": "labels and divergence"}
 
 
 def prompts_of(given):

@@ -16,7 +16,7 @@ from mrpo_jax.runs.rounds.driver import RoundDriver, with_figures
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import set_up
 
-SPANS = ("sampling", "labels", "kl")
+SPANS = ("sampling", "labels")
 
 
 def main():

@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import itertools
 import math
+from typing import ClassVar, NamedTuple
 
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.data.formats import PreferencePair
@@ -16,7 +17,8 @@ class Response:
 
   text: str
   ids: list[int]  # the token that ended it included
-  logp: float  # of all of them under the policy that said it, nats
+  logp: list[float]  # of each under the policy that said it, nats
+  behaviour_logp: list[float]  # of each under what it was drawn from, nats
   finish: str  # "stop", or "length" where it had to end
 
 
@@ -30,64 +32,69 @@ class Answered:
   responses: list[Response]
 
 
+class Side(NamedTuple):
+  """A response of a pair."""
+
+  text: str
+  ids: list[int]
+  logp: float  # of all of them under the policy that said it, nats
+  finish: str
+  reward: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
   """The better and the worse of two responses, and who says so."""
 
-  answered: Answered
-  chosen: Response
-  rejected: Response
-  chosen_reward: float
-  rejected_reward: float
+  FILE: ClassVar[str] = "pairs.jsonl"  # of a round
+
+  index: int  # of the prompt in its file
+  prompt: str | list
+  prompt_ids: list[int]
+  chosen: Side
+  rejected: Side
   labelled_by: str
 
   def line(self, number):
     """The object of its line in the file of a round."""
-    return {
-      "prompt": self.answered.prompt,
-      "chosen": self._turns(self.chosen.text),
-      "rejected": self._turns(self.rejected.text),
-      "prompt_ids": [*map(int, self.answered.ids)],
-      "chosen_ids": [*map(int, self.chosen.ids)],
-      "rejected_ids": [*map(int, self.rejected.ids)],
-      "chosen_logp": self.chosen.logp,
-      "rejected_logp": self.rejected.logp,
-      "chosen_finish": self.chosen.finish,
-      "rejected_finish": self.rejected.finish,
-      "chosen_reward": self.chosen_reward,
-      "rejected_reward": self.rejected_reward,
+    found = {
+      "prompt": self.prompt,
+      "chosen": self._turns(self.chosen),
+      "rejected": self._turns(self.rejected),
+      "prompt_ids": [*map(int, self.prompt_ids)],
       "labelled_by": self.labelled_by,
       "round": number,
-      "index": self.answered.index,
+      "index": self.index,
     }
+    for name in ("chosen", "rejected"):
+      side = getattr(self, name)
+      found[f"{name}_ids"] = [*map(int, side.ids)]
+      for figure in ("logp", "finish", "reward"):
+        found[f"{name}_{figure}"] = getattr(side, figure)
+    return found
 
-  def _turns(self, text):
-    if isinstance(self.answered.prompt, str):
-      return text
-    return [{"role": "assistant", "content": text}]
+  def _turns(self, side):
+    if isinstance(self.prompt, str):
+      return side.text
+    return [{"role": "assistant", "content": side.text}]
 
   @classmethod
   def of(cls, line):
     """The Pair of such an object; KeyError or TypeError where it is none."""
-    chosen, rejected = (
-      Response(
-        _text(line[side]),
-        line[f"{side}_ids"],
-        line[f"{side}_logp"],
-        line[f"{side}_finish"],
+    sides = [
+      Side(
+        _text(line[name]),
+        *(line[f"{name}_{figure}"] for figure in Side._fields[1:]),
       )
-      for side in ("chosen", "rejected")
-    )
-    answered = Answered(
-      line["index"], line["prompt"], line["prompt_ids"], [chosen, rejected]
-    )
-    rewards = line["chosen_reward"], line["rejected_reward"]
-    return cls(answered, chosen, rejected, *rewards, line["labelled_by"])
+      for name in ("chosen", "rejected")
+    ]
+    prompt = line["index"], line["prompt"], line["prompt_ids"]
+    return cls(*prompt, *sides, line["labelled_by"])
 
   def encoded(self):
     """data.encode.Encoded of the very ids that the policy said."""
     return Encoded(
-      self.answered.ids,
+      self.prompt_ids,
       self.chosen.ids,
       self.rejected.ids,
       characters=(len(self.chosen.text), len(self.rejected.text)),
@@ -96,9 +103,7 @@ class Pair:
   def texts(self):
     """PreferencePair for those that read it with another tokenizer."""
     return PreferencePair(
-      self.answered.prompt,
-      self._turns(self.chosen.text),
-      self._turns(self.rejected.text),
+      self.prompt, self._turns(self.chosen), self._turns(self.rejected)
     )
 
 
@@ -119,14 +124,14 @@ def pair_of(answered, rewards, labelled_by):
   best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
   if rewards[best] == rewards[worst]:
     return None
-  return Pair(
-    answered,
-    answered.responses[best],
-    answered.responses[worst],
-    rewards[best],
-    rewards[worst],
-    labelled_by,
-  )
+
+  def side(place):
+    one = answered.responses[place]
+    logp = math.fsum(one.logp)
+    return Side(one.text, one.ids, logp, one.finish, rewards[place])
+
+  prompt = answered.index, answered.prompt, answered.ids
+  return Pair(*prompt, side(best), side(worst), labelled_by)
 
 
 # Figures of what was said.

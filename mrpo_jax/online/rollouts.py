@@ -34,7 +34,7 @@ one would expect, here:
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -42,9 +42,57 @@ import numpy as np
 from mrpo_jax import processes
 from mrpo_jax.data.batches import Known
 from mrpo_jax.data.encode import Encoded
+from mrpo_jax.losses.methods.token_loss import GIVEN
 from mrpo_jax.online.advantages import end_rewards, gae, whiten
 
 NONE = np.zeros(0, np.float32)  # of the rejected response that is not there
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+  """A rollout as it stands in the file of a round.
+
+  `tokens` has what was read of every token when the round began: with other
+  weights it cannot be read again.
+  """
+
+  FILE: ClassVar[str] = "rollouts.jsonl"  # of a round
+
+  index: int  # of the prompt in its file
+  prompt: str | list
+  response: str
+  prompt_ids: list[int]
+  ids: list[int]
+  finish: str
+  reward: float
+  labelled_by: str
+  tokens: dict[str, list[float]]  # of `token_loss.GIVEN`
+
+  def line(self, number):
+    """The object of its line."""
+    own = {field: getattr(self, field) for field in FIELDS}
+    return {**own, **self.tokens, "round": number}
+
+  @classmethod
+  def of(cls, line):
+    """The Recorded of such an object; KeyError where it is none."""
+    own = {field: line[field] for field in FIELDS}
+    return cls(**own, tokens={name: line[name] for name in GIVEN})
+
+
+FIELDS = tuple(
+  one.name for one in dataclasses.fields(Recorded) if one.name != "tokens"
+)
+
+
+def round_of(recorded, *, whiten_minibatch=True):
+  """The Round of what stands in a file; see `make_round`."""
+  tokens = {
+    name: [(np.array(one.tokens[name], np.float32), NONE) for one in recorded]
+    for name in GIVEN
+  }
+  pairs = [Encoded(one.prompt_ids, one.ids, []) for one in recorded]
+  return Round(pairs, tokens, whiten_minibatch, {})
 
 
 class Rollout(NamedTuple):

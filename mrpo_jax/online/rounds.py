@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the rounds of an online run: pairs with provenance, and figures.
+"""Files of the rounds of an online run: what was said, and figures.
 
-`rounds/<n>/pairs.jsonl` is a data set that can be trained on alone;
-`rounds/<n>/round.json`, which is written after it, says what the round was.
+`rounds/<n>/pairs.jsonl` is a data set that can be trained on alone, and
+`rounds/<n>/rollouts.jsonl` what losses of tokens are trained on;
+`rounds/<n>/round.json` beside them says what the round was.
 """
 
 import logging
@@ -11,27 +12,29 @@ import shutil
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, StoppedRun
-from mrpo_jax.online.pairs import Pair
 
 logger = logging.getLogger(__name__)
 
-FOLDER, PAIRS, RECORD = "rounds", "pairs.jsonl", "round.json"
+FOLDER, RECORD = "rounds", "round.json"
 
 
 class Rounds:
   """The folder of the rounds of one run."""
 
-  def __init__(self, workdir, mark):
+  def __init__(self, workdir, mark, kind):
     """Reads nothing yet.
 
     Args:
       workdir: folder of the run.
       mark: a text by which the run's own rounds are known.
+      kind: class of what a line stands for, `pairs.Pair` say: `FILE` is the
+        name of its file, `line(round)` makes a line, `of(line)` reads one.
     """
     self._folder, self._mark = pathlib.Path(workdir) / FOLDER, mark
+    self._kind = kind
 
   def read(self, number):
-    """(pairs, figures) of a round that was written whole; None of another.
+    """(entries, figures) of a round that was written whole; None of another.
 
     Raises:
       InputError: its files are not as they were written.
@@ -39,12 +42,12 @@ class Rounds:
     record = processes.first(lambda: self._record(number))
     if record is None:
       return None
-    path = self._folder / str(number) / PAIRS
+    path = self._folder / str(number) / self._kind.FILE
     try:
       lines = processes.first(lambda: files.read_lines(path))
-      if len(lines) != record["pairs"]:
+      if len(lines) != record["entries"]:
         raise ValueError(f"{len(lines)} lines, not {record['pairs']}")
-      return [Pair.of(line) for line in lines], record["figures"]
+      return [self._kind.of(line) for line in lines], record["figures"]
     except (KeyError, TypeError, ValueError, OSError) as error:
       raise InputError(
         f"{path} is not as it was written ({error}); remove {path.parent}, and "
@@ -73,36 +76,38 @@ class Rounds:
     found = self.read(number)
     if found is None:
       raise StoppedRun(
-        f"the run stands at step {step}, within round {number}, whose pairs "
-        f"are not in {self._folder / str(number)}; put them back, or start "
-        "anew in another --workdir"
+        f"the run stands at step {step}, within round {number}, whose "
+        f"{self._kind.FILE} is not in {self._folder / str(number)}; put it "
+        "back, or start anew in another --workdir"
       )
     return found
 
-  def write(self, number, pairs, figures):
+  def write(self, number, entries, figures):
     """The whole of a round, in the place of what stood there."""
     if processes.is_first():
       folder = self._folder / str(number)
       if folder.exists():
         shutil.rmtree(folder)
       self._folder.mkdir(parents=True, exist_ok=True)
-      record = self._recorded(len(pairs), figures)
+      record = self._recorded(entries, figures)
       with files.new_folder(folder) as partial:
-        files.write_lines(partial / PAIRS, [one.line(number) for one in pairs])
+        files.write_lines(
+          partial / self._kind.FILE, [one.line(number) for one in entries]
+        )
         files.write_json(partial / RECORD, record)
     processes.gather(None)  # it stands there for all
 
-  def note(self, number, pairs, figures):
+  def note(self, number, entries, figures):
     """The figures of a round that stands there, in the place of those before.
 
     Args:
       number: of the round.
-      pairs: of it.
+      entries: of it.
       figures: all of them.
     """
     if processes.is_first():
       path = self._folder / str(number) / RECORD
-      files.write_json(path, self._recorded(len(pairs), figures))
+      files.write_json(path, self._recorded(entries, figures))
 
-  def _recorded(self, pairs, figures):
-    return {"run": self._mark, "pairs": pairs, "figures": figures}
+  def _recorded(self, entries, figures):
+    return {"run": self._mark, "entries": len(entries), "figures": figures}

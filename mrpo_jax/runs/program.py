@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mrpo_jax import parallel
+from mrpo_jax.data.batches import Known
 from mrpo_jax.losses.methods.token_loss import GIVEN
 from mrpo_jax.models import lora, parameters
 from mrpo_jax.references.score import known_of
@@ -165,7 +166,7 @@ def _given(setup, views):
   weights = [] if setup.method.mixing.by_pair else None
   known = known_of([], scores, len(setup.objective.references), weights)
   if setup.method.tokens is not None:
-    known = dataclasses.replace(known, tokens=dict.fromkeys(GIVEN, []))
+    known = Known({}, tokens=dict.fromkeys(GIVEN, []))
   return known.of(setup.packing, np.arange(0), views)
 
 

@@ -86,7 +86,7 @@ def set_up(config, workdir, *, allow_changed=False):
   tables = _tables(config, method, tokenizers, pairs, places)
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
-  labels = _labels(config, mesh, tokenizers, described)
+  labels = _labels(config, mesh, method, tokenizers, described)
   objective = _objective(config, method, described)
   identity = {
     **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
@@ -118,13 +118,14 @@ def set_up(config, workdir, *, allow_changed=False):
   )
 
 
-def _labels(config, mesh, tokenizers, described):
+def _labels(config, mesh, method, tokenizers, described):
   """The labels.Labels of an online run, else None."""
   if not config.online.prompts:
     return None
   policy = described["policy"]
   tokenizer = tokenizers.views[policy.model.view]
-  return Labels(config, mesh, policy, tokenizer)
+  scales = method.tokens is not None
+  return Labels(config, mesh, policy, tokenizer, scales=scales)
 
 
 def _tables(config, method, tokenizers, pairs, places):
@@ -239,10 +240,7 @@ def chosen_method(config):
       betas = tuple(beta or method.beta for beta in betas)
       method = losses.build(name, **keywords, betas=betas)
   if method.tokens is not None:
-    raise InputError(
-      f"config.loss.name={name!r} learns from what the policy itself says and "
-      "is rewarded for; preference pairs are not that"
-    )
+    _check_rollouts(config)
   evaluates = config.data.eval and config.eval_every
   if method.mixing.by_pair and not config.data.reference_weights:
     raise InputError(
@@ -269,6 +267,31 @@ def chosen_method(config):
     f"config.loss.name={name!r} {problem}, but config.references.names is "
     f"{references}"
   )
+
+
+def _check_rollouts(config):
+  """Raises InputError where a loss of tokens has nothing to learn from."""
+  where = f"config.loss.name={config.loss.name!r}"
+  if not config.online.prompts:
+    raise InputError(
+      f"{where} learns from what the policy itself says and is rewarded for; "
+      "preference pairs are not that: set config.online"
+    )
+  if not config.references.names:
+    raise InputError(
+      f"{where} compares with the initial policy: name it in "
+      "config.references.names, with path='policy'"
+    )
+  if config.online.discriminates:
+    raise InputError(
+      f"{where}: a discriminator orders pairs; config.online.reward alone "
+      "judges rollouts"
+    )
+  if config.data.eval:
+    raise InputError(
+      f"{where}: held-out pairs have no rewards of tokens; leave out "
+      "config.data.eval"
+    )
 
 
 def _loss_keywords(config):

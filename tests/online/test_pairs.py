@@ -22,7 +22,8 @@ TURNS = [{"role": "user", "content": "Which bird?"}]
 
 def answered(*texts, prompt="Which bird?", finish="stop"):
   responses = [
-    Response(text, [n, 7], -1.5 * n, finish) for n, text in enumerate(texts)
+    Response(text, [n, 7], [-1.5 * n, -1.0], [-1.0, -1.0], finish)
+    for n, text in enumerate(texts)
   ]
   return Answered(3, prompt, [5, 6], responses)
 
@@ -30,7 +31,7 @@ def answered(*texts, prompt="Which bird?", finish="stop"):
 def test_the_best_and_the_worst_of_several_are_the_pair():
   found = pair_of(answered("a", "b", "c", "d"), [1.0, 3.0, 0.5, 3.0], "gold")
   assert (found.chosen.text, found.rejected.text) == ("b", "c")
-  assert (found.chosen_reward, found.rejected_reward) == (3.0, 0.5)
+  assert (found.chosen.reward, found.rejected.reward) == (3.0, 0.5)
 
 
 def test_equal_rewards_are_no_pair():

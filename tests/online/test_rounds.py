@@ -6,7 +6,7 @@ import pytest
 from mrpo_jax import files
 from mrpo_jax.data import formats
 from mrpo_jax.errors import InputError, StoppedRun
-from mrpo_jax.online.pairs import Answered, Response, pair_of
+from mrpo_jax.online.pairs import Answered, Pair, Response, pair_of
 from mrpo_jax.online.rounds import Rounds
 from tests.material.logged import logged
 
@@ -19,8 +19,8 @@ def some(count=2):
         f"\n\nHuman: question {n}?\n\nAssistant:",
         [1, n],
         [
-          Response(f" answer {n}.", [2, 0], -1.0, "stop"),
-          Response(" no.", [3, 0], -2.0, "stop"),
+          Response(f" answer {n}.", [2, 0], [-1.0, -2.0], [-1.0] * 2, "stop"),
+          Response(" no.", [3, 0], [-2.0, -0.5], [-1.0] * 2, "stop"),
         ],
       ),
       [1.0, 0.25],
@@ -31,7 +31,7 @@ def some(count=2):
 
 
 def test_a_round_reads_back_as_it_was_written(tmp_path):
-  rounds = Rounds(tmp_path, "mark")
+  rounds = Rounds(tmp_path, "mark", Pair)
   assert rounds.read(0) is None
   rounds.write(0, some(), {"kl": 0.1})
   assert rounds.read(0) == (some(), {"kl": 0.1})
@@ -41,33 +41,35 @@ def test_a_round_reads_back_as_it_was_written(tmp_path):
 
 
 def test_a_round_without_pairs_is_one_too(tmp_path):
-  rounds = Rounds(tmp_path, "mark")
+  rounds = Rounds(tmp_path, "mark", Pair)
   rounds.write(0, [], {"ties": 1.0})
   assert rounds.read(0) == ([], {"ties": 1.0})
 
 
 def test_the_pairs_of_a_round_are_a_data_set(tmp_path):
-  Rounds(tmp_path, "mark").write(3, some(), {})
+  Rounds(tmp_path, "mark", Pair).write(3, some(), {})
   pairs = [*formats.read(tmp_path / "rounds" / "3" / "pairs.jsonl")]
   assert [one.chosen for one in pairs] == [" answer 0.", " answer 1."]
   assert pairs[0].prompt.startswith("\n\nHuman: question 0?")
 
 
 def test_rounds_of_another_run_are_made_anew_and_said(tmp_path):
-  Rounds(tmp_path, "one").write(0, some(), {})
+  Rounds(tmp_path, "one", Pair).write(0, some(), {})
   with logged() as lines:
-    assert Rounds(tmp_path, "other").read(0) is None
+    assert Rounds(tmp_path, "other", Pair).read(0) is None
   assert "is of another run" in lines[0]
 
 
 def test_a_round_that_is_gone_stops_a_run_within_it(tmp_path):
-  with pytest.raises(StoppedRun, match="step 5, within round 2, whose pairs"):
-    Rounds(tmp_path, "mark").require(2, 5)
+  with pytest.raises(
+    StoppedRun, match="step 5, within round 2, whose pairs.jsonl is not"
+  ):
+    Rounds(tmp_path, "mark", Pair).require(2, 5)
 
 
 @pytest.mark.parametrize("damage", ["cut", "word", "key"])
 def test_a_damaged_round_is_refused(tmp_path, damage):
-  rounds = Rounds(tmp_path, "mark")
+  rounds = Rounds(tmp_path, "mark", Pair)
   rounds.write(0, some(), {})
   path = tmp_path / "rounds" / "0" / "pairs.jsonl"
   text = path.read_text()
@@ -84,7 +86,7 @@ def test_a_damaged_round_is_refused(tmp_path, damage):
 
 
 def test_figures_of_a_round_can_be_completed(tmp_path):
-  rounds = Rounds(tmp_path, "mark")
+  rounds = Rounds(tmp_path, "mark", Pair)
   rounds.write(0, some(), {"kl": 0.1})
   rounds.note(0, some(), {"kl": 0.1, "gold_spent": 2})
   assert rounds.read(0) == (some(), {"kl": 0.1, "gold_spent": 2})

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from mrpo_jax import files
+from mrpo_jax import files, losses
 from mrpo_jax.online.rounds import Rounds
 from mrpo_jax.runs.inference.sampler import Sampler
 from mrpo_jax.runs.rounds.labels import Labels
+from mrpo_jax.runs.rounds.rollout_rounds import harmonic_mean
 from mrpo_jax.training import checkpoints
 from tests.material.runs import (
   ROOT,
@@ -121,7 +122,7 @@ def test_a_run_within_a_round_needs_its_pairs(done, tmp_path, capsys):
   shutil.rmtree(workdir / "rounds" / "2")
   assert train(workdir) == 1
   said = capsys.readouterr().err
-  assert "the run stands at step 5, within round 2, whose pairs" in said
+  assert "the run stands at step 5, within round 2, whose pairs.jsonl" in said
 
 
 def test_the_pairs_of_a_round_train_a_run_of_their_own(done, tmp_path):
@@ -233,7 +234,89 @@ def test_every_device_takes_its_share(done, tmp_path):
       assert one[name] == pytest.approx(other[name], abs=1e-4), name
 
 
+# Rollouts, token by token.
+
+WHOLE = "--config.online.min_new_tokens=0"  # what is drawn is the policy's own
+
+
+@pytest.fixture(scope="module")
+def rolled(shared):
+  def run(folder):
+    assert train(folder / "run", WHOLE, name="apa") == 0
+
+  return shared("rolled", run) / "run"
+
+
+def test_rollouts_are_read_once_and_trained_on_token_by_token(rolled):
+  lines = lines_of(rolled)
+  assert [line["gold_spent"] for line in lines[::2]] == [4, 8, 12]
+  assert all(line["behaviour/apart"] < 1e-5 for line in lines)
+  assert lines[0]["reward/scale"] != lines[-1]["reward/scale"]
+  rounds = [
+    files.read_lines(rolled / "rounds" / str(n) / "rollouts.jsonl")
+    for n in range(3)
+  ]
+  for one in rounds[0]:
+    assert len(one["advantage"]) == len(one["ids"]) == len(one["ref_logp"])
+    # The policy is the reference, and its value head is of zeros.
+    np.testing.assert_allclose(
+      one["behaviour_logp"], one["ref_logp"], atol=1e-5
+    )
+    want = one["reward"] / lines[0]["reward/scale"]
+    assert one["returns"][-1] == pytest.approx(want, rel=1e-6)
+  assert lines[-1]["value/mean"] != 0 and lines[-1]["kl"] != 0
+
+
+@pytest.mark.parametrize(
+  "owner,name,number", [(Rounds, "write", 1), (checkpoints, "save", 4)]
+)
+def test_rollouts_go_on_bit_for_bit(
+  rolled, tmp_path, killed, owner, name, number
+):
+  with killed(owner, name, number):
+    train(tmp_path / "run", WHOLE, name="apa")
+  assert train(tmp_path / "run", WHOLE, name="apa") == 0
+  assert_equal_runs(rolled, tmp_path / "run", 6)
+
+
+@pytest.mark.parametrize("loss", ["awr", "ppo"])
+def test_rivals_of_apa_train_on_the_same_rollouts(rolled, tmp_path, loss):
+  override = (f"--config.loss.name={loss}", "--config.policy.adapter.rank=2")
+  override += ("--config.policy.adapter.alpha=4", WHOLE)
+  assert train(tmp_path / "w", *override, name="apa") == 0
+  here, there = lines_of(tmp_path / "w"), lines_of(rolled)
+  assert here[0]["reward/mean"] == there[0]["reward/mean"]
+  assert here[0]["loss"] != there[0]["loss"]
+  assert abs(here[0]["kl"]) < 1e-4 < abs(here[-1]["kl"])
+
+
+def test_the_harmonic_mean_of_references_is_that_of_the_losses():
+  logps = np.log([[0.5, 0.1, 0.9], [0.25, 0.4, 0.9]])
+  found = harmonic_mean([*logps])
+  np.testing.assert_allclose(np.exp(found), [1 / 3, 0.16, 0.9], rtol=1e-12)
+  ref_BCK = np.repeat(logps.T[:, None], 2, axis=1)
+  want = losses.harmonic(ref_BCK, np.ones(2))[:, 0]
+  np.testing.assert_allclose(found, want, rtol=1e-6)
+  np.testing.assert_array_equal(harmonic_mean([logps[0]]), logps[0])
+
+
 # What is refused.
+
+
+@pytest.mark.parametrize(
+  "override,match",
+  [
+    ("--config.policy.head=tokens", "whose head is 'tokens+value'"),
+    ("--config.references.names=()", "compares with the initial policy"),
+    ("--config.online.discriminator.path=policy", "a discriminator orders"),
+    ("--config.online.samples=3", "does not divide the 8 rollouts"),
+    ("--config.online.prompts=", "config.data.train is missing"),
+  ],
+)
+def test_what_rollouts_cannot_do_is_refused(tmp_path, capsys, override, match):
+  assert train(tmp_path / "w", override, name="apa") == 2
+  said = capsys.readouterr().err
+  assert said.startswith("error: ") and match in said
 
 
 @pytest.mark.parametrize(
@@ -250,7 +333,7 @@ def test_every_device_takes_its_share(done, tmp_path):
     ("--config.online.min_new_tokens=99", "is more than max_new_tokens=16"),
     ("--config.online.gold_budget=9", "labels 48 pairs in 3 rounds"),
     ("--config.online.discriminator.path=no", "no"),
-    ("--config.online.samples=1", "config.online.samples must be at least 2"),
+    ("--config.online.samples=1", "a pair takes two responses"),
     ("--config.policy.tokenizer=", "has no text to train a tokenizer on"),
   ],
 )

@@ -39,6 +39,19 @@ class Discriminator(Section):
   peak_lr: Positive = key("its learning rate, which stays", 1e-4)
 
 
+class Rollouts(Section):
+  """What tokens of a response are worth, for the losses apa, awr and ppo."""
+
+  gamma: Annotated[float, Ge(0), Le(1)] = key("discount of a token", 1.0)
+  lam: Annotated[float, Ge(0), Le(1)] = key(
+    "decay of the trace of generalised advantage estimation", 0.95
+  )
+  kl_penalty: NotNegative = key(
+    "of a token's reward, times log policy / reference", 0.0
+  )
+  whiten: bool = key("are advantages whitened over a step's tokens?", True)
+
+
 class Online(Section):
   """Rounds: the policy answers prompts, a reward labels, and it trains."""
 
@@ -58,7 +71,7 @@ class Online(Section):
     "seconds that a reward's command may take for an answer", float(TIMEOUT)
   )
   rounds: Count32 = key("how many; they share the steps", 1)
-  samples: Annotated[int, Ge(2)] = key(
+  samples: Count = key(
     "responses to each prompt; the best and the worst are its pair", 2
   )
   passes: Count = key("times that a round's pairs are trained on", 1)
@@ -81,6 +94,7 @@ class Online(Section):
     False,
   )
   discriminator: Discriminator
+  rollouts: Rollouts
 
   @property
   def discriminates(self):
@@ -146,7 +160,34 @@ def _check_numbers(config):
       f"config.online.min_new_tokens={online.min_new_tokens} is more than "
       f"max_new_tokens={online.max_new_tokens}"
     )
-  needed = online.rounds * prompts_of_round(config) * online.samples / 2
+
+
+def prompts_of_round(config, method):
+  """How many prompts a round has: as many as pairs, fewer than rollouts.
+
+  Args:
+    config: Config with online.prompts.
+    method: losses.Method of its loss.
+
+  Raises:
+    InputError: the numbers of the config do not agree with it.
+  """
+  online = config.online
+  steps, samples = config.steps // online.rounds, online.samples
+  many = steps * config.batch // online.passes
+  if method.tokens is not None:
+    if many % samples:
+      raise InputError(
+        f"config.online.samples={samples} does not divide the {many} rollouts "
+        "of a round"
+      )
+    many //= samples
+  elif samples < 2:
+    raise InputError(
+      "config.online.samples=1: a pair takes two responses, so it must be at "
+      "least 2"
+    )
+  needed = online.rounds * many * samples / 2
   if online.gold_budget and not online.discriminates:
     if needed > online.gold_budget:
       raise InputError(
@@ -154,9 +195,4 @@ def _check_numbers(config):
         f"labels {needed:,.0f} pairs in {online.rounds} rounds; make them "
         "fewer, or let config.online.discriminator.path label"
       )
-
-
-def prompts_of_round(config):
-  """How many prompts a round has: as many as pairs."""
-  steps = config.steps // config.online.rounds
-  return steps * config.batch // config.online.passes
+  return many

@@ -9,12 +9,15 @@ import numpy as np
 
 from mrpo_jax import files, parallel, processes
 from mrpo_jax.errors import InputError
+from mrpo_jax.online.advantages import RunningScale
 from mrpo_jax.online.pairs import agreement, pair_of, reward_figures
 from mrpo_jax.online.rewards import reward_of
 from mrpo_jax.runs.inference.reward import RewardModel
 from mrpo_jax.runs.rounds.discriminator import Discriminator
 
 SILVER = "discriminator"  # that a pair is labelled by
+# Of all rewards so far, in float32: count, mean and sum of squared distances.
+MOMENTS = ("reward_count", "reward_mean", "reward_squares")
 
 
 class Labels:
@@ -30,12 +33,13 @@ class Labels:
   and left out of both trainings; where rewards tie, there is no pair.
   """
 
-  def __init__(self, config, mesh, policy, tokenizer):
+  def __init__(self, config, mesh, policy, tokenizer, *, scales=False):
     """Finds the reward; reads no weights.
 
     Args:
       config: Config of the run.
       mesh: of the run.
+      scales: is the scale of the rewards kept, for rollouts?
       policy: models.Described of the policy.
       tokenizer: of the policy.
 
@@ -43,7 +47,7 @@ class Labels:
       InputError: there is no such reward or discriminator.
     """
     given = self._given = config.online
-    self._seed, self._mesh = config.seed, mesh
+    self._seed, self._mesh, self._scales = config.seed, mesh, scales
     self.reward = reward_of(
       given.reward,
       options=given.reward_options,
@@ -77,6 +81,9 @@ class Labels:
     found = {"gold_spent": gold}
     if self._discriminator is not None:
       found[SILVER] = self._discriminator.abstract
+    if self._scales:
+      moment = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+      found |= dict.fromkeys(MOMENTS, moment)
     return found
 
   def create(self):
@@ -84,11 +91,31 @@ class Labels:
     found = {"gold_spent": self._count(0)}
     if self._discriminator is not None:
       found[SILVER] = self._discriminator.create()
-    return found
+    return found | (self._moments(RunningScale()) if self._scales else {})
 
   def _count(self, value):
-    everywhere = parallel.replicated(self._mesh)
-    return jax.device_put(np.int32(value), everywhere)
+    return self._everywhere(np.int32(value))
+
+  def _everywhere(self, value):
+    return jax.device_put(value, parallel.replicated(self._mesh))
+
+  # The running scale of the rewards of rollouts.
+
+  def _moments(self, scale):
+    return {
+      name: self._everywhere(np.float32(value))
+      for name, value in zip(MOMENTS, scale, strict=True)
+    }
+
+  def scale_of(self, state):
+    """online.advantages.RunningScale of the rounds so far."""
+    return RunningScale(*(float(state[name]) for name in MOMENTS))
+
+  def counted(self, figures, state, rewards):
+    """The state after a round of rollouts with these rewards."""
+    spent = int(state["gold_spent"]) + figures["gold"]
+    moments = self._moments(self.scale_of(state).updated(rewards))
+    return {**state, "gold_spent": self._count(spent), **moments}
 
   def __call__(self, answered, number, state):
     """(pairs, figures) of a round; the state is only read.
@@ -105,6 +132,16 @@ class Labels:
       return self._of_gold(answered)
     return self._of_silver(answered, number, state)
 
+  def rewards(self, answered):
+    """(for each prompt the rewards of its responses, figures), by the reward.
+
+    Raises:
+      InputError: the reward fails; names the prompt.
+    """
+    found = self._gold(answered)
+    every = [one for some in found for one in some]
+    return found, reward_figures(every) | {"gold": -(-len(every) // 2)}
+
   def _gold(self, answered):
     """For each prompt the rewards of its responses."""
     prompts, texts = _flat(answered)
@@ -116,14 +153,12 @@ class Labels:
     return self._given.unended_penalty if is_cut else 0.0
 
   def _of_gold(self, answered):
-    rewards = self._gold(answered)
+    rewards, figures = self.rewards(answered)
     found = [
       pair_of(one, some, self.reward.name)
       for one, some in zip(answered, rewards, strict=True)
     ]
-    judged = sum(map(len, rewards))
-    figures = reward_figures([one for some in rewards for one in some])
-    return _without_ties(found, figures | {"gold": -(-judged // 2)})
+    return _without_ties(found, figures)
 
   def _of_silver(self, answered, number, state):
     prompts, texts = _flat(answered)
