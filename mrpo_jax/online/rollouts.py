@@ -170,29 +170,38 @@ def make_round(
   arrays = {
     name: _of_each(name, some, rollouts) for name, some in arrays.items()
   }
-  scale = scale.updated([one.reward for one in rollouts])
-  reward_R = np.array([one.reward for one in rollouts]) / scale.deviation
-  mask_RT = _padded([np.ones(len(one.ids)) for one in rollouts])
-  apart = [
+  # log p - log r of each token.
+  arrays["apart"] = [
     p - r for p, r in zip(arrays["logp"], arrays["ref_logp"], strict=True)
   ]
-  reward_RT = end_rewards(reward_R, mask_RT) - kl_penalty * _padded(apart)
-  advantage_RT, return_RT = gae(
-    reward_RT, _padded(arrays["value"]), mask_RT, gamma=gamma, lam=lam
+  reward_R = np.array([one.reward for one in rollouts], float)
+  scale = scale.updated(reward_R)
+  arrays["advantage"], arrays["returns"] = _advantages(
+    reward_R / scale.deviation, arrays, kl_penalty, gamma=gamma, lam=lam
+  )
+  tokens = {
+    name: [(one.astype(np.float32), NONE) for one in arrays[name]]
+    for name in GIVEN
+  }
+  figures = _figures(reward_R, arrays) | {"reward/scale": scale.deviation}
+  return Round(pairs, tokens, whiten_minibatch, figures), scale
+
+
+def _advantages(reward_R, arrays, kl_penalty, **trace):
+  """(advantages, returns): each one array for each rollout."""
+  mask_RT = _padded([np.ones(len(one)) for one in arrays["value"]])
+  penalty_RT = kl_penalty * _padded(arrays["apart"])
+  found = gae(
+    end_rewards(reward_R, mask_RT) - penalty_RT,
+    _padded(arrays["value"]),
+    mask_RT,
+    **trace,
   )
   is_token_RT = mask_RT.astype(bool)
-  stored = {
-    "ref_logp": arrays["ref_logp"],
-    "behaviour_logp": arrays["behaviour_logp"],
-    "advantage": [a[m] for a, m in zip(advantage_RT, is_token_RT, strict=True)],
-    "returns": [r[m] for r, m in zip(return_RT, is_token_RT, strict=True)],
-  }
-  tokens = {
-    name: [(np.asarray(one, np.float32), NONE) for one in some]
-    for name, some in stored.items()
-  }
-  figures = _figures(rollouts, arrays, apart, scale)
-  return Round(pairs, tokens, whiten_minibatch, figures), scale
+  return [
+    [row_T[is_T] for row_T, is_T in zip(array_RT, is_token_RT, strict=True)]
+    for array_RT in found
+  ]
 
 
 def _pairs(rollouts, kl_penalty):
@@ -231,18 +240,15 @@ def _padded(arrays):
   return padded_RT
 
 
-def _figures(rollouts, arrays, apart, scale):
+def _figures(reward_R, arrays):
   """{name: number} of a round: means over responses, or over their tokens."""
-  drawn = np.concatenate(arrays["behaviour_logp"])
+  drawn, now = map(np.concatenate, (arrays["behaviour_logp"], arrays["logp"]))
   return {
-    "reward/mean": float(np.mean([one.reward for one in rollouts])),
-    "reward/scale": scale.deviation,
-    "kl": float(np.mean([one.sum() for one in apart])),
-    "length/mean": float(np.mean([len(one.ids) for one in rollouts])),
+    "reward/mean": float(reward_R.mean()),
+    "kl": float(np.mean([one.sum() for one in arrays["apart"]])),
+    "length/mean": float(np.mean([len(one) for one in arrays["apart"]])),
     "value/mean": float(np.concatenate(arrays["value"]).mean()),
-    "behaviour/apart": float(
-      np.abs(drawn - np.concatenate(arrays["logp"])).mean()
-    ),
+    "behaviour/apart": float(np.abs(drawn - now).mean()),
   }
 
 

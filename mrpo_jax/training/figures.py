@@ -210,18 +210,8 @@ def policy_figures(objective, references, key, params, micro):
   if method.of_rewards:
     reward_BC = objective.policy.rewards(params, rows, pairs)
     return PolicyFigures(reward_BC=reward_BC)
-
-  def summed(value):
-    return packed.per_response(value, rows.slots_RM, pairs)
-
   if method.tokens is not None:
-    tokens = objective.policy.token_figures(
-      params, rows, pairs, also=("value",)
-    )
-    found = method.tokens(tokens["logp"], tokens["value"], known)
-    return PolicyFigures(
-      logp_BC=summed(tokens["logp"]), tokens_BC=jax.tree.map(summed, found)
-    )
+    return _token_losses(objective, params, rows, known)
   against = None
   if objective.needs("kl_BC"):
     base = objective.references[0]
@@ -230,6 +220,10 @@ def policy_figures(objective, references, key, params, micro):
   tokens = objective.policy.token_figures(
     params, rows, pairs, also=also, against=against
   )
+
+  def summed(value):
+    return packed.per_response(value, rows.slots_RM, pairs)
+
   logp_RM, excess_BC, kl_BC, ref_logp_BCK = tokens["logp"], None, None, None
   score_BC = ref_score_BCK = None
   if against is not None:
@@ -248,6 +242,20 @@ def policy_figures(objective, references, key, params, micro):
       ref_score_BCK = summed(weight_RM[:, :, None] * ref_logp_RMK)
   return PolicyFigures(
     excess_BC, kl_BC, summed(logp_RM), ref_logp_BCK, ref_score_BCK, score_BC
+  )
+
+
+def _token_losses(objective, params, rows, known):
+  """The PolicyFigures of rollouts: sums of what each token gives."""
+  pairs = objective.pairs
+  tokens = objective.policy.token_figures(params, rows, pairs, also=("value",))
+  found = objective.method.tokens(tokens["logp"], tokens["value"], known)
+
+  def summed(value):
+    return packed.per_response(value, rows.slots_RM, pairs)
+
+  return PolicyFigures(
+    logp_BC=summed(tokens["logp"]), tokens_BC=jax.tree.map(summed, found)
   )
 
 
