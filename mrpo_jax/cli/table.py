@@ -121,9 +121,17 @@ FLAGS = {
     takes="keys",
   ),
   "score": Command(
-    "--config=FILE[:args] --workdir=DIR [flags]",
+    "--config=FILE --workdir=DIR | --reward=NAME --pairs=FILE",
     (
-      *(CONFIG, WORKDIR, STORE),
+      CONFIG._replace(required=False),
+      WORKDIR._replace(required=False),
+      STORE,
+      Flag("reward", "score this reward, not references", "NAME"),
+      Flag("pairs", "of --reward: rows, in place of a config's", "FILE"),
+      Flag(
+        *("reward_timeout", "seconds for an answer of its command", "S"),
+        *(TIMEOUT, positive),
+      ),
       Flag("part", "the i-th of n shares of the data", "i/n", "0/1", share),
       *(ALLOW_CHANGED, *PROCESSES),
     ),

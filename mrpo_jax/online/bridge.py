@@ -86,22 +86,14 @@ def _requests(pairs, where):
   for index, pair in enumerate(pairs):
     if pair.rejected is None:
       raise InputError(f"{where}: pair {index} has no rejected answer")
-    chosen, rejected = _text(pair.chosen), _text(pair.rejected)
+    chosen = messages.one_text(pair.chosen)
+    rejected = messages.one_text(pair.rejected)
     if chosen is None or rejected is None:
       dropped["more than one turn of text"] += 1
       continue
     request = {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
     requests.append(request | {"index": index})
   return requests, dropped
-
-
-def _text(answer):
-  """An answer as one text; None where it is other than that."""
-  if isinstance(answer, str):
-    return answer
-  if len(answer) != 1 or not messages.is_plain(answer[0]):
-    return None
-  return messages.content(answer[0])
 
 
 def _rewrites(to, editor, record, requests):

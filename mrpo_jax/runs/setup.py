@@ -24,6 +24,7 @@ from mrpo_jax.runs.data import (
   load_tokenizers,
   subset,
 )
+from mrpo_jax.runs.inference.reward import rewards_of
 from mrpo_jax.runs.models import check_folders, check_ids, describe_models
 from mrpo_jax.runs.workdir import (
   FIXED,
@@ -53,6 +54,7 @@ class Setup:
   described: dict
   objective: Objective
   identity: dict
+  rewards: dict  # name in data.rewards -> reward
 
   def views(self, split):
     """The split's pairs under each tokenizer whose rows the step reads."""
@@ -68,6 +70,7 @@ def set_up(config, workdir, *, allow_changed=False):
   check_length(workdir, config.steps)
   method = chosen_method(config)
   check_best(config, method)
+  rewards = rewards_of(config)
   mesh = mesh_of(config)
   processes.connect(mesh)
   check_folders(config)  # and names in rules, before any data is read
@@ -87,6 +90,10 @@ def set_up(config, workdir, *, allow_changed=False):
     **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
     **tokenizers.identity,
     **{one.section.key: one.identity for one in described.values()},
+    **{
+      f"data.rewards.{name}": {"script": one.script}
+      for name, one in rewards.items()
+    },
     "mesh": dict(mesh.shape),
     "code": _code(),
   }
@@ -108,6 +115,7 @@ def set_up(config, workdir, *, allow_changed=False):
     described=described,
     objective=objective,
     identity=identity,
+    rewards=rewards,
   )
 
 
@@ -161,6 +169,7 @@ def abstract_setup(config, mesh, read):
     described=described,
     objective=_objective(config, method, described),
     identity={},
+    rewards={},
   )
 
 
@@ -228,6 +237,7 @@ def chosen_method(config):
       "config.loss.weights='by_pair' are of a column of the data: name it in "
       "config.data.reference_weights"
     )
+  _check_rewards(config, method)
   if method.learns and not evaluates:
     raise InputError(
       "config.loss.weights learns from held-out accuracy: set config.data.eval "
@@ -248,6 +258,22 @@ def chosen_method(config):
     f"config.loss.name={name!r} {problem}, but config.references.names is "
     f"{references}"
   )
+
+
+def _check_rewards(config, method):
+  """InputError where rewards are missing, or nothing would read them."""
+  named = config.data.rewards.names
+  if "aux_reward_BC" in method.needs and not named:
+    raise InputError(
+      f"config.loss.name={config.loss.name!r} reads rewards of the responses: "
+      "name them in config.data.rewards"
+    )
+  if named and "aux_reward_BC" not in method.needs:
+    raise InputError(
+      f"config.data.rewards: loss {config.loss.name!r} reads no rewards; set "
+      "config.loss.auxiliary='hpo', or leave them out (mrpo score --reward "
+      "scores them alone)"
+    )
 
 
 def _loss_keywords(config):

@@ -28,6 +28,8 @@ FIGURES = {
   "mean_excess_BC": "sums of squared probabilities of the policy",
   "normalised_entropy_BC": "entropies of reference 0",
   "weight_BK": "weights of the references, from the data",
+  "aux_reward_BC": "rewards of the responses, from the store",
+  "value_B": "values of the prompts, by a network beside the policy",
 }
 
 
