@@ -335,17 +335,21 @@ FLAGS = {
     ),
   ),
   "bridge": Command(
-    "--pairs=FILE --command=COMMAND --to=FILE.jsonl",
+    "--pairs=FILE --command=COMMAND|--model=DIR --to=FILE.jsonl",
     (
       Flag(
         "pairs", "rows, as config.data.train names them", "FILE", required=True
       ),
-      Flag("command", "program that rewrites", "COMMAND", required=True),
+      Flag("command", "program that rewrites", "COMMAND"),
       Flag(
         *("command_timeout", "seconds for an answer of it", "S"),
         *(TIMEOUT, positive),
       ),
       Flag("to", "JSON lines to write", "FILE", type=new_file, required=True),
+      *SOURCE,
+      Flag("instructions", "file of what a model is told", "FILE"),
+      *SAMPLING,
+      Flag("slots", "rewrites side by side", "N", 64, count_from(1)),
     ),
   ),
 }
