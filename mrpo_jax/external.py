@@ -44,7 +44,9 @@ class Command:
     name: the command, as it was given.
   """
 
-  def __init__(self, text, *, flag, role, instead, timeout=TIMEOUT):
+  def __init__(
+    self, text, *, flag, role, instead, timeout=TIMEOUT, timeout_flag=""
+  ):
     """Splits its words as a shell does.
 
     Args:
@@ -52,14 +54,14 @@ class Command:
       flag: what named it, for messages: "--judge".
       role: what it is: "judge".
       instead: what else could be given: "a reward as module:name".
-      timeout: seconds that it may take for an answer, a setting that is
-        called as the flag with "_timeout" after it.
+      timeout: seconds that it may take for an answer.
+      timeout_flag: what gives it more; "": the flag with "_timeout" after it.
 
     Raises:
       InputError: there is no such command.
     """
     self.name, self._timeout = text, timeout
-    self._flag = flag
+    self._flag, self._timeout_flag = flag, timeout_flag or f"{flag}_timeout"
     self._who = f"the {role} {text!r}"
     try:
       self._words = shlex.split(text)
@@ -151,7 +153,7 @@ class Command:
     if line is None:
       raise InputError(
         f"{self._who} does not answer {where} within {self._timeout:g} s; "
-        f"{self._flag}_timeout gives it more"
+        f"{self._timeout_flag} gives it more"
       )
     if not line:
       raise InputError(

@@ -176,14 +176,15 @@ def parse(argv):
       f"{given.subcommand} {action!r}; known: {', '.join(actions)}"
     )
   if takes == "keys":
-    if len(given.config) != 1:
+    needed = any(flag.name == "config" and flag.required for flag in flags)
+    if len(given.config) > 1 or needed and not given.config:
       keys = [f".{one}" for one in given.config[1:2] if "=" in one]
       files = [f"={one}" for one in rest if ".py" in one and not given.config]
       near = "".join(f"; did you mean --config{one}?" for one in keys + files)
       raise InputError(
         f"give one --config=FILE[:args]; see {command} --help{near}"
       )
-    (given.config,) = given.config
+    given.config = "".join(given.config)
   for flag in flags:
     if flag.required and not getattr(given, flag.name):
       raise InputError(f"--{flag.name} is missing; see {command} --help")

@@ -121,9 +121,17 @@ FLAGS = {
     takes="keys",
   ),
   "score": Command(
-    "--config=FILE[:args] --workdir=DIR [flags]",
+    "--config=FILE --workdir=DIR | --reward=NAME --pairs=FILE",
     (
-      *(CONFIG, WORKDIR, STORE),
+      CONFIG._replace(required=False),
+      WORKDIR._replace(required=False),
+      STORE,
+      Flag("reward", "score this reward, not references", "NAME"),
+      Flag("pairs", "of --reward: rows, in place of a config's", "FILE"),
+      Flag(
+        *("reward_timeout", "seconds for an answer of its command", "S"),
+        *(TIMEOUT, positive),
+      ),
       Flag("part", "the i-th of n shares of the data", "i/n", "0/1", share),
       *(ALLOW_CHANGED, *PROCESSES),
     ),
@@ -327,17 +335,21 @@ FLAGS = {
     ),
   ),
   "bridge": Command(
-    "--pairs=FILE --command=COMMAND --to=FILE.jsonl",
+    "--pairs=FILE --command=COMMAND|--model=DIR --to=FILE.jsonl",
     (
       Flag(
         "pairs", "rows, as config.data.train names them", "FILE", required=True
       ),
-      Flag("command", "program that rewrites", "COMMAND", required=True),
+      Flag("command", "program that rewrites", "COMMAND"),
       Flag(
         *("command_timeout", "seconds for an answer of it", "S"),
         *(TIMEOUT, positive),
       ),
       Flag("to", "JSON lines to write", "FILE", type=new_file, required=True),
+      *SOURCE,
+      Flag("instructions", "file of what a model is told", "FILE"),
+      *SAMPLING,
+      Flag("slots", "rewrites side by side", "N", 64, count_from(1)),
     ),
   ),
 }

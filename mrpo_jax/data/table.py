@@ -29,6 +29,7 @@ class Table:
   places: list  # of each pair among those of the file
   prompts: list  # what the prompt of each pair is known by
   fingerprints: list  # of each pair and of where it is cut
+  ids: list  # of each pair as the file has it
   weights: list  # of each pair its reference_weights
   dropped: int  # rows left out
   truncated: int  # rows kept of which something was cut
@@ -102,6 +103,7 @@ def encode_table(
       )
       for i in kept
     ],
+    ids=[source.pair_id(pairs[i]) for i in kept],
     weights=[pairs[i].reference_weights for i in kept],
     dropped=len(pairs) - len(kept),
     truncated=truncated,

@@ -10,7 +10,7 @@ from mrpo_jax.models import head, transformer
 from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.models.partition import WHOLE, Partition
 from mrpo_jax.rows import micro_batch, micro_batches, scope
-from mrpo_jax.shapes import check
+from mrpo_jax.shapes import CHOSEN, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ def token_figures(
   *,
   also=(),
   against=None,
+  prompts=False,
 ):
   """Figures of every scored token of the rows, under a model.
 
@@ -56,6 +57,7 @@ def token_figures(
       Gradients flow to the head and to the decoder under it.
     against: (config, params, Computation) of a reference with the same
       vocabulary, run on the same rows; see `head.token_figures`.
+    prompts: also `prompt_BD`, see `prompt_states`.
 
   Returns:
     dict of value_RM, `logp` among them.
@@ -86,7 +88,32 @@ def token_figures(
   )
   if "value" in also:
     figures["value"] = _numbers(hidden_RMD, params["value_head"])
+  if prompts:
+    figures["prompt_BD"] = prompt_states(hidden_RMD, rows, pairs)
   return figures
+
+
+def prompt_states(hidden_RMD, rows, pairs):
+  """prompt_BD: the state of every prompt's last token, without a gradient.
+
+  It is the one that predicts the first token of the chosen response; 0 for a
+  pair that does not stand in the rows.
+  """
+  is_first_RM = _starts(rows.slots_RM) & (rows.slots_RM < 2 * pairs)
+  first_RMD = jnp.where(is_first_RM[:, :, None], hidden_RMD, 0.0)
+  first_BCD = per_response(first_RMD, rows.slots_RM, pairs)
+  return jax.lax.stop_gradient(first_BCD[:, CHOSEN])
+
+
+def _starts(slots_RM):
+  """Is this the first token of a response?"""
+  return jnp.concatenate(
+    [
+      jnp.ones_like(slots_RM[:, :1], bool),
+      slots_RM[:, 1:] != slots_RM[:, :-1],
+    ],
+    axis=1,
+  )
 
 
 def _numbers(hidden_RTD, head_1D):
@@ -180,12 +207,12 @@ def per_response(value, slots, pairs):
   """Sums over responses, 0 for one that does not stand in the rows.
 
   Args:
-    value: [..., M] or [..., M, K], one value per scored token.
+    value: [..., M], [..., M, K] or [..., M, D], of every scored token.
     slots: [..., M], see Rows.
     pairs: B, static.
 
   Returns:
-    sum_BC or sum_BCK.
+    sum_BC, sum_BCK or sum_BCD.
   """
   rest = value.shape[slots.ndim :]
   return jax.ops.segment_sum(  # drops slots past the last
@@ -207,13 +234,7 @@ def token_places(rows, pairs):
   """
   is_real_RM = rows.slots_RM < 2 * pairs
   place_1M = jnp.arange(rows.slots_RM.shape[1])[None]
-  starts_RM = jnp.concatenate(
-    [
-      jnp.ones_like(is_real_RM[:, :1]),
-      rows.slots_RM[:, 1:] != rows.slots_RM[:, :-1],
-    ],
-    axis=1,
-  )
+  starts_RM = _starts(rows.slots_RM)
   start_RM = jax.lax.cummax(jnp.where(starts_RM, place_1M, 0), axis=1)
   index_RM = jnp.where(is_real_RM, place_1M - start_RM, 0)
   length_BC = response_lengths(rows, pairs).astype(jnp.int32)

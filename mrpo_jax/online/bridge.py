@@ -24,7 +24,37 @@ ANSWERS = ".rewrites.jsonl"  # after the name of the file: all that was answered
 ABOUT = ".bridge.json"  # who answered what, and the statistics
 
 
-def bridge(pairs, command, to, *, timeout=external.TIMEOUT):
+class CommandEditor:
+  """An editor that is a command.
+
+  It reads lines {"prompt", "chosen", "rejected", "index"} and answers
+  {"rewrite": text} to each, in order.
+
+  Attributes:
+    name: the command, as it was given.
+    script: SHA-256 of its program, or None.
+  """
+
+  def __init__(self, command, *, timeout=external.TIMEOUT):
+    """`timeout`: seconds that the command may take for an answer."""
+    self._command = external.Command(
+      command,
+      flag="--command",
+      role="editor",
+      instead="the path of one",
+      timeout=timeout,
+    )
+    self.name, self.script = self._command.name, self._command.script
+
+  def answers(self, requests, todo):
+    """Yields the rewrite of each request of `todo`, which are of `requests`."""
+    del requests
+    return self._command(
+      todo, read=_rewrite_in, where=lambda one: f"pair {one['index']}"
+    )
+
+
+def bridge(pairs, editor, to, *, timeout=external.TIMEOUT):
   """Writes a file of preference rows whose chosen answers are rewrites.
 
   A row of it is {"prompt", "chosen": the rewrite, "rejected", "guide": the
@@ -33,8 +63,8 @@ def bridge(pairs, command, to, *, timeout=external.TIMEOUT):
 
   Args:
     pairs: what `source.load` takes.
-    command: reads lines {"prompt", "chosen", "rejected", "index"} and answers
-      {"rewrite": text} to each, in order.
+    editor: the words of a command, see `CommandEditor`, or another editor with
+      its attributes and `answers`.
     to: the file, .jsonl.
     timeout: seconds that the command may take for an answer.
 
@@ -50,13 +80,8 @@ def bridge(pairs, command, to, *, timeout=external.TIMEOUT):
   to = pathlib.Path(to)
   if to.suffix != ".jsonl":
     raise InputError(f"--to={to}: name a file .jsonl")
-  editor = external.Command(
-    command,
-    flag="--command",
-    role="editor",
-    instead="the path of one",
-    timeout=timeout,
-  )
+  if isinstance(editor, str):
+    editor = CommandEditor(editor, timeout=timeout)
   found = source.load(pairs)
   requests, dropped = _requests(found, pairs)
   record = {
@@ -86,22 +111,14 @@ def _requests(pairs, where):
   for index, pair in enumerate(pairs):
     if pair.rejected is None:
       raise InputError(f"{where}: pair {index} has no rejected answer")
-    chosen, rejected = _text(pair.chosen), _text(pair.rejected)
+    chosen = messages.one_text(pair.chosen)
+    rejected = messages.one_text(pair.rejected)
     if chosen is None or rejected is None:
       dropped["more than one turn of text"] += 1
       continue
     request = {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
     requests.append(request | {"index": index})
   return requests, dropped
-
-
-def _text(answer):
-  """An answer as one text; None where it is other than that."""
-  if isinstance(answer, str):
-    return answer
-  if len(answer) != 1 or not messages.is_plain(answer[0]):
-    return None
-  return messages.content(answer[0])
 
 
 def _rewrites(to, editor, record, requests):
@@ -119,7 +136,7 @@ def _rewrites(to, editor, record, requests):
     logger.info(f"{path} holds {done} of {len(requests)} rewrites; going on")
   answers = appended(
     path,
-    editor(todo, read=_rewrite_in, where=lambda one: f"pair {one['index']}"),
+    editor.answers(requests, todo),
     todo,
     lambda request, answer: {"index": request["index"], "rewrite": answer},
     title="rewriting",
@@ -149,11 +166,11 @@ def _refuse_other(to, path, about, record):
 
 
 def _known(path):
-  """{index: rewrite} of a file that an earlier call has left."""
+  """{index: rewrite or None} of a file that an earlier call has left."""
   known = {}
   for number, line in enumerate(files.read_lines(path), 1):
     index, rewrite = line.get("index"), line.get("rewrite")
-    if type(index) is not int or not isinstance(rewrite, str):
+    if type(index) is not int or not isinstance(rewrite, str | None):
       raise InputError(
         f"{path} line {number} is not as it was written; remove the line"
       )
@@ -174,7 +191,7 @@ def _rows(pairs, requests, rewrites, dropped):
   rows, kept = [], []
   for request in requests:
     index, rejected = request["index"], request["rejected"]
-    rewrite = rewrites[index]
+    rewrite = rewrites[index]  # None where it was cut off
     reason = _unusable(rewrite, request)
     if reason:
       dropped[reason] += 1
@@ -196,6 +213,8 @@ def _rows(pairs, requests, rewrites, dropped):
 
 def _unusable(rewrite, request):
   """Why a rewrite makes no pair, in words; "" where it does."""
+  if rewrite is None:
+    return "cut off"
   said = rewrite.split()
   if not said:
     return "empty"

@@ -13,27 +13,40 @@ import os
 from mrpo_jax import external, files
 from mrpo_jax.errors import InputError, blames, did_you_mean
 
-COMMAND = "command:"
-FORMS = "module:name, command:WORDS or a folder of a trained reward"
+COMMAND, DIFFERENCE = "command:", "difference:"
+FORMS = (
+  "module:name, command:WORDS or a folder of a trained reward; or "
+  "difference:FOLDER,FOLDER, of two language models"
+)
 SHIPPED = "mrpo_jax."
 SHOWN = 40  # characters of a prompt's beginning
 
 
 def reward_of(
-  text, *, options=None, of_folder=None, flag="reward", timeout=external.TIMEOUT
+  text,
+  *,
+  options=None,
+  of_folder=None,
+  of_difference=None,
+  flag="reward",
+  timeout=external.TIMEOUT,
+  timeout_flag="",
 ):
   """The reward that a config or a flag names.
 
   Args:
     text: "module:name", a function reward(prompts, responses) that is looked
-      for in the current folder, too; "command:WORDS", see `CommandReward`; or
-      a folder.
+      for in the current folder, too; "command:WORDS", see `CommandReward`; a
+      folder; or "difference:FOLDER,FOLDER", of two language models.
     options: {name: value}, further keywords of the function.
     of_folder: f(folder, **options) that gives a function of (prompts,
       responses) for a trained reward, with its fingerprint as `script`; raises
       InputError.
+    of_difference: f(folder, folder, **options), the same for a difference.
     flag: what named it, for messages: "online.reward".
     timeout: seconds that a command may take for an answer.
+    timeout_flag: what gives it more, for messages; "": the flag with "_timeout"
+      after it.
 
   Returns:
     A `Reward` or a `CommandReward`.
@@ -49,15 +62,12 @@ def reward_of(
         f"{flag}={text}: options are keywords of a function; write them into "
         "the words of the command"
       )
-    return CommandReward(text, flag=flag, timeout=timeout)
-  if os.path.isdir(text):
-    if of_folder is None:
-      raise InputError(
-        f"{flag}={text} is a folder, and trained rewards are not read here; "
-        "give module:name or command:WORDS"
-      )
-    found = of_folder(text, **options)
-    return Reward(text, found, script=found.script)
+    return CommandReward(
+      text, flag=flag, timeout=timeout, timeout_flag=timeout_flag
+    )
+  made = _of_folders(text, options, of_folder, of_difference, flag)
+  if made is not None:
+    return Reward(text, made, script=made.script)
   if not external.FUNCTION.fullmatch(text):
     raise InputError(f"{flag}={text!r} is no reward; give {FORMS}")
   found = external.Function(text, flag=flag)
@@ -69,14 +79,41 @@ def reward_of(
   return Reward(text, function, script=found.script)
 
 
-def _check_options(function, options, where):
-  """InputError where a function does not take these keywords."""
+def _of_folders(text, options, of_folder, of_difference, flag):
+  """What a reward of trained models is made of; None for another reward."""
+  if text.startswith(DIFFERENCE):
+    make, folders = of_difference, text.removeprefix(DIFFERENCE).split(",")
+    if len(folders) != 2 or not all(map(os.path.isdir, folders)):
+      raise InputError(
+        f"{flag}={text!r}: give two folders of language models, "
+        f"{DIFFERENCE}FOLDER,FOLDER"
+      )
+  elif os.path.isdir(text):
+    make, folders = of_folder, [text]
+  else:
+    return None
+  if make is None:
+    raise InputError(
+      f"{flag}={text} is a folder, and trained rewards are not read here; give "
+      "module:name or command:WORDS"
+    )
+  _check_options(make, options, f"{flag}={text}", folders, "its folders")
+  return make(*folders, **options)
+
+
+def _check_options(
+  function, options, where, given=((), ()), what="prompts, responses"
+):
+  """InputError where a function does not take these keywords.
+
+  `given` is what it is called with beside them, `what` the same in words.
+  """
   try:
     signature = inspect.signature(function)
   except ValueError:  # of some that are not written in Python
     return
   try:
-    signature.bind([], [], **options)
+    signature.bind(*given, **options)
   except TypeError as error:
     known = [
       name
@@ -85,7 +122,7 @@ def _check_options(function, options, where):
     ]
     near = "".join(did_you_mean(one, known) for one in options)
     raise InputError(
-      f"{where}: it is called with prompts, responses and the options, and "
+      f"{where}: it is called with {what} and the options, and "
       f"{error}; it has {', '.join(known) or 'none'}{near}"
     ) from None
 
@@ -154,7 +191,7 @@ class CommandReward:
     script: SHA-256 of the file of the command, or None.
   """
 
-  def __init__(self, text, *, flag, timeout=external.TIMEOUT):
+  def __init__(self, text, *, flag, timeout=external.TIMEOUT, timeout_flag=""):
     self.name = text
     self._command = external.Command(
       text.removeprefix(COMMAND),
@@ -162,6 +199,7 @@ class CommandReward:
       role="reward",
       instead="a function as module:name",
       timeout=timeout,
+      timeout_flag=timeout_flag,
     )
 
   @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maintenance of a store of scores: list, verify, prune, export."""
+"""Maintenance of a store of scores and rewards: list, verify, prune, export."""
 
 import contextlib
 import csv
@@ -25,9 +25,10 @@ from mrpo_jax.references.store import (
   OTHER_BYTES,
   SHARD,
   TOKENS,
+  WITH_TOKENS,
   distinct_pairs,
-  has_tokens,
   key_of,
+  layout_of,
   one_line,
   parquet_bytes,
   read_tables,
@@ -106,7 +107,7 @@ def export(root, key, to):
   # Of a pair that stands in several files, a row with tokens comes first.
   tables = sorted(
     read_tables(pathlib.Path(root) / key),
-    key=lambda t: not has_tokens(t.schema),
+    key=lambda t: layout_of(t.schema) != WITH_TOKENS,
   )
   if not tables:
     raise InputError(f"{key}: holds no pairs")
@@ -174,7 +175,7 @@ def _problem(path):
     table = pq.ParquetFile(io.BytesIO(content)).read()
   except (pa.ArrowException, OSError) as error:
     return f"no Parquet file ({one_line(error)})"
-  if has_tokens(table.schema) is None:
+  if layout_of(table.schema) is None:
     return f"its columns are {one_line(table.schema)}"
   for name in table.column_names[1:]:
     column = table[name]

@@ -15,7 +15,7 @@ from mrpo_jax.progress import Progress
 from mrpo_jax.references.store import Scores
 
 
-def known_of(characters, scores, K, weights=None):
+def known_of(characters, scores, K, weights=None, rewards=None):
   """batches.Known of N pairs.
 
   Args:
@@ -23,10 +23,13 @@ def known_of(characters, scores, K, weights=None):
     scores: {place among the K references: Scores of the N pairs}.
     K: how many references there are.
     weights: N of K weights of the references; None where pairs have none.
+    rewards: N of (chosen, rejected), where the method reads them.
   """
   arrays = {"character_BC": np.array(characters, np.float32).reshape(-1, 2)}
   if weights is not None:
     arrays["weight_BK"] = np.array(weights, np.float32).reshape(-1, K)
+  if rewards is not None:
+    arrays["aux_reward_BC"] = np.array(rewards, np.float32).reshape(-1, 2)
   if not scores:
     return Known(arrays)
   shape = (len(characters), 2, K)
@@ -82,8 +85,8 @@ def score(
   Returns:
     How many pairs were scored.
   """
-  known = _known(store, fingerprints)
-  batches = list(_missing(known, fingerprints, packing.batch, part))
+  known = known_to_all(store, fingerprints)
+  batches = list(missing_batches(known, fingerprints, packing.batch, part))
   total, tokens, waiting = sum(map(len, batches)), 0, []
   written = time.monotonic()
   with Progress(title, total, "pairs") as progress:
@@ -103,8 +106,11 @@ def score(
   return total
 
 
-def _missing(known, fingerprints, batch, part):
-  """Yields which pairs of each batch the store lacks; one that recurs, once."""
+def missing_batches(known, fingerprints, batch, part):
+  """Yields which pairs of each batch the store lacks; one that recurs, once.
+
+  Of the batches, runs of neighbours, those of `part` (i, n): i, i + n, ...
+  """
   known = set(known)
   starts = range(0, len(fingerprints), batch)
   for first in starts[part[0] :: part[1]]:
@@ -123,7 +129,7 @@ def compile_figures(config, pairs, per_token, computation):
   )
 
 
-def _known(store, fingerprints):
+def known_to_all(store, fingerprints):
   """The pairs that the store holds, as process 0 finds it."""
   known = store.known()
   known_N = np.array([name in known for name in fingerprints])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Store of reference scores: Parquet files that appear whole.
+"""Store of reference scores and rewards: Parquet files that appear whole.
 
 root/<key>/manifest.json      what the key covers, and the units of columns
 root/<key>/<sha256>.parquet   rows of pairs; named after the file's bytes
@@ -42,13 +42,21 @@ FIGURES = {  # per response: (type, field of Scores, unit)
   ),
 }
 TOKENS = "token_logps"  # where a loss needs them
-COLUMNS = {  # column -> unit
+REWARD = "reward"  # of a response as the data have it, whatever is cut
+COLUMNS = {  # of scores: column -> unit
   "pair": "SHA-256 of the pair and of where it is cut",
   **{
     f"{name}_{c}": unit for name, (*_, unit) in FIGURES.items() for c in CHOICES
   },
   **{
     f"{TOKENS}_{c}": "nats per response token, in their order" for c in CHOICES
+  },
+}
+REWARD_COLUMNS = {
+  "pair": "SHA-256 of the pair",
+  **{
+    f"{REWARD}_{c}": "reward of the response, the larger the better"
+    for c in CHOICES
   },
 }
 
@@ -87,6 +95,26 @@ def _schema(per_token):
   return pa.schema(fields)
 
 
+# What a file of rows may hold, by its columns.
+SUMS, WITH_TOKENS, REWARDS = "sums", "with tokens", "rewards"
+LAYOUTS = {
+  SUMS: _schema(False),
+  WITH_TOKENS: _schema(True),
+  REWARDS: pa.schema(
+    [("pair", pa.string())]
+    + [(f"{REWARD}_{choice}", pa.float64()) for choice in CHOICES]
+  ),
+}
+
+
+def layout_of(schema):
+  """The name of a table's layout; None for columns that no store writes."""
+  for name, one in LAYOUTS.items():
+    if schema.equals(one):
+      return name
+  return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Store:
   """Scores of one reference; nothing is made on disk before `write`."""
@@ -103,9 +131,13 @@ class Store:
   def folder(self):
     return pathlib.Path(self.root) / self.key
 
+  @property
+  def _layout(self):
+    return WITH_TOKENS if self.per_token else SUMS
+
   def known(self):
     """The fingerprints of all pairs that `read` would find."""
-    return set(self._table(["pair"])["pair"].to_pylist())
+    return known_pairs(self.folder, self._layout)
 
   def write(self, pairs, scores):
     """Adds one file; equal content gives an equal file.
@@ -121,12 +153,7 @@ class Store:
     if not len(pairs):
       return
     table = _as_table(pairs, scores, self.per_token)
-    content = parquet_bytes(table)
-    self.folder.mkdir(parents=True, exist_ok=True)
-    if not (self.folder / MANIFEST).exists():
-      files.write_json(self.folder / MANIFEST, _manifest(self.material))
-    name = hashlib.sha256(content).hexdigest()
-    files.write_atomically(self.folder / f"{name}.parquet", content)
+    write_table(self.folder, self.material, COLUMNS, table)
 
   def read(self, pairs):
     """Scores of the pairs in their order; repeats are fine.
@@ -134,13 +161,7 @@ class Store:
     Raises:
       MissingRows: not all of them are here.
     """
-    table = self._table(_schema(self.per_token).names)
-    # Of a pair that stands in several files the first one counts.
-    places = pc.index_in(pa.array(pairs, pa.string()), value_set=table["pair"])
-    if places.null_count:
-      is_missing = places.is_null().to_numpy(zero_copy_only=False)
-      raise MissingRows(np.flatnonzero(is_missing).tolist())
-    table = table.take(places)
+    table = rows_of(self.folder, self._layout, pairs)
     arrays = {
       field: np.stack(
         [table[f"{name}_{choice}"].to_numpy() for choice in CHOICES], axis=1
@@ -153,15 +174,50 @@ class Store:
       token_logps = list(zip(*columns, strict=True))
     return Scores(**arrays, token_logps=token_logps)
 
-  def _table(self, columns):
-    schema = _schema(self.per_token)
-    schema = pa.schema([schema.field(name) for name in columns])
-    tables = read_tables(self.folder, columns, per_token=self.per_token)
-    return pa.concat_tables([schema.empty_table(), *tables])
+
+# Tables of one key.
 
 
-def read_tables(folder, columns=None, *, per_token=False):
-  """Yields the table of every file; with `per_token` those with tokens.
+def write_table(folder, material, columns, table):
+  """Adds a table as one file, beside a manifest of what its key covers."""
+  content = parquet_bytes(distinct_pairs(table))
+  folder.mkdir(parents=True, exist_ok=True)
+  if not (folder / MANIFEST).exists():
+    files.write_json(folder / MANIFEST, _manifest(material, columns))
+  name = hashlib.sha256(content).hexdigest()
+  files.write_atomically(folder / f"{name}.parquet", content)
+
+
+def known_pairs(folder, layout):
+  """The fingerprints of all pairs that stand there in that layout."""
+  return set(_whole_table(folder, layout, ["pair"])["pair"].to_pylist())
+
+
+def rows_of(folder, layout, pairs):
+  """The rows of these pairs, in their order, as one table.
+
+  Raises:
+    MissingRows: not all of them are here.
+  """
+  table = _whole_table(folder, layout, LAYOUTS[layout].names)
+  # Of a pair that stands in several files the first one counts.
+  places = pc.index_in(pa.array(pairs, pa.string()), value_set=table["pair"])
+  if places.null_count:
+    is_missing = places.is_null().to_numpy(zero_copy_only=False)
+    raise MissingRows(np.flatnonzero(is_missing).tolist())
+  return table.take(places)
+
+
+def _whole_table(folder, layout, columns):
+  """All files of a key as one; rows with tokens hold the sums, too."""
+  layouts = (SUMS, WITH_TOKENS) if layout == SUMS else (layout,)
+  fields = [LAYOUTS[layout].field(name) for name in columns]
+  tables = read_tables(folder, columns, layouts=layouts)
+  return pa.concat_tables([pa.schema(fields).empty_table(), *tables])
+
+
+def read_tables(folder, columns=None, *, layouts=tuple(LAYOUTS)):
+  """Yields the table of every file that has one of these layouts.
 
   Raises:
     InputError: a file is not what it is named after, or holds another table.
@@ -169,7 +225,7 @@ def read_tables(folder, columns=None, *, per_token=False):
   for path in shard_paths(folder):
     try:
       # Read once: what is parsed is what was verified.
-      table = _verified(path.read_bytes(), path.stem, columns, per_token)
+      table = _verified(path.read_bytes(), path.stem, columns, layouts)
     except FileNotFoundError:  # removed since the folder was listed
       continue
     except (ValueError, pa.ArrowException, OSError) as error:
@@ -181,25 +237,15 @@ def read_tables(folder, columns=None, *, per_token=False):
       yield table
 
 
-def _verified(content, name, columns, per_token):
-  """The table in a file's bytes, None where it has no tokens but should."""
+def _verified(content, name, columns, layouts):
+  """The table in a file's bytes, None where it has another layout."""
   if hashlib.sha256(content).hexdigest() != name:
     raise ValueError(OTHER_BYTES)
   with pq.ParquetFile(io.BytesIO(content)) as file:
-    with_tokens = has_tokens(file.schema_arrow)
-    if with_tokens is None:
+    layout = layout_of(file.schema_arrow)
+    if layout is None:
       raise ValueError("its columns are of another table")
-    if with_tokens or not per_token:
-      return file.read(columns=columns)
-  return None
-
-
-def has_tokens(schema):
-  """Do the rows hold tokens?  None for columns that no store writes."""
-  for per_token in (False, True):
-    if schema.equals(_schema(per_token)):
-      return per_token
-  return None
+    return file.read(columns=columns) if layout in layouts else None
 
 
 def _as_table(pairs, scores, per_token):
@@ -221,7 +267,7 @@ def _as_table(pairs, scores, per_token):
     )
   if per_token:
     columns |= _token_columns(pairs, scores)
-  return distinct_pairs(pa.table(columns, schema=_schema(per_token)))
+  return pa.table(columns, schema=_schema(per_token))
 
 
 def _token_columns(pairs, scores):
@@ -257,9 +303,9 @@ def _lists(column):
       yield values[start:stop]
 
 
-def _manifest(material):
+def _manifest(material, columns):
   versions = {"scoring": SCORING, "schema": SCHEMA}
-  return {"key covers": material, "columns": COLUMNS, **versions}
+  return {"key covers": material, "columns": columns, **versions}
 
 
 def parquet_bytes(table):

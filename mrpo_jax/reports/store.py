@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of a store of reference scores, as text."""
+"""The contents of a store of scores and rewards, as text."""
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.text import aligned
@@ -7,7 +7,7 @@ from mrpo_jax.text import aligned
 
 def stored(entries):
   """Aligned text of a store, a line per key, from `maintenance.entries`."""
-  rows = [("key", "pairs", "files", "MB", "dtype", "weights")]
+  rows = [("key", "pairs", "files", "MB", "dtype", "weights or reward")]
   for one in entries:
     about = one["material"]
     rows.append(
@@ -17,7 +17,7 @@ def stored(entries):
         str(one["shards"]),
         f"{one['bytes'] / 1e6:.1f}",
         about.get("quantize") or about.get("dtype", "-"),
-        about.get("weights", "-")[:40],
+        str(about.get("weights") or about.get("reward", "-"))[:40],
       )
     )
   return aligned(rows)

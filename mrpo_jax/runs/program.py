@@ -15,7 +15,7 @@ from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import Scores
 from mrpo_jax.runs.ahead import compile_to_fit
 from mrpo_jax.runs.models import abstract_models, starts_alike
-from mrpo_jax.training import checkpoints, optimizer, train_state
+from mrpo_jax.training import checkpoints, optimizer, train_state, value
 from mrpo_jax.training.stacked import stack
 from mrpo_jax.training.step import compile_step
 
@@ -48,6 +48,7 @@ class Program:
     transformation, self._schedule = optimizer.make(
       steps=config.steps // config.rounds.count, **dict(config.optimizer)
     )
+    self._transformation = transformation
     base, self._trained = lora.split(policy.params)
     self.frozen = base, _references(setup, loaded, self._moves)
     self.state, self._create = _abstract_state(
@@ -81,7 +82,7 @@ class Program:
       step, state = restored
       return state, step
     method = setup.method
-    method_state = method.init(len(setup.objective.references))
+    method_state = _method_state(setup, self._transformation)
     if method.measures:
       measured = {split: scores.measured(split) for split in method.measures}
       method_state = method.measure(method_state, **measured)
@@ -164,7 +165,9 @@ def _given(setup, views):
     if model.scored
   }
   weights = [] if setup.method.mixing.by_pair else None
-  known = known_of([], scores, len(setup.objective.references), weights)
+  rewards = [] if setup.objective.needs("aux_reward_BC") else None
+  K = len(setup.objective.references)
+  known = known_of([], scores, K, weights, rewards)
   if setup.method.tokens is not None:
     known = Known({}, tokens=dict.fromkeys(GIVEN, []))
   return known.of(setup.packing, np.arange(0), views)
@@ -208,12 +211,18 @@ def _references(setup, loaded, moves):
   return stack(setup.objective.references, params, taken)
 
 
+def _method_state(setup, transformation):
+  """What the method remembers before the first step."""
+  own = setup.method.init(len(setup.objective.references))
+  return own | value.start(setup.objective, transformation, setup.config.seed)
+
+
 def _abstract_state(setup, policy, transformation, moves):
   """(TrainState of ShapeDtypeStruct, the function that makes a real one)."""
   table = parameters.table(setup.described["policy"].model.config)
   if policy.adapter is not None:
     table = lora.adapter_table(table, policy.adapter)
-  method_state = setup.method.init(len(setup.objective.references))
+  method_state = _method_state(setup, transformation)
   moving = () if moves is None else moves.names
   shardings = train_state.shardings(
     table,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a run's references: what it reads from the store, and fills in."""
+"""Scores of a run's references and rewards: what it reads, and fills in."""
 
 import dataclasses
 import logging
@@ -17,6 +17,7 @@ from mrpo_jax.references.score import known_of
 from mrpo_jax.references.store import MissingRows, Store
 from mrpo_jax.runs.ahead import compile_to_fit
 from mrpo_jax.runs.models import abstract_models, load_reference
+from mrpo_jax.runs.rewards import RewardPlan
 from mrpo_jax.runs.setup import Setup, set_up
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class ScorePlan:
   setup: Setup
   stores: dict  # reference's name -> Store
   splits: dict  # reference's name -> splits whose scores the run reads
+  rewards: RewardPlan
 
   @classmethod
   def of(cls, setup, store, *, fresh):
@@ -58,7 +60,7 @@ class ScorePlan:
         for split in setup.tables
         if split in measures or described.model.scored and split != "validation"
       ]
-    return cls(setup, stores, splits)
+    return cls(setup, stores, splits, RewardPlan.of(setup, root))
 
   def missing(self):
     """{(name, split): how many pairs process 0 does not find in the store}."""
@@ -83,13 +85,22 @@ class ScorePlan:
         f"{count} pairs of {split} are not scored under reference {name!r}; "
         f"run first: mrpo score {command}"
       )
+    missing = self.rewards.missing() if command is not None else None
+    if missing:
+      (name, split), count = next(iter(missing.items()))
+      raise InputError(
+        f"{count} pairs of {split} have no reward {name!r}; run first: mrpo "
+        f"score {command}"
+      )
 
   def fill(self, *, part=(0, 1)):
     """Scores what is missing, one reference in memory at a time.
 
     Raises:
-      InputError: the devices cannot hold one; before the first is scored.
+      InputError: the devices cannot hold one; before the first is scored; or a
+        reward fails.
     """
+    self.rewards.fill(part=part)
     mesh, packing = self.setup.mesh, _for_scores(self.setup.packing)
     missing = self.missing()
     names = list(dict.fromkeys(name for name, _ in missing))
@@ -157,7 +168,8 @@ class ScorePlan:
       if self.setup.described[name].model.scored
     }
     weights = table.weights if self.setup.method.mixing.by_pair else None
-    return known_of(characters, scores, len(names), weights)
+    rewards = self.rewards.read(split) if self.setup.rewards else None
+    return known_of(characters, scores, len(names), weights, rewards)
 
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""
@@ -205,16 +217,20 @@ def score_run(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
   setup = set_up(config, pathlib.Path(workdir), allow_changed=allow_changed)
   scores = ScorePlan.of(setup, store, fresh=True)
-  if not any(scores.splits.values()):
+  if not any(scores.splits.values()) and not setup.rewards:
     raise InputError(
-      "no reference has config.references.<name>.mode='scored', so there is "
-      "nothing to score"
+      "no reference has config.references.<name>.mode='scored', and "
+      "config.data.rewards names no reward, so there is nothing to score"
     )
   scores.fill(part=part)
   for name, one in scores.stores.items():
     if scores.splits[name]:
       key = setup.described[name].section.key
       logger.info(f"{key}: {len(one.known())} pairs in {one.folder}")
+  for name, column in scores.rewards.columns.items():
+    logger.info(
+      f"data.rewards.{name}: {len(column.known())} pairs in {column.folder}"
+    )
 
 
 def _material(config, described, tokenizer):

@@ -24,6 +24,7 @@ from mrpo_jax.runs.data import (
   load_tokenizers,
   subset,
 )
+from mrpo_jax.runs.inference.reward import rewards_of
 from mrpo_jax.runs.models import check_folders, check_ids, describe_models
 from mrpo_jax.runs.rounds.labels import Labels
 from mrpo_jax.runs.workdir import (
@@ -54,6 +55,7 @@ class Setup:
   described: dict
   objective: Objective
   identity: dict
+  rewards: dict  # name in data.rewards -> reward
   labels: Labels | None = None  # of an online run
 
   def views(self, split):
@@ -70,6 +72,7 @@ def set_up(config, workdir, *, allow_changed=False):
   check_length(workdir, config.steps)
   method = chosen_method(config)
   check_best(config, method)
+  rewards = rewards_of(config)
   mesh = mesh_of(config)
   processes.connect(mesh)
   check_folders(config)  # and names in rules, before any data is read
@@ -93,6 +96,10 @@ def set_up(config, workdir, *, allow_changed=False):
     **tokenizers.identity,
     **{one.section.key: one.identity for one in described.values()},
     **({} if labels is None else labels.identity),
+    **{
+      f"data.rewards.{name}": {"script": one.script}
+      for name, one in rewards.items()
+    },
     "mesh": dict(mesh.shape),
     "code": _code(),
   }
@@ -115,6 +122,7 @@ def set_up(config, workdir, *, allow_changed=False):
     objective=objective,
     identity=identity,
     labels=labels,
+    rewards=rewards,
   )
 
 
@@ -178,6 +186,7 @@ def abstract_setup(config, mesh, read):
     described=described,
     objective=_objective(config, method, described),
     identity={},
+    rewards={},
   )
 
 
@@ -247,6 +256,7 @@ def chosen_method(config):
       "config.loss.weights='by_pair' are of a column of the data: name it in "
       "config.data.reference_weights"
     )
+  _check_rewards(config, method)
   if method.learns and not evaluates:
     raise InputError(
       "config.loss.weights learns from held-out accuracy: set config.data.eval "
@@ -291,6 +301,27 @@ def _check_rollouts(config):
     raise InputError(
       f"{where}: held-out pairs have no rewards of tokens; leave out "
       "config.data.eval"
+    )
+
+
+def _check_rewards(config, method):
+  """InputError where rewards are missing, or nothing would read them."""
+  named = config.data.rewards.names
+  if config.online.prompts and (named or "aux_reward_BC" in method.needs):
+    raise InputError(
+      "config.data.rewards and losses that read it are of given pairs, whose "
+      "rewards are in the store; config.online makes its own: leave them out"
+    )
+  if "aux_reward_BC" in method.needs and not named:
+    raise InputError(
+      f"config.loss.name={config.loss.name!r} reads rewards of the responses: "
+      "name them in config.data.rewards"
+    )
+  if named and "aux_reward_BC" not in method.needs:
+    raise InputError(
+      f"config.data.rewards: loss {config.loss.name!r} reads no rewards; set "
+      "config.loss.auxiliary='hpo', or leave them out (mrpo score --reward "
+      "scores them alone)"
     )
 
 

@@ -25,7 +25,7 @@ HARMLESS = {
   **dict.fromkeys(
     (
       *("log_every", "checkpoint_every", "checkpoints"),
-      *("evaluation", "samples"),
+      *("evaluation", "samples", "data.reward_timeout"),
       # Places; what stands there is in `identity`.
       *("policy.tokenizer", "references.*.tokenizer"),
     ),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mrpo_jax import losses
 from mrpo_jax.losses.methods.token_loss import GIVEN
 from mrpo_jax.models import packed
+from mrpo_jax.training import value
 from mrpo_jax.training.stacked import Stacked
 
 
@@ -24,6 +25,7 @@ class FixedFigures:
   valid_B: jax.Array
   character_BC: jax.Array | None = None  # as the data have them
   weight_BK: jax.Array | None = None  # of the references, as the data have them
+  aux_reward_BC: jax.Array | None = None  # of the responses, as the store has
   ref_length_BCK: jax.Array | None = None  # in each reference's tokens
   ref_logp_BCK: jax.Array | None = None  # nats
   normalised_entropy_BC: jax.Array | None = None  # of reference 0, in [0, 1]
@@ -53,6 +55,8 @@ class PolicyFigures:
   score_BC: jax.Array | None = None
   reward_BC: jax.Array | None = None  # of a scalar head, which has no others
   tokens_BC: dict[str, jax.Array] | None = None  # of `losses.TokenLoss`
+  # Of the prompts: the last token's state, without a gradient; no sum.
+  prompt_BD: jax.Array | None = None
 
 
 def reference_figures(objective, references, views, given):
@@ -65,7 +69,8 @@ def reference_figures(objective, references, views, given):
     views: see `step.train_step`.
     given: dict of what is known of the pairs beforehand: `character_BC`,
       characters of the responses; `weight_BK` where the data weigh the
-      references; where references were scored `ref_logp_BCK`
+      references; `aux_reward_BC` where the method follows rewards; where
+      references were scored `ref_logp_BCK`
       and `ref_length_BCK` (of the others any number), `entropy_BC` of
       reference 0 and `ref_token_logp_ARMK`, if the method needs them;
       `tokens_ARM` of rollouts.  It may be empty where all are online.
@@ -80,6 +85,7 @@ def reference_figures(objective, references, views, given):
     length_BC[:, 0] > 0,
     character_BC=given.get("character_BC"),
     weight_BK=given.get("weight_BK"),
+    aux_reward_BC=given.get("aux_reward_BC"),
   )
   if objective.method.tokens is not None:
     return fixed.replace(tokens_ARM=_of_rollouts(objective, given))
@@ -218,7 +224,12 @@ def policy_figures(objective, references, key, params, micro):
     against = (base.config, references[0], base.computation)
   also = ("log_sum_sq",) if objective.needs("mean_excess_BC") else ()
   tokens = objective.policy.token_figures(
-    params, rows, pairs, also=also, against=against
+    params,
+    rows,
+    pairs,
+    also=also,
+    against=against,
+    prompts=objective.needs("value_B"),
   )
 
   def summed(value):
@@ -241,7 +252,13 @@ def policy_figures(objective, references, key, params, micro):
     if ref_logp_RMK is not None:
       ref_score_BCK = summed(weight_RM[:, :, None] * ref_logp_RMK)
   return PolicyFigures(
-    excess_BC, kl_BC, summed(logp_RM), ref_logp_BCK, ref_score_BCK, score_BC
+    excess_BC,
+    kl_BC,
+    summed(logp_RM),
+    ref_logp_BCK,
+    ref_score_BCK,
+    score_BC,
+    prompt_BD=tokens.get("prompt_BD"),
   )
 
 
@@ -268,6 +285,7 @@ def method_arguments(figures, fixed):
     ref_length_BCK=fixed.ref_length_BCK,
     character_BC=fixed.character_BC,
     weight_BK=fixed.weight_BK,
+    aux_reward_BC=fixed.aux_reward_BC,
     valid_B=fixed.valid_B,
     normalised_entropy_BC=fixed.normalised_entropy_BC,
     kl_BC=figures.kl_BC,
@@ -298,4 +316,11 @@ def _given(value, other):
 def losses_of(objective, state, figures, fixed):
   """loss_B; `state` is the method's."""
   policy_BC, ref_BCK, more = method_arguments(figures, fixed)
+  if objective.needs("value_B"):
+    more["value_B"] = values_of(state, figures)
   return objective.method(policy_BC, ref_BCK, state=state, **more)
+
+
+def values_of(state, figures):
+  """value_B of the prompts, by the network in the method's state."""
+  return value.value(state[value.STATE]["params"], figures.prompt_BD)

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 
 from mrpo_jax import losses
 from mrpo_jax.losses.related import token_mean
-from mrpo_jax.training.figures import losses_of, reference_logps
+from mrpo_jax.training.figures import (
+  losses_of,
+  reference_logps,
+  values_of,
+)
 
 
 def pair_metrics(objective, state, figures, fixed):
@@ -41,7 +45,7 @@ def pair_metrics(objective, state, figures, fixed):
   mean_logp_BC = logp_BC / jnp.maximum(length_BC, 1.0)
   values |= _rewards("policy", against(logp_BC, zero_BC))
   values |= _rewards("policy_mean", against(mean_logp_BC, zero_BC))
-  values |= _needed(figures, fixed)
+  values |= _needed(objective, state, figures, fixed)
   if ref_logp_BCK is None:
     return values | against(logp_BC, zero_BC)
   values |= against(logp_BC, ref_logp_BCK[..., 0])
@@ -169,7 +173,7 @@ def _rewards(prefix, values):
   return {f"{prefix}/{k}": one for k, one in _only_rewards(values).items()}
 
 
-def _needed(figures, fixed):
+def _needed(objective, state, figures, fixed):
   """dict of value_B: figures that only some methods need."""
   values = {}
   if figures.kl_BC is not None:
@@ -179,4 +183,8 @@ def _needed(figures, fixed):
     values["neg_log_dispersion"] = losses.neg_log_dispersion(
       fixed.normalised_entropy_BC
     )
+  if objective.needs("value_B"):
+    values["auxiliary/chosen"] = fixed.aux_reward_BC[:, 0]
+    values["auxiliary/rejected"] = fixed.aux_reward_BC[:, 1]
+    values["auxiliary/value"] = values_of(state, figures)
   return values

@@ -9,7 +9,7 @@ import optax
 
 from mrpo_jax.models import lora, weights
 from mrpo_jax.rows import micro_batch, micro_batches, scope, token_counts
-from mrpo_jax.training import train_state
+from mrpo_jax.training import train_state, value
 from mrpo_jax.training.figures import (
   losses_of,
   method_arguments,
@@ -98,8 +98,14 @@ def train_step(
     views[objective.policy.view]
   )
   policy_BC, ref_BCK, more = method_arguments(figures, fixed)
+  method_state = value.updated(
+    objective,
+    transformation,
+    state.method_state,
+    lambda state: mean(losses_of(objective, state, figures, fixed)),
+  )
   method_state = objective.method.update(
-    state.method_state, policy_BC, ref_BCK, **more
+    method_state, policy_BC, ref_BCK, **more
   )
   state = state.replace(
     step=state.step + 1,

@@ -18,6 +18,8 @@ FIGURES = dict(
   normalised_entropy_BC=jnp.asarray(
     RNG.uniform(0.1, 0.9, (4, 2)).astype(np.float32)
   ),
+  aux_reward_BC=jnp.asarray(RNG.uniform(0, 1, (4, 2)).astype(np.float32)),
+  value_B=jnp.zeros(4),
 )
 BETAS = (0.1, 0.3, 0.7)
 GIVEN = {"combine": dict(losses=("hinge", "dpo"), loss_weights=(1.0, 2.0))}

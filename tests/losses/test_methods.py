@@ -140,6 +140,8 @@ FIGURES = dict(
   normalised_entropy_BC=jnp.asarray(
     RNG.uniform(0.1, 0.9, (4, 2)).astype(np.float32)
   ),
+  aux_reward_BC=jnp.array([[1.0, 0.0], [0.5, 0.25], [0.0, 1.0], [2.0, -1.0]]),
+  value_B=jnp.array([0.5, 0.0, 0.25, -0.5]),
 )
 POLICY_BC = -jnp.asarray(RNG.uniform(5, 12, (4, 2)).astype(np.float32))
 REF_BCK = -jnp.asarray(RNG.uniform(5, 12, (4, 2, 3)).astype(np.float32))
@@ -189,6 +191,14 @@ BY_HAND = {
     0.8 * losses.dpo(RATIO_BC)
     + 0.2 * losses.bco(RATIO_BC)
     + losses.nll(CHOSEN_MEAN_B)
+  ),
+  # Before the delay is over: the host, and what the values learn.
+  "hpo": lambda: (
+    losses.kto(RATIO_BC).mean(-1)
+    + 0.1
+    * losses.expectile(
+      FIGURES["aux_reward_BC"] - FIGURES["value_B"][:, None]
+    ).mean(-1)
   ),
 }
 BY_HAND |= dict.fromkeys(
@@ -266,6 +276,7 @@ OTHER = dict(
   losses=("dpo",),
   loss_weights=(0.5,),
   token_weight=dict(name="wpo", clamp=False),
+  auxiliary=dict(name="hpo", delay=0),
   # Several references.
   mixture="geometric",
   clip=dict(epsilon_max=0.02, adaptive=False),

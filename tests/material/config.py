@@ -15,6 +15,7 @@ CONFIG = __file__
 LOSS = {
   "combine": dict(losses=("hinge", "nca"), loss_weights=(0.5, 0.5)),
   "alpha_dpo": dict(running=0.9),
+  "hpo": dict(auxiliary=dict(name="hpo", delay=2, width=16)),
 }
 SEVERAL = ("mrpo", "multi_dpo", "mnpo")
 NONE = ("nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo")
@@ -37,6 +38,9 @@ def get_config(arg=""):
   c.loss = dict(name=arg.run, **LOSS.get(arg.run, {}))
   if arg.run == "bradley_terry":
     c.policy.head = "scalar"
+  if arg.run == "hpo":
+    words = dict(reward="mrpo_jax.online.words:length", weight=0.001)
+    c.data.rewards = dict(names=("words",), words=words)
   if arg.run in NONE:
     c.references = dict(names=())
   elif arg.run in SEVERAL:

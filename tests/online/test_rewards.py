@@ -11,6 +11,9 @@ import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.online.rewards import Combination, beginning, reward_of
+from mrpo_jax.runs.config import read
+from mrpo_jax.runs.setup import chosen_method
+from tests.material.config import get_config
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/guide/rewards.md"
 PROMPTS = ["Tell me of tea", "And of milk", "And of sugar"]
@@ -227,7 +230,7 @@ def test_the_examples_of_the_guide_run(here, monkeypatch, capsys):
   codes = [
     re.sub(f"^{indent}", "", code, flags=re.M) for indent, code in blocks
   ]
-  use, own, judge = codes
+  use, own, judge, named = codes
   (here / "own_rewards.py").write_text(own)
   (here / "judge_length.py").write_text(judge)
   polite = reward_of("own_rewards:polite")
@@ -235,3 +238,6 @@ def test_the_examples_of_the_guide_run(here, monkeypatch, capsys):
   python = shlex.quote(sys.executable)
   exec(use.replace("command:python", f"command:{python}"), {})
   assert capsys.readouterr().out.strip() == use.rpartition("# ")[2].strip()
+  c = get_config("dpo")
+  exec(named, {"c": c})
+  assert "aux_reward_BC" in chosen_method(read(c.to_dict())).needs

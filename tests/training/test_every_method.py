@@ -6,6 +6,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from mrpo_jax import losses
@@ -15,7 +16,7 @@ from mrpo_jax.models import parameters
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.setup import chosen_method
-from mrpo_jax.training import optimizer, train_state
+from mrpo_jax.training import optimizer, train_state, value
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import train_step
 from tests.material.config import get_config
@@ -74,11 +75,13 @@ def test_five_steps_of_every_method(name):
   params = params_of(0)
   if config.policy.head == "scalar":
     params = parameters.init(policy.config, jax.random.key(0))
+  given = {"aux_reward_BC": jnp.ones((PAIRS, 2))} if name == "hpo" else {}
+  own = value.start(objective, transformation, 0)
   state = train_state.create(
-    params, transformation, objective.method.init(len(names))
+    params, transformation, objective.method.init(len(names)) | own
   )
   for done in range(1, 6):
-    state, metrics = step(state, None, references, ((rows,),), {})
+    state, metrics = step(state, None, references, ((rows,),), given)
     metrics = {key: float(value) for key, value in metrics.items()}
     assert state.step == done
     assert all(map(math.isfinite, metrics.values())), metrics

@@ -16,20 +16,43 @@ def bridge(given):
 
   The command reads lines {"prompt", "chosen", "rejected", "index"} and writes
   {"rewrite": text} for each, in order: the rejected answer, changed only where
-  the chosen one is better.  --to is then a file of pairs whose chosen answer is
-  the rewrite, for config.loss.name=bmc.  Rewrites that are empty, or one of the
-  two answers again, are left out and counted.
+  the chosen one is better.  Or a model, --model=DIR or the --workdir of a run,
+  is told to; --instructions is a file of what it is told, with {prompt},
+  {chosen} and {rejected} in it.  --to is then a file of pairs whose chosen
+  answer is the rewrite, for config.loss.name=bmc.  Rewrites that are empty, cut
+  off, or one of the two answers again, are left out and counted.
 
   How many words were changed is said, and stands in FILE.bridge.json; all
   answers are in FILE.rewrites.jsonl.  The same command goes on where it was
   killed.
   """
+  if [given.command, given.model, given.workdir].count("") != 2:
+    raise InputError("give one of --command, --model and --workdir")
   from mrpo_jax.online import bridge
 
+  editor = given.command or _model_editor(given)
   about = bridge.bridge(
-    given.pairs, given.command, given.to, timeout=given.command_timeout
+    given.pairs, editor, given.to, timeout=given.command_timeout
   )
   print(bridge.summary(about))
+
+
+def _model_editor(given):
+  """The model of the flags as the editor of a bridge."""
+  from mrpo_jax.runs.inference import editor
+  from mrpo_jax.runs.inference.model import Source
+  from mrpo_jax.runs.inference.sampling import NAMES
+
+  return editor.ModelEditor(
+    Source(**{name: getattr(given, name) for name in Source._fields}),
+    instructions=editor.read_instructions(given.instructions),
+    given={name: getattr(given, name) for name in NAMES},
+    seed=given.seed,
+    stops=tuple(given.stop),
+    slots=given.slots,
+    cache_dtype=given.cache_dtype,
+    generation_config=given.generation_config,
+  )
 
 
 def store(given):

@@ -42,24 +42,65 @@ def train(given):
 
 
 def score(given):
-  """Score the references in mode "scored" over all pairs of the config.
+  """Score references, or a reward, over pairs, into the store.
+
+  With --config and --workdir the references in mode "scored", and the rewards
+  of config.data.rewards, over all pairs that the run would have.
+
+  With --reward=NAME that reward over whole files: --pairs=FILE into
+  --store=DIR, or the training and held-out pairs of --config.  NAME is
+  module:name, command:WORDS, the folder of a reward model, or
+  difference:DIR,DIR: how much likelier the first of two models finds a
+  response.
 
   What is in the store is not scored again.  --part=i/n scores the i-th of n
   shares of the data, i from 0: n commands, on any machines that share the
   store, divide the work.
   """
-  config = _config(given)
-  from mrpo_jax.runs.config import BanditConfig
+  if given.reward:
+    _score_reward(given)
+    return
+  if given.pairs:
+    raise InputError("--pairs goes with --reward; see mrpo score --help")
+  for flag in ("config", "workdir"):
+    if not getattr(given, flag):
+      raise InputError(f"--{flag} is missing; see mrpo score --help")
+  config = _of_models(given, "to score")
   from mrpo_jax.runs.score import score_run
 
-  if isinstance(config, BanditConfig):
-    raise InputError("a bandit has no references to score")
   score_run(
     config,
     given.workdir,
     store=given.store,
     part=given.part,
     allow_changed=given.allow_changed,
+  )
+
+
+def _score_reward(given):
+  """One reward over the files of --pairs, or of --config."""
+  if bool(given.pairs) == bool(given.config):
+    raise InputError("give --reward one of --pairs=FILE and --config=FILE")
+  if given.pairs and given.rest:
+    raise InputError(f"{given.rest[0]}: --pairs has no config")
+  store = given.store or given.workdir and f"{given.workdir}/store"
+  if not store:
+    raise InputError("--store is missing: the folder for the rewards")
+  from mrpo_jax.data import source
+  from mrpo_jax.runs.data import load_pairs
+  from mrpo_jax.runs.rewards import score_rewards
+
+  if given.pairs:
+    named = {given.pairs: source.load(given.pairs)}
+  else:
+    config = _of_models(given, "to score")
+    named = load_pairs(config, ("train", "eval"))
+  score_rewards(
+    given.reward,
+    named,
+    store,
+    timeout=given.reward_timeout,
+    part=given.part,
   )
 
 

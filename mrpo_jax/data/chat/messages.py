@@ -219,6 +219,15 @@ def is_plain(message):
   )
 
 
+def one_text(answer):
+  """An answer as one text; None where it is other than that."""
+  if isinstance(answer, str):
+    return answer
+  if len(answer) != 1 or not is_plain(answer[0]):
+    return None
+  return content(answer[0])
+
+
 def is_blank(text):
   """Does a text show nothing: white space, marks of width 0 and fillers?"""
   return all(

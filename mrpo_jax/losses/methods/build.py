@@ -11,6 +11,7 @@ from mrpo_jax.losses.arguments import (
   check_numbers,
   keywords_of,
 )
+from mrpo_jax.losses.methods import auxiliary as auxiliaries
 from mrpo_jax.losses.methods import choices
 from mrpo_jax.losses.methods.catalogue import (
   LOSSES,
@@ -40,6 +41,7 @@ def build(
   dispersion: Any = AS_PUBLISHED,
   nll: Any = AS_PUBLISHED,
   scale: Any = AS_PUBLISHED,
+  auxiliary: Any = AS_PUBLISHED,
   **hyper: Any,
 ) -> Method:
   """Turns names from a config into one loss function.
@@ -48,8 +50,8 @@ def build(
     name: a loss of this package by its own name ("dpo", "simpo", ...), or a
       published method: a loss with that paper's choices, each of which may be
       given here ("mrpo", "multi_dpo", "beta_dpo", "d2po", "ld_dpo", "sampo",
-      "bmc", "wpo", "mpo"); or a loss of the tokens of rollouts, which takes
-      its own keywords and `value_weight` alone ("apa", "awr", "ppo").
+      "bmc", "wpo", "mpo", "hpo"); or a loss of the tokens of rollouts, which
+      takes its own keywords and `value_weight` alone ("apa", "awr", "ppo").
     mixture: "harmonic", "geometric", "arithmetic", "minimum", "maximum", a
       number p (see `power_mean`), or "multi" (one loss per reference).  A
       loss without a mixture takes a single reference.
@@ -68,6 +70,9 @@ def build(
       "mean", per response token, each model by its own count; "character",
       per response character; "zscore", references by `scale_factors` of the
       training pairs (1 until `Method.measure`).
+    auxiliary: None, or "hpo", alone or as dict(name="hpo", and its keywords):
+      terms that follow rewards of the responses, added to the loss; see
+      `auxiliary.Auxiliary`.
     **hyper: keywords of the loss, `beta` first; `betas`, one per reference:
       the objective sum_k w_k beta_k KL(policy || r_k) has beta = sum_k w_k
       beta_k, and mixes by w_k beta_k; `official_weights`, see
@@ -100,6 +105,7 @@ def build(
     dispersion=dispersion,
     nll=nll,
     scale=scale,
+    auxiliary=auxiliary,
   )
   for key, value in chosen.items():
     if not choices.is_word(value, AS_PUBLISHED):
@@ -142,6 +148,7 @@ def _method(name, loss, given):
     pair_weight=pair_weight,
     dispersion=choices.dispersion(given.get("dispersion")),
     nll=given.get("nll", USUAL["nll"]),
+    auxiliary=auxiliaries.of(given.get("auxiliary")),
     numbers=numbers,
   )
 
@@ -182,7 +189,7 @@ def _taken(loss, given):
   alone = list(arrays_of(loss)) == ["mean_logp_B"]
   if alone or any(one.of_scalar_head for one in asked):
     return taken
-  taken |= {"nll"}
+  taken |= {"nll", "auxiliary"}
   if not any(one.over_tokens for one in asked):
     taken |= {"token_weight"}
   if not any(one.per_token for one in asked):

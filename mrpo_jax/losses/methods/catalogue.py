@@ -69,6 +69,7 @@ PUBLISHED = {
   "mpo": dict(
     loss="combine", losses=("dpo", "bco"), loss_weights=(0.8, 0.2), nll=1.0
   ),
+  "hpo": dict(loss="kto", auxiliary="hpo"),
 }
 # TRL's loss_type, and what LLaMA-Factory and Axolotl make of it -> ours; * on
 # means per token: scale="mean".

@@ -68,7 +68,7 @@ def refuse(what, given, taken, stand_ins=()):
       )
 
 
-def _named(what, given, known):
+def named(what, given, known):
   """(function, its keywords) of "name" or dict(name=..., **keywords)."""
   keywords = dict(given) if isinstance(given, dict) else {"name": given}
   name = keywords.pop("name", None)
@@ -91,7 +91,7 @@ def power(mixture):
 def rule(weights):
   """(WeightRule, its name) of a name, a dict with one, or numbers."""
   if isinstance(weights, str | dict):
-    make, keywords = _named("weights", weights, RULES)
+    make, keywords = named("weights", weights, RULES)
     defaults = inspect.signature(make).parameters
     defaults = {key: p.default for key, p in defaults.items()}
     refuse(f"weights {weights!r}", keywords, defaults)
@@ -120,7 +120,7 @@ def token_weight(given):
   """(token weight, the arrays it reads, pair weight); functions or None."""
   if given is None:
     return None, (), None
-  function, keywords = _named("token_weight", given, TOKEN_WEIGHTS)
+  function, keywords = named("token_weight", given, TOKEN_WEIGHTS)
   defaults = keywords_of(function)
   what = f"token_weight {function.__name__!r}"
   refuse(what, keywords, defaults)

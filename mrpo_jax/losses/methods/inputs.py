@@ -30,6 +30,8 @@ FIGURES = {
   "weight_BK": "weights of the references, from the data",
   "token_loss_BC": "rollouts: of every token log-probabilities, advantage and "
   "return; a value head",
+  "aux_reward_BC": "rewards of the responses, from the store",
+  "value_B": "values of the prompts, by a network beside the policy",
 }
 
 

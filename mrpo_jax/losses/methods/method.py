@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from mrpo_jax.losses.arguments import arrays_of, by_name, keywords_of
 from mrpo_jax.losses.batch import adaptive_beta, masked_moments
+from mrpo_jax.losses.methods.auxiliary import Auxiliary
 from mrpo_jax.losses.methods.inputs import (
   INPUTS,
   BatchArrays,
@@ -27,7 +28,7 @@ from mrpo_jax.losses.methods.token_loss import TokenLoss
 from mrpo_jax.losses.pair import margin
 from mrpo_jax.losses.unreferenced import nll
 from mrpo_jax.losses.weighting import stateless, uniform_weights
-from mrpo_jax.shapes import axes_of, check
+from mrpo_jax.shapes import axes_of, check, widen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +93,7 @@ class Method:
   pair_weight: Callable | None  # mean_excess_BC -> weight_B
   dispersion: float | None  # mean of -log phi over the data set
   nll: float  # weight of the chosen response's likelihood
+  auxiliary: Auxiliary | None  # terms that follow rewards
   numbers: dict[str, float]  # that stand for arrays of the loss
   tokens: TokenLoss | None = None  # of rollouts, whose mean the loss is
 
@@ -117,6 +119,7 @@ class Method:
         count for all models; `kl_BC`, see `tdpo`; `mean_excess_BC`, see
         `wpo_weight`; `normalised_entropy_BC` under reference 0; `weight_BK`,
         how much each reference is trusted with weights "by_pair";
+        `aux_reward_BC` and `value_B` of an auxiliary term, in units of reward;
         `token_loss_BC`, sums of what `tokens` gives; `valid_B`, the real
         pairs.
 
@@ -143,6 +146,14 @@ class Method:
       loss_B = self.pair_weight(given.figure("mean_excess_BC")) * loss_B
     if self.nll:
       loss_B = loss_B + self.nll * nll(given.array("mean_logp_B"))
+    if self.auxiliary is not None:
+      length_BC = jnp.maximum(widen(given.figure("length_BC")), 1.0)
+      loss_B = loss_B + self.auxiliary(
+        state,
+        widen(policy_logp_BC) / length_BC,
+        given.figure("aux_reward_BC"),
+        given.figure("value_B"),
+      )
     return loss_B
 
   # What it needs.
@@ -155,6 +166,8 @@ class Method:
       asked.append(INPUTS["mean_logp_B"])
     found = {figure for one in asked for figure in one.needs}
     found |= self.unit.needs | self.mixing.needs
+    if self.auxiliary is not None:
+      found |= self.auxiliary.needs
     if self.pair_weight is not None:
       found.add("mean_excess_BC")
     if self.dispersion is not None:
@@ -201,7 +214,8 @@ class Method:
   def start_loss(self):
     """The loss where policy and references agree; None where it depends."""
     known = all(INPUTS[key].known_at_start for key in arrays_of(self.loss))
-    if not known or self.nll or self.pair_weight is not None:
+    added = (self.pair_weight, self.auxiliary)
+    if not known or self.nll or any(one is not None for one in added):
       return None
     zero_BC, betas = jnp.zeros((1, 2)), self.mixing.betas
     sizes = {"B": 1, "C": 2, "K": 1 if betas is None else len(betas)}
@@ -223,7 +237,8 @@ class Method:
 
   def init(self, K: int) -> dict[str, Any]:
     """The state before the first step: a tree of arrays, empty for most."""
-    return self.mixing.init(K) | self.unit.init(K) | self.memory.init()
+    own = {} if self.auxiliary is None else self.auxiliary.init()
+    return self.mixing.init(K) | self.unit.init(K) | self.memory.init() | own
 
   def measure(self, state, *, train=None, validation=None):
     """The state before the first step, from the references' data sets.
@@ -267,6 +282,8 @@ class Method:
       margin_B = self._margin(own, policy_BC, ref_BCK)
       sums = self.memory.sums(state, margin_B, figures.get("valid_B"))
       state = {**state, "margin": sums}
+    if self.auxiliary is not None:
+      state = self.auxiliary.update(state)
     return state if ref_BCK is None else self.mixing.update(state, ref_BCK)
 
   def judge(self, state, accuracy, K):

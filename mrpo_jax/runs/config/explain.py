@@ -61,6 +61,8 @@ def _general(key):
   parts = key.split(".")
   if parts[:1] == ["references"] and parts[1:2] != ["names"]:
     parts[1:2] = ["<name>"] * len(parts[1:2])
+  if parts[:2] == ["data", "rewards"] and parts[2:3] != ["names"]:
+    parts[2:3] = ["<name>"] * len(parts[2:3])
   if parts[:2] == ["bandit", "links"] and parts[2:3] not in ([], ["names"]):
     parts = ["loss", *parts[3:]] if parts[3:] else [*parts[:2], "<name>"]
   if "rules" in parts:

@@ -14,6 +14,7 @@ from mrpo_jax.losses.methods.choices import (
 )
 
 ABOUT = {  # of keywords that many losses take
+  "auxiliary": "hpo, or dict(name='hpo', ...): terms that follow data.rewards",
   "adaptive_beta": "strength of beta-DPO's beta for each batch",
   "beta": "per nat; a smaller one lets the policy move further",
   "betas": "one beta per reference",
@@ -35,6 +36,7 @@ ABOUT = {  # of keywords that many losses take
 }
 KINDS = {  # of those whose default does not tell
   "adaptive_beta": "number",
+  "auxiliary": "str or dict",
   "betas": "tuple of numbers",
   "clip": "dict",
   "dispersion": "number or dict",

@@ -2,7 +2,7 @@
 """Sections of a config that trains models: every key, default and bound."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
 
 from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
+from mrpo_jax.external import TIMEOUT
 from mrpo_jax.runs.config.section import (
   MOST,
   Count,
@@ -126,6 +127,25 @@ class Checkpoints(Section):
   best: Literal["", *BEST] = key("figure by which the best one is kept too", "")
 
 
+class AuxiliaryReward(Section):
+  """A reward of every response; `loss.auxiliary` reads their weighted sum."""
+
+  reward: Place = key(
+    "module:name, command:WORDS, the folder of a reward model, or "
+    "difference:DIR,DIR"
+  )
+  weight: float = key("of it in the sum", 1.0)
+  options: dict[str, Any] = key("keywords of its function", {})
+
+
+class AuxiliaryRewards(Named):
+  """Rewards by name, scored once into the store."""
+
+  each = AuxiliaryReward
+  __pydantic_extra__: dict[str, AuxiliaryReward]
+  names: Names = key("which of them are summed", ())
+
+
 class Data(Listed):
   """Preference pairs: files, folders or globs of them, TFDS, hub names.
 
@@ -167,6 +187,15 @@ class Data(Listed):
     "training pairs at most, the first of the same sequence; 0: all",
     0,
     exclude_if=lambda limit: not limit,  # as above
+  )
+  rewards: AuxiliaryRewards = key(
+    "",
+    exclude_if=lambda one: not one.names,  # as above
+  )
+  reward_timeout: Positive = key(
+    "seconds that a reward's command may take for an answer",
+    float(TIMEOUT),
+    exclude_if=lambda seconds: seconds == TIMEOUT,  # as above
   )
 
 

@@ -17,7 +17,7 @@ from mrpo_jax.models.families.read import with_scalar_head
 from mrpo_jax.rows import micro_batch, micro_batches
 from mrpo_jax.runs.config import Folder
 from mrpo_jax.runs.config.models import POLICY
-from mrpo_jax.runs.inference.reward import RewardTexts
+from mrpo_jax.runs.inference.response_scorer import ResponseTexts
 from mrpo_jax.runs.models import base_params
 from mrpo_jax.training import optimizer, train_state
 from mrpo_jax.training.objective import Model, Objective
@@ -67,7 +67,7 @@ class Discriminator:
       dtype="float32",
       quantize="",
     )
-    self._model, self._texts = model, RewardTexts(name, model, tokenizer)
+    self._model, self._texts = model, ResponseTexts(name, model, tokenizer)
     share, shares = parallel.row_share(mesh)
     self._packing = Packing(
       batch=-(-given.batch // shares) * shares,
@@ -132,7 +132,7 @@ class Discriminator:
         found += reward_BC[: len(some), 0].tolist()
       return found
 
-    return self._texts.rewards(prompts, responses, rewards_of)
+    return self._texts.numbers(prompts, responses, rewards_of)
 
   def fit(self, state, pairs, seed):
     """(state, figures) after `passes` over pairs whose order gold decided.

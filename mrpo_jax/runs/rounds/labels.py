@@ -11,8 +11,7 @@ from mrpo_jax import files, parallel, processes
 from mrpo_jax.errors import InputError
 from mrpo_jax.online.advantages import RunningScale
 from mrpo_jax.online.pairs import agreement, pair_of, reward_figures
-from mrpo_jax.online.rewards import reward_of
-from mrpo_jax.runs.inference.reward import RewardModel
+from mrpo_jax.runs.inference.reward import named_reward
 from mrpo_jax.runs.rounds.discriminator import Discriminator
 
 SILVER = "discriminator"  # that a pair is labelled by
@@ -48,12 +47,12 @@ class Labels:
     """
     given = self._given = config.online
     self._seed, self._mesh, self._scales = config.seed, mesh, scales
-    self.reward = reward_of(
+    self.reward = named_reward(
       given.reward,
       options=given.reward_options,
-      of_folder=RewardModel,
       flag="config.online.reward",
       timeout=given.reward_timeout,
+      timeout_flag="config.online.reward_timeout",
     )
     self._discriminator = None
     if given.discriminates:

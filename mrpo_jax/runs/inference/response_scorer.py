@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's folder as a function of texts: one number for each response."""
+
+import functools
+import hashlib
+import json
+import math
+
+import jax
+import numpy as np
+
+from mrpo_jax import hub
+from mrpo_jax.data import pack
+from mrpo_jax.data.chat.sandbox import sandbox
+from mrpo_jax.data.encode import Encoded, encode_all
+from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data.prompts import encode_prompts
+from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from mrpo_jax.errors import InputError
+from mrpo_jax.rows import micro_batch, micro_batches
+
+BATCH = 32  # responses at once
+ROWS = 4  # of a micro-batch
+SHORTEST = 128  # tokens of a row; longer ones double it, so that few compile
+
+
+class ResponseTexts:
+  """Texts as a model reads them that gives each response a number."""
+
+  def __init__(self, name, config, tokenizer, *, what="reward"):
+    """
+    Args:
+      name: of the model, for messages.
+      config: its ModelConfig.
+      tokenizer: its tokenizer.
+      what: that the number is, for messages.
+    """
+    self._name, self._what = name, what
+    self._config, self._tokenizer = config, tokenizer
+
+  def numbers(self, prompts, responses, numbers_of):
+    """A float for each response; one that recurs has one number.
+
+    Args:
+      prompts: texts, or lists of messages that the tokenizer's chat template
+        writes.
+      responses: texts.
+      numbers_of: list of Encoded -> a float for each, on the chosen side.
+
+    Raises:
+      InputError: names the first response that the model cannot be given.
+    """
+    # By their texts: the same at two places of the rows rounds apart.
+    texts = [*zip(prompts, responses, strict=True)]
+    marks = [json.dumps(one) for one in texts]
+    distinct = dict(zip(marks, texts, strict=True))
+    found = numbers_of(self._encoded([*distinct.values()]))
+    known = dict(zip(distinct, found, strict=True))
+    return [known[mark] for mark in marks]
+
+  def encoded_pairs(self, pairs):
+    """Encoded of each PreferencePair in its tokens.
+
+    Raises:
+      InputError: names the first that the model cannot be given.
+    """
+    most = self._config.longest or self._config.max_positions
+    limits = dict(max_prompt=most, max_response=most)
+    encoded = [*encode_all(self._tokenizer, pairs, **limits)]
+    sandbox.close()
+    for pair, one in zip(pairs, encoded, strict=True):
+      if problem := one.dropped or self._problem(one, most):
+        self._refuse(pair.chosen, problem)
+    return encoded
+
+  def _encoded(self, texts):
+    """Encoded of each (prompt, response), on the chosen side.
+
+    An empty response is read at the token that ends it.
+    """
+    pairs = [
+      PreferencePair(prompt, _as_turns(prompt, response), None)
+      for prompt, response in texts
+    ]
+    said = [n for n, (_, response) in enumerate(texts) if response]
+    empty = [n for n, (_, response) in enumerate(texts) if not response]
+    found = self.encoded_pairs([pairs[n] for n in said])
+    prompts = encode_prompts(self._tokenizer, [pairs[n] for n in empty])
+    sandbox.close()
+    found += map(self._without_response, prompts)
+    places = np.argsort([*said, *empty])
+    return [found[place] for place in places]
+
+  def _without_response(self, prompt):
+    """Encoded of a PromptIds and the end of an empty response."""
+    end = self._tokenizer.eos_token_id
+    if prompt.dropped or end is None:
+      self._refuse("", prompt.dropped or "the tokenizer has no eos_token")
+    return Encoded(prompt.ids, [end], [])
+
+  def _problem(self, one, most):
+    """Why the model cannot be given an Encoded, in words, or ""."""
+    if pack.size(one) > most:
+      return f"is longer than the {most} tokens that the model takes"
+    ids = *one.prompt_ids, *one.chosen_ids, *one.rejected_ids
+    if max(ids) >= self._config.vocab_size:
+      return "has a token that the model has no embedding for"
+    return ""
+
+  def _refuse(self, response, problem):
+    raise InputError(
+      f"{self._name} gives {str(response)[:40]!r} no {self._what}: {problem}"
+    )
+
+
+class ResponseScorer:
+  """A folder and a step as a function (prompts, responses) -> floats.
+
+  Attributes:
+    config: the ModelConfig of the folder.
+    tokenizer: its tokenizer.
+  """
+
+  def __init__(self, folder, step, *, what="reward", dtype=None):
+    """Reads the config; the weights are read when it is first asked.
+
+    Args:
+      folder: of Hugging Face files.
+      step: f(config, params, rows, pairs) -> value_BC of one micro-batch of
+        Rows, 0 for a response that does not stand in them.
+      what: that the number is, for messages.
+      dtype: floating type of the weights; None keeps that of the folder.
+    """
+    self.config = hub.read_config(folder)
+    self.tokenizer = load_tokenizer(folder)
+    self._folder, self._dtype = folder, dtype
+    self._texts = ResponseTexts(folder, self.config, self.tokenizer, what=what)
+    self._step = jax.jit(functools.partial(step, self.config), static_argnums=2)
+
+  @functools.cached_property
+  def _params(self):
+    return hub.load(self._folder, dtype=self._dtype)[1]
+
+  @functools.cached_property
+  def fingerprint(self):
+    """SHA-256 of the config, the weights and what the tokenizer does."""
+    parts = hub.fingerprint(self._folder), tokenizer_fingerprint(self.tokenizer)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+  def __call__(self, prompts, responses):
+    """A float for each response; one that recurs has one number.
+
+    Args:
+      prompts: texts, or lists of messages that the tokenizer's chat template
+        writes.
+      responses: texts.
+
+    Raises:
+      InputError: names the first response that the model cannot be given.
+    """
+
+    def numbers_of(encoded):
+      found = []
+      for first in range(0, len(encoded), BATCH):
+        found += self._values(encoded[first : first + BATCH])
+      return found
+
+    return self._texts.numbers(prompts, responses, numbers_of)
+
+  def _values(self, encoded):
+    """Floats of at most BATCH Encoded."""
+    longest = max(map(pack.size, encoded))
+    length = max(SHORTEST, 2 ** math.ceil(math.log2(longest)))
+    rows = pack.pack(encoded, length=length, rows=ROWS)
+    value_BC = sum(
+      np.asarray(self._step(self._params, micro_batch(rows, a), BATCH))
+      for a in range(int(micro_batches(rows)))
+    )
+    return value_BC[: len(encoded), 0].tolist()
+
+
+def _as_turns(prompt, response):
+  if isinstance(prompt, str):
+    return response
+  return [{"role": "assistant", "content": response}]
