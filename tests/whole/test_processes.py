@@ -290,3 +290,30 @@ def test_two_evaluate_what_one_does(inputs, shared, tmp_path):
   assert got["gsm8k"] == want["gsm8k"]
   figures = (one["truthfulqa_mc2"]["acc,none"] for one in (got, want))
   assert next(figures) == pytest.approx(next(figures), abs=1e-5)
+
+
+def test_two_sample_label_and_train_as_one_does(tmp_path):
+  config = f"--config={ROOT}/configs/d2po.py:debug"
+  more = (
+    *("--config.mesh.fsdp=4", "--config.online.max_new_tokens=8"),
+    *("--config.online.min_new_tokens=2", "--config.online.rounds=2"),
+    "--config.online.reward=mrpo_jax.online.words:length",
+    "--config.online.reward_options={'unit': 'characters'}",
+    *("--config.data.rows=8", "--config.online.discriminator.passes=8"),
+    "--config.online.discriminator.every=1",
+  )
+  alone = tmp_path / "alone" / "run"
+  argv = (config, *more)
+  assert cli.main(["train", *argv, f"--workdir={alone}"]) == 0
+  workdir = tmp_path / "run"
+  for code, _, err, _ in together(workdir, argv):
+    assert code == 0, err
+  assert_same_curve(workdir, alone, range(1, 5))
+  for n in range(2):
+    said, want = (
+      files.read_lines(one / "rounds" / str(n) / "pairs.jsonl")
+      for one in (workdir, alone)
+    )
+    assert [one["chosen_ids"] for one in said] == [
+      one["chosen_ids"] for one in want
+    ]

@@ -2,6 +2,7 @@
 """Rounds of pairs: the best and the worst response, by any loss of pairs."""
 
 import logging
+import math
 
 import numpy as np
 
@@ -89,8 +90,8 @@ class PairRounds:
       rows = parallel.global_rows(view, self._setup.mesh)
       found = processes.whole(self._compare(params, rows))
       total += float(np.sum(found["logp"][: len(some)], dtype=np.float64))
-    said = [one.logp for some in answered for one in some.responses]
-    return {"kl": (sum(said) - total) / len(said)}
+    said = [math.fsum(one.logp) for some in answered for one in some.responses]
+    return {"kl": (math.fsum(said) - total) / len(said)}
 
   # Batches.
 
