@@ -12,7 +12,7 @@ TEMPLATE = """\
 
 # {{ loss }}, step {{ step }}
 
-Trained with mrpo_jax on preference pairs.
+Trained with mrpo_jax on {{ material }}.
 
 | | |
 |---|---|
@@ -46,6 +46,7 @@ def card_text(config, step, metrics, *, library):
     library: that reads the folder, "transformers" or "peft".
   """
   references, loss = config["references"], config["loss"]["name"]
+  online = config.get("online")
   named = [
     f"{name}: {_origin(references[name])}" for name in references["names"]
   ]
@@ -59,11 +60,20 @@ def card_text(config, step, metrics, *, library):
     policy=_origin(config["policy"]),
     references="; ".join(named) or EMPTY,
     loss_section=json.dumps(config["loss"]),
-    data=config["data"]["train"],
+    material="its own responses" if online else "preference pairs",
+    data=_rounds(online) if online else config["data"]["train"],
     metrics=json.dumps(metrics, indent=2),
     config=json.dumps(config, indent=2),
   )
   return f"{card}\n"  # which the template engine takes off
+
+
+def _rounds(online):
+  """What an online run made its data of, in words."""
+  return (
+    f"responses to {online['prompts']}, by the reward {online['reward']}, in "
+    f"{online['rounds']} rounds"
+  )
 
 
 def _origin(section):

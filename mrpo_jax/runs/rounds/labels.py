@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrpo_jax import files, parallel, processes
-from mrpo_jax.errors import InputError
+from mrpo_jax.data.reading.row_files import check_file
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.online.advantages import RunningScale
 from mrpo_jax.online.pairs import agreement, pair_of, reward_figures
 from mrpo_jax.runs.inference.reward import named_reward
@@ -38,14 +39,16 @@ class Labels:
     Args:
       config: Config of the run.
       mesh: of the run.
-      scales: is the scale of the rewards kept, for rollouts?
       policy: models.Described of the policy.
       tokenizer: of the policy.
+      scales: is the scale of the rewards kept, for rollouts?
 
     Raises:
       InputError: there is no such reward or discriminator.
     """
     given = self._given = config.online
+    with blames("config.online.prompts", InputError):
+      check_file(given.prompts)
     self._seed, self._mesh, self._scales = config.seed, mesh, scales
     self.reward = named_reward(
       given.reward,
