@@ -88,7 +88,7 @@ def _score_reward(given):
     raise InputError("--store is missing: the folder for the rewards")
   from mrpo_jax.data import source
   from mrpo_jax.runs.data import load_pairs
-  from mrpo_jax.runs.rewards import score_rewards
+  from mrpo_jax.runs.score import score_rewards
 
   if given.pairs:
     named = {given.pairs: source.load(given.pairs)}

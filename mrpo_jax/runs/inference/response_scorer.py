@@ -118,7 +118,6 @@ class ResponseScorer:
 
   Attributes:
     config: the ModelConfig of the folder.
-    tokenizer: its tokenizer.
   """
 
   def __init__(self, folder, step, *, what="reward", dtype=None):
@@ -132,10 +131,19 @@ class ResponseScorer:
       dtype: floating type of the weights; None keeps that of the folder.
     """
     self.config = hub.read_config(folder)
-    self.tokenizer = load_tokenizer(folder)
-    self._folder, self._dtype = folder, dtype
-    self._texts = ResponseTexts(folder, self.config, self.tokenizer, what=what)
+    self._folder, self._what, self._dtype = folder, what, dtype
     self._step = jax.jit(functools.partial(step, self.config), static_argnums=2)
+
+  @functools.cached_property
+  def tokenizer(self):
+    """The tokenizer of the folder."""
+    return load_tokenizer(self._folder)
+
+  @functools.cached_property
+  def _texts(self):
+    return ResponseTexts(
+      self._folder, self.config, self.tokenizer, what=self._what
+    )
 
   @functools.cached_property
   def _params(self):
