@@ -94,8 +94,11 @@ def test_its_folder_is_a_function_of_texts(run, tmp_path):
   chat = [[{"role": "user", "content": prompts[0]}]]
   (told,) = reward(chat, [responses[0]])
   assert np.isfinite(told) and told != found[0]
-  with pytest.raises(InputError, match="no reward: empty response"):
-    reward(prompts[:2], ["fine", ""])
+  # What says nothing is read at the end token alone.
+  blank, empty, fine = reward([prompts[0]] * 3, [" ", "", "fine"])
+  assert np.isfinite(empty) and blank == empty != fine
+  with pytest.raises(InputError, match="no reward: is longer than the"):
+    reward(prompts[:1], ["long " * 5000])
 
 
 def test_a_report_has_rewards_and_no_log_probabilities(run):

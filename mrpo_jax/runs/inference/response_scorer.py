@@ -21,6 +21,7 @@ from mrpo_jax.rows import micro_batch, micro_batches
 
 BATCH = 32  # responses at once
 ROWS = 4  # of a micro-batch
+NOTHING_SAID = "empty response"  # why `encode` drops one
 SHORTEST = 128  # tokens of a row; longer ones double it, so that few compile
 
 
@@ -37,6 +38,7 @@ class ResponseTexts:
     """
     self._name, self._what = name, what
     self._config, self._tokenizer = config, tokenizer
+    self._most = config.longest or config.max_positions
 
   def numbers(self, prompts, responses, numbers_of):
     """A float for each response; one that recurs has one number.
@@ -58,38 +60,39 @@ class ResponseTexts:
     known = dict(zip(distinct, found, strict=True))
     return [known[mark] for mark in marks]
 
-  def encoded_pairs(self, pairs):
-    """Encoded of each PreferencePair in its tokens.
+  def usable(self, pairs):
+    """Encoded of those PreferencePairs that the model can be trained on."""
+    return [
+      one
+      for one in self._of_pairs(pairs)
+      if not (one.dropped or self._problem(one))
+    ]
 
-    Raises:
-      InputError: names the first that the model cannot be given.
-    """
-    most = self._config.longest or self._config.max_positions
-    limits = dict(max_prompt=most, max_response=most)
+  def _of_pairs(self, pairs):
+    limits = dict(max_prompt=self._most, max_response=self._most)
     encoded = [*encode_all(self._tokenizer, pairs, **limits)]
     sandbox.close()
-    for pair, one in zip(pairs, encoded, strict=True):
-      if problem := one.dropped or self._problem(one, most):
-        self._refuse(pair.chosen, problem)
     return encoded
 
   def _encoded(self, texts):
     """Encoded of each (prompt, response), on the chosen side.
 
-    An empty response is read at the token that ends it.
+    A response that says nothing is read at the token that ends it.
     """
     pairs = [
       PreferencePair(prompt, _as_turns(prompt, response), None)
       for prompt, response in texts
     ]
-    said = [n for n, (_, response) in enumerate(texts) if response]
-    empty = [n for n, (_, response) in enumerate(texts) if not response]
-    found = self.encoded_pairs([pairs[n] for n in said])
+    found = self._of_pairs(pairs)
+    empty = [n for n, one in enumerate(found) if one.dropped == NOTHING_SAID]
     prompts = encode_prompts(self._tokenizer, [pairs[n] for n in empty])
     sandbox.close()
-    found += map(self._without_response, prompts)
-    places = np.argsort([*said, *empty])
-    return [found[place] for place in places]
+    for n, prompt in zip(empty, prompts, strict=True):
+      found[n] = self._without_response(prompt)
+    for (_, response), one in zip(texts, found, strict=True):
+      if problem := one.dropped or self._problem(one):
+        self._refuse(response, problem)
+    return found
 
   def _without_response(self, prompt):
     """Encoded of a PromptIds and the end of an empty response."""
@@ -98,10 +101,10 @@ class ResponseTexts:
       self._refuse("", prompt.dropped or "the tokenizer has no eos_token")
     return Encoded(prompt.ids, [end], [])
 
-  def _problem(self, one, most):
+  def _problem(self, one):
     """Why the model cannot be given an Encoded, in words, or ""."""
-    if pack.size(one) > most:
-      return f"is longer than the {most} tokens that the model takes"
+    if pack.size(one) > self._most:
+      return f"is longer than the {self._most} tokens that the model takes"
     ids = *one.prompt_ids, *one.chosen_ids, *one.rejected_ids
     if max(ids) >= self._config.vocab_size:
       return "has a token that the model has no embedding for"

@@ -143,9 +143,10 @@ class Discriminator:
       seed: numbers, of their order.
 
     Returns:
-      figures: the last step's loss and accuracy; {} without a step.
+      figures: the last step's loss and accuracy, and of how many pairs; those
+      that cannot be encoded, as where a response is empty, are left out.
     """
-    encoded = self._texts.encoded_pairs(pairs)
+    encoded = self._texts.usable(pairs)
     size, metrics = self._packing.batch, {}
     for number in range(self._given.passes):
       order = np.random.default_rng((*seed, number)).permutation(len(encoded))
@@ -155,11 +156,12 @@ class Discriminator:
         state, metrics = self._step(state, None, (), *rows)
     found = jax.device_get(metrics)
     names = {"loss": "loss", "fitted": "rewards/accuracies"}
-    return state, {
+    figures = {
       f"discriminator/{name}": float(found[figure])
       for name, figure in names.items()
       if found
     }
+    return state, {"discriminator/pairs": len(encoded), **figures}
 
 
 def _all_rewards(config, pairs, computation, params, parts):

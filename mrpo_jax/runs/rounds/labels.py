@@ -220,12 +220,7 @@ class Labels:
     """
     spent = int(state["gold_spent"]) + figures["gold"]
     state = {**state, "gold_spent": self._count(spent)}
-    bought = [
-      one.texts()
-      for one in pairs
-      # A pair with an empty response cannot be encoded.
-      if one.labelled_by != SILVER and one.chosen.text and one.rejected.text
-    ]
+    bought = [one.texts() for one in pairs if one.labelled_by != SILVER]
     if self._discriminator is None or not bought:
       return state, {}
     state[SILVER], found = self._discriminator.fit(

@@ -9,6 +9,7 @@ import pytest
 from mrpo_jax import hub
 from mrpo_jax.data.encode import encode
 from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data.prompts import encode_prompts
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import transformer
@@ -101,3 +102,18 @@ def test_a_reward_model_has_no_such_probabilities(inputs, tmp_path):
   hub.save(tmp_path / "m", config, params, tokenizer=tokenizer)
   with pytest.raises(InputError, match="is a reward model"):
     named_reward(f"difference:{tmp_path / 'm'},{tmp_path / 'm'}")
+
+
+def test_a_response_that_says_nothing_is_its_end(inputs):
+  reward = named_reward(f"difference:{inputs / 'base'},{inputs / 'second'}")
+  found = reward([PROMPTS[0]] * 2, ["", " "])
+  wants = []
+  for name in ("base", "second"):
+    config, params = hub.load(inputs / name)
+    tokenizer = load_tokenizer(inputs / name)
+    pair = PreferencePair(PROMPTS[0], "x", None)
+    (prompt,) = encode_prompts(tokenizer, [pair])
+    ids = jnp.array([[*prompt.ids, tokenizer.eos_token_id]])
+    logp_TV = jax.nn.log_softmax(transformer.apply(config, params, ids))[0]
+    wants.append(float(logp_TV[-2, ids[0, -1]]))
+  np.testing.assert_allclose(found, [wants[0] - wants[1]] * 2, atol=1e-5)
