@@ -153,6 +153,7 @@ FLAGS = {
       Flag("to", "folder to write", "DIR", required=True),
       Flag("step", "checkpoint: newest, best or a step", "STEP", "newest"),
       Flag("merge-adapters", "write a whole model, not its adapter"),
+      Flag("discriminator", "write that of an online run, a reward model"),
       Flag(
         "dtype",
         f"{', '.join(DTYPES)} (default: as trained)",

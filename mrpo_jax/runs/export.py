@@ -9,17 +9,22 @@ import jax
 
 from mrpo_jax import files, hub
 from mrpo_jax.data.templates import DEFAULT
-from mrpo_jax.data.tokenizer import with_template
+from mrpo_jax.data.tokenizer import load_tokenizer, with_template
+from mrpo_jax.errors import InputError
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.card import card_text
 from mrpo_jax.hub.folder import generation_config
 from mrpo_jax.models import lora, parameters
 from mrpo_jax.models.config import VALUED
+from mrpo_jax.models.families.read import with_scalar_head
+from mrpo_jax.runs.config.models import POLICY
 from mrpo_jax.runs.inference.policy import (
   adapted_params,
   read_checkpoint,
   tokenizer_of,
 )
+from mrpo_jax.runs.rounds.labels import SILVER
+from mrpo_jax.training import checkpoints
 from mrpo_jax.training.events import SAMPLES
 from mrpo_jax.training.log import metrics_until
 
@@ -63,6 +68,31 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
     generation = _generation(found.origin, params, dtype)
     hub.save(to, model, params, card=text, generation=generation, **beside)
   print(f"step {step} of {workdir} is now {to}")
+
+
+def export_discriminator(workdir, to, *, step="newest", dtype=None):
+  """The discriminator of an online run as the folder of a reward model.
+
+  Raises:
+    InputError: the run has none.
+  """
+  found = read_checkpoint(workdir, step)
+  path = found.config.online.discriminator.path
+  if not found.config.online.prompts or not path:
+    raise InputError(
+      f"--discriminator: {workdir} has none (its config names no "
+      "online.discriminator.path)"
+    )
+  if path == POLICY:
+    model, tokenizer = with_scalar_head(found.model), _tokenizer(found)
+  else:
+    model, tokenizer = hub.read_config(path), load_tokenizer(path)
+  kept, _ = checkpoints.field(found.workdir, found.step, "online")
+  params = kept[SILVER]["params"]
+  metrics = _metrics(found.workdir, found.step)
+  card = card_text(found.content, found.step, metrics, library="transformers")
+  hub.save(to, model, params, tokenizer=tokenizer, dtype=dtype, card=card)
+  print(f"the discriminator of step {found.step} of {workdir} is now {to}")
 
 
 def _metrics(workdir, step):

@@ -378,6 +378,21 @@ def policy(workdir, step):
   Raises:
     InputError: it cannot be read; names it.
   """
+  params, meta = field(workdir, step, "params")
+  model, adapter = config_from_hf(meta["model"]), meta.get("adapter")
+  if meta.get("head") == VALUED:
+    model = with_value_head(model)
+  if adapter is not None:
+    adapter = lora.Adapter.of_json(adapter)
+  return params, model, adapter, meta
+
+
+def field(workdir, step, name):
+  """(tree on the host, meta) of one field of a TrainState that was saved.
+
+  Raises:
+    InputError: it cannot be read; names the checkpoint.
+  """
   path = pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
   try:
     meta = read_meta(path)
@@ -386,16 +401,13 @@ def policy(workdir, step):
     ):  # Orbax asks for shardings: the host is meant
       warnings.simplefilter("ignore", UserWarning)
       with ocp.PyTreeCheckpointer() as checkpointer:
-        params = checkpointer.restore(path / "state")["params"]
-    _compare("params", params, meta)
-    if bad := _not_finite(params):
-      raise ValueError(f"its params have {bad}")
+        tree = checkpointer.restore(path / "state")[name]
+    # Read as plain dicts, its arrays may stand in another order.
+    if sorted(_sums(tree)) != sorted(meta["checksum"][name]):
+      raise ValueError(f"its {name} differs from the checksum")
+    if bad := _not_finite(tree):
+      raise ValueError(f"its {name} have {bad}")
   except Exception as error:  # Orbax and TensorStore raise many kinds
     reason = first_line(error)
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
-  model, adapter = config_from_hf(meta["model"]), meta.get("adapter")
-  if meta.get("head") == VALUED:
-    model = with_value_head(model)
-  if adapter is not None:
-    adapter = lora.Adapter.of_json(adapter)
-  return params, model, adapter, meta
+  return tree, meta

@@ -9,6 +9,7 @@ import pytest
 
 from mrpo_jax import files, losses
 from mrpo_jax.online.rounds import Rounds
+from mrpo_jax.runs.inference.reward import RewardModel
 from mrpo_jax.runs.inference.sampler import Sampler
 from mrpo_jax.runs.rounds.labels import Labels
 from mrpo_jax.runs.rounds.rollout_rounds import harmonic_mean
@@ -171,6 +172,26 @@ def test_the_discriminator_is_bought_gold_and_learns(discriminated):
   labels = [[one["labelled_by"] for one in some] for some in rounds]
   assert {*labels[0]} == {"mrpo_jax.online.words:length"}
   assert labels[2].count("discriminator") > 5
+
+
+def test_the_discriminator_is_exported_as_a_reward_model(
+  discriminated, done, tmp_path, capsys
+):
+  to = tmp_path / "reward"
+  argv = ("export", f"--to={to}", "--discriminator")
+  assert mrpo(*argv, f"--workdir={discriminated}") == 0
+  reward = RewardModel(to)
+  pairs = files.read_lines(discriminated / "rounds" / "2" / "pairs.jsonl")
+  better, worse = (
+    reward([one["prompt"] for one in pairs], [one[side] for one in pairs])
+    for side in ("chosen", "rejected")
+  )
+  # It has learned from those that were bought in the last round.
+  bought = [one["labelled_by"] != "discriminator" for one in pairs]
+  assert sum(bought) >= 3  # but for those that gold ties
+  assert all(np.array(better)[bought] > np.array(worse)[bought])
+  assert mrpo(*argv, f"--workdir={done}") == 2
+  assert "online.discriminator.path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -163,16 +163,15 @@ def export(given):
   it to its base and gives a whole model.  The folder has the tokenizer, the
   chat template that was trained with and the source's generation_config.json.
   --dtype is that of the weights; unless given, they stay as trained.
+  --discriminator writes the reward model of an online run in its place.
   """
-  from mrpo_jax.runs.export import export
+  from mrpo_jax.runs.export import export, export_discriminator
 
-  export(
-    given.workdir,
-    given.to,
-    step=given.step,
-    merge=given.merge_adapters,
-    dtype=given.dtype,
-  )
+  about = dict(step=given.step, dtype=given.dtype)
+  if given.discriminator:
+    export_discriminator(given.workdir, given.to, **about)
+  else:
+    export(given.workdir, given.to, merge=given.merge_adapters, **about)
 
 
 def bench(given):
