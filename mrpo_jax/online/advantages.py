@@ -12,6 +12,7 @@ import numpy as np
 from mrpo_jax.shapes import check
 
 EPSILON = 1e-8  # added to a variance before it divides
+ROUNDING = 1e-6  # of a reward, relative
 
 
 def end_rewards(reward_R, mask_RT):
@@ -167,8 +168,12 @@ class RunningScale(NamedTuple):
 
   @property
   def deviation(self):
-    """The standard deviation, over count - 1; 1 while all rewards are one."""
-    if self.count < 2 or self.squares == 0:
+    """The standard deviation, over count - 1; 1 while all rewards are one.
+
+    So they are where they differ by less than they round, in float32.
+    """
+    rounding = self.count * (ROUNDING * self.mean) ** 2
+    if self.count < 2 or self.squares <= rounding:
       return 1.0
     return float(np.sqrt(self.squares / (self.count - 1)))
 

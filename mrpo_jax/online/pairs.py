@@ -9,6 +9,9 @@ from typing import ClassVar, NamedTuple
 
 from mrpo_jax.data.encode import Encoded
 from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data.truncate import Cut
+
+CUT = "length"  # how a sample finished that had to end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,13 @@ class Pair:
       self.chosen.ids,
       self.rejected.ids,
       characters=(len(self.chosen.text), len(self.rejected.text)),
+    )
+
+  def cut(self):
+    """data.truncate.Cut that leaves a response its missing end."""
+    return Cut(
+      chosen=len(self.chosen.text) if self.chosen.finish == CUT else None,
+      rejected=len(self.rejected.text) if self.rejected.finish == CUT else None,
     )
 
   def texts(self):

@@ -46,7 +46,7 @@ class Rounds:
     try:
       lines = processes.first(lambda: files.read_lines(path))
       if len(lines) != record["entries"]:
-        raise ValueError(f"{len(lines)} lines, not {record['pairs']}")
+        raise ValueError(f"{len(lines)} lines, not {record['entries']}")
       return [self._kind.of(line) for line in lines], record["figures"]
     except (KeyError, TypeError, ValueError, OSError) as error:
       raise InputError(

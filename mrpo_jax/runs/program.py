@@ -48,7 +48,6 @@ class Program:
     transformation, self._schedule = optimizer.make(
       steps=config.steps // config.rounds.count, **dict(config.optimizer)
     )
-    self._transformation = transformation
     base, self._trained = lora.split(policy.params)
     self.frozen = base, _references(setup, loaded, self._moves)
     self.state, self._create = _abstract_state(

@@ -66,8 +66,8 @@ class Setup:
 def set_up(config, workdir, *, allow_changed=False):
   """The Setup of a run, or InputError; writes nothing."""
   content, fixed = config.to_dict(), FIXED
-  if config.rounds.count > 1:
-    fixed = (*FIXED, "steps")  # a round is a share of them
+  if config.rounds.count > 1 or config.online.prompts:
+    fixed = (*FIXED, "steps", "online.rounds")  # a round is a share of them
   known = known_run(workdir, content, allow_changed=allow_changed, fixed=fixed)
   check_length(workdir, config.steps)
   method = chosen_method(config)
@@ -250,6 +250,8 @@ def chosen_method(config):
       method = losses.build(name, **keywords, betas=betas)
   if method.tokens is not None:
     _check_rollouts(config)
+  elif config.online.prompts:
+    _check_online(config, method)
   evaluates = config.data.eval and config.eval_every
   if method.mixing.by_pair and not config.data.reference_weights:
     raise InputError(
@@ -301,6 +303,22 @@ def _check_rollouts(config):
     raise InputError(
       f"{where}: held-out pairs have no rewards of tokens; leave out "
       "config.data.eval"
+    )
+
+
+def _check_online(config, method):
+  """Raises InputError where a method cannot train on the policy's own pairs."""
+  where = f"config.loss.name={config.loss.name!r} with config.online"
+  if method.supervised or method.of_rewards:
+    raise InputError(
+      f"{where}: it trains on no pairs of a policy's own responses; leave out "
+      "config.online, or name another loss"
+    )
+  if method.measures:
+    raise InputError(
+      f"{where}: it measures its references on given pairs before the first "
+      "step, of which there are none; choose other config.loss.scale and "
+      "weights"
     )
 
 

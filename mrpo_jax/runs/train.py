@@ -308,8 +308,10 @@ class Watch:
       return
     self._seen.append(metrics)
     if len(self._seen) == WATCHED or step == config.steps:
+      # Some rounds of an online run have figures that others have not.
+      names = set(metrics).intersection(*self._seen)
       self.judge(
-        {name: np.mean([one[name] for one in self._seen]) for name in metrics}
+        {name: np.mean([one[name] for one in self._seen]) for name in names}
       )
 
   def judge(self, figures):

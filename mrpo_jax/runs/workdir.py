@@ -25,7 +25,8 @@ HARMLESS = {
   **dict.fromkeys(
     (
       *("log_every", "checkpoint_every", "checkpoints"),
-      *("evaluation", "samples", "data.reward_timeout"),
+      *("evaluation", "samples"),
+      *("data.reward_timeout", "online.reward_timeout"),
       # Places; what stands there is in `identity`.
       *("policy.tokenizer", "references.*.tokenizer"),
     ),

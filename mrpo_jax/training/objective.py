@@ -81,6 +81,12 @@ class Objective:
         f"the policy's is {self.policy.config.head!r}: set policy.head"
       )
     compares = self.method.tokens is None  # else rollouts have compared before
+    for name, model in zip(self.names, self.references, strict=True):
+      if not compares and model.view != self.policy.view:
+        raise ValueError(
+          f"loss {self.method.name!r} compares tokens, so reference {name!r} "
+          "needs the policy's tokenizer"
+        )
     takes = self.method.takes_reference
     if len(self.references) > 1 and compares and not takes:
       raise ValueError(

@@ -104,7 +104,7 @@ def test_it_is_finite_far_away():
     ("hop", "unknown auxiliary 'hop'; known: hpo"),
     (dict(name="hpo", lamda=1.0), "does not take 'lamda'; it takes: delay, la"),
     (dict(name="hpo", tau=1.5), "tau must be from 0 to 1"),
-    (dict(name="hpo", lam=-1.0), "lam must be from 0 up"),
+    (dict(name="hpo", lam=-1.0), "lam must be positive"),
     (dict(name="hpo", delay=2.5), "delay must be a whole number from 0 on"),
     (dict(name="hpo", width=0), "width must be a whole number from 1 on"),
     (dict(name="hpo", weight=-0.5), "weight must not be negative"),

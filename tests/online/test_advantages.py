@@ -172,6 +172,14 @@ def test_a_running_scale_is_that_of_all_rewards_at_once(rng):
 
 def test_rewards_that_are_one_are_not_divided():
   assert RunningScale().updated(np.full(9, 4.0)).deviation == 1.0
+  # 0.1 is no number of a computer, and a run keeps the scale in float32.
+  for reward in (0.1, 0.3, -0.7):
+    scale = RunningScale()
+    for _ in range(3):
+      scale = scale.updated(np.full(15, reward))
+      assert scale.deviation == 1.0
+      scale = RunningScale(*(float(np.float32(one)) for one in scale))
+  assert RunningScale().updated([0.1, 0.1001]).deviation < 1e-3
 
 
 def test_a_running_scale_refuses_what_is_not_finite():

@@ -59,6 +59,12 @@ def test_the_policys_own_ids_are_trained_on():
   assert found.characters == (1, 1)
 
 
+def test_a_response_that_had_to_end_has_no_end_for_other_tokenizers():
+  cut = pair_of(answered("ab", "c", finish="length"), [1.0, 0.0], "r").cut()
+  assert (cut.chosen, cut.rejected) == (2, 1)
+  assert not pair_of(answered("ab", "c"), [1.0, 0.0], "r").cut()
+
+
 def test_a_line_of_something_else_is_refused():
   line = pair_of(answered("x", "y"), [1.0, 0.0], "r").line(0)
   for key in line.keys() - {"round"}:

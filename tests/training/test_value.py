@@ -75,7 +75,7 @@ def test_it_reads_the_last_token_of_each_prompt():
   figures = [
     policy_figures(
       *(objective, (), KEY, params_of(0)),
-      (micro_batch(rows_of(pairs), a), None),
+      (micro_batch(rows_of(pairs), a), None, None),
     )
     for a in range(rows_of(pairs).tokens_RT.shape[0])
   ]

@@ -212,6 +212,17 @@ def test_a_discriminator_goes_on_bit_for_bit(
   assert_equal_runs(discriminated, run, 6)
 
 
+def test_rounds_without_a_purchase_have_figures_of_their_own(tmp_path):
+  more = (
+    *("--config.steps=12", "--config.online.rounds=12"),
+    *("--config.online.discriminator.every=5", "--config.checkpoint_every=0"),
+  )
+  assert train(tmp_path / "w", *D2PO, *more, name="d2po") == 0
+  lines = lines_of(tmp_path / "w")
+  bought = [line["step"] for line in lines if "discriminator/loss" in line]
+  assert bought == [1, 6, 11]
+
+
 def test_a_budget_ends_purchases_and_random_pairs_can_be_bought(tmp_path):
   more = (
     "--config.online.gold_budget=7",
@@ -332,6 +343,11 @@ def test_the_harmonic_mean_of_references_is_that_of_the_losses():
     ("--config.online.discriminator.path=policy", "a discriminator orders"),
     ("--config.online.samples=3", "does not divide the 8 rollouts"),
     ("--config.online.prompts=", "config.data.train is missing"),
+    (
+      "--config.references.base.tokenizer="
+      f"{ROOT}/configs/tokenizers/unigram-1536",
+      "needs the policy's tokenizer",
+    ),
   ],
 )
 def test_what_rollouts_cannot_do_is_refused(tmp_path, capsys, override, match):
@@ -356,6 +372,8 @@ def test_what_rollouts_cannot_do_is_refused(tmp_path, capsys, override, match):
     ("--config.online.discriminator.path=no", "no"),
     ("--config.online.samples=1", "a pair takes two responses"),
     ("--config.policy.tokenizer=", "has no text to train a tokenizer on"),
+    ("--config.loss.scale=zscore", "measures its references on given pairs"),
+    ("--config.loss.name=nll", "trains on no pairs of a policy's own"),
   ],
 )
 def test_what_cannot_be_done_is_refused(tmp_path, capsys, override, match):

@@ -97,7 +97,7 @@ def test_its_folder_is_a_function_of_texts(run, tmp_path):
   # What says nothing is read at the end token alone.
   blank, empty, fine = reward([prompts[0]] * 3, [" ", "", "fine"])
   assert np.isfinite(empty) and blank == empty != fine
-  with pytest.raises(InputError, match="no reward: is longer than the"):
+  with pytest.raises(InputError, match="no reward: is longer than"):
     reward(prompts[:1], ["long " * 5000])
 
 

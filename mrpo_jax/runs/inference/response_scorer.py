@@ -28,17 +28,19 @@ SHORTEST = 128  # tokens of a row; longer ones double it, so that few compile
 class ResponseTexts:
   """Texts as a model reads them that gives each response a number."""
 
-  def __init__(self, name, config, tokenizer, *, what="reward"):
+  def __init__(self, name, config, tokenizer, *, what="reward", most=None):
     """
     Args:
       name: of the model, for messages.
       config: its ModelConfig.
       tokenizer: its tokenizer.
       what: that the number is, for messages.
+      most: tokens of a prompt with its responses; None: what the model takes.
     """
     self._name, self._what = name, what
     self._config, self._tokenizer = config, tokenizer
-    self._most = config.longest or config.max_positions
+    longest = config.longest or config.max_positions
+    self._most = min(most or longest, longest)
 
   def numbers(self, prompts, responses, numbers_of):
     """A float for each response; one that recurs has one number.
@@ -104,7 +106,7 @@ class ResponseTexts:
   def _problem(self, one):
     """Why the model cannot be given an Encoded, in words, or ""."""
     if pack.size(one) > self._most:
-      return f"is longer than the {self._most} tokens that the model takes"
+      return f"is longer than {self._most} tokens, the most that it may be"
     ids = *one.prompt_ids, *one.chosen_ids, *one.rejected_ids
     if max(ids) >= self._config.vocab_size:
       return "has a token that the model has no embedding for"

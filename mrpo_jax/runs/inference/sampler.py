@@ -12,7 +12,11 @@ from mrpo_jax.runs.inference import model
 
 
 class Sampler:
-  """What a policy answers, whose parameters differ from call to call."""
+  """What a policy answers, whose parameters differ from call to call.
+
+  Attributes:
+    stops: texts that end a sample.
+  """
 
   def __init__(self, policy, *, sampling, chats, longest, requests):
     """Compiles nothing yet.
@@ -25,7 +29,7 @@ class Sampler:
       requests: samples that are asked for at once, at most.
     """
     self._policy, self._sampling = policy, sampling
-    tokens, self._stops = model.ends(policy, chats=chats)
+    tokens, self.stops = model.ends(policy, chats=chats)
     self._ends, self._decoder = (*tokens,), None
     self._sizes = dict(slots=min(SLOTS, requests), longest=longest)
     self._text_of = model.text_of(policy.tokenizer)
@@ -54,7 +58,7 @@ class Sampler:
       self._decoder.release()
 
   def _said(self, prompts, seed):
-    stops, text_of, found = Stops(self._stops, self._text_of), self._text_of, {}
+    stops, text_of, found = Stops(self.stops, self._text_of), self._text_of, {}
     many = range(len(prompts)), range(self._sampling.samples)
     requests = list(itertools.product(*many))
     with (

@@ -67,7 +67,10 @@ class Discriminator:
       dtype="float32",
       quantize="",
     )
-    self._model, self._texts = model, ResponseTexts(name, model, tokenizer)
+    self._model, self._texts = (
+      model,
+      ResponseTexts(name, model, tokenizer, most=config.data.row_length),
+    )
     share, shares = parallel.row_share(mesh)
     self._packing = Packing(
       batch=-(-given.batch // shares) * shares,

@@ -4,8 +4,8 @@
 Learner, sampler and references are the arrays that are in memory: nothing is
 saved and loaded between rounds.  What a round draws follows from the seed and
 its number, and what is made of it stands in a file before the first of it is
-trained on, so a run that was killed anywhere goes on bit for bit, and pays no
-label twice.
+trained on, so a run that was killed anywhere goes on bit for bit.  Labels are
+asked for last and written at once: a kill in between costs one round's.
 """
 
 import hashlib
@@ -32,6 +32,8 @@ from mrpo_jax.runs.workdir import essential
 from mrpo_jax.text import counted
 
 logger = logging.getLogger(__name__)
+
+SAMPLING, ORDER = 3, 4  # what seeds are for; see `labels.BUYING`
 
 
 class RoundDriver:
@@ -66,6 +68,12 @@ class RoundDriver:
       longest=max(map(len, self._ids)),
       requests=self._many * given.samples,
     )
+    if self._sampler.stops:
+      raise InputError(
+        "config.online: the policy's chat template ends an answer with the "
+        f"text {self._sampler.stops[0]!r}, which is no token, so that an end "
+        "could not be trained on; make it a special token of the tokenizer"
+      )
     kind = PairRounds if setup.method.tokens is None else RolloutRounds
     self._kind = kind(setup)
     order = grain.MapDataset.range(len(self._prompts)).seed(config.seed)
@@ -83,6 +91,12 @@ class RoundDriver:
         *(policy, prompts, given.max_new_tokens),
         name="config.online.max_new_tokens",
       )
+    for one in prompts:
+      if one.pair.tools:
+        raise InputError(
+          f"{one.where}: has tools, of which rewards and other tokenizers "
+          "would be told nothing; leave them out"
+        )
     kept = [n for n, one in enumerate(ids) if len(one) <= most]
     if not kept:
       raise InputError(
@@ -172,7 +186,7 @@ class RoundDriver:
     params = lora.join(program.frozen[0], state.params)
     places = range(number * self._many, (number + 1) * self._many)
     chosen = [int(self._order[place]) for place in places]
-    seed = np.random.SeedSequence((self._setup.config.seed, number))
+    seed = np.random.SeedSequence((self._setup.config.seed, number, SAMPLING))
     said = self._sampler(
       params,
       [self._ids[one] for one in chosen],
@@ -202,7 +216,7 @@ class RoundDriver:
       "round": float(number),
       "dropped": float(len(entries) - kept),
     }
-    seed = setup.config.seed, number
+    seed = setup.config.seed, number, ORDER
     places = np.concatenate(
       [
         np.random.default_rng((*seed, n)).permutation(kept)

@@ -11,11 +11,13 @@ from mrpo_jax import files, parallel, processes
 from mrpo_jax.data.reading.row_files import check_file
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.online.advantages import RunningScale
-from mrpo_jax.online.pairs import agreement, pair_of, reward_figures
+from mrpo_jax.online.pairs import CUT, agreement, pair_of, reward_figures
 from mrpo_jax.runs.inference.reward import named_reward
 from mrpo_jax.runs.rounds.discriminator import Discriminator
 
 SILVER = "discriminator"  # that a pair is labelled by
+# What seeds are for, so that no two streams are one.
+BUYING, FITTING = 1, 2
 # Of all rewards so far, in float32: count, mean and sum of squared distances.
 MOMENTS = ("reward_count", "reward_mean", "reward_squares")
 
@@ -151,7 +153,7 @@ class Labels:
     return _folded(found, answered, self._penalty)
 
   def _penalty(self, response):
-    is_cut = response.finish == "length"
+    is_cut = response.finish == CUT
     return self._given.unended_penalty if is_cut else 0.0
 
   def _of_gold(self, answered):
@@ -171,14 +173,13 @@ class Labels:
       for one, some in zip(answered, silver, strict=True)
     ]
     bought = self._choice(silver, number, int(state["gold_spent"]))
+    asked = range(len(answered)) if self._given.measure else bought
     gold = dict(
-      zip(
-        bought, self._gold([answered[place] for place in bought]), strict=True
-      )
+      zip(asked, self._gold([answered[place] for place in asked]), strict=True)
     )
-    for place, some in gold.items():
-      pairs[place] = pair_of(answered[place], some, self.reward.name)
-    figures = {"gold": len(gold)}
+    for place in bought:
+      pairs[place] = pair_of(answered[place], gold[place], self.reward.name)
+    figures = {"gold": len(bought)}
     figures |= {
       f"discriminator/{name.removeprefix('reward/')}": value
       for name, value in reward_figures(
@@ -186,7 +187,6 @@ class Labels:
       ).items()
     }
     if self._given.measure:
-      gold = dict(enumerate(self._gold(answered)))
       figures |= reward_figures([one for some in gold.values() for one in some])
     share, count = agreement([silver[place] for place in gold], gold.values())
     if count:
@@ -203,7 +203,7 @@ class Labels:
     left = budget - spent if budget else count
     count = max(min(count, left, len(silver)), 0)
     if given.choice == "random":
-      rng = np.random.default_rng((self._seed, number))
+      rng = np.random.default_rng((self._seed, number, BUYING))
       order = rng.permutation(len(silver))
     else:
       order = np.argsort([abs(a - b) for a, b in silver], kind="stable")
@@ -224,7 +224,7 @@ class Labels:
     if self._discriminator is None or not bought:
       return state, {}
     state[SILVER], found = self._discriminator.fit(
-      state[SILVER], bought, (self._seed, number)
+      state[SILVER], bought, (self._seed, number, FITTING)
     )
     return state, found
 

@@ -30,14 +30,15 @@ class PairRounds:
 
   def make(self, program, number, state, answered):
     """(pairs, figures) of a round."""
+    kl = self._divergence(program, state, answered)
+    # Last: whatever fails before it has paid for no label.
     pairs, about = self._setup.labels(answered, number, state.online)
     if not pairs:
       logger.warning(
         f"warning: in round {number} the rewards of all {len(answered)} pairs "
         "tie: its steps train on nothing"
       )
-    about |= figures(answered) | self._divergence(program, state, answered)
-    return pairs, about
+    return pairs, about | figures(answered) | kl
 
   def learned(self, pairs, number, about, online):
     """(state of the rounds, further figures) after a round's pairs."""
@@ -103,11 +104,12 @@ class PairRounds:
     """
     setup, data = self._setup, self._setup.config.data
     views = [[one.encoded() for one in pairs]]
+    texts, cuts = [one.texts() for one in pairs], [one.cut() for one in pairs]
+    # Nothing is truncated: what is too long for a row is left out.
+    limits = dict(max_prompt=data.row_length, max_response=data.row_length)
     for index in range(1, setup.objective.views):
-      texts = [one.texts() for one in pairs]
-      limits = dict(max_prompt=data.max_prompt, max_response=data.max_response)
       tokenizer = setup.tokenizers.views[index]
-      views.append([*encode_all(tokenizer, texts, **limits)])
+      views.append([*encode_all(tokenizer, texts, cuts=cuts, **limits)])
     sandbox.close()
     kept = [
       n

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 from mrpo_jax import parallel
+from mrpo_jax.data.encode import Encoded
 from mrpo_jax.losses.methods.token_loss import GIVEN
 from mrpo_jax.models import lora
 from mrpo_jax.online.pairs import figures
@@ -43,20 +44,28 @@ class RolloutRounds:
   def make(self, program, number, state, answered):
     """(list of Recorded, figures) of a round."""
     labels, given = self._setup.labels, self._setup.config.online.rollouts
+    pairs = [
+      Encoded(one.ids, response.ids, [])
+      for one in answered
+      for response in one.responses
+    ]
+    params = lora.join(program.frozen[0], state.params)
+    policy = self._policy(params, pairs)
+    ref_logps = self._ref_logps(program, state, pairs)
+    # Last: whatever fails before it has paid for no label.
     rewards, about = labels.rewards(answered)
     said = [
       (one, response, reward)
       for one, some in zip(answered, rewards, strict=True)
       for response, reward in zip(one.responses, some, strict=True)
     ]
-    params = lora.join(program.frozen[0], state.params)
     found, _ = make_round(
       [
         Rollout(one.ids, response.ids, response.behaviour_logp, reward)
         for one, response, reward in said
       ],
-      functools.partial(self._policy, params),
-      functools.partial(self._ref_logps, program, state),
+      lambda _: policy,
+      lambda _: ref_logps,
       labels.scale_of(state.online),
       gamma=given.gamma,
       lam=given.lam,
