@@ -17,6 +17,7 @@ from mrpo_jax.errors import InputError, blames
 from mrpo_jax.losses.methods.build import taken
 from mrpo_jax.runs import memory
 from mrpo_jax.runs.config import BEST, Config
+from mrpo_jax.runs.config.online import Rollouts
 from mrpo_jax.runs.data import (
   Tokenizers,
   abstract_tokenizers,
@@ -313,6 +314,11 @@ def _check_online(config, method):
     raise InputError(
       f"{where}: it trains on no pairs of a policy's own responses; leave out "
       "config.online, or name another loss"
+    )
+  if config.online.rollouts != Rollouts():
+    raise InputError(
+      f"{where}: config.online.rollouts is of losses of tokens, apa, awr and "
+      "ppo; leave it out"
     )
   if method.measures:
     raise InputError(

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from mrpo_jax import files, losses
+from mrpo_jax.errors import InputError
 from mrpo_jax.online.rounds import Rounds
+from mrpo_jax.runs.config import load, read
 from mrpo_jax.runs.inference.reward import RewardModel
 from mrpo_jax.runs.inference.sampler import Sampler
 from mrpo_jax.runs.rounds.labels import Labels
 from mrpo_jax.runs.rounds.rollout_rounds import harmonic_mean
+from mrpo_jax.runs.setup import chosen_method
 from mrpo_jax.training import checkpoints
 from tests.material.runs import (
   ROOT,
@@ -342,7 +345,6 @@ def test_the_harmonic_mean_of_references_is_that_of_the_losses():
     ("--config.references.names=()", "compares with the initial policy"),
     ("--config.online.discriminator.path=policy", "a discriminator orders"),
     ("--config.online.samples=3", "does not divide the 8 rollouts"),
-    ("--config.online.prompts=", "config.data.train is missing"),
     (
       "--config.references.base.tokenizer="
       f"{ROOT}/configs/tokenizers/unigram-1536",
@@ -373,7 +375,8 @@ def test_what_rollouts_cannot_do_is_refused(tmp_path, capsys, override, match):
     ("--config.online.samples=1", "a pair takes two responses"),
     ("--config.policy.tokenizer=", "has no text to train a tokenizer on"),
     ("--config.loss.scale=zscore", "measures its references on given pairs"),
-    ("--config.loss.name=nll", "trains on no pairs of a policy's own"),
+    ("--config.online.rollouts.lam=0.5", "is of losses of tokens, apa, awr"),
+    ("--config.online.prompts=", "so nothing would read the other keys of"),
   ],
 )
 def test_what_cannot_be_done_is_refused(tmp_path, capsys, override, match):
@@ -381,6 +384,13 @@ def test_what_cannot_be_done_is_refused(tmp_path, capsys, override, match):
   said = capsys.readouterr().err
   assert said.startswith("error: ") and match in said
   assert not (tmp_path / "w").exists()
+
+
+def test_a_supervised_loss_has_no_rounds(tmp_path):
+  config = load(f"{ROOT}/configs/online_dpo.py:debug").to_dict()
+  config |= {"loss": {"name": "nll"}, "references": {"names": ()}}
+  with pytest.raises(InputError, match="trains on no pairs of a policy's own"):
+    chosen_method(read(config))
 
 
 BAD = """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The section of a config that trains on the policy's own responses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -64,7 +64,7 @@ class Online(Section):
     "folder of a reward model",
     "",
   )
-  reward_options: dict[str, bool | int | float | str] = key(
+  reward_options: dict[str, Any] = key(
     "further keywords of the reward's function", {}
   )
   reward_timeout: Positive = key(
@@ -106,6 +106,11 @@ def check_online(config):
   """Raises InputError where the section does not agree with the others."""
   online, data = config.online, config.data
   if not online.prompts:
+    if online != Online.model_validate(Online.filled({})):
+      raise InputError(
+        "config.online.prompts is empty, so nothing would read the other keys "
+        "of config.online: name a file of prompts, or leave them out"
+      )
     if not data.train:
       raise InputError(
         "config.data.train is missing: name pairs to train on, or prompts in "

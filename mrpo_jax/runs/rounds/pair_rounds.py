@@ -36,7 +36,7 @@ class PairRounds:
     if not pairs:
       logger.warning(
         f"warning: in round {number} the rewards of all {len(answered)} pairs "
-        "tie: its steps train on nothing"
+        "tie: its steps follow what the optimizer remembers alone"
       )
     return pairs, about | figures(answered) | kl
 
