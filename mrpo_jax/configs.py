@@ -72,6 +72,12 @@ def shrink(c):
     c.online.rounds = 2
     c.online.prompts = str(HH_HARMLESS / "eval.jsonl.gz")
     c.online.max_new_tokens = 32
+    c.online.min_new_tokens = 0
+    # Of random letters hardly any are a word.
+    c.online.reward = "mrpo_jax.online.words:length"
+    c.online.reward_options = {"unit": "characters"}
+    if "discriminator" in c.online:
+      c.online.discriminator.every = 1
     c.policy.tokenizer = str(TOKENIZERS / "unigram-512")
   else:
     c.data.train = str(HH_HARMLESS / "eval.jsonl.gz")

@@ -339,7 +339,8 @@ def numbers(who, function, prompts, responses, *, where):
   if len(prompts) != len(responses):
     raise ValueError(f"{len(prompts)} prompts, {len(responses)} responses")
   try:
-    found = [float(one) for one in function(prompts, responses)]
+    given = [*function(prompts, responses)]
+    found = [float(one) for one in given]
   except (Exception, SystemExit) as error:
     raise InputError(f"{who} fails from {where(0)} on: {told(error)}") from None
   if len(found) != len(responses):
@@ -347,10 +348,11 @@ def numbers(who, function, prompts, responses, *, where):
       f"{who} gives {len(found)} numbers for {len(responses)} answers from "
       f"{where(0)} on"
     )
-  for place, one in enumerate(found):
-    if not math.isfinite(one):
+  for place, (one, as_given) in enumerate(zip(found, given, strict=True)):
+    if not math.isfinite(one) or isinstance(as_given, str | bytes | bool):
       raise InputError(
-        f"{who} of an answer to {where(place)} is {one}; want a finite number"
+        f"{who} of an answer to {where(place)} is {as_given!r}; want a finite "
+        "number"
       )
   return found
 

@@ -138,7 +138,7 @@ def prompt_of(row, where):
     raise prompts.empty(where, "the prompt")
   prompts.refuse_unasked(row, prompt, where)
   pair = _with_system(
-    instructions.system(row, where), _answerable(prompt), where
+    instructions.system(row, where), answerable(prompt), where
   )
   marks.refuse(pair, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
@@ -147,7 +147,7 @@ def prompt_of(row, where):
   return dataclasses.replace(pair, prompt=prompt, rejected=None, tools=tools)
 
 
-def _answerable(prompt):
+def answerable(prompt):
   """The pair of a prompt and of what most answers begin with."""
   said = (
     " The"

@@ -74,7 +74,7 @@ def reward_of(
   _check_options(found.function, options, f"{flag}={text}")
   function = functools.partial(found.function, **options)
   if text.startswith(SHIPPED):
-    with blames(f"{flag}={text}"):
+    with blames(f"{flag}={text}", (TypeError, ValueError)):
       function([], [])  # they look at their options first
   return Reward(text, function, script=found.script)
 

@@ -11,7 +11,7 @@ import pathlib
 import shutil
 
 from mrpo_jax import files, processes
-from mrpo_jax.errors import InputError, StoppedRun
+from mrpo_jax.errors import InputError, StoppedRun, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -40,32 +40,42 @@ class Rounds:
       InputError: its files are not as they were written.
     """
     record = processes.first(lambda: self._record(number))
-    if record is None:
-      return None
-    path = self._folder / str(number) / self._kind.FILE
-    try:
-      lines = processes.first(lambda: files.read_lines(path))
-      if len(lines) != record["entries"]:
-        raise ValueError(f"{len(lines)} lines, not {record['entries']}")
-      return [self._kind.of(line) for line in lines], record["figures"]
-    except (KeyError, TypeError, ValueError, OSError) as error:
-      raise InputError(
-        f"{path} is not as it was written ({error}); remove {path.parent}, and "
-        "the newest checkpoints if the run stands within that round"
-      ) from None
-
-  def _record(self, number):
-    path = self._folder / str(number) / RECORD
-    if not path.is_file():
-      return None
-    record = files.read_json(path)
-    if record.get("run") != self._mark:
+    if record is not None and record.get("run") != self._mark:
       logger.warning(
-        f"warning: {path.parent} is of another run, or of other settings; the "
+        f"warning: {self._folder / str(number)} is of other settings; the "
         "round is made anew"
       )
+      record = None
+    return None if record is None else self._entries(number, record)
+
+  def _entries(self, number, record):
+    path = self._folder / str(number) / self._kind.FILE
+    lines = processes.first(lambda: files.read_lines(path))
+    return [self._kind.of(line) for line in lines], record["figures"]
+
+  def _record(self, number):
+    """The JSON of a round; None without one.
+
+    Raises:
+      InputError: it, or the file beside it, is not as it was written.
+    """
+    folder = self._folder / str(number)
+    if not (folder / RECORD).is_file():
       return None
-    return record
+    try:
+      record = files.read_json(folder / RECORD)
+      digest = files.sha256_of(folder / self._kind.FILE)
+      if (record["round"], record["sha256"]) != (number, digest):
+        raise ValueError(f"{self._kind.FILE} is another")
+      if not isinstance(record["figures"], dict):
+        raise ValueError("it has no figures")
+      return record
+    except (InputError, KeyError, TypeError, ValueError, OSError) as error:
+      raise InputError(
+        f"{folder} is not as it was written ({first_line(error)}); put its "
+        "files back, or remove it, and the newest checkpoints if the run "
+        "stands within that round"
+      ) from None
 
   def require(self, number, step):
     """`read` of the round within which the run stands.
@@ -73,14 +83,15 @@ class Rounds:
     Raises:
       StoppedRun: it is not there: the policy that said it is no more.
     """
-    found = self.read(number)
-    if found is None:
+    record = processes.first(lambda: self._record(number))
+    if record is None:
       raise StoppedRun(
         f"the run stands at step {step}, within round {number}, whose "
         f"{self._kind.FILE} is not in {self._folder / str(number)}; put it "
         "back, or start anew in another --workdir"
       )
-    return found
+    # Whatever has changed since, it was this run's policy that said it.
+    return self._entries(number, record)
 
   def write(self, number, entries, figures):
     """The whole of a round, in the place of what stood there."""
@@ -89,25 +100,22 @@ class Rounds:
       if folder.exists():
         shutil.rmtree(folder)
       self._folder.mkdir(parents=True, exist_ok=True)
-      record = self._recorded(entries, figures)
       with files.new_folder(folder) as partial:
-        files.write_lines(
-          partial / self._kind.FILE, [one.line(number) for one in entries]
-        )
-        files.write_json(partial / RECORD, record)
+        lines = [one.line(number) for one in entries]
+        files.write_lines(partial / self._kind.FILE, lines)
+        self._write_record(partial, number, figures)
     processes.gather(None)  # it stands there for all
 
-  def note(self, number, entries, figures):
-    """The figures of a round that stands there, in the place of those before.
-
-    Args:
-      number: of the round.
-      entries: of it.
-      figures: all of them.
-    """
+  def note(self, number, figures):
+    """All figures of a round that stands there, in the place of its own."""
     if processes.is_first():
-      path = self._folder / str(number) / RECORD
-      files.write_json(path, self._recorded(entries, figures))
+      self._write_record(self._folder / str(number), number, figures)
 
-  def _recorded(self, entries, figures):
-    return {"run": self._mark, "entries": len(entries), "figures": figures}
+  def _write_record(self, folder, number, figures):
+    record = {
+      "run": self._mark,
+      "round": number,
+      "sha256": files.sha256_of(folder / self._kind.FILE),
+      "figures": figures,
+    }
+    files.write_json(folder / RECORD, record)

@@ -3,6 +3,7 @@
 
 import re
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 
 WORD = re.compile(r"[^\W\d_]+")  # a run of letters
@@ -23,6 +24,8 @@ def collected(prompts, responses, *, words=COLLECTED, repeats=False):
 
   Source: 2405.01511, whose task has 30 words; these are others.
   """
+  if isinstance(words, str):
+    raise InputError(f"words={words!r} is one text; give a list of words")
   wanted = {word.casefold() for word in words}
   wrong = [word for word in wanted if not WORD.fullmatch(word)]
   if wrong:
@@ -51,5 +54,7 @@ def length(prompts, responses, *, unit="words", cap=None):
   sizes = {"words": lambda text: len(text.split()), "characters": len}
   if unit not in sizes:
     raise InputError(f"unit={unit!r} is none of {', '.join(sizes)}")
+  if cap is not None and not (files.is_figure(cap) and cap >= 0):
+    raise InputError(f"cap={cap!r} must be a number from 0 up")
   found = [sizes[unit](text) for text in responses]
   return found if cap is None else [min(one, cap) for one in found]

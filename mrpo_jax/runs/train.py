@@ -121,15 +121,15 @@ def _run(setup, looks, rounds, store, refusal, stop, check_owner):
     scores.fill()
   if start:
     logger.info(f"resuming at step {start}")
+  due, run_step = _due(config), program.step
+  if rounds is None:
+    next_batch = _batches(setup, scores, start)
+  else:  # which looks for the round that the run stands in
+    next_batch, run_step = rounds.of(program, start), with_figures(run_step)
   # 5. The workdir says whose it is.
   content = {**config.to_dict(), "identity": setup.identity}
   claim(workdir, content, setup.tokenizers.made, step=start)
   # 6. The loop.
-  due, run_step = _due(config), program.step
-  if rounds is None:
-    next_batch = _batches(setup, scores, start)
-  else:
-    next_batch, run_step = rounds.of(program, start), with_figures(run_step)
   watch = Watch(setup, None if start else program.expected())
   evaluate = _evaluation(setup, scores, program, watch)
   look, keep = looks.of(program, due), config.checkpoints.keep

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of rounds: whole or not there, and whose they are."""
 
+import shutil
+
 import pytest
 
 from mrpo_jax import files
@@ -57,7 +59,7 @@ def test_rounds_of_another_run_are_made_anew_and_said(tmp_path):
   Rounds(tmp_path, "one", Pair).write(0, some(), {})
   with logged() as lines:
     assert Rounds(tmp_path, "other", Pair).read(0) is None
-  assert "is of another run" in lines[0]
+  assert "is of other settings; the round is made anew" in lines[0]
 
 
 def test_a_round_that_is_gone_stops_a_run_within_it(tmp_path):
@@ -81,12 +83,29 @@ def test_a_damaged_round_is_refused(tmp_path, damage):
     lines = files.read_lines(path)
     del lines[1]["chosen_ids"]
     files.write_lines(path, lines)
-  with pytest.raises(InputError, match="pairs.jsonl"):
+  with pytest.raises(InputError, match="pairs.jsonl is another"):
     rounds.read(0)
+
+
+def test_a_round_in_the_place_of_another_is_refused(tmp_path):
+  rounds = Rounds(tmp_path, "mark", Pair)
+  rounds.write(0, some(), {})
+  shutil.copytree(tmp_path / "rounds" / "0", tmp_path / "rounds" / "2")
+  with pytest.raises(InputError, match="rounds/2 is not as it was written"):
+    rounds.require(2, 5)
+  (tmp_path / "rounds" / "0" / "round.json").write_text("{")
+  with pytest.raises(InputError, match="put its files back, or remove it"):
+    rounds.read(0)
+
+
+def test_within_a_round_its_pairs_count_whatever_has_changed(tmp_path):
+  Rounds(tmp_path, "one", Pair).write(1, some(), {"kl": 0.0})
+  other = Rounds(tmp_path, "other", Pair)
+  assert other.require(1, 3) == (some(), {"kl": 0.0})
 
 
 def test_figures_of_a_round_can_be_completed(tmp_path):
   rounds = Rounds(tmp_path, "mark", Pair)
   rounds.write(0, some(), {"kl": 0.1})
-  rounds.note(0, some(), {"kl": 0.1, "gold_spent": 2})
+  rounds.note(0, {"kl": 0.1, "gold_spent": 2})
   assert rounds.read(0) == (some(), {"kl": 0.1, "gold_spent": 2})

@@ -8,7 +8,7 @@ import json
 import pathlib
 import re
 
-from mrpo_jax.data.formats import PreferencePair
+from mrpo_jax.data import formats
 from mrpo_jax.errors import InputError
 from mrpo_jax.generation.generate import SLOTS, samples
 from mrpo_jax.generation.stops import Stops
@@ -136,8 +136,7 @@ class ModelEditor:
   def _prompt(self, request):
     text = self.text_of(request)
     prompt = [{"role": "user", "content": text}] if self._chats else text
-    pair = PreferencePair(prompt, "", None)
-    return Prompt(f"pair {request['index']}", {}, pair)
+    return Prompt(f"pair {request['index']}", {}, formats.answerable(prompt))
 
   def text_of(self, request):
     """The instructions for a request."""

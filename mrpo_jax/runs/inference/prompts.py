@@ -86,7 +86,7 @@ def _rows(path):
     yield where, {"prompt": text}
 
 
-def prompt_ids(model, prompts, new, *, name="--max_new_tokens"):
+def prompt_ids(model, prompts, new, *, name="--max_new_tokens", most=None):
   """The ids of each Prompt, and of all of them that can be answered.
 
   Args:
@@ -94,6 +94,7 @@ def prompt_ids(model, prompts, new, *, name="--max_new_tokens"):
     prompts: list of Prompt.
     new: how many tokens may be generated.
     name: of the flag that says how many.
+    most: of a prompt with more tokens the ids are None; None: all are given.
 
   Raises:
     InputError: names the first that the model cannot be given.
@@ -110,20 +111,24 @@ def prompt_ids(model, prompts, new, *, name="--max_new_tokens"):
         f"{one.where}: has the token {token!r}, id {max(found.ids)}; "
         f"{model.name} has only {size}"
       )
-    _check_length(model, one.where, len(found.ids), new, name)
+    if most is None or len(found.ids) <= most:
+      _check_length(model, one.where, len(found.ids), new, name)
   if left := sum(bool(found.left_out) for found in encoded):
     first = next(found.left_out for found in encoded if found.left_out)
     logger.warning(
       f"warning: of {left} of {len(encoded)} prompts the chat template leaves "
       f"out what they say, of the first {first}"
     )
-  longest = max(len(found.ids) for found in encoded)
+  kept = [
+    one.ids if most is None or len(one.ids) <= most else None for one in encoded
+  ]
+  longest = max((len(ids) for ids in kept if ids is not None), default=0)
   if longest + new > model.config.max_positions:
     logger.warning(
       f"warning: {longest} tokens of a prompt and {new} new ones are more than "
       f"the {model.config.max_positions} that {model.name} was made for"
     )
-  return [found.ids for found in encoded]
+  return kept
 
 
 def _check_length(model, where, length, new, name):

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from mrpo_jax import hub
-from mrpo_jax.data import pack
+from mrpo_jax.data import formats, pack
 from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.encode import Encoded, encode_all
 from mrpo_jax.data.formats import PreferencePair
-from mrpo_jax.data.prompts import encode_prompts
+from mrpo_jax.data.prompts import encode_prompts, turn_end
 from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from mrpo_jax.errors import InputError
 from mrpo_jax.rows import micro_batch, micro_batches
@@ -87,21 +87,25 @@ class ResponseTexts:
     ]
     found = self._of_pairs(pairs)
     empty = [n for n, one in enumerate(found) if one.dropped == NOTHING_SAID]
-    prompts = encode_prompts(self._tokenizer, [pairs[n] for n in empty])
-    sandbox.close()
+    asked = [formats.answerable(pairs[n].prompt) for n in empty]
+    prompts = encode_prompts(self._tokenizer, asked)
     for n, prompt in zip(empty, prompts, strict=True):
-      found[n] = self._without_response(prompt)
+      found[n] = self._without_response(prompt, pairs[n].prompt)
+    sandbox.close()
     for (_, response), one in zip(texts, found, strict=True):
       if problem := one.dropped or self._problem(one):
         self._refuse(response, problem)
     return found
 
-  def _without_response(self, prompt):
-    """Encoded of a PromptIds and the end of an empty response."""
+  def _without_response(self, ids, prompt):
+    """Encoded of a prompt's PromptIds and the end of an empty response."""
     end = self._tokenizer.eos_token_id
-    if prompt.dropped or end is None:
-      self._refuse("", prompt.dropped or "the tokenizer has no eos_token")
-    return Encoded(prompt.ids, [end], [])
+    if not isinstance(prompt, str):
+      of_turn = turn_end(self._tokenizer)
+      end = end if isinstance(of_turn, str) else of_turn
+    if ids.dropped or end is None:
+      self._refuse("", ids.dropped or "the tokenizer has no eos_token")
+    return Encoded(ids.ids, [end], [])
 
   def _problem(self, one):
     """Why the model cannot be given an Encoded, in words, or ""."""

@@ -90,6 +90,7 @@ class RoundDriver:
       ids = prompt_ids(
         *(policy, prompts, given.max_new_tokens),
         name="config.online.max_new_tokens",
+        most=most,
       )
     for one in prompts:
       if one.pair.tools:
@@ -97,12 +98,11 @@ class RoundDriver:
           f"{one.where}: has tools, of which rewards and other tokenizers "
           "would be told nothing; leave them out"
         )
-    kept = [n for n, one in enumerate(ids) if len(one) <= most]
+    kept = [n for n, one in enumerate(ids) if one is not None]
     if not kept:
       raise InputError(
         f"{given.prompts}: none of its {len(prompts)} prompts has at most "
-        f"config.data.max_prompt={most} tokens, the shortest has "
-        f"{min(map(len, ids))}"
+        f"config.data.max_prompt={most} tokens"
       )
     logger.info(
       f"{len(kept)} of {len(prompts)} prompts; dropped: "
@@ -140,14 +140,15 @@ class RoundDriver:
     ).hexdigest()
     rounds = Rounds(self._setup.workdir, mark, self._kind.entry)
     step, current = start, None
+    number, place = divmod(start, self._steps)
+    if place and start < self._setup.config.steps:  # before anything is written
+      current = self._batches(number, *rounds.require(number, start))
 
     def next_batch(state):
       nonlocal step, current
       number, place = divmod(step, self._steps)
       if place == 0:
         state, current = self._begin(rounds, program, number, state)
-      elif current is None:
-        current = self._batches(number, *rounds.require(number, step))
       step += 1
       return state, step, current(place)
 
@@ -165,7 +166,7 @@ class RoundDriver:
     entries, about = found
     online, more = self._kind.learned(entries, number, about, state.online)
     about |= more | {"gold_spent": int(online["gold_spent"])}
-    rounds.note(number, entries, about)
+    rounds.note(number, about)
     return state.replace(online=online), self._batches(number, entries, about)
 
   def _make(self, program, number, state):
