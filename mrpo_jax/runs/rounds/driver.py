@@ -33,8 +33,6 @@ from mrpo_jax.text import counted
 
 logger = logging.getLogger(__name__)
 
-SAMPLING, ORDER = 3, 4  # what seeds are for; see `labels.BUYING`
-
 
 class RoundDriver:
   """The data of an online run, made from the state as it trains."""
@@ -187,7 +185,7 @@ class RoundDriver:
     params = lora.join(program.frozen[0], state.params)
     places = range(number * self._many, (number + 1) * self._many)
     chosen = [int(self._order[place]) for place in places]
-    seed = np.random.SeedSequence((self._setup.config.seed, number, SAMPLING))
+    seed = np.random.SeedSequence((self._setup.config.seed, number))
     said = self._sampler(
       params,
       [self._ids[one] for one in chosen],
@@ -217,7 +215,7 @@ class RoundDriver:
       "round": float(number),
       "dropped": float(len(entries) - kept),
     }
-    seed = setup.config.seed, number, ORDER
+    seed = setup.config.seed, number
     places = np.concatenate(
       [
         np.random.default_rng((*seed, n)).permutation(kept)

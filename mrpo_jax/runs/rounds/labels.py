@@ -16,8 +16,9 @@ from mrpo_jax.runs.inference.reward import named_reward
 from mrpo_jax.runs.rounds.discriminator import Discriminator
 
 SILVER = "discriminator"  # that a pair is labelled by
-# What seeds are for, so that no two streams are one.
-BUYING, FITTING = 1, 2
+# Tells the draw of pairs that are bought from that of their order; the number
+# of a pass stands there.
+BUYING = 1 << 31
 # Of all rewards so far, in float32: count, mean and sum of squared distances.
 MOMENTS = ("reward_count", "reward_mean", "reward_squares")
 
@@ -224,7 +225,7 @@ class Labels:
     if self._discriminator is None or not bought:
       return state, {}
     state[SILVER], found = self._discriminator.fit(
-      state[SILVER], bought, (self._seed, number, FITTING)
+      state[SILVER], bought, (self._seed, number)
     )
     return state, found
 
