@@ -22,6 +22,7 @@ def grid(inputs):
     buy=2,
     every=2,
     rounds=8,
+    start_rounds=2,
     batch=8,
     rates={one: (1e-3,) for one in ("d2po", "gold_early", "dpo")},
     prompts=4,

@@ -14,7 +14,8 @@ def loop(workdir, grid, kind, *, seed, rate, held_out, reward=""):
     workdir: of the study.
     grid: runs.Grid.
     kind: "d2po"; "static"; "gold_early", whose budget ends after a few rounds;
-      or "gold_thin", whose rounds have a few prompts.
+      "gold_thin", whose rounds have a few prompts; or "gold_start", which makes
+      of the quickstart's policy the start of all others.
     seed: of the run.
     rate: its peak learning rate.
     held_out: file of the prompts that it answers on the way.
@@ -26,6 +27,10 @@ def loop(workdir, grid, kind, *, seed, rate, held_out, reward=""):
   if form != "gold":
     c.online.discriminator.path = str(reward)
   c.steps, c.batch = grid.rounds, grid.batch
+  if kind == "gold_start":
+    c.steps = grid.start_rounds
+  else:
+    c.policy.path = str(start_of(workdir))
   if kind == "gold_early":
     c.steps = grid.gold // grid.batch
   if kind == "gold_thin":
@@ -43,6 +48,7 @@ def offline(workdir, grid, pairs, *, seed, rate, held_out):
   """ConfigDict of DPO on given pairs, with as many steps as the loop."""
   c = quickstart.get_config(f"dpo,models={workdir / 'models'}")
   c.steps, c.batch = grid.rounds, grid.batch
+  c.policy.path = str(start_of(workdir))
   _given(c, grid, pairs)
   c.loss = dict(name="dpo", beta=0.05)  # of the loop
   c.optimizer.warmup = 0.05
@@ -55,6 +61,7 @@ def reward(workdir, grid, pairs, *, seed):
   c.seed, c.batch = seed, grid.batch
   epoch = len(files.read_lines(pairs)) / grid.batch
   c.steps = max(round(grid.reward_epochs * epoch), 1)
+  c.policy.path = str(start_of(workdir))
   c.optimizer.peak_lr = grid.reward_lr
   _given(c, grid, pairs)
   return c
@@ -64,6 +71,7 @@ def first(workdir, grid, gold, *, seed, rounds):
   """ConfigDict of rounds of the start, of so many gold pairs each."""
   c = online_dpo.get_config(f"models={workdir / 'models'}")
   c.seed, c.steps, c.batch, c.checkpoint_every = seed, rounds, gold, 0
+  c.policy.path = str(start_of(workdir))
   _rounds(c, grid, rounds)
   c.optimizer.peak_lr = STILL
   return c
@@ -73,8 +81,13 @@ def measure(workdir, grid, model, *, seed):
   """ConfigDict of one round of a trained policy, against the start."""
   c = first(workdir, grid, grid.measured * grid.batch, seed=seed, rounds=1)
   c.policy.path = str(model)
-  c.references.base.path = str(workdir / "models/sft-base")
+  c.references.base.path = str(start_of(workdir))
   return c
+
+
+def start_of(workdir):
+  """The folder of the policy that all methods start from."""
+  return workdir / "models" / "start"
 
 
 def _policy(c, grid, seed, rate, held_out):

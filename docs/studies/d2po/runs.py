@@ -33,11 +33,13 @@ class Grid(NamedTuple):
   seeds: tuple = (0, 1, 2)  # of prompts, samples and the order of pairs
   gold: int = 320  # pairs that the reward labels for each method
   first: int = 160  # half of them: D2PO's discriminator starts from those
-  buy: int = 4  # and those that it buys
+  buy: int = 5  # and those that it buys
   every: int = 2  # rounds
-  rounds: int = 80  # one step each
+  rounds: int = 64  # one step each
   batch: int = 16  # prompts of a round
   rates: dict = RATES
+  start_rounds: int = 48  # with all gold, that made the start of all methods
+  start_rate: float = 1e-3
   tuning_seed: int = 100
   prompts: int = 96  # held out, that are answered
   tuning_prompts: int = 48  # others, by which the rates are chosen
@@ -92,6 +94,7 @@ class Runs:
     The second is of the runs by which the learning rates were chosen.
     """
     grid, found = self._grid, {}
+    self._make_start()
     tuned = self._tuned()
     total = len(grid.methods) * len(grid.seeds)
     with Progress("d2po", total, "policies") as progress:
@@ -103,6 +106,14 @@ class Runs:
           found[method, seed] = self._found(method, seed, rate)
           progress.update(figures=[f"{method},{seed}"], now=True)
     return found, tuned
+
+  def _make_start(self):
+    """`models/start`: so few answers of a supervised policy have gold."""
+    grid = self._grid
+    about = dict(seed=grid.tuning_seed, rate=grid.start_rate)
+    about["held_out"] = self._tuning_prompts
+    config = configs.loop(*self._given, "gold_start", **about)
+    self._made("start", config, model=True)
 
   def _tuned(self):
     """{(method, rate): mean gold reward at the end} on the tuning prompts."""
