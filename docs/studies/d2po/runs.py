@@ -21,7 +21,7 @@ AS = {"static": "d2po"}
 RATES = {
   "d2po": (3e-4, 1e-3),
   "gold_early": (1e-3, 3e-3),
-  "gold_thin": (3e-4, 1e-3),
+  "gold_thin": (1e-3, 3e-3),
   "dpo": (3e-4, 1e-3),
 }
 
