@@ -24,7 +24,7 @@ def grid(inputs):
     rounds=8,
     start_rounds=2,
     batch=8,
-    rates={one: (1e-3,) for one in ("d2po", "gold_early", "dpo")},
+    rates=(1e-3,),
     prompts=4,
     tuning_prompts=2,
     longest_prompt=10_000,
@@ -133,6 +133,7 @@ def test_the_page_has_what_the_policies_said(finished, grid):
   assert [row[0] for row in rows if len(row) == 3][2:-5] == [
     "D2PO has more gold than all gold, few rounds",
     "D2PO has more gold than static reward model",
+    "D2PO has more gold than offline DPO",
     "all gold, few rounds has more gold than static reward model",
     "static reward model has more gold than offline DPO",
     "the static model's accuracy decays",

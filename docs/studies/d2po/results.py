@@ -17,6 +17,7 @@ ORDER = (
   ("d2po", "gold_early"),
   ("d2po", "gold_thin"),
   ("d2po", "static"),
+  ("d2po", "dpo"),
   ("gold_early", "static"),
   ("gold_thin", "static"),
   ("static", "dpo"),

@@ -17,13 +17,7 @@ from mrpo_jax.runs.workdir import known_run
 METHODS = ("d2po", "gold_early", "gold_thin", "static", "dpo")
 # The methods whose learning rate another one takes.
 AS = {"static": "d2po"}
-# Peaks, of which one is taken; with few steps larger ones.
-RATES = {
-  "d2po": (3e-4, 1e-3),
-  "gold_early": (1e-3, 3e-3),
-  "gold_thin": (1e-3, 3e-3),
-  "dpo": (3e-4, 1e-3),
-}
+RATES = (3e-4, 1e-3, 3e-3)  # peaks, of which one is taken
 
 
 class Grid(NamedTuple):
@@ -37,7 +31,7 @@ class Grid(NamedTuple):
   every: int = 2  # rounds
   rounds: int = 64  # one step each
   batch: int = 16  # prompts of a round
-  rates: dict = RATES
+  rates: tuple = RATES
   start_rounds: int = 48  # with all gold, that made the start of all methods
   start_rate: float = 1e-3
   tuning_seed: int = 100
@@ -118,8 +112,8 @@ class Runs:
   def _tuned(self):
     """{(method, rate): mean gold reward at the end} on the tuning prompts."""
     grid, found = self._grid, {}
-    for method, rates in grid.rates.items():
-      for rate in rates:
+    for method in dict.fromkeys(AS.get(one, one) for one in grid.methods):
+      for rate in grid.rates:
         name = f"tuning,{method},{rate:g}"
         config = self._config(
           method, grid.tuning_seed, rate, prompts=self._tuning_prompts
