@@ -58,6 +58,7 @@ def test_a_verdict_is_of_the_interval_alone():
   assert results.verdict((0.01, 0.2), 0.1) == results.HOLDS
   assert results.verdict((-0.2, 0.09), 0.1) == results.FAILS
   assert results.verdict((-0.2, 0.11), 0.1) == results.OPEN
+  assert results.verdict((-0.05, 0.2), 0.1) == results.OPEN
 
 
 class Rounds(results.Results):
