@@ -13,6 +13,21 @@ def panels(results, to, *, width, height):
     to: path of the SVG.
     width, height: of a panel, inches.
   """
+  titles = [result.pairs.title for result in results]
+  with row(titles, to, width=width, height=height, sharey=True) as found:
+    yield found
+
+
+@contextlib.contextmanager
+def row(titles, to, *, width, height, sharey=False):
+  """Yields (figure, an axis below each title); saves it at the end.
+
+  Args:
+    titles: of the panels.
+    to: path of the SVG.
+    width, height: of a panel, inches.
+    sharey: have all panels one scale?
+  """
   import matplotlib
 
   matplotlib.use("svg")
@@ -21,14 +36,14 @@ def panels(results, to, *, width, height):
 
   figure, axes = pyplot.subplots(
     1,
-    len(results),
-    figsize=(width * len(results), height),
-    sharey=True,
+    len(titles),
+    figsize=(width * len(titles), height),
+    sharey=sharey,
     squeeze=False,
     layout="constrained",
   )
-  for axis, result in zip(axes[0], results, strict=True):
-    axis.set_title(result.pairs.title)
+  for axis, title in zip(axes[0], titles, strict=True):
+    axis.set_title(title)
   yield figure, axes[0]
   figure.savefig(to, metadata={"Date": None})
   pyplot.close(figure)

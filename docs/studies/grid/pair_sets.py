@@ -65,6 +65,29 @@ def with_validation(workdir, one):
   return one._replace(train=train, pairs=size, validation=validation)
 
 
+def short_prompts(path, longest):
+  """Prompts of a file of pairs, each once, in the order of their hashes.
+
+  Args:
+    path: of the pairs.
+    longest: characters of a prompt, at most.
+
+  Raises:
+    InputError: there is none.
+  """
+  prompts = {
+    hashlib.sha256(str(pair.prompt).encode()).digest(): pair.prompt
+    for pair in source.load(path)
+    if len(str(pair.prompt)) <= longest
+  }
+  if not prompts:
+    raise InputError(
+      f"{path}: no prompt has up to {longest} characters, so there is nothing "
+      "to answer"
+    )
+  return [prompts[one] for one in sorted(prompts)]
+
+
 def _sides(pairs, folder, *names, salt=""):
   """[(path, how many)] of the most and of the rest; None if a side is empty."""
   sides = [], []

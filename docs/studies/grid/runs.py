@@ -12,6 +12,7 @@ from docs.studies.grid.pair_sets import PairSet
 from mrpo_jax import files
 from mrpo_jax.progress import Progress
 from mrpo_jax.reports.gather import gather
+from mrpo_jax.runs.export import export
 from mrpo_jax.runs.workdir import known_run
 
 WARNING = "warning: "
@@ -57,11 +58,20 @@ def train_all(workdir, title, trials, config_of):
       progress.update(figures=figures, now=True)
 
 
-def train(workdir, trial, config):
-  """Trains one run; returns the seconds that it took."""
+def train(workdir, trial, config, *, model=None):
+  """Trains one run; returns the seconds that it took.
+
+  Args:
+    workdir: folder of the study.
+    trial: Trial, or whatever has a `name`.
+    config: Config.
+    model: folder that its model is exported to; None: nowhere.
+  """
   folder, started = workdir / "runs" / trial.name, time.monotonic()
   with said(workdir / "logs" / f"{trial.name}.txt") as lines:
     train_whole(config, folder, store=str(workdir / "store"))
+    if model is not None and not model.exists():
+      export(folder, model)
   seconds = time.monotonic() - started
   warnings = [
     line.removeprefix(WARNING) for line in lines if line.startswith(WARNING)

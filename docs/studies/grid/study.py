@@ -47,13 +47,7 @@ def main(study, about):
   if bool(given.second) != bool(given.source):
     parser.error("give both --second and --source, or neither")
   workdir = pathlib.Path(given.workdir).absolute()
-  # Runs share what they compile.
-  jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-  logger = logging.getLogger("mrpo_jax")
-  logger.setLevel(logging.INFO)
-  logger.propagate = False  # libraries give the root handlers of their own
-  logger.getChild("progress").addHandler(logging.StreamHandler())
+  begin(workdir)
   try:
     sets = [pair_sets.embedded()]
     if given.second:
@@ -61,6 +55,16 @@ def main(study, about):
     run(study, workdir, sets)
   except InputError as error:
     parser.exit(2, f"error: {error}\n")
+
+
+def begin(workdir):
+  """Shows the progress of a command, whose runs share what they compile."""
+  jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  logger = logging.getLogger("mrpo_jax")
+  logger.setLevel(logging.INFO)
+  logger.propagate = False  # libraries give the root handlers of their own
+  logger.getChild("progress").addHandler(logging.StreamHandler())
 
 
 def run(study, workdir, sets, to=PAGES):

@@ -10,16 +10,14 @@ there is a single set, and no verdict.  Started again, it goes on where it was.
 """
 
 import functools
-import hashlib
 from typing import NamedTuple
 
 from docs.studies.grid.configs import Size, preferences
 from docs.studies.grid.models import make_starts
+from docs.studies.grid.pair_sets import short_prompts
 from docs.studies.grid.study import Study
 from docs.studies.length.page import draw, page
 from mrpo_jax import files
-from mrpo_jax.data import source
-from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
 
 ABOUT = __doc__.split("\n")[0]
@@ -83,17 +81,7 @@ def prompts_of(workdir, pairs, grid):
   """The file of held-out prompts that all runs of a pair set answer."""
   path = workdir / "prompts" / f"{pairs.name}.jsonl"
   if not path.exists():
-    prompts = {
-      hashlib.sha256(str(pair.prompt).encode()).digest(): pair.prompt
-      for pair in source.load(pairs.held_out)
-      if len(str(pair.prompt)) <= grid.longest_prompt
-    }
-    if not prompts:
-      raise InputError(
-        f"{pairs.held_out}: no prompt has up to {grid.longest_prompt} "
-        "characters, so there is nothing to answer"
-      )
-    some = [prompts[one] for one in sorted(prompts)][: grid.prompts]
+    some = short_prompts(pairs.held_out, grid.longest_prompt)[: grid.prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(path, [{"prompt": prompt} for prompt in some])
   return path
