@@ -299,7 +299,7 @@ def read(path, abstract_state):
   reasons = [one for one in processes.gather(reason) if one is not None]
   if reasons:
     raise ValueError(reasons[0])
-  for field, tree in stored.items():
+  for field, tree in _stored(state).items():
     _compare(field, tree, meta)
   if bad := _not_finite(state):
     raise ValueError(f"it has {bad}")
