@@ -249,7 +249,8 @@ def test_two_references_of_two_tokenizers_read_what_was_said(tmp_path):
 
 
 def test_a_round_begins_from_the_extrapolated_policy(tmp_path):
-  assert train(tmp_path / "w", name="apo_rounds") == 0
+  moves = "--config.rounds.count=3"
+  assert train(tmp_path / "w", moves, name="apo_rounds") == 0
   lines = lines_of(tmp_path / "w")
   # Policy and reference are one where a round begins, and move apart in it.
   assert [abs(line["kl"]) < 1e-4 for line in lines] == [True] * 6
