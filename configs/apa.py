@@ -17,13 +17,10 @@ Append `:debug` for a run of seconds on a tiny random model.
 from ml_collections import config_dict
 
 from mrpo_jax import configs
-from mrpo_jax.configs import HH_HARMLESS
-
-MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 
 
 def get_config(arg=""):
-  arg = configs.parse_arg(arg, models=MODELS, loss="apa", debug=False)
+  arg = configs.parse_arg(arg, models=configs.MODELS, loss="apa", debug=False)
   c = config_dict.ConfigDict()
   c.seed = 0
   c.steps = 640
@@ -34,12 +31,10 @@ def get_config(arg=""):
     row_length=288,  # tokens of a packed row: two rollouts
   )
   c.online = dict(
-    prompts=str(HH_HARMLESS / "train.jsonl.gz"),
-    reward="mrpo_jax.online.words:collected",
+    configs.WORDS,
     rounds=20,
     samples=1,
     passes=2,
-    max_new_tokens=48,
     rollouts=dict(gamma=1.0, lam=0.95, kl_penalty=0.0, whiten=True),
   )
   c.policy = dict(path=f"{arg.models}/sft-base", head="tokens+value")

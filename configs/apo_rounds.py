@@ -18,15 +18,13 @@ Append `:debug` for a run of seconds on a tiny random model.
 from ml_collections import config_dict
 
 from mrpo_jax import configs
-from mrpo_jax.configs import HH_HARMLESS
 
-MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 ROUNDS = 3
 
 
 def get_config(arg=""):
   arg = configs.parse_arg(
-    arg, models=MODELS, alpha=0.3, loss="dpo", keep=0, debug=False
+    arg, models=configs.MODELS, alpha=0.3, loss="dpo", keep=0, debug=False
   )
   c = config_dict.ConfigDict()
   c.seed = 0
@@ -38,11 +36,9 @@ def get_config(arg=""):
     row_length=384,  # tokens of a packed row: two pairs
   )
   c.online = dict(
-    prompts=str(HH_HARMLESS / "train.jsonl.gz"),
-    reward="mrpo_jax.online.words:collected",
+    configs.WORDS,
     rounds=ROUNDS,
     samples=5,
-    max_new_tokens=48,
   )
   c.policy = dict(path=f"{arg.models}/sft-base")
   c.references = dict(names=("base",), base=dict(path="policy"))

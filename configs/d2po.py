@@ -21,9 +21,7 @@ Append `:debug` for a run of seconds on a tiny random model.
 from ml_collections import config_dict
 
 from mrpo_jax import configs
-from mrpo_jax.configs import HH_HARMLESS
 
-MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 LOOPS = {
   "d2po": {},
   "gold": dict(path=""),
@@ -33,7 +31,7 @@ LOOPS = {
 
 def get_config(arg=""):
   arg = configs.parse_arg(
-    arg, models=MODELS, reward="policy", loop="d2po", debug=False
+    arg, models=configs.MODELS, reward="policy", loop="d2po", debug=False
   )
   if arg.loop not in LOOPS:
     raise ValueError(f"unknown loop {arg.loop!r}; known: {', '.join(LOOPS)}")
@@ -47,10 +45,8 @@ def get_config(arg=""):
     row_length=384,  # tokens of a packed row: two pairs
   )
   c.online = dict(
-    prompts=str(HH_HARMLESS / "train.jsonl.gz"),
-    reward="mrpo_jax.online.words:collected",
+    configs.WORDS,
     rounds=200,  # one step each
-    max_new_tokens=48,
     min_new_tokens=20,
     # The reward costs nothing here: it also measures what it does not label.
     measure=True,

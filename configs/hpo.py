@@ -18,14 +18,11 @@ Append `,debug` for a run of seconds on a tiny random model.
 from ml_collections import config_dict
 
 from mrpo_jax import configs
-from mrpo_jax.configs import HH_HARMLESS
-
-MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 
 
 def get_config(arg="kto"):
   arg = configs.parse_arg(
-    arg, run="kto", models=MODELS, alone=False, debug=False
+    arg, run="kto", models=configs.MODELS, alone=False, debug=False
   )
   if arg.run not in ("kto", "dpo"):
     raise ValueError(f"unknown host {arg.run!r}; known: kto, dpo")
@@ -34,13 +31,7 @@ def get_config(arg="kto"):
   c.steps = 236  # of 16 pairs: two epochs
   c.batch = 16  # pairs in one optimizer step, over all hosts
   c.eval_every = 118
-  c.data = dict(
-    train=str(HH_HARMLESS / "train.jsonl.gz"),
-    eval=str(HH_HARMLESS / "eval.jsonl.gz"),
-    max_prompt=96,  # tokens; keeps the prompt's end
-    max_response=160,  # tokens; keeps the response's start
-    row_length=512,  # tokens of a packed row: about three pairs
-  )
+  c.data = dict(configs.HH)
   c.policy = dict(path=f"{arg.models}/sft-base")
   c.references = dict(names=("base",), base=dict(path="policy"))
   c.loss = dict(name=arg.run, beta=0.1)  # per nat

@@ -44,23 +44,16 @@ SHAPES = {
     vocab_size=1536,
   ),
 }
-MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 
 
 def get_config(arg="mrpo"):
-  arg = configs.parse_arg(arg, run="mrpo", models=MODELS, debug=False)
+  arg = configs.parse_arg(arg, run="mrpo", models=configs.MODELS, debug=False)
   runs = ("sft-base", "sft-second", "dpo", "mrpo")
   if arg.run not in runs:
     raise ValueError(f"unknown run {arg.run!r}; known: {', '.join(runs)}")
   c = config_dict.ConfigDict()
   c.seed = 0
-  c.data = dict(
-    train=str(configs.HH_HARMLESS / "train.jsonl.gz"),
-    eval=str(configs.HH_HARMLESS / "eval.jsonl.gz"),
-    max_prompt=96,  # tokens; keeps the prompt's end
-    max_response=160,  # tokens; keeps the response's start
-    row_length=512,  # tokens of a packed row: about three pairs
-  )
+  c.data = dict(configs.HH)
   if arg.run.startswith("sft"):
     supervised(c, arg.run.removeprefix("sft-"))
   else:

@@ -15,25 +15,16 @@ Append `:debug` for a run of seconds on a tiny random model.
 from ml_collections import config_dict
 
 from mrpo_jax import configs
-from mrpo_jax.configs import HH_HARMLESS
-
-MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
 
 
 def get_config(arg=""):
-  arg = configs.parse_arg(arg, models=MODELS, debug=False)
+  arg = configs.parse_arg(arg, models=configs.MODELS, debug=False)
   c = config_dict.ConfigDict()
   c.seed = 0
   c.steps = 58  # of 32 pairs: an epoch
   c.batch = 32  # pairs in one optimizer step, over all hosts
   c.eval_every = 29
-  c.data = dict(
-    train=str(HH_HARMLESS / "train.jsonl.gz"),
-    eval=str(HH_HARMLESS / "eval.jsonl.gz"),
-    max_prompt=96,  # tokens; keeps the prompt's end
-    max_response=160,  # tokens; keeps the response's start
-    row_length=512,  # tokens of a packed row: about three pairs
-  )
+  c.data = dict(configs.HH)
   c.policy = dict(path=f"{arg.models}/sft-base", head="scalar")
   c.references = dict(names=())
   # Pairs leave open what is added to all rewards: the second term keeps it

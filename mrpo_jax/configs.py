@@ -16,6 +16,20 @@ from mrpo_jax.errors import InputError
 SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "configs"
 HH_HARMLESS = SHIPPED / "hh_harmless"
 TOKENIZERS = SHIPPED / "tokenizers"  # trained on these pairs
+MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
+HH = dict(  # `data` of a run on these pairs
+  train=str(HH_HARMLESS / "train.jsonl.gz"),
+  eval=str(HH_HARMLESS / "eval.jsonl.gz"),
+  max_prompt=96,  # tokens; keeps the prompt's end
+  max_response=160,  # tokens; keeps the response's start
+  row_length=512,  # tokens of a packed row: about three pairs
+)
+# `online` of a run whose reward counts words, D2PO's word collector.
+WORDS = dict(
+  prompts=str(HH_HARMLESS / "train.jsonl.gz"),
+  reward="mrpo_jax.online.words:collected",
+  max_new_tokens=48,
+)
 TINY = dict(
   layers=2,
   width=32,

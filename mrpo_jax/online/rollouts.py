@@ -86,13 +86,13 @@ FIELDS = tuple(
 
 
 def round_of(recorded, *, whiten_minibatch=True):
-  """The Round of what stands in a file; see `make_round`."""
+  """The RolloutData of what stands in a file; see `make_round`."""
   tokens = {
     name: [(np.array(one.tokens[name], np.float32), NONE) for one in recorded]
     for name in GIVEN
   }
   pairs = [Encoded(one.prompt_ids, one.ids, []) for one in recorded]
-  return Round(pairs, tokens, whiten_minibatch, {})
+  return RolloutData(pairs, tokens, whiten_minibatch, {})
 
 
 class Rollout(NamedTuple):
@@ -103,9 +103,13 @@ class Rollout(NamedTuple):
   behaviour_logp: list[float]  # of each under what it was drawn from, nats
   reward: float
 
+  def pair(self):
+    """Encoded without a rejected response, as `TokenReader` takes it."""
+    return Encoded([*self.prompt_ids], [*self.ids], [])
+
 
 @dataclasses.dataclass(frozen=True)
-class Round:
+class RolloutData:
   """The rollouts of a round as data: `pairs`, and what is known of them.
 
   It stands in for `batches.Known` of its pairs.
@@ -129,7 +133,7 @@ class Round:
 
 def make_round(
   rollouts,
-  policy_figures,
+  policy,
   ref_logps,
   scale,
   *,
@@ -138,15 +142,15 @@ def make_round(
   kl_penalty=0.0,
   whiten_minibatch=True,
 ):
-  """(Round, the running scale after it) of rollouts.
+  """(RolloutData, the running scale after it) of a round of rollouts.
 
   Args:
     rollouts: list of Rollout.
-    policy_figures: list of Encoded -> {"logp": ..., "value": ...}, each a list
-      of one array for each response, its tokens under the policy that said
-      them: a `TokenReader` of it, with its parameters.
-    ref_logps: list of Encoded -> the list of log-probabilities under the
-      initial policy, or under what stands for several references.
+    policy: {"logp": ..., "value": ...}, each a list of one array for each
+      response, its tokens under the policy that said them, as a `TokenReader`
+      of it gives them.
+    ref_logps: the list of their log-probabilities under the initial policy, or
+      under what stands for several references.
     scale: RunningScale of the rounds before.
     gamma, lam: see `gae`.
     kl_penalty: taken from the reward of each token, times log p - log r.
@@ -160,10 +164,9 @@ def make_round(
   round, whatever the passes over it change.
   """
   pairs = _pairs(rollouts, kl_penalty)
-  policy = policy_figures(pairs)
   arrays = {
     "behaviour_logp": [one.behaviour_logp for one in rollouts],
-    "ref_logp": ref_logps(pairs),
+    "ref_logp": ref_logps,
     "logp": policy["logp"],
     "value": policy["value"],
   }
@@ -184,7 +187,8 @@ def make_round(
     for name in GIVEN
   }
   figures = _figures(reward_R, arrays) | {"reward/scale": scale.deviation}
-  return Round(pairs, tokens, whiten_minibatch, figures), scale
+  data = RolloutData(pairs, tokens, whiten_minibatch, figures)
+  return data, scale
 
 
 def _advantages(reward_R, arrays, kl_penalty, **trace):
@@ -213,7 +217,7 @@ def _pairs(rollouts, kl_penalty):
   for n, one in enumerate(rollouts):
     if not len(one.prompt_ids) or not len(one.ids):
       raise ValueError(f"rollout {n} has no token in its prompt or response")
-  return [Encoded([*one.prompt_ids], [*one.ids], []) for one in rollouts]
+  return [one.pair() for one in rollouts]
 
 
 def _of_each(name, arrays, rollouts):

@@ -23,10 +23,11 @@ from mrpo_jax.performance import flops
 from mrpo_jax.progress import stage
 from mrpo_jax.rows import token_counts
 from mrpo_jax.runs.ahead import Ahead
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.models import load_models
 from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.score import ScorePlan
-from mrpo_jax.runs.setup import chosen_method, set_up
+from mrpo_jax.runs.setup import set_up
 from mrpo_jax.text import aligned
 
 logger = logging.getLogger(__name__)

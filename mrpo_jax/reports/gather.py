@@ -9,7 +9,7 @@ from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.files import is_figure
 from mrpo_jax.reports.figures import same_config
-from mrpo_jax.runs.setup import reward_beta
+from mrpo_jax.runs.config.method import reward_beta
 from mrpo_jax.runs.workdir import CONFIG, PAIRS
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.events import SAMPLES

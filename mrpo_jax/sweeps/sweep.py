@@ -15,9 +15,9 @@ from mrpo_jax.runs.config import (
   read,
   with_defaults,
 )
+from mrpo_jax.runs.config.method import check_best, chosen_method
 from mrpo_jax.runs.config.section import lists_as
 from mrpo_jax.runs.models import check_folders
-from mrpo_jax.runs.setup import check_best, chosen_method
 from mrpo_jax.runs.workdir import (
   CONFIG,
   check_length,

@@ -402,8 +402,7 @@ def field(workdir, step, name):
       warnings.simplefilter("ignore", UserWarning)
       with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(path / "state")[name]
-    # Read as plain dicts, its arrays may stand in another order.
-    if sorted(_sums(tree)) != sorted(meta["checksum"][name]):
+    if _by_place(tree) != _saved_by_place(name, meta):
       raise ValueError(f"its {name} differs from the checksum")
     if bad := _not_finite(tree):
       raise ValueError(f"its {name} have {bad}")
@@ -411,3 +410,23 @@ def field(workdir, step, name):
     reason = first_line(error)
     raise InputError(f"{path}: checkpoint cannot be read ({reason})") from error
   return tree, meta
+
+
+def _by_place(tree):
+  """{place: checksum} of a tree that was read as plain dicts.
+
+  Its arrays may stand in another order than they did, at the same places.
+  """
+  paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+  return dict(zip(map(_place, paths), _sums(tree), strict=True))
+
+
+def _saved_by_place(name, meta):
+  """The same of a field of a TrainState, from the JSON beside it."""
+  places = [tuple(re.findall(r"\w+", path)) for path in meta["arrays"]]
+  places = [place[1:] for place in places if place[0] == name]
+  return dict(zip(places, meta["checksum"][name], strict=True))
+
+
+def _place(path):
+  return tuple(re.findall(r"\w+", jax.tree_util.keystr(path)))

@@ -12,7 +12,7 @@ import pytest
 from mrpo_jax.errors import InputError
 from mrpo_jax.online.rewards import Combination, beginning, reward_of
 from mrpo_jax.runs.config import read
-from mrpo_jax.runs.setup import chosen_method
+from mrpo_jax.runs.config.method import chosen_method
 from tests.material.config import get_config
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/guide/rewards.md"

@@ -42,8 +42,8 @@ REF = [np.array([-1.5, -1.5]), np.array([-3.5])]
 def made(rollouts=ROLLOUTS, policy=POLICY, ref=REF, scale=None, **keywords):
   return make_round(
     rollouts,
-    lambda pairs: policy,
-    lambda pairs: ref,
+    policy,
+    ref,
     scale or RunningScale(),
     **keywords,
   )
@@ -192,10 +192,11 @@ def test_two_passes_over_a_round_of_the_policys_own_responses(name):
     for p, (s,) in zip(prompts, said, strict=True)
   ]
   policy, base = reader(VALUED_CONFIG, also=("value",)), reader(CONFIG)
+  pairs = [one.pair() for one in rollouts]
   found, _ = make_round(
     rollouts,
-    functools.partial(policy, valued_of(0.0)),
-    lambda pairs: base(params_of(0), pairs)["logp"],
+    policy(valued_of(0.0), pairs),
+    base(params_of(0), pairs)["logp"],
     RunningScale(),
   )
   assert found.figures["behaviour/apart"] < 1e-4

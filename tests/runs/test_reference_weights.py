@@ -5,8 +5,8 @@ import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.data import load_pairs
-from mrpo_jax.runs.setup import chosen_method
 from tests.material.config import get_config
 
 

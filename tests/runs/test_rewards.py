@@ -5,8 +5,8 @@ import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.inference.reward import material_of, rewards_of
-from mrpo_jax.runs.setup import chosen_method
 from tests.material.config import get_config
 
 LENGTH = "mrpo_jax.online.words:length"

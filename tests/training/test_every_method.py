@@ -15,7 +15,7 @@ from mrpo_jax.losses.methods.catalogue import OF_TOKENS
 from mrpo_jax.models import parameters
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import read
-from mrpo_jax.runs.setup import chosen_method
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.training import optimizer, train_state, value
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import train_step

@@ -20,7 +20,7 @@ from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.models.config import VALUED
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.runs.config import read
-from mrpo_jax.runs.setup import chosen_method
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.training import optimizer, train_state
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import train_step

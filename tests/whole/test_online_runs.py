@@ -11,11 +11,11 @@ from mrpo_jax import files, losses
 from mrpo_jax.errors import InputError
 from mrpo_jax.online.rounds import Rounds
 from mrpo_jax.runs.config import load, read
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.inference.reward import RewardModel
 from mrpo_jax.runs.inference.sampler import Sampler
 from mrpo_jax.runs.rounds.labels import Labels
 from mrpo_jax.runs.rounds.rollout_rounds import harmonic_mean
-from mrpo_jax.runs.setup import chosen_method
 from mrpo_jax.training import checkpoints
 from tests.material.runs import (
   ROOT,
@@ -392,6 +392,35 @@ def test_a_supervised_loss_has_no_rounds(tmp_path):
   config |= {"loss": {"name": "nll"}, "references": {"names": ()}}
   with pytest.raises(InputError, match="trains on no pairs of a policy's own"):
     chosen_method(read(config))
+
+
+COUNTING = """
+def reward(prompts, responses):
+  with open("asked.txt", "a") as file:
+    file.write(f"{len(responses)}\\n")
+  return [float(len(text)) for text in responses]
+"""
+
+
+@pytest.mark.parametrize("measure,asked", [(False, [6, 6]), (True, [16, 16])])
+def test_a_reward_is_asked_once_for_each_response(
+  tmp_path, monkeypatch, killed, measure, asked
+):
+  (tmp_path / "counting_reward.py").write_text(COUNTING)
+  monkeypatch.chdir(tmp_path)
+  more = (
+    *D2PO,
+    *("--config.online.reward=counting_reward:reward", "--config.steps=2"),
+    *("--config.online.reward_options={}", "--config.online.rounds=2"),
+    f"--config.online.measure={measure}",
+    "--config.online.discriminator.buy=3",
+  )
+  # Of a round that stands in its file nothing is asked again.
+  with killed(Labels, "learned", 1):
+    train("w", *more, name="d2po")
+  assert train("w", *more, name="d2po") == 0
+  found = (tmp_path / "asked.txt").read_text().split()
+  assert [*map(int, found)] == asked
 
 
 BAD = """

@@ -18,8 +18,9 @@ from mrpo_jax import cli, hub, progress
 from mrpo_jax.errors import InputError
 from mrpo_jax.references import maintenance
 from mrpo_jax.runs.config import read
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.score import ScorePlan
-from mrpo_jax.runs.setup import chosen_method, set_up
+from mrpo_jax.runs.setup import set_up
 from tests.material.config import CONFIG, SEVERAL, get_config
 from tests.material.runs import lines_of, on_one_device
 

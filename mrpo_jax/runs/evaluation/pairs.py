@@ -22,6 +22,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.evaluation import pairs as figures_of
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.references import score
+from mrpo_jax.runs.config.method import reward_beta
 from mrpo_jax.runs.evaluation import RESULTS
 from mrpo_jax.runs.evaluation.pair_records import (
   LIMITS,
@@ -34,7 +35,6 @@ from mrpo_jax.runs.evaluation.pair_records import (
 )
 from mrpo_jax.runs.evaluation.pairs_text import text
 from mrpo_jax.runs.inference.model import find_model
-from mrpo_jax.runs.setup import reward_beta
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
 
 logger = logging.getLogger(__name__)

@@ -10,13 +10,14 @@ import numpy as np
 
 from mrpo_jax import hub, losses, parallel, processes
 from mrpo_jax.data.batches import Packing
-from mrpo_jax.data.tokenizer import load_tokenizer
+from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import packed, parameters
 from mrpo_jax.models.families.read import with_scalar_head
 from mrpo_jax.rows import micro_batch, micro_batches
 from mrpo_jax.runs.config import Folder
 from mrpo_jax.runs.config.models import POLICY
+from mrpo_jax.runs.config.sections import ImportedAdapter
 from mrpo_jax.runs.inference.response_scorer import ResponseTexts
 from mrpo_jax.runs.models import base_params
 from mrpo_jax.training import optimizer, train_state
@@ -50,6 +51,11 @@ class Discriminator:
     weights, model = policy.section.base.weights, policy.model.config
     self.fingerprint = f"{policy.identity} with a scalar head"
     if given.path == POLICY:
+      if isinstance(policy.section.adapter, ImportedAdapter):
+        raise InputError(
+          f"{name}={POLICY!r}: the policy starts from an adapter, which no "
+          "reward model is made of; export it merged, and name that folder"
+        )
       model, name = with_scalar_head(model), "the policy with a scalar head"
     else:
       weights, model = Folder(given.path), hub.read_config(given.path)
@@ -59,7 +65,8 @@ class Discriminator:
           f"model, or {POLICY!r} for the policy's start with a head of zeros"
         )
       tokenizer, name = load_tokenizer(given.path), given.path
-      self.fingerprint = hub.fingerprint(given.path)
+      marks = hub.fingerprint(name), tokenizer_fingerprint(tokenizer)
+      self.fingerprint = " ".join(marks)
     self._base = dataclasses.replace(
       policy.section.base,
       weights=weights,
@@ -67,9 +74,9 @@ class Discriminator:
       dtype="float32",
       quantize="",
     )
-    self._model, self._texts = (
-      model,
-      ResponseTexts(name, model, tokenizer, most=config.data.row_length),
+    self._model = model
+    self._texts = ResponseTexts(
+      name, model, tokenizer, most=config.data.row_length
     )
     share, shares = parallel.row_share(mesh)
     self._packing = Packing(

@@ -64,8 +64,8 @@ class RolloutRounds:
         Rollout(one.ids, response.ids, response.behaviour_logp, reward)
         for one, response, reward in said
       ],
-      lambda _: policy,
-      lambda _: ref_logps,
+      policy,
+      ref_logps,
       labels.scale_of(state.online),
       gamma=given.gamma,
       lam=given.lam,
