@@ -10,6 +10,7 @@ import re
 
 from mrpo_jax import losses
 from mrpo_jax.losses.arguments import arrays_of, keywords_of
+from mrpo_jax.losses.methods.auxiliary import Auxiliary
 from mrpo_jax.losses.methods.catalogue import PUBLISHED
 from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS
 from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT
@@ -141,6 +142,7 @@ DESCRIBED = {  # where a published name has a function under another one
   "ld_dpo": losses.length_desensitized,
   "sampo": losses.down_sample,
   "bmc": losses.bridged,
+  "hpo": Auxiliary,
   "wpo": losses.wpo_weight,
   "mpo": losses.combine,
 }
