@@ -6,7 +6,6 @@ And weights are born where they belong, whoever makes or reads them.
 
 import functools
 import math
-import types
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from mrpo_jax.runs.config import read as read_config
 from mrpo_jax.runs.data import Tokenizers
 from mrpo_jax.runs.models import describe_models, load_models
 from mrpo_jax.runs.program import Program
-from mrpo_jax.runs.setup import mesh_of
+from mrpo_jax.runs.setup import Setup, mesh_of
 from mrpo_jax.training.objective import Objective
 
 SLOW = pytest.mark.slow
@@ -107,15 +106,20 @@ def test_all_weights_are_born_split(tmp_path, adapter):
     losses.build("mrpo"),
     *(one.model for one in models.values()),
   )
-  setup = types.SimpleNamespace(
-    config=config,
-    workdir=tmp_path,
+  setup = Setup(
+    config,
+    tmp_path,
+    method,
+    mesh,
+    packing=None,  # of data, which no weight needs
+    tokenizers=None,
+    tables={},
     described=models,
-    mesh=mesh,
-    method=method,
     objective=Objective(
       config.batch, own, tuple(references), ("base", "second"), method
     ),
+    identity={},
+    rewards={},
   )
   state, _ = Program(setup, loaded).start(None)
   if adapter is None:
