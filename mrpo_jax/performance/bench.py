@@ -64,6 +64,7 @@ class Bench:
     pairs: how many pairs of the data can be asked for.
     batch: B, pairs of a step.
     compile_seconds: of the step; from a cache, where there is one.
+    compiled: the step as jax.stages.Compiled; a trace names its instructions.
     memory: bytes of the compiled step, as the compiler says them, or {}.
   """
 
@@ -88,10 +89,12 @@ class Bench:
     lowered = self._program.jitted.lower(*arguments)
     started = time.perf_counter()
     with stage("compiling the step"):
-      compiled = lowered.compile()
+      self.compiled = lowered.compile()
     self.compile_seconds = time.perf_counter() - started
-    self.memory = _memory(compiled)
-    self._step = Ahead("the step", self._program.jitted, arguments, compiled)
+    self.memory = _memory(self.compiled)
+    self._step = Ahead(
+      "the step", self._program.jitted, arguments, self.compiled
+    )
 
   def step(self, indices=None):
     """One step and what it took; every step ends before the next begins.
