@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 from mrpo_jax.errors import InputError
+from mrpo_jax.hub.gguf.keys import is_idle
 from mrpo_jax.hub.gguf.rope import ORIGINAL, rope_parameters
 from mrpo_jax.models.families.family import FULL, SLIDING, UnsupportedModel
 
@@ -69,7 +70,7 @@ def config_values(keys, tensors, *, tied):
   if architecture.partial:
     rope["partial_rotary_factor"] = _share(dims, sizes["head_dim"])
   values = architecture.values(Parts(keys, tensors, sizes, rope))
-  keys.refuse_unread()
+  keys.refuse_unread(f"{keys.architecture}.", is_idle)
   values = _with_rope(sizes | {"tie_word_embeddings": tied}, rope) | values
   return {
     "model_type": architecture.family,
@@ -98,16 +99,21 @@ def _sizes(keys, tensors, architecture):
   """The values that every family has."""
   if EMBEDDING not in tensors:
     raise InputError(f"the tensor {EMBEDDING} is missing")
+  rows = tensors[EMBEDDING].shape[0]
+  if (said := keys.own("size", "vocab_size", rows)) != rows:
+    raise InputError(
+      f"{keys.architecture}.vocab_size={said}, but {EMBEDDING} has {rows} rows"
+    )
   width = keys.own("size", "embedding_length")
   heads = keys.own("size", "attention.head_count")
   head_dim = width // heads
   if keys.architecture == "llama":  # of Mistral Nemo, in old files
-    head_dim = keys.metadata.get("llama.rope.dimension_count", head_dim)
+    head_dim = keys.own("size", "rope.dimension_count", head_dim)
   head_dim = keys.own("size", "attention.key_length", head_dim)
   if keys.own("size", "attention.value_length", head_dim) != head_dim:
     raise UnsupportedModel("heads of other lengths for keys and values")
   return {
-    "vocab_size": tensors[EMBEDDING].shape[0],
+    "vocab_size": rows,
     "hidden_size": width,
     "intermediate_size": keys.own("size", "feed_forward_length"),
     "num_hidden_layers": keys.own("size", "block_count"),
@@ -284,6 +290,8 @@ def _gpt_neox(parts):
 
 
 def _gpt2(parts):
+  if parts.rope["rope_type"] != "default":
+    raise UnsupportedModel("a RoPE of gpt2, which learns its positions")
   names = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",

@@ -51,28 +51,41 @@ def convert(path, folder, *, dtype):
   """See `import_gguf`."""
   dtype = floating(dtype)
   source = read(path)
-  keys = Keys(source.metadata)
+  stamps = _stamps(source)
   try:
+    keys = Keys(source.metadata)
+    about = {
+      name: keys.general("text", f"general.{name}", None)
+      for name in ("name", "license")
+    }
     values, plans = _described(source, keys, dtype)
     tokenizer, ends = tokenizer_of(keys, values["vocab_size"])
   except InputError as error:
     text = str(error).removeprefix(f"{path}: ")
     raise type(error)(f"{path}: {text}") from None
   with files.new_folder(folder) as partial:
-    provenance = _provenance(source, keys, dtype)
+    provenance = _provenance(source, keys, about["name"], dtype)
     files.write_json(partial / "config.json", values, sort_keys=False)
     generation = _generation(values, ends)
     files.write_json(partial / GENERATION, generation, sort_keys=False)
     files.write_json(partial / PROVENANCE, provenance, sort_keys=False)
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(
-      _card(keys, provenance), encoding="utf-8"
+      _card(about["license"], provenance), encoding="utf-8"
     )
     _write_weights(partial, plans, dtype)
+    if _stamps(source) != stamps:
+      raise InputError(f"{path}: changed while it was read; import it again")
   logger.info(
     f"{folder}: {values['model_type']} with {len(plans)} tensors in "
     f"{dtype.name}, {len(tokenizer)} tokens; from {source.paths[0].name}"
   )
+
+
+def _stamps(source):
+  """What changes with the content of the files."""
+  found = [path.stat() for path in source.paths]
+  return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
 
 
 def _described(source, keys, dtype):
@@ -100,7 +113,7 @@ def _generation(values, ends):
   return found
 
 
-def _provenance(source, keys, dtype):
+def _provenance(source, keys, name, dtype):
   """The content of gguf.json: which bytes the folder comes from."""
   size = sum(path.stat().st_size for path in source.paths)
   with stage(f"reading {size / MB:,.0f} MB for their SHA-256"):
@@ -110,7 +123,7 @@ def _provenance(source, keys, dtype):
     "files": sums,
     "bytes": size,
     "architecture": keys.architecture,
-    "name": keys.general("text", "general.name", None),
+    "name": name,
     "tensors": dict(kinds.most_common()),
     "dtype": dtype.name,
     "mrpo_jax": __version__,
@@ -118,18 +131,18 @@ def _provenance(source, keys, dtype):
   }
 
 
-def _card(keys, provenance):
+def _card(license, provenance):
   card = huggingface_hub.ModelCard.from_template(
     huggingface_hub.ModelCardData(
-      license=keys.general("text", "general.license", None),
+      license=license,
       library_name="transformers",
       tags=["mrpo_jax", "gguf"],
     ),
     template_str=CARD,
-    name=json.dumps(provenance["name"] or keys.architecture)[1:-1],
+    name=json.dumps(provenance["name"] or provenance["architecture"])[1:-1],
     file=", ".join(provenance["files"]),
     sha256=", ".join(provenance["files"].values()),
-    architecture=keys.architecture,
+    architecture=provenance["architecture"],
     kinds=", ".join(f"{n} x {k}" for k, n in provenance["tensors"].items()),
     dtype=provenance["dtype"],
   )

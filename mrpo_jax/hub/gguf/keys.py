@@ -14,7 +14,7 @@ from mrpo_jax.models.families.family import UnsupportedModel
 
 REQUIRED = object()
 # Of the architecture, and without a part in the model's mathematics.
-IDLE = {"vocab_size", "rope.scaling.finetuned"}
+IDLE = {"rope.scaling.finetuned"}
 # Of features that a zero switches off.
 ZERO = {"expert_count", "expert_used_count", "attention.clamp_kqv"}
 KINDS = {  # kind -> what a value must be
@@ -39,35 +39,54 @@ class Keys:
 
   def general(self, kind, key, default=REQUIRED):
     """The value of a whole key, of this kind of KINDS."""
+    self._read.add(key)
     value = self.metadata.get(key, default)
     if value is REQUIRED:
       raise InputError(f"{key} is missing")
     if value is default:
       return default
-    if isinstance(value, list):  # one for each layer
-      if not value or value.count(value[0]) < len(value):
-        raise UnsupportedModel(f"{key}: layers that differ in it")
-      value = value[0]
-    want, fits = KINDS[kind]
-    if not fits(value):
-      raise InputError(f"{key}={value!r}; want {want}")
-    return shortest(value) if kind == "number" else value
+    return _checked(kind, key, value)
 
   def own(self, kind, key, default=REQUIRED):
     """The value of a key of the architecture, named without that."""
-    self._read.add(key)
-    return self.general(kind, f"{self.architecture}.{key}", default)
+    whole = f"{self.architecture}.{key}"
+    value = self.metadata.get(whole)
+    if not isinstance(value, list):
+      return self.general(kind, whole, default)
+    self._read.add(whole)
+    layers = self.metadata.get(f"{self.architecture}.block_count")
+    if len(value) != layers or value.count(value[0]) < layers:
+      raise UnsupportedModel(f"{whole}: layers that differ in it")
+    return _checked(kind, whole, value[0])
 
-  def refuse_unread(self):
-    """UnsupportedModel for a key of the architecture that nobody asked for."""
-    start = f"{self.architecture}."
-    for whole, value in self.metadata.items():
-      key = whole.removeprefix(start)
-      idle = key in IDLE or (key in ZERO and not value)
-      if whole.startswith(start) and key not in self._read and not idle:
-        raise UnsupportedModel(
-          f"{whole}={str(value)[:40]} is not computed here"
-        )
+  def has(self, key):
+    """Is there such a key of the architecture?"""
+    return f"{self.architecture}.{key}" in self.metadata
+
+  def refuse_unread(self, start, is_idle):
+    """UnsupportedModel for a key that nobody asked for.
+
+    Args:
+      start: of the keys that are looked at.
+      is_idle: (the rest of a key, its value) -> may nobody ask for it?
+    """
+    for key, value in self.metadata.items():
+      rest = key.removeprefix(start)
+      asked = key in self._read or rest == key
+      if not asked and not is_idle(rest, value):
+        raise UnsupportedModel(f"{key}={str(value)[:40]} is not computed here")
+
+
+def _checked(kind, key, value):
+  want, fits = KINDS[kind]
+  if not fits(value):
+    raise InputError(f"{key}={repr(value)[:40]}; want {want}")
+  return shortest(value) if kind == "number" else value
+
+
+def is_idle(key, value):
+  """Has a key of the architecture no part in the mathematics?"""
+  return key in IDLE or (key in ZERO and not value)
 
 
 def shortest(value):

@@ -5,6 +5,7 @@ Through the reader and the dequantisers of llama.cpp's package `gguf`.
 """
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import re
@@ -14,9 +15,12 @@ import numpy as np
 
 from mrpo_jax import files
 from mrpo_jax.errors import InputError, first_line
+from mrpo_jax.models.families.family import UnsupportedModel
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
-LONGEST = 2**24  # values of an array; vocabularies have a hundredth of it
+# Beyond these a count is damage, and would be listed for minutes.
+LONGEST = 2**21  # values of an array; the most merges are a quarter of it
+MOST, DIMS = 2**16, 4  # tensors of a file, axes of a tensor
 CHUNK = 2**22  # values that are dequantised at once
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 ARRAY, STRING = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
@@ -61,6 +65,24 @@ class Header(gguf.GGUFReader):
     places = range(2, 2 + len(parts))
     return 12 + size, [raw_kind, raw_count, *parts], [*places], [ARRAY, kind]
 
+  def _build_tensor_info(self, offs, count):
+    if count > MOST:
+      raise ValueError(f"{count} tensors")
+    return super()._build_tensor_info(offs, count)
+
+  def _get_tensor_info_field(self, orig_offs):
+    size, _ = self._get_str(orig_offs)
+    (dims,) = self._get(orig_offs + 8 + int(size[0]), np.uint32)
+    if dims > DIMS:
+      raise ValueError(f"a tensor of {dims} axes")
+    field = super()._get_tensor_info_field(orig_offs)
+    (kind,), (offset,) = field.parts[-2:]
+    if kind not in {*gguf.GGMLQuantizationType}:
+      raise _no_kind(self.data.filename, field.name, kind)
+    if offset > len(self.data):  # before a sum leaves 64 bits
+      raise ValueError(f"it ends at byte {len(self.data)}, before {field.name}")
+    return field
+
   def _strings(self, start, count):
     """(arrays of bytes, their size in the file)."""
     parts, at = [], start
@@ -96,14 +118,9 @@ class StoredTensor:
     step = max(CHUNK // flat.shape[1], 1)
     for start in range(0, rows, step):
       some = min(step, rows - start)
-      raw = np.fromfile(
-        self.path,
-        np.uint8,
-        some * bytes_of_row,
-        offset=self.offset + start * bytes_of_row,
-      )
-      values = gguf.quants.dequantize(raw.reshape(some, -1), self.kind)
-      with np.errstate(over="ignore"):  # refused below
+      raw = self.raw(start * bytes_of_row, some * bytes_of_row)
+      with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        values = gguf.quants.dequantize(raw.reshape(some, -1), self.kind)
         rounded = (values - np.float32(shift)).astype(dtype)
       if not np.isfinite(rounded).all():
         raise InputError(
@@ -112,6 +129,15 @@ class StoredTensor:
         )
       flat[start : start + some] = rounded
     return tensor
+
+  def raw(self, start, count):
+    """`count` of its bytes as the file has them, from its `start`-th on."""
+    found = np.fromfile(self.path, np.uint8, count, offset=self.offset + start)
+    if found.size < count:
+      raise InputError(
+        f"{self.path}: became shorter while it was read; fetch it again"
+      )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +158,8 @@ def read(path):
   path = pathlib.Path(path)
   metadata, tensors = _one(path)
   count = metadata.get("split.count", 1)
+  if type(count) is not int:
+    raise InputError(f"{path}: split.count={count!r}; want an integer")
   if count in (0, 1):
     return GGUFFile([path], metadata, tensors)
   match = PART.fullmatch(path.name)
@@ -188,22 +216,21 @@ def _one(path):
       for key, field in header.fields.items()
       if not key.startswith("GGUF.")
     }
-    tensors = {
-      one.name: _stored(path, one, header.data_offset) for one in header.tensors
-    }
+    tensors = {one.name: _stored(path, one) for one in header.tensors}
+    _refuse_overlaps(tensors.values())
+  except UnsupportedModel:
+    raise
   except BROKEN as error:
     raise InputError(
       f"{path}: not a whole GGUF file ({first_line(error)}); fetch it again"
     ) from None
-  for kind in {one.kind for one in tensors.values()}:
-    _check_kind(path, kind)
+  for kind, name in {one.kind: one.name for one in tensors.values()}.items():
+    _check_kind(path, name, kind)
   return metadata, tensors
 
 
-def _stored(path, one, start):
+def _stored(path, one):
   shape = tuple(one.shape.tolist()[::-1])
-  if one.data_offset < start:  # a sum beyond 64 bits
-    raise ValueError(f"{one.name} begins before the tensors do")
   if math.prod(shape) != one.n_elements or not one.n_elements:
     raise ValueError(f"{one.name} of shape {shape}")
   return StoredTensor(
@@ -211,13 +238,25 @@ def _stored(path, one, start):
   )
 
 
-def _check_kind(path, kind):
-  """InputError where the package cannot dequantise a kind."""
+def _refuse_overlaps(tensors):
+  """ValueError where two tensors share bytes."""
+  ordered = sorted(tensors, key=lambda one: one.offset)
+  for one, after in itertools.pairwise(ordered):
+    if one.offset + one.size > after.offset:
+      raise ValueError(f"{one.name} and {after.name} overlap")
+
+
+def _no_kind(path, name, kind):
+  """The UnsupportedModel of a kind that the package cannot dequantise."""
+  return UnsupportedModel(
+    f"{path}: {name} is of kind {kind}, which the package gguf does not "
+    "dequantise; take a file of another, of Q8_0 say"
+  )
+
+
+def _check_kind(path, name, kind):
   _, size = gguf.GGML_QUANT_SIZES[kind]
   try:
     gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
   except NotImplementedError:
-    raise InputError(
-      f"{path}: holds tensors of {kind.name}, which the package gguf does not "
-      "dequantise"
-    ) from None
+    raise _no_kind(path, name, kind.name) from None

@@ -13,6 +13,7 @@ FACTORS = {
   "long_factor": "rope_factors_long.weight",
 }
 ORIGINAL = "original_max_position_embeddings"
+OLD_FACTOR = "rope.scale_linear"  # of files of 2023
 # All of Llama 3.1 to 3.3; a file keeps the quotients alone.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 8192}
 CLOSE = 1e-4  # of a quotient, which may be stored in float16
@@ -35,22 +36,41 @@ def rope_parameters(keys, tensors, dims, *, theta=1e4):
 
 
 def _scaling(keys, tensors, dims, theta):
-  kind = keys.own("text", "rope.scaling.type", "none")
-  linear = keys.own("number", "rope.scale_linear", 1.0)  # of old files
-  if FREQUENCIES in tensors:
-    if kind != "none":
-      raise UnsupportedModel(f"rope.scaling.type={kind} beside {FREQUENCIES}")
-    return _llama3(tensors[FREQUENCIES].read(np.float32), dims, theta)
-  if kind == "linear" or (kind == "none" and linear != 1):
-    factor = keys.own("number", "rope.scaling.factor", linear)
-    return {"rope_type": "linear", "factor": factor}
+  kind = _kind(keys, tensors)
+  if kind == "none":
+    return {"rope_type": "default"}
+  if kind == "linear":
+    return {"rope_type": "linear", "factor": _factor(keys)}
   if kind == "yarn":
     return _yarn(keys)
-  if kind == "longrope" or any(name in tensors for name in FACTORS.values()):
+  if kind == "longrope":
     return _longrope(keys, tensors)
-  if kind != "none":
-    raise UnsupportedModel(f"rope.scaling.type={kind!r} is not computed here")
-  return {"rope_type": "default"}
+  if FREQUENCIES in tensors:
+    return _llama3(tensors[FREQUENCIES].read(np.float32), dims, theta)
+  raise UnsupportedModel(f"rope.scaling.type={kind!r} is not computed here")
+
+
+def _kind(keys, tensors):
+  """Of the scaling: the one that a key or tensors ask for."""
+  usual = "linear" if keys.has(OLD_FACTOR) else "none"
+  asked = {keys.own("text", "rope.scaling.type", usual)} - {"none"}
+  for kind, names in {
+    "llama3": [FREQUENCIES],
+    "longrope": FACTORS.values(),
+  }.items():
+    asked |= {kind for name in names if name in tensors}
+  if len(asked) > 1:
+    raise UnsupportedModel(
+      f"RoPE is scaled in several ways, {', '.join(sorted(asked))}: that is "
+      "not computed here"
+    )
+  return asked.pop() if asked else "none"
+
+
+def _factor(keys):
+  if keys.has(OLD_FACTOR) and not keys.has("rope.scaling.factor"):
+    return keys.own("number", OLD_FACTOR)
+  return keys.own("number", "rope.scaling.factor")
 
 
 def _yarn(keys):

@@ -17,6 +17,7 @@ from mrpo_jax.hub.folder import refuse_names, stored
 from mrpo_jax.hub.gguf.architectures import EMBEDDING, HEAD
 from mrpo_jax.hub.gguf.read import StoredTensor
 from mrpo_jax.hub.gguf.rope import FACTORS, FREQUENCIES
+from mrpo_jax.models.families.family import UnsupportedModel
 
 IN_CONFIG = {FREQUENCIES, *FACTORS.values()}  # read into the config.json
 NORM_OF_HEAD = re.compile(r"(.+_layernorm)\.norms\.(\d+)")
@@ -53,10 +54,7 @@ def is_tied(tensors):
 def _pieces(tensor, step=2**24):
   """Its bytes in the file, some at a time."""
   for start in range(0, tensor.size, step):
-    count = min(step, tensor.size - start)
-    yield np.fromfile(
-      tensor.path, np.uint8, count, offset=tensor.offset + start
-    )
+    yield tensor.raw(start, min(step, tensor.size - start))
 
 
 def tensor_plans(tensors, config, architecture, where):
@@ -98,17 +96,20 @@ class _Names:
   """Names of tensors in a folder -> in a GGUF file, by the package's table."""
 
   def __init__(self, config):
-    name = {"gemma3_text": "gemma3", "gpt_neox": "gptneox"}.get(
+    self._kind = {"gemma3_text": "gemma3", "gpt_neox": "gptneox"}.get(
       config.family, config.family
     )
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    self._map = gguf.get_tensor_name_map(kinds[name], config.layers)
+    self._map = gguf.get_tensor_name_map(kinds[self._kind], config.layers)
 
   def of(self, name):
     module, _, kind = name.rpartition(".")
     if match := NORM_OF_HEAD.fullmatch(module):  # one for each head: stacked
       module = match[1]
-    return f"{self._map.get_name(module)}.{kind}"
+    found = self._map.get_name(module)
+    if found is None:  # of a Gemma whose head is not its embedding, say
+      raise UnsupportedModel(f"a {self._kind} of llama.cpp has no {module}")
+    return f"{found}.{kind}"
 
 
 def _plan(source, name, shape, config, architecture):

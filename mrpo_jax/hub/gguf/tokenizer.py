@@ -6,8 +6,10 @@ that the file only names; "llama" is SentencePiece's BPE, whose merges follow
 from scores.
 """
 
+import collections
 import dataclasses
 import logging
+import math
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -24,6 +26,10 @@ START, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 SPECIAL = dict(bos="bos", eos="eos", unk="unknown", pad="padding")
 ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message
 SPACE = "\u2581"
+BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
+NO_UTF_8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+# Keys that change no ids of the kinds below.
+IDLE = {"pre", "tokens", "token_type", "token_type_count", "scores", "merges"}
 
 GPT2 = (
   r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
@@ -94,6 +100,8 @@ def tokenizer_of(keys, vocab_size):
       f"{START}tokens: {len(texts)} of them for {vocab_size} embeddings"
     )
   types = _list(keys, "token_type", int, len(texts), [NORMAL] * len(texts))
+  if odd := {*types} - {0, *range(NORMAL, BYTE + 1)}:
+    raise InputError(f"{START}token_type: {min(odd)} is none of 1 to {BYTE}")
   backend, first = KINDS[kind](keys, texts)
   given, texts = texts, [backend.id_to_token(i) for i in range(len(texts))]
   if None in texts:
@@ -114,7 +122,16 @@ def tokenizer_of(keys, vocab_size):
     raise InputError(
       f"{START}tokens: {len(texts)} of them, and {len(tokenizer)} once added"
     )
-  return tokenizer, _ends(keys, len(texts))
+  ends = _ends(keys, len(texts))
+  keys.refuse_unread(START, _is_idle)
+  return tokenizer, ends
+
+
+def _is_idle(key, value):
+  """Does a key that nobody asked for change no ids?"""
+  if key == "escape_whitespaces":
+    return value is True
+  return key in IDLE or key.endswith("_token_id") or not value
 
 
 def _list(keys, name, of, length=None, default=REQUIRED):
@@ -144,6 +161,7 @@ def _byte_level(keys, texts):
   merges = [tuple(merge.split(" ")) for merge in _list(keys, "merges", str)]
   vocabulary = {text: i for i, text in enumerate(texts)}
   _check_merges(merges, vocabulary)
+  _say_lost(vocabulary)
   backend = tokenizers.Tokenizer(
     models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split.whole)
   )
@@ -159,7 +177,26 @@ def _byte_level(keys, texts):
   return backend, split.first
 
 
+def _say_lost(vocabulary):
+  """Says which bytes have no token; transformers and llama.cpp drop them."""
+  from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+  lost = [
+    f"{byte:02X}"
+    for byte, letter in bytes_to_unicode().items()
+    if byte not in NO_UTF_8 and letter not in vocabulary
+  ]
+  if lost:
+    logger.info(
+      f"{START}tokens: none for {len(lost)} bytes, {', '.join(sorted(lost))}: "
+      "texts lose them, as they do in llama.cpp"
+    )
+
+
 def _check_merges(merges, vocabulary):
+  if len({*merges}) < len(merges):  # readers disagree on which counts
+    twice, _ = collections.Counter(merges).most_common(1)[0]
+    raise InputError(f"{START}merges: {' '.join(twice)!r} stands there twice")
   for merge in merges:
     fits = len(merge) == 2 and {*merge, "".join(merge)} <= vocabulary.keys()
     if not fits:
@@ -173,6 +210,8 @@ def _sentencepiece(keys, texts):
   from transformers.tokenization_utils_base import generate_merges
 
   scores = _list(keys, "scores", float, len(texts))
+  if not all(map(math.isfinite, scores)):
+    raise InputError(f"{START}scores: not all of them are finite")
   gemma = keys.architecture.startswith("gemma")
   if gemma:  # runs of spaces, as SentencePiece spells them
     texts = [
@@ -184,6 +223,10 @@ def _sentencepiece(keys, texts):
   if not gemma:
     order = dict(zip(texts, scores, strict=True))
   unknown = keys.general("token", f"{START}unknown_token_id", None)
+  if unknown is None and not BYTES <= vocabulary.keys():
+    raise InputError(
+      f"{START}unknown_token_id is missing, and {START}tokens has not all bytes"
+    )
   backend = tokenizers.Tokenizer(
     models.BPE(
       vocab=vocabulary,
@@ -263,13 +306,16 @@ def _around(keys, special, first):
       raise InputError(
         f"{START}add_{name}_token without {START}{name}_token_id"
       )
-  bos, eos = (
-    [special[name][1]] if is_added else [] for name, is_added in adds.items()
-  )
-  added = {special[name] for name, is_added in adds.items() if is_added}
+  bos, eos = ([name] if is_added else [] for name, is_added in adds.items())
   one, two = ([*bos, "$A", *eos], [f"{t}:1" for t in (*bos, "$B", *eos)])
+  added = {name: special[name] for name in (*bos, *eos)}
   return TemplateProcessing(
-    single=one, pair=[*one, *two], special_tokens=[(t, i) for i, t in added]
+    single=one,
+    pair=[*one, *two],
+    special_tokens=[  # by name: a "$" or ":" in a text has a meaning here
+      {"id": name, "ids": [number], "tokens": [text]}
+      for name, (number, text) in added.items()
+    ],
   )
 
 

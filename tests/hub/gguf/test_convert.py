@@ -5,6 +5,7 @@ import builtins
 import hashlib
 import importlib.util
 import json
+import os
 
 import gguf
 import jax
@@ -175,6 +176,23 @@ def test_progress_is_said_with_its_speed(imported, caplog, monkeypatch):
       UnsupportedModel,
       "heads of other lengths for keys and values",
     ),
+    (
+      {"keys": {"attention.head_count": [4, 4, 4]}},  # of two layers
+      UnsupportedModel,
+      "llama.attention.head_count: layers that differ in it",
+    ),
+    (
+      {"keys": {"vocab_size": 7}},
+      InputError,
+      "llama.vocab_size=7, but token_embd.weight has 300 rows",
+    ),
+    ({"general__name": 5}, InputError, "general.name=5; want a text"),
+    ({"general__license": ["mit"]}, InputError, "license=.'mit'.; want a text"),
+    (
+      {"keys": {"rope.dimension_count": "8"}},
+      InputError,
+      "llama.rope.dimension_count='8'; want a positive integer",
+    ),
     ({"keys": {"block_count": 0}}, InputError, "block_count=0; want a positi"),
     ({"keys": {"block_count": 3}}, InputError, "missing tensors: blk.2.attn"),
     ({"keys": {"block_count": 1}}, InputError, "unexpected tensors: blk.1."),
@@ -209,6 +227,86 @@ def test_what_cannot_be_told_is_refused_by_name(
   with pytest.raises(error, match=f"m.gguf: .*{match}"):
     imported(**others)
   assert not [path for path in tmp_path.iterdir() if "gguf" not in path.name]
+
+
+FACTORS = {
+  f"rope_factors_{kind}.weight": np.float32([1.5] * 4)
+  for kind in ("short", "long")
+}
+LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
+
+
+@pytest.mark.parametrize(
+  "name,keys,tensors,match",
+  [
+    ("llama", LINEAR, FACTORS, "several ways, linear, longrope: that is not"),
+    ("llama3", {}, FACTORS, "in several ways, llama3, longrope"),
+    ("llama3", {"rope.scale_linear": 4.0}, {}, "several ways, linear, llama3"),
+    ("llama3", LINEAR, {}, "in several ways, linear, llama3"),
+    (
+      "llama_yarn",
+      {"rope.scale_linear": 4.0},
+      {},
+      "llama.rope.scale_linear=4.0 is not computed here",
+    ),
+    (
+      "llama",
+      LINEAR | {"rope.scale_linear": 4.0},
+      {},
+      "llama.rope.scale_linear=4.0 is not computed here",
+    ),
+    (  # which switches it off in llama.cpp
+      "llama",
+      {"rope.scaling.type": "none", "rope.scale_linear": 4.0},
+      {},
+      "llama.rope.scale_linear=4.0 is not computed here",
+    ),
+    ("llama", {"rope.scaling.type": "llama3"}, {}, "type='llama3' is not comp"),
+    ("gpt2", LINEAR, {}, "a RoPE of gpt2, which learns its positions"),
+    ("gpt2", {}, FACTORS, "a RoPE of gpt2, which learns its positions"),
+  ],
+)
+def test_no_scaling_of_rope_is_left_out(
+  imported, tmp_path, name, keys, tensors, match
+):
+  with pytest.raises(UnsupportedModel, match=f"m.gguf: .*{match}"):
+    imported(name, keys=keys, tensors=tensors)
+  assert not (tmp_path / "model").exists()
+
+
+def test_the_factor_of_old_files_is_linear(imported):
+  values = read_json(imported(keys={"rope.scale_linear": 4.0}), "config.json")
+  scaling = {"rope_type": "linear", "factor": 4.0}
+  assert values["rope_parameters"].items() >= scaling.items()
+
+
+def test_a_gemma_whose_head_is_not_its_embedding_is_refused(imported):
+  head = {"output.weight": np.ones((300, 32), np.float32)}
+  with pytest.raises(
+    UnsupportedModel, match="a gemma of llama.cpp has no lm_h"
+  ):
+    imported("gemma", tensors=head)
+
+
+def test_a_file_that_names_nothing_is_refused_by_its_path(tmp_path):
+  (tmp_path / "m.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
+  with pytest.raises(
+    InputError, match="m.gguf: general.architecture is missin"
+  ):
+    import_gguf(tmp_path / "m.gguf", tmp_path / "model")
+
+
+def test_a_file_that_changes_meanwhile_gives_no_folder(
+  imported, tmp_path, monkeypatch
+):
+  def meanwhile(*args):
+    write.write_shards(*args)
+    os.utime(tmp_path / "m.gguf")
+
+  monkeypatch.setattr(convert, "write_shards", meanwhile)
+  with pytest.raises(InputError, match="m.gguf: changed while it was read"):
+    imported()
+  assert not (tmp_path / "model").exists()
 
 
 def test_a_key_of_an_expert_that_is_not_there_is_no_matter(imported):

@@ -3,6 +3,7 @@
 
 import shutil
 import struct
+import warnings
 
 import gguf
 import numpy as np
@@ -119,7 +120,8 @@ def patched(file, at, form, value):
     (4, ">I", 3, "is big-endian; convert it with gguf_convert_endian"),
     (4, "<I", 1, "is of version 1 of GGUF; want 2 or 3"),
     (4, "<I", 9, "is of version 9 of GGUF"),
-    (8, "<Q", 2**62, "not a whole GGUF file"),  # tensors
+    (8, "<Q", 2**62, "not a whole GGUF file .4611686018427387904 tensors"),
+    (8, "<Q", 2**16 + 1, "not a whole GGUF file .65537 tensors"),
     (16, "<Q", 2**62, "not a whole GGUF file"),  # keys
     (24, "<Q", 2**62, "not a whole GGUF file"),  # bytes of the first key
   ],
@@ -139,17 +141,20 @@ def place(file, name, after):
   "name,after,form,value,match",
   [
     (b"ggml.token_type", 4 + 4, "<Q", 2**60, "array of 1152921504606846976"),
-    (b"ggml.token_type", 4 + 4, "<Q", 2**23, "ends at byte"),
+    (b"ggml.token_type", 4 + 4, "<Q", 2**22, "array of 4194304 values"),
+    (b"ggml.token_type", 4 + 4, "<Q", 2**20, "ends at byte"),
     (b"ggml.token_type", 4, "<I", 9, "an array of arrays"),
     (b"ggml.token_type", 4, "<I", 77, "77.? is not a valid"),
     (b"ggml.tokens", 4 + 4 + 8, "<Q", 2**61, "ends at byte"),
     (b"llama.n", 0, "<I", 99, "99.? is not a valid"),
-    (b"tensor", 0, "<I", 2**30, "ends at byte"),  # dims
+    (b"tensor", 0, "<I", 2**30, "a tensor of 1073741824 axes"),
+    (b"tensor", 0, "<I", 5, "a tensor of 5 axes"),
     (b"tensor", 4, "<Q", 2**63, "not a whole"),
     (b"tensor", 4, "<Q", 0, "tensor of shape"),
-    (b"tensor", 20, "<I", 250, "250.? is not a valid"),
-    (b"tensor", 24, "<Q", 2**50, "ends at byte"),  # offset
-    (b"tensor", 24, "<Q", 2**64 - 64, "tensor begins before the tensors"),
+    (b"tensor", 20, "<I", 31, "tensor is of kind 31, which .* take a file of"),
+    (b"tensor", 24, "<Q", 64, "ends at byte .*, and goes on to"),  # offset
+    (b"tensor", 24, "<Q", 2**50, "ends at byte .*, before tensor"),
+    (b"tensor", 24, "<Q", 2**64 - 64, "ends at byte .*, before tensor"),
   ],
 )
 def test_what_leaves_the_file_is_refused(file, name, after, form, value, match):
@@ -169,6 +174,31 @@ def test_a_key_that_stands_there_twice_is_refused(file):
     read(file)
 
 
+def test_tensors_that_share_bytes_are_refused(tmp_path):
+  ones = np.ones(16, np.float32)
+  write(tmp_path / "a.gguf", "llama", {}, {"one": ones, "other": ones})
+  offset = place(tmp_path / "a.gguf", b"other", 4 + 8 + 4)
+  patched(tmp_path / "a.gguf", offset, "<Q", 60)
+  with pytest.raises(InputError, match="one and other overlap"):
+    read(tmp_path / "a.gguf")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(file):
+  tensor = read(file).tensors["tensor"]
+  file.write_bytes(file.read_bytes()[:-1])
+  with pytest.raises(InputError, match="a.gguf: became shorter while it was"):
+    tensor.read(np.float32)
+
+
+def test_a_scale_that_is_not_finite_is_refused_without_a_warning(tmp_path):
+  block = np.frombuffer(half(np.inf) + bytes(32), np.uint8)[None]
+  source = written(tmp_path / "a.gguf", {"a.weight": (block, KINDS.Q8_0)})
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    with pytest.raises(InputError, match="a.weight holds numbers that are not"):
+      source.tensors["a.weight"].read(np.float32)
+
+
 def test_a_text_that_is_no_utf_8_is_refused(file):
   content = file.read_bytes()
   file.write_bytes(content.replace("Ġthe".encode(), b"\xff\xfethe"))
@@ -177,7 +207,7 @@ def test_a_text_that_is_no_utf_8_is_refused(file):
 
 
 def test_a_kind_that_nobody_dequantises_is_refused(tmp_path):
-  with pytest.raises(InputError, match="holds tensors of I32, which the pack"):
+  with pytest.raises(InputError, match="t is of kind I32, which the pack"):
     written(tmp_path / "a.gguf", {"t": np.ones(4, np.int32)})
 
 
@@ -229,6 +259,12 @@ def test_a_part_that_is_missing_renamed_or_another_is_refused(parts):
   parts[0].rename(parts[0].with_name("first.gguf"))
   with pytest.raises(InputError, match="is one of 3 parts; name them NAME-0"):
     read(parts[0].with_name("first.gguf"))
+
+
+@pytest.mark.parametrize("count", [[1, 2], "3", 2.5, True])
+def test_a_count_of_parts_that_is_no_integer_is_refused(tmp_path, count):
+  with pytest.raises(InputError, match="a.gguf: split.count=.*; want an integ"):
+    written(tmp_path / "a.gguf", {}, split__count=count)
 
 
 def test_parts_that_do_not_hold_all_tensors_are_refused(parts):

@@ -158,6 +158,31 @@ def test_a_file_that_does_not_say_has_the_usual_of_llama_cpp(given, want):
   assert tokens_of(converted(given)[0], "a") == want
 
 
+@pytest.mark.parametrize("text", ["$A", "$0", "a:1", ":b", "$B:1", "$"])
+def test_first_and_last_tokens_of_any_spelling_are_added(text, tmp_path):
+  given = sentencepiece() | {"add_eos_token": True}
+  given["tokens"][1:3] = text, text + text
+  tokenizer, _ = converted(given)
+  tokenizer.save_pretrained(tmp_path)
+  for one in (tokenizer, transformers.AutoTokenizer.from_pretrained(tmp_path)):
+    ids = one("low").input_ids
+    assert [ids[0], ids[-1]] == [1, 2] and one.decode(ids[1:-1]) == "low"
+    assert one("low", "he").input_ids[:3] == ids
+
+
+def test_bytes_without_a_token_are_said(caplog):
+  caplog.set_level("INFO")
+  given = byte_level()
+  for letter in "ÃĀÿ":  # bytes C3 and 00, and FF, which is none of UTF-8
+    given["tokens"][given["tokens"].index(letter)] = f"other {letter}"
+  tokenizer, _ = converted(given)
+  assert "tokens: none for 2 bytes, 00, C3: texts lose them" in caplog.text
+  assert tokens_of(tokenizer, "aé") == ["a", "©"]
+  caplog.clear()
+  converted(byte_level())
+  assert not caplog.text
+
+
 def test_end_tokens_are_those_of_texts_and_turns_once_each():
   assert converted(byte_level())[1] == [2, 3]
   assert converted(byte_level() | {"eot_token_id": 2})[1] == [2]
@@ -203,6 +228,24 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path, caplog):
     ({"token_type": [1]}, InputError, "token_type: 1 of them for 269 tokens"),
     ({"merges": ["a b c"]}, InputError, "merges: 'a b c' is no merge of two"),
     ({"merges": ["q z"]}, InputError, "merges: 'q z' is no merge of two"),
+    (
+      {"merges": ["t h", "h e", "t h"], "tokens": [*"the", "th", "he"]}
+      | {"token_type": [1] * 5},
+      InputError,
+      "merges: 't h' stands there twice",
+    ),
+    ({"token_type": [7] * 269}, InputError, "token_type: 7 is none of 1 to 6"),
+    (
+      {"remove_extra_whitespaces": True},
+      UnsupportedModel,
+      "remove_extra_whitespaces=True is not computed here",
+    ),
+    (
+      {"escape_whitespaces": False},
+      UnsupportedModel,
+      "escape_whitespaces=False is not computed",
+    ),
+    ({"add_space_prefix": True}, UnsupportedModel, "space_prefix=True is not"),
     ({"bos_token_id": 269}, InputError, "bos_token_id=269 of 269 tokens"),
     ({"eot_token_id": 999}, InputError, "eot_token_id=999 of 269 tokens"),
     ({"eos_token_id": -1}, InputError, "eos_token_id=-1; want a token id"),
@@ -213,6 +256,21 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path, caplog):
 def test_what_makes_no_tokenizer_is_refused(change, error, match):
   with pytest.raises(error, match=match):
     converted(byte_level() | change)
+
+
+def test_keys_that_change_no_ids_are_no_matter():
+  idle = dict(mask_token_id=9999, escape_whitespaces=True, add_sep_token=False)
+  idle |= dict(token_type_count=1, scores=[0.0] * 269, add_space_prefix=False)
+  converted(byte_level() | idle)
+
+
+def test_pieces_without_bytes_need_an_unknown_token():
+  given = sentencepiece()
+  given["tokens"][4] = "zero"
+  converted(given)
+  del given["unknown_token_id"]
+  with pytest.raises(InputError, match="unknown_token_id is missing, and"):
+    converted(given)
 
 
 def test_a_key_that_is_missing_is_named():
@@ -238,6 +296,9 @@ def test_tokens_that_repeat_or_outnumber_the_embeddings_are_refused():
 def test_scores_are_those_of_every_token():
   given = sentencepiece() | {"scores": [0.0]}
   with pytest.raises(InputError, match="scores: 1 of them for 277 tokens"):
+    converted(given)
+  given["scores"] = [np.nan, *sentencepiece()["scores"][1:]]
+  with pytest.raises(InputError, match="scores: not all of them are finite"):
     converted(given)
   assert np.isfinite(sentencepiece()["scores"]).all()
   assert {*module.KINDS} == {"gpt2", "llama"}
