@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import stat
 import sys
@@ -97,6 +98,19 @@ def _taken(lock, path):
       if os.path.samestat(os.stat(lock), os.fstat(held)):
         return held, True
     os.close(held)  # of one that ended, and removed it, since it was opened
+
+
+@contextlib.contextmanager
+def of_rust(path):
+  """Makes an OSError of what a library in Rust only quotes of the system."""
+  try:
+    yield
+  except Exception as error:
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    if quoted is None:
+      raise
+    number = int(quoted[1])
+    raise OSError(number, os.strerror(number), os.fspath(path)) from None
 
 
 def write_atomically(path, content):

@@ -28,7 +28,7 @@ def said(error):
   Of an exception that was raised from another, the first that can be said.
   """
   if _disk_is_full(error):
-    return 1, "the disk is full; make room, the same command resumes"
+    return 1, "the disk is full; make room, then give the same command again"
   while error is not None:
     for kind, of in KINDS.items():
       if isinstance(error, kind) and (found := of(error)):

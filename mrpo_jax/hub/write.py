@@ -110,7 +110,8 @@ def _padding(tokenizer, values):
 def write_beside(folder, tokenizer, card):
   """The tokenizer and the README.md of a folder, where they are given."""
   if tokenizer is not None:
-    tokenizer.save_pretrained(folder)
+    with files.of_rust(folder):
+      tokenizer.save_pretrained(folder)
   if card is not None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -120,7 +121,8 @@ def write_tensors(file, arrays, like):
   # safetensors writes an array's memory as it lies, whatever the strides are.
   arrays = {name: np.ascontiguousarray(one) for name, one in arrays.items()}
   try:
-    safetensors.numpy.save_file(arrays, file, {"format": "pt"})
+    with files.of_rust(file):
+      safetensors.numpy.save_file(arrays, file, {"format": "pt"})
   except safetensors.SafetensorError as error:
     raise OSError(f"{file}: {error}") from None
   shutil.copymode(like, file)  # safetensors lets the owner alone read

@@ -198,7 +198,10 @@ def write_tokenizers(workdir, tokenizers):
   for name, tokenizer in tokenizers.items():
     if (workdir / name).exists():
       shutil.rmtree(workdir / name)
-    with files.new_folder(workdir / name) as partial:
+    with (
+      files.new_folder(workdir / name) as partial,
+      files.of_rust(partial),
+    ):
       tokenizer.save_pretrained(partial)
 
 

@@ -69,7 +69,8 @@ def convert(path, folder, *, dtype):
     generation = _generation(values, ends)
     files.write_json(partial / GENERATION, generation, sort_keys=False)
     files.write_json(partial / PROVENANCE, provenance, sort_keys=False)
-    tokenizer.save_pretrained(partial)
+    with files.of_rust(partial):
+      tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(
       _card(about["license"], provenance), encoding="utf-8"
     )

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import resource
 
 import gguf
 import jax
@@ -330,6 +331,21 @@ def test_a_full_disk_leaves_nothing(imported, tmp_path, monkeypatch):
     imported()
   assert not (tmp_path / "model").exists()
   assert not [*tmp_path.glob(".model*")]
+
+
+@pytest.mark.parametrize("size", [2**13, 2**16])  # of tokens, of weights
+def test_a_limit_of_files_is_said_as_the_system_does(tmp_path, size, capsys):
+  write_model(tmp_path / "m.gguf")
+  given = ["import-gguf", str(tmp_path / "m.gguf"), f"--to={tmp_path / 'to'}"]
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    code = cli.main(given)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  lines = capsys.readouterr().err.splitlines()
+  assert code == 2 and len(lines) == 1 and lines[0].endswith(": File too large")
+  assert {path.name for path in tmp_path.iterdir()} == {"m.gguf"}
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float64"])
