@@ -32,9 +32,20 @@ def said(error):
   while error is not None:
     for kind, of in KINDS.items():
       if isinstance(error, kind) and (found := of(error)):
-        return found[0], " ".join(str(found[1]).split("\n"))
+        return found[0], _plain(str(found[1]))
     error = error.__cause__
   return None
+
+
+def _plain(text):
+  """One line, in which what a terminal would obey is spelled out.
+
+  Names in files that somebody else wrote may hold such characters.
+  """
+  return "".join(
+    one if one.isprintable() else " " if one.isspace() else ascii(one)[1:-1]
+    for one in text
+  )
 
 
 @contextlib.contextmanager

@@ -62,6 +62,7 @@ SAID = [
   (of_system(errno.EDQUOT, "a"), 1, "the disk is full; make room"),
   (of_system(errno.ECONNRESET), 1, "Connection reset by peer"),
   (OSError("no such\nmodel"), 2, "OSError: no such"),
+  (InputError("a\x1b[31m\rb\nö\udcff"), 2, "a\\x1b[31m b ö\\udcff"),
   (MemoryError("Unable to allocate 8 EiB"), 2, "out of memory: Unable to all"),
   (in_numpy(), 2, r"a text is not utf-8: b'\xff'"),
   (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "no"), 2, "a text or a path is"),

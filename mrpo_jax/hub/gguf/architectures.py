@@ -250,7 +250,8 @@ def _gemma3(parts):
 def _phi3(parts):
   keys, longest = parts.keys, parts.sizes["max_position_embeddings"]
   original = keys.own("size", "rope.scaling.original_context_length", longest)
-  window = keys.own("count", "attention.sliding_window", 0)
+  # Files before June 2024 do not say it, of models with a window, too.
+  window = keys.own("count", "attention.sliding_window")
   return {
     "hidden_act": "silu",
     ORIGINAL: original,

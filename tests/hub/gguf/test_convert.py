@@ -20,6 +20,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.hub import write
 from mrpo_jax.hub.gguf import convert, import_gguf
 from mrpo_jax.models.families.family import UnsupportedModel
+from tests.material import gguf_files
 from tests.material.gguf_files import byte_level, read_json, write_model
 
 
@@ -287,6 +288,19 @@ def test_a_gemma_whose_head_is_not_its_embedding_is_refused(imported):
     UnsupportedModel, match="a gemma of llama.cpp has no lm_h"
   ):
     imported("gemma", tensors=head)
+
+
+def test_a_phi3_that_does_not_say_its_window_is_refused(imported, monkeypatch):
+  given = gguf_files.keys_of
+
+  def without(*args):
+    keys = given(*args)
+    del keys["attention.sliding_window"]
+    return keys
+
+  monkeypatch.setattr(gguf_files, "keys_of", without)
+  with pytest.raises(InputError, match="phi3.attention.sliding_window is miss"):
+    imported("phi3")
 
 
 def test_a_file_that_names_nothing_is_refused_by_its_path(tmp_path):
