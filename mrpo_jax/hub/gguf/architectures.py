@@ -83,7 +83,9 @@ def architecture_of(keys):
   name = keys.architecture
   kind = keys.general("text", "general.type", "model")
   if kind != "model":
-    raise UnsupportedModel(f"general.type={kind!r}: no whole model")
+    raise UnsupportedModel(
+      f"general.type={kind!r}: no whole model; import the file of the model"
+    )
   if name not in ARCHITECTURES:
     known = ", ".join(sorted(ARCHITECTURES))
     raise UnsupportedModel(
@@ -98,7 +100,7 @@ LEFT_OUT = object()  # a value that the family's config.json does not have
 def _sizes(keys, tensors, architecture):
   """The values that every family has."""
   if EMBEDDING not in tensors:
-    raise InputError(f"the tensor {EMBEDDING} is missing")
+    raise InputError(f"the tensor {EMBEDDING} is missing: no whole model")
   rows = tensors[EMBEDDING].shape[0]
   if (said := keys.own("size", "vocab_size", rows)) != rows:
     raise InputError(
@@ -110,6 +112,10 @@ def _sizes(keys, tensors, architecture):
   if keys.architecture == "llama":  # of Mistral Nemo, in old files
     head_dim = keys.own("size", "rope.dimension_count", head_dim)
   head_dim = keys.own("size", "attention.key_length", head_dim)
+  if not head_dim:
+    raise InputError(
+      f"{keys.architecture}.attention.head_count={heads} of a width of {width}"
+    )
   if keys.own("size", "attention.value_length", head_dim) != head_dim:
     raise UnsupportedModel("heads of other lengths for keys and values")
   return {

@@ -179,7 +179,9 @@ def read(path):
   tensors = {}
   for number, (part, (own, more)) in enumerate(zip(paths, found, strict=True)):
     if own.get("split.no") != number or own.get("split.count") != count:
-      raise InputError(f"{part}: is not part {number + 1} of {count}")
+      raise InputError(
+        f"{part}: is not part {number + 1} of {count}; fetch it again"
+      )
     for name in more:
       if name in tensors:
         raise InputError(f"{part}: {name} stands in {tensors[name].path} too")
@@ -188,7 +190,8 @@ def read(path):
   want = metadata.get("split.tensors.count", len(tensors))
   if len(tensors) != want:
     raise InputError(
-      f"{path}: its parts hold {len(tensors)} tensors, not {want}"
+      f"{path}: its parts hold {len(tensors)} tensors, not {want}; fetch them "
+      "again"
     )
   return GGUFFile(paths, metadata, tensors)
 
@@ -199,7 +202,9 @@ def _one(path):
     start = file.read(8)
   version = int.from_bytes(start[4:], "little")
   if start[:4] != MAGIC or len(start) < 8:
-    raise InputError(f"{path}: is no GGUF file")
+    raise InputError(
+      f"{path}: is no GGUF file, and begins with {start[:4]!r}; fetch it again"
+    )
   if version and not version & 0xFFFF:
     raise InputError(
       f"{path}: is big-endian; convert it with gguf_convert_endian.py"

@@ -290,6 +290,13 @@ def test_a_gemma_whose_head_is_not_its_embedding_is_refused(imported):
     imported("gemma", tensors=head)
 
 
+def test_heads_that_outnumber_the_width_are_refused(imported):
+  with pytest.raises(
+    InputError, match="phi3.attention.head_count=64 of a widt"
+  ):
+    imported("phi3", keys={"attention.head_count": 64})
+
+
 def test_a_phi3_that_does_not_say_its_window_is_refused(imported, monkeypatch):
   given = gguf_files.keys_of
 
