@@ -99,6 +99,11 @@ def tokenizer_of(keys, vocab_size):
     raise InputError(
       f"{START}tokens: {len(texts)} of them for {vocab_size} embeddings"
     )
+  if len(texts) < vocab_size:
+    logger.info(
+      f"{START}tokens: {len(texts)} of them for {vocab_size} embeddings; the "
+      "others are ids without a text"
+    )
   types = _list(keys, "token_type", int, len(texts), [NORMAL] * len(texts))
   if odd := {*types} - {0, *range(NORMAL, BYTE + 1)}:
     raise InputError(f"{START}token_type: {min(odd)} is none of 1 to {BYTE}")

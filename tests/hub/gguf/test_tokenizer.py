@@ -180,7 +180,7 @@ def test_bytes_without_a_token_are_said(caplog):
   assert tokens_of(tokenizer, "aé") == ["a", "©"]
   caplog.clear()
   converted(byte_level())
-  assert not caplog.text
+  assert "none for" not in caplog.text
 
 
 def test_end_tokens_are_those_of_texts_and_turns_once_each():
@@ -291,6 +291,16 @@ def test_tokens_that_repeat_or_outnumber_the_embeddings_are_refused():
     converted(given)
   with pytest.raises(InputError, match="269 of them for 268 embeddings"):
     converted(byte_level(), vocab_size=268)
+
+
+def test_embeddings_without_a_token_are_said(caplog):
+  caplog.set_level("INFO")
+  converted(byte_level(), vocab_size=269)
+  assert not caplog.text
+  converted(byte_level(), vocab_size=270)
+  assert "269 of them for 270 embeddings; the others are ids without" in (
+    caplog.text
+  )
 
 
 def test_scores_are_those_of_every_token():
