@@ -19,7 +19,8 @@ def keep_programs():
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   )
   there = folder
-  while not there.exists() and there != there.parent:
+  # pathlib's exists raises within a home of somebody else.
+  while not os.path.exists(there) and there != there.parent:
     there = there.parent
   if os.access(there, os.W_OK | os.X_OK):
     name = f"xla-{_processor()}"

@@ -43,6 +43,20 @@ def test_a_folder_that_cannot_be_written_is_not_asked_for(unset):
   assert cache.VARIABLE not in os.environ
 
 
+def test_a_home_of_somebody_else_is_not_asked_for(unset, tmp_path):
+  given = os.stat
+
+  def closed(path, *args, **kwargs):
+    if str(path).startswith(f"{tmp_path}/caches"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return given(path, *args, **kwargs)
+
+  unset.setattr(os, "stat", closed)
+  unset.setattr(os, "access", lambda *_: False)
+  cache.keep_programs()
+  assert cache.VARIABLE not in os.environ
+
+
 def test_programs_of_another_processor_are_not_taken(unset, tmp_path):
   cache.keep_programs()
   here = os.environ.pop(cache.VARIABLE)
