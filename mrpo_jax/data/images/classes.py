@@ -12,16 +12,21 @@ NONE = -1  # the number of no class
 SHOWN = 12  # names that a refusal lists
 
 
+def check_names(names):
+  """InputError where names of classes are no distinct texts."""
+  texts = all(isinstance(name, str) and name for name in names)
+  if isinstance(names, str) or not texts or len({*names}) < len(names):
+    raise InputError(
+      f"classes: want a tuple of distinct names, got {shown(names)}"
+    )
+
+
 class ClassReader:
   """Reads the classes of a set's rows as numbers from 0 to C - 1, or NONE."""
 
   def __init__(self, names):
     """Takes C distinct names, in the order of their numbers; () for none."""
-    texts = all(isinstance(name, str) and name for name in names)
-    if isinstance(names, str) or not texts or len({*names}) < len(names):
-      raise InputError(
-        f"classes: want a tuple of distinct names, got {shown(names)}"
-      )
+    check_names(names)
     self._number = {name: number for number, name in enumerate(names)}
     # Of "3" and "7", is the class 1 the second or none?
     self._misplaced = next(

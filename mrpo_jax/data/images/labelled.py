@@ -55,10 +55,7 @@ def load_images(name, *, classes, size=None, channels=None):
     InputError: names the file, the row, and what is wrong with it.
   """
   where, rows = _rows_of(str(name))
-  reader, class_reader = (
-    ImageReader(size, channels),
-    ClassReader(classes),
-  )
+  reader, class_reader = ImageReader(size, channels), ClassReader(classes)
   images, numbers = [], []
   for place, row in rows:
     column = _column(row, place)

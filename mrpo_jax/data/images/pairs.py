@@ -96,10 +96,7 @@ def load(name, *, classes, size=None, channels=None):
     InputError: names the file, the row, and what is wrong with it.
   """
   where, rows = sources.rows_of(name, COLUMNS)
-  reader, class_reader = (
-    ImageReader(size, channels),
-    ClassReader(classes),
-  )
+  reader, class_reader = ImageReader(size, channels), ClassReader(classes)
   notes = Notes("rows")
   chosen, rejected, numbers = [], [], []
   for place, row in rows:

@@ -9,6 +9,8 @@ import numpy as np
 
 from mrpo_jax import files
 from mrpo_jax.data.images import encoded
+from mrpo_jax.data.images.classes import check_names
+from mrpo_jax.data.images.pairs import COLUMNS
 from mrpo_jax.data.images.pixels import from_levels, to_levels
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.text import counted
@@ -44,11 +46,12 @@ def write_pairs(path, pairs, *, classes=(), columns=None):
     path: "*.parquet"; what is there is replaced.
     pairs: N ImagePairs.
     classes: the names of C classes, in the order of their numbers.
-    columns: {name: N numbers or texts}, further columns of the file.
+    columns: {name: N numbers or texts}, further columns of the file, which
+      `pairs.load` does not read.
 
   Raises:
     InputError: the name is of no Parquet file, a class has no name, or a column
-      is of another length or kind, or its name is taken.
+      is of another length or kind, or its name means something to `pairs.load`.
   """
   import pyarrow
   import pyarrow.parquet
@@ -72,11 +75,14 @@ def write_pairs(path, pairs, *, classes=(), columns=None):
     )
     for side, images in zip(SIDES, levels, strict=True)
   }
+  check_names(classes)
   names = _names(path, pairs.class_N, classes)
   table["class"] = pyarrow.array(names, pyarrow.string())
   for name, given in (columns or {}).items():
-    if name in table:
-      raise InputError(f"{path}: the column {name!r} is taken")
+    if name in COLUMNS:
+      raise InputError(
+        f"{path}: a column {name!r} is read as one of the pair; rename it"
+      )
     table[name] = _column(path, name, given, count)
   table = pyarrow.table(table)
   file = io.BytesIO()

@@ -164,7 +164,9 @@ def test_the_file_holds_png_in_plain_structs(tmp_path):
   [
     ("a.jsonl", {}, "are written as .parquet"),
     ("a.parquet", {"classes": ("cat",)}, "class 1, but classes= has 1 name;"),
-    ("a.parquet", {"columns": {"class": [1] * 3}}, "'class' is taken"),
+    ("a.parquet", {"classes": "cats"}, "classes: want a tuple of distinct"),
+    ("a.parquet", {"columns": {"class": [1] * 3}}, "'class' is read as one"),
+    ("a.parquet", {"columns": {"label": [1] * 3}}, "'label' is read as one"),
     ("a.parquet", {"columns": {"x": [1.0]}}, "has 1 value for 3 pairs"),
     ("a.parquet", {"columns": {"x": [[1]] * 3}}, "give numbers or texts"),
     ("a.parquet", {"columns": {"x": [True] * 3}}, "give numbers or texts"),
