@@ -15,9 +15,9 @@ from mrpo_jax.data.images.classes import ClassReader
 from mrpo_jax.data.images.notes import Notes
 from mrpo_jax.data.images.pixels import (
   ImageReader,
-  as_pixels,
   check_batch,
   check_classes,
+  identical,
   identities,
 )
 from mrpo_jax.data.reading import values
@@ -105,7 +105,7 @@ def load(name, *, classes, size=None, channels=None):
     if sides is None:
       continue
     images = [reader.read(row[side], f"{place}: {side}") for side in sides]
-    if np.array_equal(*map(as_pixels, images)):
+    if identical(*images):
       notes.add("have two identical images, and are left out", place)
       continue
     numbers.append(class_reader.read(row, place))

@@ -15,6 +15,8 @@ from mrpo_jax.text import sized_bytes
 logger = logging.getLogger(__name__)
 
 TOP = np.float32(255)  # the level of white, 1; level 0 is black, -1
+# The pixel of each level: one rounding, so opposite levels are opposite pixels.
+PIXEL = (2 * np.arange(256, dtype=np.float32) - TOP) / TOP
 # Red, green and blue in 65,536 parts of grey: ITU-R BT.601, as Pillow rounds.
 LUMA = np.array([19595, 38470, 7471])
 LARGE = 1e9  # bytes of arrays, from which their size is said
@@ -23,9 +25,8 @@ NAMES = {1: "greyscale", 3: "colour"}
 
 
 def from_levels(levels):
-  """Pixels in [-1, 1], float32, of levels 0 to 255: (2 level - 255) / 255."""
-  # One rounding: so opposite levels are opposite pixels.
-  return (2 * levels.astype(np.float32) - TOP) / TOP
+  """Pixels in [-1, 1], float32, of levels, uint8: (2 level - 255) / 255."""
+  return PIXEL[levels]
 
 
 def to_levels(pixels, where):
@@ -41,6 +42,13 @@ def to_levels(pixels, where):
 def as_pixels(image):
   """Pixels in [-1, 1] of levels, uint8, or of such pixels."""
   return from_levels(image) if image.dtype == np.uint8 else image
+
+
+def identical(image, other):
+  """Have two images, levels or pixels, the same pixels?"""
+  if image.dtype != other.dtype:
+    image, other = as_pixels(image), as_pixels(other)
+  return np.array_equal(image, other)
 
 
 def check_range(pixels, where):

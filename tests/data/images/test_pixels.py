@@ -68,6 +68,15 @@ def test_whole_numbers_and_fractions_are_told_apart_by_their_type():
     np.testing.assert_array_equal(read(form), image.astype(np.float32)[None])
 
 
+def test_images_are_identical_by_their_pixels():
+  image = levels(2)
+  other = image ^ 1
+  for one in (image, pixels.from_levels(image)):
+    assert pixels.identical(one, image) and pixels.identical(image, one)
+    assert not pixels.identical(one, other)
+    assert not pixels.identical(other, one)
+
+
 # Greyscale and colour.
 
 
