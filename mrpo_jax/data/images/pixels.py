@@ -61,7 +61,7 @@ def check_range(pixels, where):
   low, high = pixels.min(initial=0), pixels.max(initial=0)
   if low < -1 or high > 1:
     raise InputError(
-      f"{where}: has pixels from {low:.6g} to {high:.6g}; fractions are from "
+      f"{where}: has pixels from {low:.9g} to {high:.9g}; fractions are from "
       "-1 (black) to 1 (white), and whole numbers from 0 to 255"
     )
 
@@ -100,7 +100,8 @@ def identities(class_N, *batches):
   for number, *images in zip(class_N, *batches, strict=True):
     content = hashlib.sha256(f"{int(number)} {images[0].shape}".encode())
     for image_HWX in images:
-      content.update(np.ascontiguousarray(image_HWX, "<f4"))
+      positive_HWX = image_HWX + np.float32(0)  # -0 is 0
+      content.update(np.ascontiguousarray(positive_HWX, "<f4"))
     ids.append(content.hexdigest())
   return ids
 
