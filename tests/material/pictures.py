@@ -38,7 +38,11 @@ def struct_of(content):
 
 
 def parquet(path, rows, metadata=None):
-  table = pyarrow.Table.from_pylist(rows)
+  """A Parquet file of rows; what one of them has not is null."""
+  names = dict.fromkeys(name for row in rows for name in row)
+  table = pyarrow.Table.from_pylist(
+    [dict.fromkeys(names) | row for row in rows]
+  )
   pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
   return path
 

@@ -148,10 +148,14 @@ def test_unequal_sizes_are_refused_in_a_pair_and_in_a_set(refused):
   assert "want 8 x 8" in refused(row(), size=8)
 
 
-def test_channels_and_classes_are_passed_on(load, refused):
+def test_channels_and_classes_are_passed_on(load, refused, caplog):
+  caplog.set_level(logging.INFO, "mrpo_jax")
   found = load(row(prompt="horse"), classes=("cat", "horse"), channels=1)
   assert found.chosen_NHWX.shape == (1, 4, 5, 1)
   assert found.class_N.tolist() == [1]
+  assert "2 of 2 images are colour, converted" in caplog.messages[-1]
+  load(row(), row(prompt="horse"), classes=("horse",))
+  assert "1 of 2 rows have no class" in caplog.messages[-1]
   message = refused(row(prompt="hrose"), classes=("cat", "horse"))
   assert message.startswith(
     " row 1: prompt 'hrose' is no class; did you mean horse"

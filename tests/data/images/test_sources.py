@@ -129,6 +129,22 @@ def test_arrays_and_float_images_of_tfds_are_read(tmp_path):
   assert found.class_N.tolist() == [0]
 
 
+def test_float_images_of_tfds_are_read_as_it_stores_them(tmp_path, monkeypatch):
+  """Their 4 bytes stand in a PNG of 4 channels; TFDS encodes by TensorFlow."""
+  from tensorflow_datasets.core.features import image_feature
+
+  monkeypatch.setattr(
+    image_feature._ImageEncoder,
+    "_encode_image",
+    lambda self, levels_HWX: saved(levels_HWX),
+  )
+  image = np.linspace(-1, 1, 20, dtype=np.float32).reshape(4, 5, 1)
+  feature = image_feature.Image(shape=(4, 5, 1), dtype=np.float32)
+  place = prepared(tmp_path, {"image": feature}, [{"image": image}])
+  found = labelled.load_images(f"{place}:test", classes=())
+  np.testing.assert_array_equal(found.image_NHWX, image[None])
+
+
 def test_labels_of_datasets_are_read_by_their_names(tmp_path):
   rows = [{"image": saved(levels(i)), "label": i - 1} for i in range(3)]
   path = parquet(tmp_path / "a.parquet", rows, noted({"label": NOTED}))

@@ -2,6 +2,7 @@
 """What is written is what was given, to `datasets` and to Pillow, too."""
 
 import io
+import json
 import logging
 
 import datasets
@@ -110,7 +111,8 @@ def test_datasets_finds_images_and_columns(tmp_path, channels, mode):
   wanted = rounded(some(channels))
   more = {
     "ink": [0.5, None, 1.5],
-    "half": np.ones(3, np.float32),
+    "single": np.ones(3, np.float32),
+    "half": np.ones(3, np.float16),
     "round": [1, 2, 3],
     "by": ["a", None, "c"],
   }
@@ -125,7 +127,8 @@ def test_datasets_finds_images_and_columns(tmp_path, channels, mode):
       "rejected": datasets.Image(),
       "class": datasets.Value("string"),
       "ink": datasets.Value("float64"),
-      "half": datasets.Value("float32"),
+      "single": datasets.Value("float32"),
+      "half": datasets.Value("float16"),
       "round": datasets.Value("int64"),
       "by": datasets.Value("string"),
     }
@@ -138,9 +141,17 @@ def test_datasets_finds_images_and_columns(tmp_path, channels, mode):
     np.testing.assert_array_equal(
       pixels.from_levels(levels), wanted.chosen_NHWX[i]
     )
-  # And what `datasets` writes, is read here.
+  # And what `datasets` writes is read here, and has the same note.
   found.to_parquet(str(tmp_path / "b.parquet"))
   same(pairs.load(tmp_path / "b.parquet", classes=CLASSES), wanted)
+  ours, theirs = (noted(tmp_path / f"{name}.parquet") for name in "ab")
+  assert ours == theirs
+
+
+def noted(path):
+  """The features that a file says it has."""
+  metadata = pyarrow.parquet.read_schema(path).metadata
+  return json.loads(metadata[b"huggingface"])["info"]["features"]
 
 
 def test_the_file_holds_png_in_plain_structs(tmp_path):
