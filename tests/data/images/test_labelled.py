@@ -2,6 +2,7 @@
 """Labelled images: of files, and the digits of scikit-learn."""
 
 import hashlib
+import logging
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("column", ["image", "img"])
-def test_images_of_a_file(tmp_path, column):
+def test_images_of_a_file(tmp_path, column, caplog):
+  caplog.set_level(logging.INFO, "mrpo_jax")
   rows = [{column: saved(levels(i)), "label": i} for i in range(2)]
   path = parquet(tmp_path / "a.parquet", rows)
   found = load_images(path, classes=("cat", "dog"))
@@ -112,6 +114,9 @@ def test_images_of_a_file(tmp_path, column):
   grey = load_images(path, classes=(), channels=1)
   assert grey.image_NHWX.shape == (2, 4, 5, 1)
   assert grey.class_N.tolist() == [-1, -1]
+  classes, colours = caplog.messages
+  assert "2 of 2 rows have a class or a prompt, which is not used" in classes
+  assert "2 of 2 images are colour, converted to greyscale" in colours
 
 
 def test_rows_that_hold_no_image_are_refused(tmp_path):
