@@ -11,6 +11,7 @@ TENSORBOARD = ["tensorboard>=2.20"]
 PLOT = ["matplotlib>=3.10"]
 GGUF = ["gguf>=0.18"]
 REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
+DIFFUSION = ["pillow>=10.4", "scikit-learn>=1.5"]
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4", "pyyaml>=6"]
 
 setuptools.setup(
@@ -52,6 +53,7 @@ setuptools.setup(
     "eval": EVAL,
     "gguf": GGUF,
     "rewards": REWARDS,
+    "diffusion": DIFFUSION,
     "test": [
       "pytest>=8",
       "filelock>=3.16",
@@ -62,6 +64,7 @@ setuptools.setup(
       *EVAL,
       *GGUF,
       *REWARDS,
+      *DIFFUSION,
     ],
     "hub": ["datasets>=4"],
     "tpu": ["jax[tpu]>=0.10"],

@@ -22,6 +22,11 @@ def first_line(error):
   return (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def in_one_line(error):
+  """An exception's kind and all of its message, at most 300 letters."""
+  return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def did_you_mean(name, known):
   """ " did you mean X?" of the known name that is most like it; else ""."""
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)

@@ -15,12 +15,11 @@ import numpy as np
 
 from mrpo_jax.data import formats
 from mrpo_jax.data.chat.messages import is_plain
-from mrpo_jax.data.reading import shards, values
-from mrpo_jax.errors import InputError
+from mrpo_jax.data.reading import prepared, shards, values
+from mrpo_jax.errors import InputError, in_one_line
 
 logger = logging.getLogger(__name__)
 
-SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -58,12 +57,7 @@ def load(name, *, conversations="", weights=None):
 
 
 def _load(name, weights):
-  place, split = name, None
-  if not pathlib.Path(name).exists() and (match := SPLIT.fullmatch(name)):
-    place, split = match.groups()
-  files = shards.files_of(name)
-  if files is None and split is not None:
-    files = shards.files_of(place, split)
+  files, place, split = shards.resolved(name)
   if files is not None:
     also = (weights.name,) if weights else ()
     rows = (row for file in files for row in formats.rows(file, also))
@@ -71,8 +65,8 @@ def _load(name, weights):
     return list(formats.pairs_of_rows(rows, where, weights))
   split = split or "train"
   if place and pathlib.Path(place).is_dir():
-    _refuse_outer(place)
-    rows, where = _tfds_rows(place, split), f"{place} split {split}"
+    prepared.refuse_outer(place)
+    rows, where = prepared.rows_of(place, split), f"{place} split {split}"
     ours = "fingerprint" in (_metadata(pathlib.Path(place)) or {})
     if ours and weights:
       raise InputError(
@@ -187,7 +181,7 @@ def _write(builder, directory):
     except OSError as error:
       if not directory.exists():  # Else another process was first.
         raise InputError(
-          f"{directory}: cannot be written ({_one_line(error)}); "
+          f"{directory}: cannot be written ({in_one_line(error)}); "
           "give a directory with room where you may write"
         ) from error
 
@@ -248,36 +242,6 @@ def _unwrapped(value):
   return value
 
 
-def _refuse_outer(place):
-  """Raises InputError where data sets stand below a folder that is none."""
-  if (pathlib.Path(place) / shards.TFDS[0]).exists():
-    return
-  below = [path.parent for path in pathlib.Path(place).rglob(shards.TFDS[0])]
-  # The hub's own folders have no features.json.
-  sets = sorted(str(one) for one in below if (one / shards.TFDS[1]).exists())
-  if sets:
-    raise InputError(
-      f"{place}: is no data set itself; name the one below it: "
-      f"{' or '.join(sets)}"
-    )
-
-
-def _tfds_rows(directory, split):
-  import tensorflow_datasets as tfds
-
-  try:
-    builder = tfds.builder_from_directory(directory)
-    rows = builder.as_data_source(split=split)
-    for i in range(len(rows)):
-      yield rows[i]
-  except Exception as error:  # TFDS and ArrayRecord raise many kinds.
-    raise InputError(
-      f"{directory}: cannot be read as a data set prepared by TFDS in "
-      f"array_record format, split {split} ({_one_line(error)}); "
-      "check directory and split, or prepare it again"
-    ) from error
-
-
 def _hub_rows(name, split):
   try:
     import datasets
@@ -291,10 +255,6 @@ def _hub_rows(name, split):
   except Exception as error:  # It raises many kinds, and wraps the network's.
     raise InputError(
       f"{name}: cannot be had from the Hugging Face hub, split {split} "
-      f"({_one_line(error)}); check name, split and network"
+      f"({in_one_line(error)}); check name, split and network"
     ) from error
   return rows
-
-
-def _one_line(error):
-  return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -14,12 +14,31 @@ logger = logging.getLogger(__name__)
 # What stands beside data and is none.
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 METADATA += ("features.json", "metadata.json", "state.json", "config.json")
+SPLIT = re.compile(r"(.+?):([\w.+-]+(?:\[[^\]]*\])?)")
 TFDS = ("dataset_info.json", "features.json")
 SPLIT_OF = re.compile(
   r"(?:^|[^a-z])((?:train|training|test|testing|validation|valid|val|dev|eval"
   r"|evaluation)(?:_[a-z]+)*)(?=$|[^a-z])"
 )
 SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)(.*)")
+
+
+def resolved(name):
+  """(files, place, split) that the name of a source stands for.
+
+  Files are None where it stands for none; then `place` is the name without
+  ":split", and `split` is None where it has no such end.
+
+  Raises:
+    InputError: as `files_of` does.
+  """
+  place, split = name, None
+  if not pathlib.Path(name).exists() and (match := SPLIT.fullmatch(name)):
+    place, split = match.groups()
+  files = files_of(name)
+  if files is None and split is not None:
+    files = files_of(place, split)
+  return files, place, split
 
 
 def files_of(name, split=None):
