@@ -187,6 +187,11 @@ def row_share(mesh):
   return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
+def examples_sharding(mesh):
+  """Of arrays whose first axis is examples, an array element each."""
+  return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
 def rows_sharding(mesh):
   return NamedSharding(mesh, PartitionSpec(None, ROWS, None))
 

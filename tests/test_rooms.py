@@ -32,9 +32,10 @@ MAY = {
   "generation": {*GROUND, "models", "parallel"},
   "evaluation": {*GROUND, *WINGS, "parallel", "generation"},
   "online": {*GROUND, *WINGS, "training", "generation"},
+  "diffusion": {*GROUND, "losses", "models", "parallel", "hub", "training"},
   "runs": {
     *(*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"),
-    *("evaluation", "online"),
+    *("evaluation", "online", "diffusion"),
   },
   "reports": {*GROUND, *ENGINES, "evaluation", "runs"},
   "sweeps": {*GROUND, "training", "runs", "reports"},

@@ -114,6 +114,14 @@ def _spread(token_values, indices, part):
   return value_ARM
 
 
+def shuffled(count, seed):
+  """Endless sequence of the places of so many examples, by epochs.
+
+  Every epoch has its own order, which follows from the seed.
+  """
+  return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
 def training_batches(views, packing, *, seed, start=0, known=NOTHING):
   """Endless iterator over (step from start + 1, (rows per view, given)).
 
@@ -124,7 +132,7 @@ def training_batches(views, packing, *, seed, start=0, known=NOTHING):
     start: steps already done; any step is reached without replaying others.
     known: Known of the same pairs.
   """
-  order = grain.MapDataset.range(len(views[0])).seed(seed).shuffle().repeat()
+  order = shuffled(len(views[0]), seed)
   size = packing.batch
   # Grain's own batches of endless data have a length that, for batches of one,
   # no machine's integer holds.

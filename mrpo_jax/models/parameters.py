@@ -157,7 +157,12 @@ def abstract(config, dtype=jnp.float32):
 
 def init(config, key, dtype=jnp.float32):
   """Random parameters; the same key gives the same on every mesh."""
-  specs, treedef = jax.tree.flatten(table(config), is_leaf=is_spec)
+  return init_table(table(config), key, dtype)
+
+
+def init_table(specs, key, dtype=jnp.float32):
+  """The same of a tree of ArraySpec."""
+  specs, treedef = jax.tree.flatten(specs, is_leaf=is_spec)
   keys = jax.random.split(key, len(specs))
   arrays = [
     jnp.full(spec.shape, spec.start, dtype)

@@ -17,6 +17,7 @@ from mrpo_jax.training import checkpoints
 logger = logging.getLogger(__name__)
 
 PAIRS = "eval_pairs.jsonl"  # per evaluated pair, written by the trainer
+PICTURES = "pictures"  # of what a denoiser drew, step-<n>.png
 CONFIG = "config.json"
 # A key stands for all below it, * for any name.  What may differ when a run
 # goes on, and what that means for its numbers; everything else needs the user's

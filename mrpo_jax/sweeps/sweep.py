@@ -11,7 +11,7 @@ from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs import owner
 from mrpo_jax.runs.config import (
   RENAMED,
-  BanditConfig,
+  Config,
   read,
   with_defaults,
 )
@@ -139,10 +139,8 @@ def _key_of(flag):
 def _checked_run(folder, values):
   """The Config of a run that can start, or go on, in its folder."""
   config = read(values)
-  if isinstance(config, BanditConfig):
-    raise InputError(
-      "a bandit is not swept: it has a loss for each of its betas"
-    )
+  if not isinstance(config, Config):
+    raise InputError("only runs of language models are swept")
   check_best(config, chosen_method(config))
   check_folders(config)
   known_run(folder, config.to_dict())

@@ -116,7 +116,16 @@ class Log:
   """
 
   def __init__(
-    self, workdir, *, start, due, constants, rate, watch, logged=None
+    self,
+    workdir,
+    *,
+    start,
+    due,
+    constants,
+    rate,
+    watch,
+    logged=None,
+    unit="pairs",
   ):
     """Opens the files, on the first process, and starts the progress.
 
@@ -129,8 +138,9 @@ class Log:
       watch: called as watch(step, metrics), in order, before the line.
       logged: of a run that goes on: logged(step), was there a line of it?
         None: as `due` says.
+      unit: of the constants, how many examples a step takes.
     """
-    self._due, self._constants = due, constants
+    self._due, self._constants, self._unit = due, constants, unit
     self._rate, self._watch = rate, watch
     self._metrics = None
     if processes.is_first():
@@ -192,7 +202,9 @@ class Log:
       self._metrics.sync()
 
   def _record(self, step, metrics, seconds, waited):
-    tokens = {name: int(metrics.pop(name)) for name in TOKENS}
+    tokens = {
+      name: int(metrics.pop(name)) for name in TOKENS if name in metrics
+    }
     self._watch(step, metrics)
     self._steps, self._busy = self._steps + 1, self._busy + seconds
     now = step in (self._first, self._due.steps)
@@ -220,14 +232,14 @@ class Log:
       self._metrics.write(step, values)
 
   def _figures(self, metrics):
-    """Of a step, as texts; pairs/s over the steps of this process."""
+    """Of a step, as texts; examples/s over the steps of this process."""
     texts = [
       f"{title} {metrics[name]:{form}}"
       for title, name, form in CONSOLE
       if name in metrics
     ]
-    pairs = self._constants["pairs"] * self._steps
-    return [*texts, f"{pairs / max(self._busy, 1e-9):.1f} pairs/s"]
+    done = self._constants[self._unit] * self._steps
+    return [*texts, f"{done / max(self._busy, 1e-9):.1f} {self._unit}/s"]
 
 
 def finite(step, metrics):

@@ -21,13 +21,19 @@ def train(given):
   config = _config(given)
   from mrpo_jax import processes
   from mrpo_jax.runs import bandit
-  from mrpo_jax.runs.config import BanditConfig
+  from mrpo_jax.runs.config import BanditConfig, DiffusionConfig
   from mrpo_jax.runs.train import train_run
 
   if isinstance(config, BanditConfig):
     if processes.several():
       raise InputError("a bandit runs in one process")
     return bandit.train_run(config, given.workdir)
+  if isinstance(config, DiffusionConfig):
+    from mrpo_jax.runs import diffusion
+
+    return diffusion.train_run(
+      config, given.workdir, allow_changed=given.allow_changed
+    )
   same = [f"--config={given.config}", f"--workdir={given.workdir}"]
   same += [f"--store={given.store}"] if given.store else []
   same += ["--allow-changed"] if given.allow_changed else []
@@ -164,8 +170,16 @@ def export(given):
   chat template that was trained with and the source's generation_config.json.
   --dtype is that of the weights; unless given, they stay as trained.
   --discriminator writes the reward model of an online run in its place.
+
+  A run that trained a denoiser gives its config.json and safetensors.
   """
+  from mrpo_jax.runs.diffusion import export as denoisers
   from mrpo_jax.runs.export import export, export_discriminator
+
+  if (config := denoisers.config_of(given.workdir)) is not None:
+    denoisers.refuse_language(given)
+    denoisers.export(given.workdir, given.to, step=given.step, config=config)
+    return
 
   about = dict(step=given.step, dtype=given.dtype)
   if given.discriminator:
@@ -227,9 +241,12 @@ def _config(given):
 
 def _of_models(given, purpose):
   """The config of a command that wants one with a step."""
-  from mrpo_jax.runs.config import BanditConfig
+  from mrpo_jax.runs.config import Config
 
   config = _config(given)
-  if isinstance(config, BanditConfig):
-    raise InputError(f"a bandit has no step {purpose}")
+  if not isinstance(config, Config):
+    raise InputError(
+      f"--config {given.config} trains no language model, so there is nothing "
+      f"{purpose}"
+    )
   return config

@@ -10,6 +10,7 @@ from mrpo_jax.reports.page.benchmarks import benchmarks
 from mrpo_jax.reports.page.curves import learning_curves
 from mrpo_jax.reports.page.markup import Html, breakable, tag
 from mrpo_jax.reports.page.mixture import mixtures
+from mrpo_jax.reports.page.pictures import pictures
 from mrpo_jax.reports.page.plots import swatch
 from mrpo_jax.reports.page.samples import samples
 from mrpo_jax.reports.page.style import STYLE
@@ -32,6 +33,7 @@ def page(title, comparison):
     "mixture": ("References in the mixture", mixtures(series)),
     "benchmarks": ("Benchmarks", benchmarks(series)),
     "samples": ("Samples", samples(series)),
+    "pictures": ("Pictures", pictures(series)),
     "configs": ("Configs", tables.configs(series)),
   }
   sections = {name: one for name, one in sections.items() if one[1]}

@@ -108,6 +108,7 @@ td code { white-space: pre-wrap; overflow-wrap: anywhere; }
   border-radius: 10px; padding: 0.8rem; display: flex; flex-direction: column;
 }
 .plot svg { margin-top: auto; }
+.plot img { max-width: 100%; align-self: center; image-rendering: pixelated; }
 figcaption { line-height: 1.35; margin-bottom: 0.4rem; }
 figcaption strong {
   display: block; font-size: 0.95rem; font-weight: 600; overflow-wrap: anywhere;

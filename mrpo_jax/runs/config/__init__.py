@@ -10,6 +10,7 @@ from mrpo_jax.runs.config.config import renamed as renamed
 from mrpo_jax.runs.config.config import say_renamed as say_renamed
 from mrpo_jax.runs.config.config import values_of as values_of
 from mrpo_jax.runs.config.config import with_defaults as with_defaults
+from mrpo_jax.runs.config.diffusion import DiffusionConfig as DiffusionConfig
 from mrpo_jax.runs.config.models import Folder as Folder
 from mrpo_jax.runs.config.models import ModelSection as ModelSection
 from mrpo_jax.runs.config.models import key_of as key_of

@@ -11,6 +11,7 @@ import pydantic
 
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.config.bandit import BanditConfig
+from mrpo_jax.runs.config.diffusion import DiffusionConfig
 from mrpo_jax.runs.config.models import (
   POLICY,
   is_of_policy,
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 RENAMED = {"optimizer.end_lr": "optimizer.end_lr_share"}  # old key: its name
 SHARED = "configs.common"  # where it was that config files shared
+KINDS = {"bandit": BanditConfig, "denoiser": DiffusionConfig}  # by a section
 
 
 class Config(Section):
@@ -157,7 +159,7 @@ class Config(Section):
 
 
 def read(values):
-  """The Config, or BanditConfig, of a nested dict; complete and checked.
+  """The Config of a nested dict, or one of KINDS; complete and checked.
 
   Raises:
     InputError: an unknown key (the known ones are listed), a missing one, a
@@ -211,7 +213,7 @@ def with_defaults(values):
 
 
 def _kind(values):
-  return BanditConfig if "bandit" in values else Config
+  return next((kind for name, kind in KINDS.items() if name in values), Config)
 
 
 def load(given):

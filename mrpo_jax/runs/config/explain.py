@@ -8,6 +8,7 @@ import typing
 from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.runs.config.bandit import BanditConfig
 from mrpo_jax.runs.config.config import RENAMED, Config
+from mrpo_jax.runs.config.diffusion import DiffusionConfig
 from mrpo_jax.runs.config.keywords import keywords
 from mrpo_jax.runs.config.section import Named, Shown, allowed, is_section
 from mrpo_jax.runs.config.sections import Loss
@@ -53,7 +54,14 @@ def keys():
     for name, said in _keys_of(BanditConfig)
     if name.startswith("bandit")
   }
-  return dict(_keys_of(Config)) | bandit
+  found = dict(_keys_of(Config))
+  # What a denoiser's config has under the same name has the same meaning.
+  images = {
+    name: said
+    for name, said in _keys_of(DiffusionConfig)
+    if name not in found and not name.startswith("references")
+  }
+  return found | bandit | images
 
 
 def _general(key):

@@ -11,7 +11,7 @@ from mrpo_jax.data.tokenizer import load_tokenizer, with_template
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import lora
 from mrpo_jax.models.config import ModelConfig
-from mrpo_jax.runs.config import BanditConfig, Config, Folder, ModelSection
+from mrpo_jax.runs.config import Config, Folder, ModelSection
 from mrpo_jax.runs.data import fingerprint_of, trained_folder
 from mrpo_jax.runs.models import ADAPTED, base_params
 from mrpo_jax.runs.setup import best
@@ -61,8 +61,8 @@ def find_step(workdir, step):
   if not (workdir / CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
   config = recorded_config(workdir / CONFIG, files.read_json(workdir / CONFIG))
-  if isinstance(config, BanditConfig):
-    raise InputError(f"--workdir {workdir}: a bandit has no model")
+  if not isinstance(config, Config):
+    raise InputError(f"--workdir {workdir} holds no language model")
   return checkpoints.find(workdir, step, best(config))
 
 

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that a denoiser draws: samples, and pairs that a reward labels."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrpo_jax.data.images.pairs import ImagePairs
+from mrpo_jax.data.images.pairs import load as load_pairs
+from mrpo_jax.data.images.write import quantised, write_pairs
+from mrpo_jax.diffusion.sampling import Sampling, sample
+from mrpo_jax.errors import InputError
+from mrpo_jax.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+BATCH = 256  # images that are drawn at once
+CLASSES, NOISE = 1, 2  # streams of a seed
+
+
+def draw(denoiser, params, seed, class_N, sampling, title="drawing"):
+  """image_NHWX of these classes, on the host; image n follows from n alone.
+
+  Args:
+    denoiser: DenoiserConfig.
+    params: its parameters.
+    seed: of all images.
+    class_N: int; the number of classes stands for none.
+    sampling: sampling.Sampling.
+    title: a word for the progress.
+  """
+  run = _compiled(denoiser, sampling)
+  key, found = jax.random.key(seed), []
+  with Progress(title, len(class_N), "images") as progress:
+    for first in range(0, len(class_N), BATCH):
+      # Rows of the last batch that nobody asked for keep its shape.
+      number_B = np.arange(first, first + BATCH)
+      class_B = class_N[np.minimum(number_B, len(class_N) - 1)]
+      images = run(params, key, jnp.asarray(number_B), jnp.asarray(class_B))
+      found.append(np.asarray(images)[: len(class_N) - first])
+      progress.update(len(found[-1]))
+  return np.concatenate(found)
+
+
+@functools.lru_cache
+def _compiled(denoiser, sampling):
+  def drawn(params, key, number_B, class_B):
+    return sample(denoiser, params, key, number_B, class_B, sampling)
+
+  return jax.jit(drawn)
+
+
+def draw_pairs(setup, params):
+  """(train, held_out) ImagePairs of the policy's start, in W/pairs.
+
+  Both images of a pair are of one class; the reward says which is chosen.
+  Images are kept with 8 bits, as their files have them, and so are trained on.
+  What is there is read.
+
+  Args:
+    setup: DenoiserSetup.
+    params: of the start.
+  """
+  given = setup.config.drawn
+  sizes = {"train": given.pairs, "held_out": given.held_out}
+  paths = {
+    split: setup.workdir / "pairs" / f"{split}.parquet" for split in sizes
+  }
+  if not all(path.exists() for path in paths.values()):
+    _write_pairs(
+      setup, params, dict(zip(paths.values(), sizes.values(), strict=True))
+    )
+  kinds = setup.kinds
+  return tuple(load_pairs(path, **kinds) for path in paths.values())
+
+
+def _write_pairs(setup, params, sizes):
+  """Draws and labels pairs into files; `sizes` is {path: how many}."""
+  config, count = setup.config, sum(sizes.values())
+  class_N = _classes(setup, count)
+  seed = int(np.random.default_rng([config.seed, NOISE]).integers(2**31))
+  image = draw(
+    *(setup.denoiser, params, seed, np.repeat(setup.told(class_N), 2)),
+    Sampling(config.samples.solver, config.samples.steps),
+    title="drawing pairs",
+  )
+  image = quantised(image).reshape(count, 2, *image.shape[1:])
+  reward_NC = np.stack(
+    [_rewards(setup, image[:, side], class_N) for side in (0, 1)], axis=1
+  )
+  differ_N = reward_NC[:, 0] != reward_NC[:, 1]
+  if not differ_N.all():
+    logger.info(f"{(~differ_N).sum()} of {count} pairs are ties, and left out")
+  best_N, row_N, first = np.argmax(reward_NC, axis=1), np.arange(count), 0
+  for path, size in sizes.items():
+    kept = [n for n in range(first, first + size) if differ_N[n]]
+    first += size
+    if not kept:
+      raise InputError(
+        f"config.drawn.reward={config.drawn.reward!r} gives both images of "
+        f"every pair the same reward, so {path.name} would be empty"
+      )
+    pairs = ImagePairs.of(
+      image[row_N, best_N][kept], image[row_N, 1 - best_N][kept], class_N[kept]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {
+      "chosen_reward": reward_NC.max(axis=1)[kept],
+      "rejected_reward": reward_NC.min(axis=1)[kept],
+    }
+    write_pairs(path, pairs, classes=config.data.classes, columns=columns)
+
+
+def _classes(setup, count):
+  """class_N of so many pairs, -1 where the denoiser knows of none."""
+  known = setup.denoiser.classes
+  if not known:
+    return np.full(count, -1, np.int32)
+  rng = np.random.default_rng([setup.config.seed, CLASSES])
+  return rng.integers(known, size=count).astype(np.int32)
+
+
+def _rewards(setup, image_NHWX, class_N):
+  found = np.asarray(setup.reward(image_NHWX, class_N), np.float64)
+  if found.shape != class_N.shape or not np.isfinite(found).all():
+    raise InputError(
+      f"config.drawn.reward={setup.config.drawn.reward!r} must give a finite "
+      f"number for each image, gave an array of {found.shape}"
+    )
+  return found

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage of a denoiser's run: steps of one kind, from start to checkpoint."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+
+import jax
+import numpy as np
+
+from mrpo_jax import parallel
+from mrpo_jax.data.batches import shuffled
+from mrpo_jax.diffusion.denoiser import DenoiserConfig, table
+from mrpo_jax.progress import stage
+from mrpo_jax.runs.workdir import claim
+from mrpo_jax.training import checkpoints, optimizer, train_state
+from mrpo_jax.training.log import Log
+from mrpo_jax.training.loop import Due, train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """Steps of one kind on one set of examples."""
+
+  workdir: pathlib.Path
+  content: dict  # of config.json
+  mesh: jax.sharding.Mesh
+  denoiser: DenoiserConfig
+  due: Due
+  batch: int
+  count: int  # examples, of which a step takes `batch`
+  seed: int
+  optimizer: dict  # keywords of `optimizer.make`
+  unit: str  # what the examples are called
+  keep: dict  # keywords of `checkpoints.manager`
+  classes: tuple  # their names
+
+  @functools.cached_property
+  def made(self):
+    """(transformation, schedule)."""
+    return optimizer.make(steps=self.due.steps, **self.optimizer)
+
+  def shardings(self, method_state):
+    """TrainState of NamedSharding."""
+    specs = table(self.denoiser)
+    return train_state.shardings(specs, self.made[0], self.mesh, method_state)
+
+  def start(self, params, method_state):
+    """(TrainState, steps done): restored, or else from `params()`."""
+    to = self.shardings(method_state)
+    create = functools.partial(
+      train_state.create, transformation=self.made[0], seed=self.seed
+    )
+    shapes = jax.eval_shape(
+      create,
+      jax.eval_shape(params),
+      method_state=method_state,
+    )
+    restored = checkpoints.restore(self.workdir, parallel.abstract(shapes, to))
+    if restored is not None:
+      return restored[::-1]
+    make = jax.jit(create, out_shardings=to)
+    return make(params(), method_state=method_state), 0
+
+  def run(self, state, start, step_of, batch_of, *, stop, check, **looks):
+    """(steps done, state) at the end.
+
+    Args:
+      state: TrainState after the steps done.
+      start: those.
+      step_of: (state, batch) -> (state, metrics), to be jitted.
+      batch_of: (step, places in the examples) -> a batch on the host.
+      stop, check: of the whole run.
+      **looks: `evaluate` and `look` of `loop.train`.
+    """
+    claim(self.workdir, self.content, step=start)
+    to = jax.tree.map(lambda array: array.sharding, state)
+    step = _compiled_once(
+      jax.jit(step_of, donate_argnums=0, out_shardings=(to, None))
+    )
+    rows = parallel.examples_sharding(self.mesh)
+    order = shuffled(self.count, self.seed)
+
+    def next_batch(state):
+      done = next_batch.done
+      next_batch.done += 1
+      first = done * self.batch
+      places = [order[i] for i in range(first, first + self.batch)]
+      batch = batch_of(done + 1, np.array(places))
+      return state, done + 1, jax.device_put(batch, rows)
+
+    next_batch.done = start
+    with (
+      stop.interrupts(),
+      checkpoints.manager(self.workdir, **self.keep) as manager,
+      Log(
+        self.workdir,
+        start=start,
+        due=self.due,
+        constants={self.unit: self.batch},
+        unit=self.unit,
+        rate=lambda step: float(self.made[1](step - 1)),
+        watch=lambda step, metrics: None,
+      ) as log,
+    ):
+      look = looks["look"]
+      if not start and self.due.looks(0):
+        log.begin(look(0, state))
+      return train(
+        *(step, state, next_batch, log),
+        due=self.due,
+        evaluate=looks["evaluate"],
+        look=look,
+        save=functools.partial(self._save, manager, check),
+        stop=stop,
+      )
+
+  def _save(self, manager, check, step, state, figures):
+    check()
+    meta = {
+      "step": step,
+      "pairs": step * self.batch,
+      "config": self.content,
+      "denoiser": dataclasses.asdict(self.denoiser),
+      "classes": [*self.classes],
+    }
+    if figures is not None:
+      meta["evaluation"] = figures
+    checkpoints.save(manager, step, state, meta)
+
+
+def _compiled_once(jitted):
+  """The same step, whose compilation is said."""
+  found = []
+
+  def run(state, batch):
+    if not found:
+      with stage("compiling the step"):
+        found.append(jitted.lower(state, batch).compile())
+    return found[0](state, batch)
+
+  return run
