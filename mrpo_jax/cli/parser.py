@@ -139,8 +139,9 @@ def _meant(name, flags, takes):
   from mrpo_jax.runs.config.explain import keys
 
   asked = re.sub(r"^--?(config[.:_-]?)?", "", name)
-  # By its last part too; one at the top goes before one in a section.
-  whole = sorted(keys(), key=lambda key: -key.count("."))
+  # By its last part too; one at the top goes before one in a section, and of
+  # two in sections the first.
+  whole = sorted(keys(), key=lambda key: key.count("."))[::-1]
   whole = {key.rpartition(".")[2]: key for key in whole} | {k: k for k in whole}
   if asked in whole:
     return f" did you mean --config.{whole[asked]}?"

@@ -77,7 +77,10 @@ def refused(capsys, *argv):
     (["bench", DEBUG, "--trace=/dev/null/x"], "/dev/null/x: cannot be written"),
     (["bench", DEBUG, "--json=none/x.json"], "none/x.json: no such folder"),
     (["bench", DEBUG, "--config.data.train=none.jsonl"], "none.jsonl"),
-    (["bench", BANDIT], "a bandit has no step to time"),
+    (
+      ["bench", BANDIT],
+      "trains no language model, so there is nothing to time",
+    ),
   ],
 )
 def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):

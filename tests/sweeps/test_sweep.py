@@ -79,7 +79,7 @@ def test_parts_share_the_runs(checked):
     (
       ["bandit.lr=1,2"],
       {"config": QUICKSTART.replace("quickstart", "mallows_bandit")},
-      "a bandit is not swept",
+      "only runs of language models are swept",
     ),
   ],
 )

@@ -9,7 +9,7 @@ import pathlib
 import jax
 import numpy as np
 
-from mrpo_jax import losses
+from mrpo_jax import losses, parallel
 from mrpo_jax.data.images.labelled import Images, load_images
 from mrpo_jax.data.images.pairs import ImagePairs
 from mrpo_jax.data.images.pairs import load as load_pairs
@@ -68,11 +68,14 @@ def set_up(config, workdir, *, allow_changed=False):
   known_run(workdir, config.to_dict(), allow_changed=allow_changed, fixed=FIXED)
   check_length(workdir, config.steps)
   mesh = mesh_of(config)
-  if config.batch % mesh.size or config.start.batch % mesh.size:
-    raise InputError(
-      f"config.batch={config.batch} and config.start.batch="
-      f"{config.start.batch} must divide over {mesh.size} devices"
-    )
+  shards = parallel.row_shards(mesh)
+  sizes = {"batch": config.batch, "start.batch": config.start.batch}
+  for name, size in sizes.items():
+    if size % shards:
+      raise InputError(
+        f"config.{name}={size} does not divide over the {shards} shards of the "
+        "mesh"
+      )
   given = config.data
   images = train = held_out = None
   if config.start.images:
@@ -86,21 +89,8 @@ def set_up(config, workdir, *, allow_changed=False):
   reward = None
   if config.drawn.pairs:
     reward = reward_of(config.drawn.reward)
-  identity = {"denoiser": _identity(config.denoiser.path)}
-  configs = []
-  for name, one in config.references.items():
-    if one.path == POLICY:
-      configs.append(denoiser)
-      continue
-    found, names = folder.read_config(one.path)
-    errors.check_reference(denoiser, found, f"config.references.{name}")
-    if names and names != given.classes:
-      raise InputError(
-        f"config.references.{name}: its classes are {', '.join(names)}, those "
-        f"of config.data.classes {', '.join(given.classes)}"
-      )
-    identity[f"references.{name}"] = _identity(one.path)
-    configs.append(found)
+  configs, identity = _references(config, denoiser)
+  identity["denoiser"] = _identity(config.denoiser.path)
   for name, data in dict(images=images, train=train, eval=held_out).items():
     if data is not None:
       text = "".join(data.ids)
@@ -116,13 +106,32 @@ def set_up(config, workdir, *, allow_changed=False):
     workdir,
     mesh,
     denoiser,
-    _objective(config, denoiser, tuple(configs)),
+    _objective(config, denoiser, configs),
     images,
     train,
     held_out,
     reward,
     identity,
   )
+
+
+def _references(config, denoiser):
+  """(DenoiserConfig of each reference, {name: identity} of their folders)."""
+  configs, identity = [], {}
+  for name, one in config.references.items():
+    if one.path == POLICY:
+      configs.append(denoiser)
+      continue
+    found, names = folder.read_config(one.path)
+    errors.check_reference(denoiser, found, f"config.references.{name}")
+    if names and names != config.data.classes:
+      raise InputError(
+        f"config.references.{name}: its classes are {', '.join(names)}, those "
+        f"of config.data.classes {', '.join(config.data.classes)}"
+      )
+    configs.append(found)
+    identity[f"references.{name}"] = _identity(one.path)
+  return tuple(configs), identity
 
 
 def _kinds(config, denoiser):

@@ -76,7 +76,8 @@ def _stage(setup, workdir, due, *, batch, count, unit, **given):
   keeps = None if given else best(config)  # the run before evaluates nothing
   return Stage(
     workdir=workdir,
-    content=setup.content,
+    # Whoever reads a workdir by itself finds the steps of that stage.
+    content={**setup.content, "steps": due.steps, "batch": batch},
     mesh=setup.mesh,
     denoiser=setup.denoiser,
     due=due,
