@@ -28,18 +28,18 @@ def get_config(arg=""):
   c.batch = 64
   c.data = dict(classes=DIGITS)
   c.denoiser = dict(
-    new=dict(patch=2, width=96, layers=4, heads=3, mlp_width=384)
+    new=dict(patch=4, width=128, layers=4, heads=4, mlp_width=512)
   )
   c.start = dict(
     images="digits:train",
-    steps=60 if arg.debug else 3_000,
+    steps=60 if arg.debug else 2_000,
     batch=128,
     peak_lr=1e-3,
   )
   c.drawn = dict(pairs=64 if arg.debug else 2_000, reward="ink")
   if arg.debug:
     c.drawn.held_out, c.eval_draws = 32, 4
-  c.optimizer = dict(peak_lr=1e-4)
+  c.optimizer = dict(peak_lr=2e-5)  # at 1e-4 digits dissolve
   c.references = dict(names=("start",), start=dict(path="policy"))
   c.loss = dict(name="dpo", beta=0.03)
   c.samples = dict(each=8, steps=10 if arg.debug else 50)

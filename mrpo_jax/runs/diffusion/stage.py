@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 
@@ -77,22 +78,25 @@ class Stage:
       **looks: `evaluate` and `look` of `loop.train`.
     """
     claim(self.workdir, self.content, step=start)
-    to = jax.tree.map(lambda array: array.sharding, state)
-    step = _compiled_once(
-      jax.jit(step_of, donate_argnums=0, out_shardings=(to, None))
-    )
     rows = parallel.examples_sharding(self.mesh)
     order = shuffled(self.count, self.seed)
 
-    def next_batch(state):
-      done = next_batch.done
-      next_batch.done += 1
+    def batch(done):
+      """The batch after so many steps, on the devices."""
       first = done * self.batch
       places = [order[i] for i in range(first, first + self.batch)]
-      batch = batch_of(done + 1, np.array(places))
-      return state, done + 1, jax.device_put(batch, rows)
+      return jax.device_put(batch_of(done + 1, np.array(places)), rows)
 
-    next_batch.done = start
+    to = jax.tree.map(lambda array: array.sharding, state)
+    step = jax.jit(step_of, donate_argnums=0, out_shardings=(to, None))
+    with stage("compiling the step"):
+      step = step.lower(state, batch(start)).compile()
+    numbers = itertools.count(start)
+
+    def next_batch(state):
+      done = next(numbers)
+      return state, done + 1, batch(done)
+
     with (
       stop.interrupts(),
       checkpoints.manager(self.workdir, **self.keep) as manager,
@@ -130,16 +134,3 @@ class Stage:
     if figures is not None:
       meta["evaluation"] = figures
     checkpoints.save(manager, step, state, meta)
-
-
-def _compiled_once(jitted):
-  """The same step, whose compilation is said."""
-  found = []
-
-  def run(state, batch):
-    if not found:
-      with stage("compiling the step"):
-        found.append(jitted.lower(state, batch).compile())
-    return found[0](state, batch)
-
-  return run
