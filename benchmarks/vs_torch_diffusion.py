@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import turns
 from mrpo_jax import losses
 from mrpo_jax.diffusion.denoiser import DenoiserConfig, table
-from mrpo_jax.diffusion.step import PairObjective, Pairs, preference_step
+from mrpo_jax.diffusion.step import PairBatch, PairObjective, preference_step
 from mrpo_jax.models.parameters import init_table
 from mrpo_jax.performance import bench
 from mrpo_jax.runs.config import load
@@ -52,7 +52,7 @@ def player(job, draws):
       name: rng.random(shape, np.float32)
       for name in ("ref_error_BCK", "mean_ref_error_BCK")
     }
-  batch = Pairs(
+  batch = PairBatch(
     2 * rng.random((B, 2, *config.image), np.float32) - 1,
     rng.integers(config.classes, size=B).astype(np.int32),
     np.arange(B, dtype=np.int32),

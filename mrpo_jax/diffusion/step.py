@@ -26,7 +26,7 @@ from mrpo_jax.losses.weighting import normalised_weight
 
 
 @flax.struct.dataclass
-class Images:
+class ImageBatch:
   """A batch to denoise."""
 
   image_BHWX: jax.Array
@@ -34,7 +34,7 @@ class Images:
 
 
 @flax.struct.dataclass
-class Pairs:
+class PairBatch:
   """A batch of preferences.
 
   Errors of references are there where they were scored beforehand, in the
@@ -74,9 +74,17 @@ class PairObjective:
         f"loss {self.method.name!r} needs {needed}, which pairs of images do "
         "not have"
       )
-    if self.method.tokens is not None or self.method.of_rewards:
+    method, name = self.method, self.method.name
+    if method.tokens is not None or method.of_rewards:
       raise InputError(
-        f"loss {self.method.name!r} is not one of pairs of log-probabilities"
+        f"loss {name!r} is not one of pairs of log-probabilities"
+      )
+    if method.token_weight is not None:
+      raise InputError(f"loss {name!r} weighs tokens, which images do not have")
+    if method.measures or method.learns:
+      raise InputError(
+        f"loss {name!r} has weights that are measured on held-out pairs, which "
+        "is done for texts alone; name other weights"
       )
     K = len(self.references)
     if not self.draws and K > 1 and not is_linear(self.method.mixing, K):
@@ -118,7 +126,7 @@ def denoising_step(state, batch, *, config, transformation, without_class=0.1):
 
   Args:
     state: TrainState, donated by the caller's jit.
-    batch: Images.
+    batch: ImageBatch.
     config: DenoiserConfig, static.
     transformation: optax transformation, static.
     without_class: share of the images whose class is not told, so that there
@@ -147,7 +155,7 @@ def preference_step(state, references, batch, *, objective, transformation):
   Args:
     state: TrainState, donated by the caller's jit.
     references: tuple of K parameter trees; None for those that were scored.
-    batch: Pairs.
+    batch: PairBatch.
     objective: PairObjective, static.
     transformation: optax transformation, static.
   """
@@ -268,7 +276,7 @@ def scored(objective, config, params, batch):
     objective: PairObjective.
     config: DenoiserConfig of the reference.
     params: its parameters.
-    batch: Pairs, whose `draw_B` counts for nothing.
+    batch: PairBatch, whose `draw_B` counts for nothing.
   """
 
   def drawn_of(number):

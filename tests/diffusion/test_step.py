@@ -12,7 +12,7 @@ import pytest
 
 from mrpo_jax import losses
 from mrpo_jax.diffusion import errors, folder, step
-from mrpo_jax.diffusion.step import Images, PairObjective, Pairs
+from mrpo_jax.diffusion.step import ImageBatch, PairBatch, PairObjective
 from mrpo_jax.errors import InputError
 from mrpo_jax.training import train_state
 
@@ -89,7 +89,7 @@ def start(params, method=None):
 
 def pairs(golden, **scores):
   image, _, _, label = golden.images()
-  return Pairs(
+  return PairBatch(
     image, label, jnp.arange(5), jnp.array([0, 1, 2, 0, 1]), **scores
   )
 
@@ -201,7 +201,7 @@ def test_supervised_on_winners_is_their_error(golden):
 def test_supervised_steps_lower_the_error(golden):
   state, transformation = start(golden.params())
   image, _, _, label = golden.images()
-  batch = Images(image[:, 0], label)
+  batch = ImageBatch(image[:, 0], label)
   run = jax.jit(
     functools.partial(
       step.denoising_step, config=golden.config, transformation=transformation
@@ -219,6 +219,12 @@ def test_supervised_steps_lower_the_error(golden):
   [
     (1, "simpo", {}, "needs length_BC"),
     (1, "bradley_terry", {}, "not one of pairs of log-probabilities"),
+    (1, "ld_dpo", {}, "weighs tokens"),
+    (2, "multi_dpo", dict(weights="accuracy"), "measured on held-out pairs"),
+    (
+      *(2, "multi_dpo", dict(weights=dict(name="thompson", prior=5.0))),
+      "measured on held-out pairs",
+    ),
     (2, "mrpo", {}, "biased under a single draw"),
     (
       2,

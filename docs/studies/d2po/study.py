@@ -8,28 +8,17 @@ many gold labels, and answers the same held-out prompts.  Started again, it goes
 on where it was.
 """
 
-import argparse
-import pathlib
-
 from docs.studies.d2po.page import draw, page
 from docs.studies.d2po.results import Results
 from docs.studies.d2po.runs import Grid, Runs
 from docs.studies.grid.models import make_starts
-from docs.studies.grid.study import PAGES, begin
+from docs.studies.grid.study import PAGES, command
 from mrpo_jax import files
-from mrpo_jax.errors import InputError
 from mrpo_jax.progress import stage
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--workdir", required=True)
-  workdir = pathlib.Path(parser.parse_args().workdir).absolute()
-  begin(workdir)
-  try:
-    study(workdir)
-  except InputError as error:
-    parser.exit(2, f"error: {error}\n")
+  command(study, __doc__.split("\n")[0])
 
 
 def study(workdir, grid=None, *, to=PAGES):

@@ -8,26 +8,15 @@ seeds of three supervised runs and ten alignments.  Started again, it goes on
 where it was.
 """
 
-import argparse
-import pathlib
-
 from docs.studies.diffusion_dpo.page import page, picture
 from docs.studies.diffusion_dpo.runs import Grid, Runs
-from docs.studies.grid.study import PAGES, begin
+from docs.studies.grid.study import PAGES, command
 from mrpo_jax import files
-from mrpo_jax.errors import InputError
 from mrpo_jax.progress import stage
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--workdir", required=True)
-  workdir = pathlib.Path(parser.parse_args().workdir).absolute()
-  begin(workdir)
-  try:
-    study(workdir)
-  except InputError as error:
-    parser.exit(2, f"error: {error}\n")
+  command(study, __doc__.split("\n")[0])
 
 
 def study(workdir, grid=None, *, to=PAGES):

@@ -57,6 +57,23 @@ def main(study, about):
     parser.exit(2, f"error: {error}\n")
 
 
+def command(study, about):
+  """The command of a study that takes a workdir alone.
+
+  Args:
+    study: workdir -> None.
+    about: a sentence for its help.
+  """
+  parser = argparse.ArgumentParser(description=about)
+  parser.add_argument("--workdir", required=True)
+  workdir = pathlib.Path(parser.parse_args().workdir).absolute()
+  begin(workdir)
+  try:
+    study(workdir)
+  except InputError as error:
+    parser.exit(2, f"error: {error}\n")
+
+
 def begin(workdir):
   """Shows the progress of a command, whose runs share what they compile."""
   jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))

@@ -9,6 +9,7 @@ from pydantic import Field
 from mrpo_jax.diffusion.sampling import SOLVERS
 from mrpo_jax.diffusion.schedule import PREDICTIONS, SCHEDULES
 from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config.models import POLICY
 from mrpo_jax.runs.config.section import (
   Count,
   Count32,
@@ -50,9 +51,9 @@ class NewDenoiser(Section):
 
 
 class ImageData(Section):
-  """Pairs of images, or images alone: Parquet, TFDS, digits:train."""
+  """Pairs of images: Parquet, JSON lines, TFDS."""
 
-  train: Places = key("pairs to train on, or images; empty with `drawn`", "")
+  train: Places = key("pairs to train on; empty with `drawn`", "")
   eval: Places = key("held-out pairs to evaluate on", "")
   classes: Names = key("names of the classes, in order; empty: none", ())
 
@@ -61,7 +62,7 @@ class Start(Section):
   """The supervised run before, on images; its workdir is WORKDIR/start."""
 
   images: Places = key(
-    "images to denoise, as data.train; empty: no such run", ""
+    "files of images to denoise, or digits:train; empty: no such run", ""
   )
   steps: Count32 = key("optimizer steps", 4000)
   batch: Count = key("images in one step", 128)
@@ -79,6 +80,7 @@ class Drawn(Section):
   reward: Place = key(
     "module:name of a function (image_NHWX, class_N) -> rewards", "ink"
   )
+  steps: Count = key("steps of DDIM that draw an image", 50)
 
 
 class ImageSamples(Section):
@@ -172,7 +174,11 @@ class DiffusionConfig(Section):
         "config.data.eval: the held-out pairs are drawn, too; see "
         "config.drawn.held_out"
       )
-    if "policy" in self.references.names:
+    if self.draws and not self.references.names:
+      raise InputError(
+        "config.draws scores references, but config.references.names is empty"
+      )
+    if POLICY in self.references.names:
       raise InputError(
         "config.references.names: 'policy' is the policy; name the reference "
         "otherwise"

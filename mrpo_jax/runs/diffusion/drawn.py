@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrpo_jax.data.images.pairs import ImagePairs
-from mrpo_jax.data.images.pairs import load as load_pairs
 from mrpo_jax.data.images.write import quantised, write_pairs
 from mrpo_jax.diffusion.sampling import Sampling, sample
 from mrpo_jax.errors import InputError
 from mrpo_jax.progress import Progress
+from mrpo_jax.runs.diffusion.setup import drawn_files
 
 logger = logging.getLogger(__name__)
 
@@ -54,27 +54,22 @@ def _compiled(denoiser, sampling):
 
 
 def draw_pairs(setup, params):
-  """(train, held_out) ImagePairs of the policy's start, in W/pairs.
+  """Draws the pairs of a run into W/pairs, and labels them.
 
   Both images of a pair are of one class; the reward says which is chosen.
   Images are kept with 8 bits, as their files have them, and so are trained on.
-  What is there is read.
 
   Args:
     setup: DenoiserSetup.
-    params: of the start.
+    params: of the policy's start.
+
+  Raises:
+    InputError: the reward is no reward, or the same for every image.
   """
   given = setup.config.drawn
-  sizes = {"train": given.pairs, "held_out": given.held_out}
-  paths = {
-    split: setup.workdir / "pairs" / f"{split}.parquet" for split in sizes
-  }
-  if not all(path.exists() for path in paths.values()):
-    _write_pairs(
-      setup, params, dict(zip(paths.values(), sizes.values(), strict=True))
-    )
-  kinds = setup.kinds
-  return tuple(load_pairs(path, **kinds) for path in paths.values())
+  sizes = dict(train=given.pairs, held_out=given.held_out)
+  paths = drawn_files(setup.workdir)
+  _write_pairs(setup, params, {paths[split]: sizes[split] for split in sizes})
 
 
 def _write_pairs(setup, params, sizes):
@@ -84,7 +79,7 @@ def _write_pairs(setup, params, sizes):
   seed = int(np.random.default_rng([config.seed, NOISE]).integers(2**31))
   image = draw(
     *(setup.denoiser, params, seed, np.repeat(setup.told(class_N), 2)),
-    Sampling(config.samples.solver, config.samples.steps),
+    Sampling(steps=config.drawn.steps),
     title="drawing pairs",
   )
   image = quantised(image).reshape(count, 2, *image.shape[1:])

@@ -9,12 +9,12 @@ import numpy as np
 
 from mrpo_jax import files
 from mrpo_jax.diffusion.errors import fixed_draws, mean_errors
-from mrpo_jax.diffusion.step import Pairs, figures, pair_losses
+from mrpo_jax.diffusion.step import PairBatch, figures, pair_losses
 from mrpo_jax.progress import Progress
 from mrpo_jax.runs.workdir import PAIRS
 from mrpo_jax.training.log import finite
 
-SEED = 1 << 20  # added to that of a run: noises that no training pair has
+SEED = 1 << 20  # a bit of the run's seed that is turned: other noises
 
 
 class HeldOutPairs:
@@ -33,7 +33,7 @@ class HeldOutPairs:
 
       def drawn_of(number):
         draw_B = jnp.full_like(batch.pair_B, number)
-        seed = setup.config.seed + SEED
+        seed = setup.config.seed ^ SEED
         return fixed_draws(policy, seed, batch.pair_B, draw_B)
 
       return mean_errors(
@@ -103,9 +103,9 @@ def _values(objective, method_state, error_NC, ref_NCK):
 
 
 def batch_of(setup, pairs, place_B, **scores):
-  """step.Pairs of these places, on the host."""
+  """step.PairBatch of these places, on the host."""
   sides = pairs.chosen_NHWX[place_B], pairs.rejected_NHWX[place_B]
-  return Pairs(
+  return PairBatch(
     np.stack(sides, axis=1),
     setup.told(pairs.class_N[place_B]),
     place_B.astype(np.int32),

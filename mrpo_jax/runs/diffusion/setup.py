@@ -19,11 +19,11 @@ from mrpo_jax.diffusion.step import PairObjective
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub.folder import fingerprint
 from mrpo_jax.runs.config import DiffusionConfig
+from mrpo_jax.runs.config.models import POLICY
 from mrpo_jax.runs.setup import mesh_of
 from mrpo_jax.runs.workdir import check_length, known_run
 
 NATS = 1000.0  # of each number of an image: as many as times in the papers
-POLICY = "policy"
 # What may not change in a run, beside what the text runs have.
 FIXED = (
   *("seed", "batch", "start", "drawn", "denoiser", "references.names"),
@@ -55,6 +55,17 @@ class DenoiserSetup:
     """Classes as the denoiser is told them; their number stands for none."""
     known = self.denoiser.classes
     return np.where(class_N < 0, known, class_N).astype(np.int32)
+
+  def with_drawn(self):
+    """With the pairs that were drawn meanwhile, whose identity is the run's."""
+    train, held_out = drawn_before(self.workdir, self.kinds)
+    found = _of_data(train=train, eval=held_out)
+    return dataclasses.replace(
+      self,
+      train=train,
+      held_out=held_out,
+      identity={**self.identity, **found},
+    )
 
   @property
   def content(self):
@@ -89,12 +100,10 @@ def set_up(config, workdir, *, allow_changed=False):
   reward = None
   if config.drawn.pairs:
     reward = reward_of(config.drawn.reward)
+    train, held_out = drawn_before(workdir, kinds)
   configs, identity = _references(config, denoiser)
   identity["denoiser"] = _identity(config.denoiser.path)
-  for name, data in dict(images=images, train=train, eval=held_out).items():
-    if data is not None:
-      text = "".join(data.ids)
-      identity[name] = hashlib.sha256(text.encode()).hexdigest()
+  identity |= _of_data(images=images, train=train, eval=held_out)
   known_run(
     workdir,
     {**config.to_dict(), "identity": identity},
@@ -140,6 +149,31 @@ def _kinds(config, denoiser):
   return dict(classes=classes, size=size, channels=channels)
 
 
+def drawn_files(workdir):
+  """{split: path} of the pairs that a run draws."""
+  return {
+    split: workdir / "pairs" / f"{split}.parquet"
+    for split in ("train", "held_out")
+  }
+
+
+def drawn_before(workdir, kinds):
+  """(train, held_out) ImagePairs that the run has drawn; (None, None)."""
+  paths = drawn_files(workdir).values()
+  if not all(path.exists() for path in paths):
+    return None, None
+  return tuple(load_pairs(path, **kinds) for path in paths)
+
+
+def _of_data(**data):
+  """{name: SHA-256 of the ids} of what is there."""
+  return {
+    name: hashlib.sha256("".join(one.ids).encode()).hexdigest()
+    for name, one in data.items()
+    if one is not None
+  }
+
+
 def _identity(path):
   return fingerprint(path) if path else "new"
 
@@ -168,10 +202,11 @@ def _objective(config, denoiser, references):
   nats = config.nats or NATS * float(np.prod(denoiser.image))
   with blames("config.loss", (TypeError, ValueError)):
     method = losses.build(config.loss.name, **config.loss.keywords)
-  if method.takes_reference and not references:
+  if method.takes_reference != bool(references):
+    problem = "needs a" if method.takes_reference else "takes no"
     raise InputError(
-      f"config.loss.name={config.loss.name!r} needs a reference, but "
-      "config.references.names is empty"
+      f"config.loss.name={config.loss.name!r} {problem} reference, but "
+      f"config.references.names is {config.references.names}"
     )
   with blames("config.loss", InputError):
     return PairObjective(
@@ -179,7 +214,7 @@ def _objective(config, denoiser, references):
       references,
       method,
       nats,
-      draws=config.draws if references else 0,
+      draws=config.draws,
       seed=config.seed,
     )
 

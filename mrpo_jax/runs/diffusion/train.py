@@ -10,16 +10,17 @@ import numpy as np
 from mrpo_jax import parallel, processes
 from mrpo_jax.diffusion import folder
 from mrpo_jax.diffusion.denoiser import table
-from mrpo_jax.diffusion.step import Images, denoising_step, preference_step
+from mrpo_jax.diffusion.step import ImageBatch, denoising_step, preference_step
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.runs import owner
+from mrpo_jax.runs.config.models import POLICY
 from mrpo_jax.runs.diffusion.drawn import draw_pairs
 from mrpo_jax.runs.diffusion.held_out import HeldOutPairs, batch_of
+from mrpo_jax.runs.diffusion.phase import Phase
 from mrpo_jax.runs.diffusion.pictures import Pictures
 from mrpo_jax.runs.diffusion.scores import scored_errors
-from mrpo_jax.runs.diffusion.setup import POLICY, set_up
-from mrpo_jax.runs.diffusion.stage import Stage
+from mrpo_jax.runs.diffusion.setup import set_up
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.stop import Stop
 from mrpo_jax.training.loop import Due
@@ -71,12 +72,12 @@ def _placed(setup, params, config=None):
   return jax.device_put(params, parallel.table_shardings(specs, setup.mesh))
 
 
-def _stage(setup, workdir, due, *, batch, count, unit, **given):
+def _phase(setup, workdir, due, *, batch, count, unit, **given):
   config = setup.config
   keeps = None if given else best(config)  # the run before evaluates nothing
-  return Stage(
+  return Phase(
     workdir=workdir,
-    # Whoever reads a workdir by itself finds the steps of that stage.
+    # Whoever reads a workdir by itself finds the steps of that phase.
     content={**setup.content, "steps": due.steps, "batch": batch},
     mesh=setup.mesh,
     denoiser=setup.denoiser,
@@ -99,7 +100,7 @@ def _train_start(setup, to, stop, check):
     log_every=setup.config.log_every,
     checkpoint_every=setup.config.checkpoint_every,
   )
-  stage = _stage(
+  phase = _phase(
     setup,
     setup.workdir / START,
     due,
@@ -111,18 +112,18 @@ def _train_start(setup, to, stop, check):
   told_N = setup.told(images.class_N)
 
   def batch(step, place_B):
-    return Images(images.image_NHWX[place_B], told_N[place_B])
+    return ImageBatch(images.image_NHWX[place_B], told_N[place_B])
 
-  state, start = stage.start(_initial(setup), {})
+  state, start = phase.start(_initial(setup), {})
   if start < given.steps:
-    logger.info(f"images first: {given.steps} steps in {stage.workdir}")
+    logger.info(f"images first: {given.steps} steps in {phase.workdir}")
     step = functools.partial(
       denoising_step,
       config=setup.denoiser,
-      transformation=stage.made[0],
+      transformation=phase.made[0],
       without_class=given.without_class,
     )
-    start, state = stage.run(
+    start, state = phase.run(
       *(state, start, step, batch),
       **dict(stop=stop, check=check, evaluate=None, look=None),
     )
@@ -141,9 +142,10 @@ def _train_on_pairs(setup, stop, check):
   if not config.start.images:
     start_folder = config.denoiser.path
   params = _placed(setup, folder.load(start_folder)[2])
+  if setup.train is None:
+    draw_pairs(setup, params)
+    setup = setup.with_drawn()
   train, held_out = setup.train, setup.held_out
-  if config.drawn.pairs:
-    train, held_out = draw_pairs(setup, params)
   references = _references(setup, start_folder, params)
   kept = [found for _, _, found in references.values()]
   due = Due(
@@ -153,7 +155,7 @@ def _train_on_pairs(setup, stop, check):
     checkpoint_every=config.checkpoint_every,
     look_every=(config.samples.every,) if config.samples.each else (),
   )
-  stage = _stage(
+  phase = _phase(
     setup,
     setup.workdir,
     due,
@@ -162,7 +164,7 @@ def _train_on_pairs(setup, stop, check):
     unit="pairs",
   )
   method_state = objective.method.init(len(objective.references))
-  state, done = stage.start(
+  state, done = phase.start(
     functools.partial(jax.tree.map, lambda array: array.copy(), params),
     method_state,
   )
@@ -174,8 +176,8 @@ def _train_on_pairs(setup, stop, check):
   error_MNCK = None
   if objective.draws:
     error_MNCK = scored_errors(setup, train, references)
-  step = _step_of(objective, stage.made[0], kept)
-  done, _ = stage.run(
+  step = _step_of(objective, phase.made[0], kept)
+  done, _ = phase.run(
     *(state, done, step, _batches(setup, train, error_MNCK)),
     **dict(stop=stop, check=check),
     evaluate=None if held_out is None else HeldOutPairs(setup, held_out, kept),
@@ -222,7 +224,7 @@ def _step_of(objective, transformation, references):
 
 
 def _batches(setup, pairs, error_MNCK):
-  """(step, places) -> step.Pairs."""
+  """(step, places) -> step.PairBatch."""
   if error_MNCK is None:
     return lambda step, place_B: batch_of(setup, pairs, place_B)
   mean_NCK = error_MNCK.mean(axis=0)

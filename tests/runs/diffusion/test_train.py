@@ -3,6 +3,7 @@
 
 import json
 import logging
+import shutil
 import signal
 
 import jax
@@ -18,6 +19,7 @@ from mrpo_jax.reports.report import report
 from mrpo_jax.runs import diffusion
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.diffusion.export import export
+from mrpo_jax.runs.diffusion.setup import drawn_files
 from mrpo_jax.training import checkpoints
 
 pytest.importorskip("sklearn")
@@ -30,7 +32,7 @@ def config_of(**changes):
   values |= dict(steps=6, batch=8, eval_draws=2, checkpoint_every=2)
   values["denoiser"] = dict(new=dict(SMALL))
   values["start"] |= dict(steps=4, batch=16)
-  values["drawn"] |= dict(pairs=24, held_out=8)
+  values["drawn"] |= dict(pairs=24, held_out=8, steps=3)
   values["samples"] |= dict(each=1, steps=3)
   for key, value in changes.items():
     *parents, name = key.split("__")
@@ -164,8 +166,13 @@ def test_export_is_trained_on(whole, tmp_path):
     (dict(denoiser__new__prediction="noise"), "must be one of 'epsilon'"),
     (dict(drawn__reward="no.such:thing"), "No module named 'no'"),
     (dict(drawn__reward="json:nothing"), "has no attribute 'nothing'"),
-    (dict(loss=dict(name="simpo")), "needs length_BC"),
+    (dict(loss=dict(name="r_dpo")), "needs length_BC"),
     (dict(references=dict(names=())), "needs a reference"),
+    (dict(loss=dict(name="nll")), "takes no reference"),
+    (
+      dict(references=dict(names=()), draws=2),
+      "config.draws scores references",
+    ),
     (dict(checkpoints__best="eval/virtual/rewards/accuracies"), "a denoiser's"),
     (dict(data__classes=("zero",)), "class"),
     (
@@ -183,6 +190,17 @@ def test_refused_before_anything_is_written(tmp_path, changes, message):
   with pytest.raises(InputError, match=message):
     diffusion.train_run(config_of(**changes), tmp_path / "w")
   assert not (tmp_path / "w").exists()
+
+
+def test_other_drawn_pairs_are_refused(whole, tmp_path):
+  shutil.copytree(whole, tmp_path / "w")
+  train, held_out = drawn_files(tmp_path / "w").values()
+  shutil.copy(held_out, train)
+  with pytest.raises(InputError, match="identity.train"):
+    diffusion.train_run(config_of(), tmp_path / "w")
+  train.unlink()
+  with pytest.raises(InputError, match="identity.train"):
+    diffusion.train_run(config_of(), tmp_path / "w")
 
 
 def test_another_config_is_refused(whole):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage of a denoiser's run: steps of one kind, from start to checkpoint."""
+"""Phase of a denoiser's run: steps of one kind, from start to checkpoint."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Phase:
   """Steps of one kind on one set of examples."""
 
   workdir: pathlib.Path
