@@ -12,7 +12,7 @@ PLOT = ["matplotlib>=3.10"]
 GGUF = ["gguf>=0.18"]
 REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
 DIFFUSION = ["pillow>=10.4", "scikit-learn>=1.5"]
-EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4", "pyyaml>=6"]
+EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4"]
 
 setuptools.setup(
   name="mrpo-jax",
@@ -40,6 +40,7 @@ setuptools.setup(
     "orbax-checkpoint>=0.11.36",
     "pyarrow>=18",
     "pydantic>=2.12",
+    "pyyaml>=6",
     "qwix>=0.1.8",
     "safetensors>=0.6",
     "tensorflow-datasets>=4.9.10",

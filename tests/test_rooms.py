@@ -35,7 +35,7 @@ MAY = {
   "diffusion": {*GROUND, "losses", "models", "parallel", "hub", "training"},
   "runs": {
     *(*GROUND, *WINGS, "parallel", "hub", *ENGINES, "generation"),
-    *("evaluation", "online", "diffusion"),
+    *("evaluation", "online", "diffusion", "configs"),
   },
   "reports": {*GROUND, *ENGINES, "evaluation", "runs"},
   "sweeps": {*GROUND, "training", "runs", "reports"},

@@ -9,6 +9,7 @@ from mrpo_jax.cli.values import whole_number
 from mrpo_jax.errors import InputError, did_you_mean
 from mrpo_jax.runs.config import (
   RENAMED,
+  is_loss,
   read,
   say_renamed,
   values_of,
@@ -24,7 +25,10 @@ def changed_config(given, changes):
 def changed_values(given, changes):
   """The nested dict of the same, with every default, not yet checked."""
   parsed, changes = flags.FlagValues(), _renamed(changes)
-  config = with_defaults(values_of(given))
+  values = values_of(given)
+  if is_loss(given):
+    values = _completed(values, changes)
+  config = with_defaults(values)
   for word in changes:
     if word.startswith("--config."):
       _check_key(config, *word.removeprefix("--config.").split("=", 1))
@@ -45,6 +49,24 @@ def changed_values(given, changes):
   if rest:
     raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
   return parsed["config"].value.to_dict()
+
+
+def _completed(values, changes):
+  """The config of a loss, with what its keys say of others.
+
+  References are those whose keys are given, in that order; steps go before
+  epochs.
+  """
+  references = {"names": (), **values.get("references", {})}
+  if any(word.startswith("--config.steps") for word in changes):
+    values = {key: one for key, one in values.items() if key != "epochs"}
+  for word in changes:
+    section, _, rest = word.removeprefix("--config.").partition(".")
+    name, point, _ = rest.partition("=")[0].partition(".")
+    if section == "references" and point and name not in references:
+      references[name] = {}
+      references["names"] = (*references["names"], name)
+  return {**values, "references": references}
 
 
 def _renamed(changes):

@@ -94,7 +94,8 @@ def parsers():
     if takes == "keys":
       each[name].add_argument_group(
         "keys of the config",
-        "--config.a.b=value changes one; mrpo help config [KEY] explains them",
+        "key=value, or --config.key=value, changes one;\n"
+        "mrpo help config [KEY] explains them",
       )
   return each
 
@@ -151,6 +152,28 @@ def _meant(name, flags, takes):
   return near
 
 
+def _names_and_keys(words, flags):
+  """(bare words, --config.key=value for each key=value and key).
+
+  Args:
+    words: what stands beside flags, in order.
+    flags: names of the command's flags, for whom forgets the --.
+  """
+  names, keys, values = [], [], iter(words)
+  for word in values:
+    key, equals, value = word.partition("=")
+    if word.startswith("--"):
+      # Of `--config.key value` the next word is the value, and no name.
+      keys += [word] if equals else [word, *([next(values, None)] or [])]
+    elif not equals:
+      names.append(at_home(word))
+    elif key in flags:
+      raise InputError(f"{word}: --{key} is a flag; write --{word}")
+    else:
+      keys.append(f"--config.{key.removeprefix('config.')}={value}")
+  return names, [key for key in keys if key is not None]
+
+
 def parse(argv):
   """Namespace of a command's flags, checked.
 
@@ -171,6 +194,9 @@ def parse(argv):
       )
   if rest and not takes:
     raise InputError(f"unexpected argument {rest[0]!r}; flags start with --")
+  if takes == "keys":
+    names, rest = _names_and_keys(rest, {flag.name for flag in flags})
+    given.config += names
   if actions and not {*rest[:1]} & {*actions}:
     action = rest[0] if rest else ""
     raise InputError(
@@ -180,10 +206,11 @@ def parse(argv):
     needed = any(flag.name == "config" and flag.required for flag in flags)
     if len(given.config) > 1 or needed and not given.config:
       keys = [f".{one}" for one in given.config[1:2] if "=" in one]
-      files = [f"={one}" for one in rest if ".py" in one and not given.config]
-      near = "".join(f"; did you mean --config{one}?" for one in keys + files)
+      near = "".join(f"; did you mean --config{one}?" for one in keys)
+      both = f", not {' and '.join(given.config)}" if given.config else ""
       raise InputError(
-        f"give one --config=FILE[:args]; see {command} --help{near}"
+        f"give one --config=FILE[:args] or NAME{both}; see {command} "
+        f"--help{near}"
       )
     given.config = "".join(given.config)
   for flag in flags:

@@ -15,7 +15,7 @@ LAZY = {
   "find": "tasks.find",
   "check_shots": "tasks.shots",
 }
-HARNESS = ("lm_eval", "datasets", "yaml")  # of the extra `eval`
+HARNESS = ("lm_eval", "datasets")  # of the extra `eval`
 
 
 def __getattr__(name):

@@ -4,6 +4,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 
 import jax
@@ -38,6 +39,10 @@ from mrpo_jax.training import checkpoints
 from mrpo_jax.training.objective import Objective
 from mrpo_jax.training.step import VERSION
 
+logger = logging.getLogger(__name__)
+
+STEPS = 1_000  # of epochs over data that is not there: any number would do
+
 
 @dataclasses.dataclass
 class Setup:
@@ -67,7 +72,7 @@ def set_up(config, workdir, *, allow_changed=False):
   if config.rounds.count > 1 or config.online.prompts:
     fixed = (*FIXED, "steps", "online.rounds")  # a round is a share of them
   known = known_run(workdir, content, allow_changed=allow_changed, fixed=fixed)
-  check_length(workdir, config.steps)
+  check_length(workdir, config)
   method = chosen_method(config)
   check_best(config, method)
   rewards = rewards_of(config)
@@ -84,6 +89,10 @@ def set_up(config, workdir, *, allow_changed=False):
   if given:
     places = {"train": subset(config, pairs["train"])}
     pairs["train"] = [pairs["train"][place] for place in places["train"]]
+    config = _of_length(
+      config, len(pairs["train"]), workdir, known, allow_changed
+    )
+    content = config.to_dict()
   tables = _tables(config, method, tokenizers, pairs, places)
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
@@ -122,6 +131,18 @@ def set_up(config, workdir, *, allow_changed=False):
     labels=labels,
     rewards=rewards,
   )
+
+
+def _of_length(config, pairs, workdir, known, allow_changed):
+  """The Config with the steps that its epochs over so many pairs are."""
+  if not config.epochs:
+    return config
+  config = config.over(pairs)
+  logger.info(f"{config.steps:,} steps of {config.batch} pairs")
+  if known is not None:
+    refuse_other(workdir, {"steps": config.steps}, known, allow_changed)
+  check_length(workdir, config)
+  return config
 
 
 def _labels(config, mesh, method, tokenizers, described):
@@ -170,6 +191,7 @@ def abstract_setup(config, mesh, read):
     mesh: of the devices that the run would have.
     read: path -> ModelConfig.
   """
+  config = config.over(STEPS * config.batch)
   method = chosen_method(config)
   tokenizers = abstract_tokenizers(config)
   described = describe_models(config, tokenizers, mesh, read=read, mark=str)
@@ -190,7 +212,7 @@ def abstract_setup(config, mesh, read):
 
 def resized(setup, config):
   """The Setup of a config that differs in sizes alone, on the same data."""
-  mesh = mesh_of(config)
+  config, mesh = config.over(STEPS * config.batch), mesh_of(config)
   described = describe_models(config, setup.tokenizers, mesh, mark=str)
   return dataclasses.replace(
     setup,

@@ -11,7 +11,7 @@ import typing
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, blames
-from mrpo_jax.runs.config import read, renamed
+from mrpo_jax.runs.config import read, renamed, yaml_text
 from mrpo_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 PAIRS = "eval_pairs.jsonl"  # per evaluated pair, written by the trainer
 PICTURES = "pictures"  # of what a denoiser drew, step-<n>.png
 CONFIG = "config.json"
+AGAIN = "config.yaml"  # the same without what the run was made from
 # A key stands for all below it, * for any name.  What may differ when a run
 # goes on, and what that means for its numbers; everything else needs the user's
 # word.
@@ -116,6 +117,8 @@ def _recorded(path):
 
 def refuse_other(workdir, here, known, allow_changed, fixed=FIXED):
   """Raises InputError where `known` differs from `here`; see `known_run`."""
+  if here.get("epochs"):  # whose steps are known once the pairs are
+    here = {k: one for k, one in here.items() if k not in ("steps", "epochs")}
   there = {key: known.get(key) for key in here}
   found = [
     one for one in differences(here, there) if not _below(one.key, HARMLESS)
@@ -139,12 +142,12 @@ def recorded_config(where, content):
     return read({k: one for k, one in content.items() if k != "identity"})
 
 
-def check_length(workdir, steps):
-  """Raises InputError where the run is longer already than `steps`."""
+def check_length(workdir, config):
+  """Raises InputError where the run is longer already than its config says."""
   done = checkpoints.stands_at(workdir)
-  if done > steps:
+  if 0 < config.steps < done:
     raise InputError(
-      f"config.steps={steps}, but {workdir} stands at step {done}; "
+      f"config.steps={config.steps}, but {workdir} stands at step {done}; "
       "use another --workdir"
     )
 
@@ -188,10 +191,21 @@ def _write(workdir, values, tokenizers, step):
     if not os.access(workdir, os.W_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     write_tokenizers(workdir, tokenizers)
+    _write_again(workdir, values)
     if (workdir / CONFIG).exists():
       _record_changes(workdir, values, step)
     else:
       files.write_json(workdir / CONFIG, values)
+
+
+def _write_again(workdir, values):
+  """The config as a file that `mrpo train --config` reads."""
+  config = {key: one for key, one in values.items() if key != "identity"}
+  about = (
+    f"# mrpo train --config={AGAIN} --workdir=DIR trains this run again.\n"
+  )
+  text = about + yaml_text.written(config)
+  files.write_atomically(workdir / AGAIN, text.encode())
 
 
 def write_tokenizers(workdir, tokenizers):

@@ -43,7 +43,7 @@ class Sweep:
   config: str  # FILE[:args]
   keys: list  # --config.KEY=VALUE of every run
   runs: list  # of grid.Trial, of this part
-  steps: dict  # name of a run -> its steps
+  steps: dict  # name of a run -> its steps; 0 where they follow from epochs
 
   def folder(self, run):
     return self.workdir / run.name
@@ -67,8 +67,15 @@ class Sweep:
     """The step of which the run has a checkpoint; 0 without any."""
     return checkpoints.stands_at(self.folder(run))
 
+  def end(self, run):
+    """The last step of the run; 0 of one by epochs that has not begun."""
+    steps, path = self.steps[run.name], self.folder(run) / CONFIG
+    if steps or not path.exists():
+      return steps
+    return files.read_json(path)["steps"]
+
   def is_done(self, run):
-    return self.step(run) == self.steps[run.name]
+    return 0 < self.step(run) == self.end(run)
 
   def claim(self):
     """Writes FILE, in a folder that is made if it does not exist."""
@@ -144,7 +151,7 @@ def _checked_run(folder, values):
   check_best(config, chosen_method(config))
   check_folders(config)
   known_run(folder, config.to_dict())
-  check_length(folder, config.steps)
+  check_length(folder, config)
   return config
 
 
@@ -216,8 +223,8 @@ def listed(sweep):
   """Aligned text: the runs in their order, and where each stands."""
   rows = [("run", "stands at", "")]
   for run in sweep.runs:
-    step, steps = sweep.step(run), sweep.steps[run.name]
-    state = "done" if step == steps else "not begun"
+    step, steps = sweep.step(run), sweep.end(run)
+    state = "done" if 0 < step == steps else "not begun"
     if 0 < step < steps:
       state = f"step {step} of {steps}"
     held = (

@@ -95,7 +95,7 @@ def test_defaults_alone_change_nothing():
   filled = with_defaults(GOOD)
   assert filled["mesh"] == dict(data=-1, fsdp=1, context=1, model=1, rules={})
   assert filled["references"]["other"]["mode"] == "online"
-  assert "steps" not in with_defaults({})
+  assert "batch" not in with_defaults({})
   assert read(filled) == read(GOOD)
 
 
@@ -123,8 +123,10 @@ def test_an_integer_serves_as_a_number():
 @pytest.mark.parametrize(
   "key,value,match",
   [
-    ("steps", 0, "config.steps must be positive, got 0"),
-    ("steps", -3, "must be positive"),
+    ("steps", 0, "config.steps must be positive, or config.epochs"),
+    ("steps", -3, "config.steps must not be negative, got -3"),
+    ("epochs", -1.0, "config.epochs must not be negative"),
+    ("epochs", 2.0, "config.steps=10 and config.epochs=2 both say"),
     ("steps", 2.5, "must be of type int"),
     ("steps", 2**31, "config.steps must be at most 2147483647, got 2147483648"),
     ("steps", 10**30, "config.steps must be at most 2147483647, got 10000"),
@@ -212,9 +214,7 @@ def test_a_list_of_files_is_text_with_commas(kind):
       read(changed("data.train", wrong))
 
 
-@pytest.mark.parametrize(
-  "key", ["steps", "batch", "data.train", "optimizer.peak_lr"]
-)
+@pytest.mark.parametrize("key", ["batch", "data.train", "optimizer.peak_lr"])
 def test_what_has_no_default_must_be_given(key):
   values = copy.deepcopy(GOOD)
   *parents, name = key.split(".")

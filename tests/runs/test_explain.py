@@ -50,7 +50,7 @@ def test_every_key_has_a_meaning_and_a_default_or_none():
 @pytest.mark.parametrize(
   "key,want",
   [
-    ("steps", "steps: int, positive, required\n    optimizer steps"),
+    ("steps", "steps: int, not negative, default 0\n    optimizer steps"),
     ("optimizer.warmup", "float, at least 0 and at most 1, default 0.1\n"),
     # A key that had another name is explained under the one it has.
     ("optimizer.end_lr", "optimizer.end_lr_share: float, not negative"),

@@ -16,3 +16,4 @@ from mrpo_jax.runs.config.models import ModelSection as ModelSection
 from mrpo_jax.runs.config.models import key_of as key_of
 from mrpo_jax.runs.config.sections import BEST as BEST
 from mrpo_jax.runs.config.sections import NewAdapter as NewAdapter
+from mrpo_jax.runs.config.sources import is_loss as is_loss

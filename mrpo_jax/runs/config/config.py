@@ -2,14 +2,12 @@
 """Config of a run: read from a file, completed and checked at once."""
 
 import functools
-import importlib.util
 import logging
-import pathlib
-import sys
 
 import pydantic
 
 from mrpo_jax.errors import InputError, blames
+from mrpo_jax.runs.config import sources
 from mrpo_jax.runs.config.bandit import BanditConfig
 from mrpo_jax.runs.config.diffusion import DiffusionConfig
 from mrpo_jax.runs.config.models import (
@@ -20,7 +18,7 @@ from mrpo_jax.runs.config.models import (
 from mrpo_jax.runs.config.online import Online, check_online
 from mrpo_jax.runs.config.section import (
   Count,
-  Count32,
+  NotNegative,
   Section,
   Whole,
   Whole32,
@@ -45,7 +43,6 @@ from mrpo_jax.runs.config.sections import (
 logger = logging.getLogger(__name__)
 
 RENAMED = {"optimizer.end_lr": "optimizer.end_lr_share"}  # old key: its name
-SHARED = "configs.common"  # where it was that config files shared
 KINDS = {"bandit": BanditConfig, "denoiser": DiffusionConfig}  # by a section
 
 
@@ -53,7 +50,12 @@ class Config(Section):
   """A run that trains a model."""
 
   seed: Whole32 = key("of new weights, the order of pairs, and dropout", 0)
-  steps: Count32 = key("optimizer steps of the whole run")
+  steps: Whole32 = key("optimizer steps of the whole run; 0: by epochs", 0)
+  epochs: NotNegative = key(
+    "passes over data.train, in place of steps",
+    0.0,
+    exclude_if=lambda one: not one,
+  )
   batch: Count = key("pairs in one optimizer step, over all hosts")
   log_every: Count = key("steps between lines of metrics.jsonl", 1)
   eval_every: Whole = key("steps between evaluations; 0: at the end", 0)
@@ -93,6 +95,7 @@ class Config(Section):
         f"config.policy.quantize={kind!r} needs config.policy.adapter: "
         "integers are not trained"
       )
+    self._check_steps()
     whole = self._inherited()
     whole.loss.check("config.loss")
     whole._check_moves()
@@ -118,6 +121,41 @@ class Config(Section):
       inherited[name] = one.model_copy(update=taken)
     references = self.references.model_copy(update=inherited)
     return self.model_copy(update={"references": references})
+
+  def _check_steps(self):
+    """Raises InputError where the length of the run is not given once."""
+    if not (self.steps or self.epochs):
+      raise InputError(
+        "config.steps must be positive, or config.epochs be given in its place"
+      )
+    if self.steps and self.epochs:
+      raise InputError(
+        f"config.steps={self.steps} and config.epochs={self.epochs:g} both say "
+        "how long the run is; give one (the other as 0)"
+      )
+    if self.epochs and (self.online.prompts or self.rounds.count > 1):
+      raise InputError(
+        "config.epochs are passes over config.data.train; of a run by rounds "
+        "give config.steps"
+      )
+
+  def over(self, count):
+    """The Config whose epochs are steps over that many pairs.
+
+    The last batch of all epochs together is left out where it is not full.
+
+    Raises:
+      InputError: they are fewer than a batch.
+    """
+    if not self.epochs:
+      return self
+    steps = int(round(self.epochs * count / self.batch, 6))
+    if not steps:
+      raise InputError(
+        f"config.epochs={self.epochs:g} of {count:,} pairs are less than a "
+        f"batch of config.batch={self.batch}"
+      )
+    return self.changed({"steps": steps, "epochs": 0.0})
 
   def _check_moves(self):
     """Raises InputError where reference 0 is to move, but cannot."""
@@ -222,26 +260,9 @@ def load(given):
 
 
 def values_of(given):
-  """The nested dict that get_config of FILE[:args] returns."""
-  path, *arg = given.split(":", 1)
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise InputError(f"--config {path}: no such file")
-  # A config imports its neighbours: as `configs.name`, or by the name alone,
-  # which hides no installed package.
-  folder = path.resolve().parent
-  sys.path[:] = dict.fromkeys([str(folder.parent), *sys.path, str(folder)])
-  try:
-    spec = importlib.util.spec_from_file_location("mrpo_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values = module.get_config(*arg).to_dict()
-  except Exception as error:  # it is code, and fails as code does
-    reason = f"{type(error).__name__}: {error}".split("\n")[0]
-    if isinstance(error, ImportError) and error.name in ("configs", SHARED):
-      reason += "; what config files share is `from mrpo_jax import configs`"
-    raise InputError(f"--config {path}: {reason}") from error
-  with blames(f"--config {path}", InputError):
+  """The nested dict of what --config names, old keys under their names."""
+  values = sources.values_of(given)
+  with blames(f"--config {given}", InputError):
     values, old = renamed(values)
   say_renamed(old)
   return values

@@ -77,7 +77,7 @@ def set_up(config, workdir, *, allow_changed=False):
   """The DenoiserSetup of a run, or InputError; writes nothing."""
   workdir = pathlib.Path(workdir)
   known_run(workdir, config.to_dict(), allow_changed=allow_changed, fixed=FIXED)
-  check_length(workdir, config.steps)
+  check_length(workdir, config)
   mesh = mesh_of(config)
   shards = parallel.row_shards(mesh)
   sizes = {"batch": config.batch, "start.batch": config.start.batch}
