@@ -3,8 +3,10 @@
 
 import pathlib
 import runpy
+import shutil
 
 import setuptools
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 TENSORBOARD = ["tensorboard>=2.20"]
@@ -13,6 +15,22 @@ GGUF = ["gguf>=0.18"]
 REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
 DIFFUSION = ["pillow>=10.4", "scikit-learn>=1.5"]
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4"]
+
+
+class WithConfigs(build_py):
+  """Puts the configs and what they read into the package of a wheel.
+
+  `pip install -e` leaves them where they are: see mrpo_jax/configs.py.
+  """
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      to = pathlib.Path(self.build_lib) / "mrpo_jax/shipped"
+      ignored = shutil.ignore_patterns("__pycache__")
+      shutil.rmtree(to, ignore_errors=True)
+      shutil.copytree(HERE / "configs", to, ignore=ignored)
+
 
 setuptools.setup(
   name="mrpo-jax",
@@ -60,6 +78,7 @@ setuptools.setup(
       "filelock>=3.16",
       "pytest-xdist>=3.6",
       "ruff>=0.9",
+      "setuptools>=65.5",
       *TENSORBOARD,
       *PLOT,
       *EVAL,
@@ -75,5 +94,6 @@ setuptools.setup(
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
     "mutation": ["cosmic-ray>=8.7"],
   },
+  cmdclass={"build_py": WithConfigs},
   entry_points={"console_scripts": ["mrpo = mrpo_jax.cli:main"]},
 )

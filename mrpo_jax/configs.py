@@ -10,10 +10,11 @@ def get_config(arg=""):
 import pathlib
 import types
 
-from mrpo_jax.errors import InputError
-
-# Of the repository, in which this package is installed with `pip install -e`.
-SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "configs"
+_HERE = pathlib.Path(__file__).resolve().parent
+# A wheel has them in the package, a clone of the repository beside it.
+SHIPPED = _HERE / "shipped"
+if not SHIPPED.is_dir():
+  SHIPPED = _HERE.parent / "configs"
 HH_HARMLESS = SHIPPED / "hh_harmless"
 TOKENIZERS = SHIPPED / "tokenizers"  # trained on these pairs
 MODELS = "/tmp/mrpo_quickstart/models"  # of launch/quickstart.sh by itself
@@ -67,15 +68,7 @@ def shrink(c):
 
   Reference 0 stays the policy's start; every further one gets another shape
   and, but where it has the policy's, another tokenizer.  Nothing is downloaded.
-
-  Raises:
-    InputError: the package was installed without the repository's pairs.
   """
-  if not HH_HARMLESS.is_dir():
-    raise InputError(
-      f"the pairs of `debug` are not in {HH_HARMLESS}; pip install -e . in a "
-      "clone of the repository has them"
-    )
   c.steps = 8
   c.batch = 8
   c.log_every = 1

@@ -49,7 +49,7 @@ class Command(NamedTuple):
 
 CONFIG = Flag(
   "config",
-  "file, and the argument of its get_config",
+  "file and argument of its get_config, or a name",
   "FILE[:args]",
   required=True,
   many=True,
@@ -112,7 +112,7 @@ SAMPLING = (
 )
 FLAGS = {
   "train": Command(
-    "--config=FILE[:args] --workdir=DIR [flags]",
+    "NAME|--config=FILE[:args] --workdir=DIR [key=value ...]",
     (
       *(CONFIG, WORKDIR, STORE),
       Flag("no-autoscore", "refuse to start where scores are missing"),
@@ -263,7 +263,7 @@ FLAGS = {
     (WORKDIR._replace(about="folder of a run, or with runs in it"),),
   ),
   "sweep": Command(
-    "--config=FILE --vary KEY=V1,V2 ... --workdir=DIR [flags]",
+    "NAME|--config=FILE --vary KEY=V1,V2 ... --workdir=DIR",
     (
       CONFIG,
       Flag(
@@ -279,7 +279,7 @@ FLAGS = {
     takes="keys",
   ),
   "bench": Command(
-    "--config=FILE[:args] [flags]",
+    "NAME|--config=FILE[:args] [key=value ...]",
     (
       CONFIG,
       Flag("steps", "steps to time", "N", 20, count_from(1)),
@@ -294,7 +294,7 @@ FLAGS = {
     takes="keys",
   ),
   "plan": Command(
-    "--config=FILE[:args] --topology=NAME [flags]",
+    "NAME|--config=FILE[:args] --topology=NAME [key=value ...]",
     (
       CONFIG,
       Flag("topology", "v5p:4x4x4, cpu:8 or local", "NAME", required=True),
