@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 # Each may import those before it.
 GROUND = (
   *("errors", "shapes", "text", "files", "external", "rows"),
-  *("streams", "meeting", "processes", "progress"),
+  *("streams", "meeting", "processes", "progress", "snapshots"),
 )
 WINGS = ("losses", "models", "data")
 ENGINES = ("references", "training")

@@ -9,11 +9,11 @@ import copy
 import hashlib
 import json
 import logging
-import pathlib
 
 from mrpo_jax import files
 from mrpo_jax.data import templates
 from mrpo_jax.errors import InputError, Panic, first_line, panics
+from mrpo_jax.snapshots import folder_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def load_tokenizer(folder, template=""):
   """
   from transformers import AutoTokenizer
 
-  folder = pathlib.Path(folder)
+  folder = folder_of(folder)
   if not folder.is_dir():
     raise InputError(f"{folder}: no such folder to load a tokenizer from")
   # Without files, transformers 5 makes an empty one for some model types.

@@ -17,6 +17,7 @@ from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.models.families import FAMILIES
+from mrpo_jax.snapshots import folder_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -27,7 +28,7 @@ def fingerprint(path):
 
   The same for a copy elsewhere; another for any changed byte or file name.
   """
-  found = (config_file(path), *weight_files(pathlib.Path(path)))
+  found = (config_file(path), *weight_files(path))
   text = "".join(f"{file.name} {files.sha256_of(file)}\n" for file in found)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -37,13 +38,13 @@ def fingerprint(path):
 
 def config_file(path):
   """The config.json of a folder."""
-  file = pathlib.Path(path) / "config.json"
+  file = folder_of(path) / "config.json"
   if file.is_file():
     return file
   if not file.parent.is_dir():
     raise InputError(
-      f"{path}: no such folder; a model of the Hugging Face hub is fetched "
-      "with `hf download NAME --local-dir FOLDER`"
+      f"{path}: no such folder, and no name on the Hugging Face hub, which are "
+      "ORG/NAME or ORG/NAME@REVISION"
     )
   _refuse_adapter(file.parent)
   raise InputError(f"{path}: there is no config.json")
@@ -58,7 +59,7 @@ def _refuse_adapter(folder):
 
 def generation_config(folder):
   """The content of generation_config.json; {} where there is none."""
-  file = pathlib.Path(folder) / GENERATION
+  file = folder_of(folder) / GENERATION
   return files.read_json(file) if file.is_file() else {}
 
 
@@ -81,6 +82,7 @@ def _weight_map(folder):
 
 def weight_files(folder):
   """The files that hold the weights, in order of name."""
+  folder = folder_of(folder)
   if (folder / WEIGHTS).is_file():
     return [folder / WEIGHTS]
   if (folder / INDEX).is_file():
@@ -129,7 +131,7 @@ def check_header(path):
 
 def tensor_infos(folder):
   """{name: TensorInfo} of a folder, from the headers of its files."""
-  infos = {}
+  folder, infos = folder_of(folder), {}
   for path in weight_files(folder):
     with whole(path), safetensors.safe_open(path, framework="np") as file:
       check_header(path)

@@ -9,7 +9,6 @@ by name: a wrong number is worse than none.
 import dataclasses
 import hashlib
 import math
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +27,7 @@ from mrpo_jax.hub.folder import (
 )
 from mrpo_jax.hub.write import finite, write_beside, write_tensors
 from mrpo_jax.models.config import VALUED
+from mrpo_jax.snapshots import folder_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -65,7 +65,7 @@ def load(path, config):
   Raises:
     InputError or OSError: names the file, the key or the tensor that is wrong.
   """
-  folder = pathlib.Path(path)
+  folder = folder_of(path)
   values = _read_config(folder)
   file = _weights(folder)
   with whole(file):
@@ -151,7 +151,7 @@ def fingerprint(path):
   A pattern that tells layers apart once counted for none of them, and what
   was scored then is not what the folder says: it has another fingerprint.
   """
-  folder = pathlib.Path(path)
+  folder = folder_of(path)
   values = _read_config(folder)
   found = [files.sha256_of(folder / name) for name in (CONFIG, WEIGHTS)]
   with blames(folder / CONFIG, InputError):

@@ -2,7 +2,6 @@
 """Loading a Hugging Face model folder, tensor by tensor into its sharding."""
 
 import functools
-import pathlib
 import re
 
 import jax
@@ -75,7 +74,7 @@ def load(path, *, dtype=None, mesh=None, rules=None, head=None):
   shardings = jax.tree.map(lambda one: None, leaves)
   if mesh is not None:
     shardings = parallel.param_shardings(config, mesh, rules)
-  infos = tensor_infos(pathlib.Path(path))
+  infos = tensor_infos(path)
   made = [*parameters.numbers(leaves)] if config.head != found.head else []
   names = _match(infos, found, made, leaves, path)
   embed = names[leaves["embed"].name]

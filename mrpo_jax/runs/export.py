@@ -3,7 +3,6 @@
 
 import functools
 import logging
-import pathlib
 
 import jax
 
@@ -24,6 +23,7 @@ from mrpo_jax.runs.inference.policy import (
   tokenizer_of,
 )
 from mrpo_jax.runs.rounds.labels import SILVER
+from mrpo_jax.snapshots import folder_of
 from mrpo_jax.training import checkpoints
 from mrpo_jax.training.events import SAMPLES
 from mrpo_jax.training.log import metrics_until
@@ -123,7 +123,7 @@ def _generation(folder, params, dtype):
   """
   if folder is None:
     return None
-  file = pathlib.Path(folder) / "config.json"
+  file = folder_of(folder) / "config.json"
   if not file.is_file():
     logger.warning(
       f"warning: {file} is gone, and what stood beside it: "

@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import math
-import pathlib
 import time
 
 import jax
@@ -59,7 +58,7 @@ def check_folders(config):
   """
   for section in config.models().values():
     if isinstance(section.base.weights, Folder):
-      folder = pathlib.Path(section.base.weights.path)
+      folder = section.base.weights.path
       hub.read_config(folder)
       weight_files(folder)
     _adapter_identity(section)

@@ -266,7 +266,7 @@ REFUSALS = {
   "adapter without config": (adapter_alone, "adapter alone; merge it"),
   "no weights": (no_weights, r"no model\.safetensors and no"),
   "no config": (lambda f: (f / "config.json").unlink(), r"no config\.json"),
-  "no folder": (shutil.rmtree, "no such folder.*hf download"),
+  "no folder": (shutil.rmtree, "no such folder, and no name on the Hugging"),
   "broken config": (cut("config.json", 40), r"config\.json is not JSON"),
   "empty config": (cut("config.json", 0), r"config\.json is not JSON"),
   "not UTF-8": (

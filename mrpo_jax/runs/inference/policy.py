@@ -3,7 +3,6 @@
 
 import dataclasses
 import logging
-import os
 import pathlib
 
 from mrpo_jax import files, hub
@@ -16,6 +15,7 @@ from mrpo_jax.runs.data import fingerprint_of, trained_folder
 from mrpo_jax.runs.models import ADAPTED, base_params
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.workdir import CONFIG, recorded_config
+from mrpo_jax.snapshots import wherever
 from mrpo_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,7 @@ class Checkpoint:
   def origin(self):
     """The folder of the policy's start; None where its weights were made."""
     weights = self.section.base.weights
-    return (
-      os.path.abspath(weights.path) if isinstance(weights, Folder) else None
-    )
+    return wherever(weights.path) if isinstance(weights, Folder) else None
 
 
 def find_step(workdir, step):

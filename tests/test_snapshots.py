@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models by name, by the hub's protocol: what is fetched, kept, refused."""
+
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mrpo_jax.snapshots import folder_of, wherever
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMIT = "a" * 40
+FILES = {  # of the repository
+  "config.json": b"{}",
+  "model.safetensors": b"weights",
+  "tokenizer.json": b"{}",
+  "chat_template.jinja": b"",
+  "pytorch_model.bin": b"pickle",
+  "modeling_own.py": b"code",
+}
+TOKEN = "hf_of_a_test"
+SAY = """
+import logging, sys
+logging.getLogger("mrpo_jax").addHandler(logging.StreamHandler(sys.stdout))
+logging.getLogger("mrpo_jax").setLevel("INFO")
+from mrpo_jax.errors import InputError
+from mrpo_jax.snapshots import folder_of
+for name in sys.argv[1:]:
+  try:
+    print(*sorted(one.name for one in folder_of(name).iterdir()))
+  except InputError as error:
+    print("error:", error)
+"""
+
+
+class Hub(http.server.ThreadingHTTPServer):
+  """ORG/NAME of FILES; another that is gated; nothing else."""
+
+  daemon_threads = True
+
+  def __init__(self):
+    super().__init__(("127.0.0.1", 0), Answer)
+    self.asked, self.tokens = [], set()
+    threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+  def do_HEAD(self):
+    self.do_GET(body=False)
+
+  def do_GET(self, body=True):
+    self.server.asked.append(self.path)
+    self.server.tokens.add(self.headers.get("Authorization"))
+    code, headers, content = self._found()
+    self.send_response(code)
+    for name, value in headers.items():
+      self.send_header(name, value)
+    self.send_header("Content-Length", str(len(content)))
+    self.end_headers()
+    if body:
+      self.wfile.write(content)
+
+  def _found(self):
+    if "/gated" in self.path:
+      return 403, {"X-Error-Code": "GatedRepo"}, b""
+    if self.path.startswith("/api/models/org/name/tree/"):
+      found = [
+        {"type": "file", "path": name, "size": len(one), "oid": _sha(one)}
+        for name, one in FILES.items()
+      ]
+      return 200, {}, json.dumps(found).encode()
+    if self.path.startswith("/api/models/org/name/revision/"):
+      if not self.path.endswith(("/main", COMMIT)):
+        return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+      names = [{"rfilename": name} for name in FILES]
+      found = {"id": "org/name", "sha": COMMIT, "siblings": names}
+      return 200, {}, json.dumps(found).encode()
+    if self.path.startswith(f"/org/name/resolve/{COMMIT}/"):
+      content = FILES[self.path.rpartition("/")[2]]
+      about = {"ETag": f'"{_sha(content)}"', "X-Repo-Commit": COMMIT}
+      return 200, about, content
+    return 404, {"X-Error-Code": "RepoNotFound"}, b""
+
+
+def _sha(content):
+  return hashlib.sha1(content).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def hub():
+  with Hub() as server:
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def said(hub, tmp_path_factory):
+  """(names, settings) -> lines of what is said of each, one cache for all."""
+  home = tmp_path_factory.mktemp("home")
+
+  def said(*names, **settings):
+    env = {
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "HF_HOME": str(home),
+      "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+      "HF_HUB_OFFLINE": "0",
+      "HF_HUB_DISABLE_XET": "1",
+      "HF_TOKEN": TOKEN,
+      **settings,
+    }
+    done = subprocess.run(
+      [sys.executable, "-c", SAY, *names],
+      cwd=home,
+      env=env,
+      capture_output=True,
+      text=True,
+    )
+    assert not done.returncode, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return done.stdout.strip().split("\n")
+
+  return said
+
+
+def test_a_name_is_a_snapshot_without_pickles_and_code(said, hub):
+  wanted = "chat_template.jinja config.json model.safetensors tokenizer.json"
+  first = f"org/name: commit {COMMIT} of the Hugging Face hub"
+  assert said("org/name", "org/name") == [first, wanted, wanted]
+  fetched = [path for path in hub.asked if "/resolve/" in path]
+  assert fetched and not [one for one in fetched if one.endswith(("bin", "py"))]
+  assert f"Bearer {TOKEN}" in hub.tokens
+  # Then the cache has it, by any of its names.
+  _, found = said("org/name", HF_HUB_OFFLINE="1")
+  assert found == wanted
+  _, found = said(f"org/name@{COMMIT}", HF_HUB_OFFLINE="1")
+  assert found == wanted
+
+
+def test_what_cannot_be_had_is_refused_in_one_line(said):
+  names = ("org/none", "org/gated", "org/name@none", "none/", "/org/name")
+  found = said(*names[:3])
+  assert [line.split(":")[1].strip() for line in found] == [*names[:3]]
+  assert all("no such folder, and not to be had from" in one for one in found)
+  assert "it is gated; ask for access there, and set HF_TOKEN" in found[1]
+  (line,) = said("org/other", HF_HUB_OFFLINE="1")
+  assert line.startswith("error: org/other: no such folder") and len(line) < 500
+  (line,) = said("org/other", HF_ENDPOINT="http://127.0.0.1:9")
+  assert line.startswith("error: org/other: no such folder") and len(line) < 500
+
+
+def test_a_folder_that_is_here_goes_before_a_name(tmp_path, monkeypatch):
+  (tmp_path / "org/name").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  assert folder_of("org/name") == pathlib.Path("org/name")
+  assert wherever("org/name") == f"{tmp_path}/org/name"
+  assert wherever("org/none") == "org/none"
+  for path in ("./org/none", "/org/none", "org", "a/b/c", "../org/none"):
+    assert folder_of(path) == pathlib.Path(path)
