@@ -219,7 +219,10 @@ OTHER = dict(
   tau=0.4,
   valid_B=jnp.array([True, True, False, True]),
 )
-NEEDED = {("f_dpo", "alpha"): dict(divergence="alpha")}
+NEEDED = {
+  ("dar", "cap"): dict(lam=0.01),  # so that a weight reaches it
+  ("f_dpo", "alpha"): dict(divergence="alpha"),
+}
 
 
 @pytest.mark.parametrize("name,keyword", KEYWORDS)
