@@ -363,15 +363,15 @@ def bpo(
   Matches the ratio R of the policy to that of the data, as DPO does by another
   divergence: the minimum over all policies is DPO's.  The slope in m is
   -(R^(power + 1) + R^-power) / 4, which is DPO's -1/2 at policy = reference,
-  where the loss is 0, and grows again for pairs that are ranked right: with
-  power > 0 a certain pair pulls ever harder, and the loss has no lower bound.
+  where the loss is 0.  With power > 0 a pair that is ranked right pulls ever
+  harder, and with power >= 0 the loss has no lower bound.
 
   Args:
     logratio_BC: policy minus reference log-probability; nats.
     beta: inverse temperature of the margin, per nat.
     scale_B: factor on the whole margin, per pair or one number.
-    power: the paper's lambda, above -1; 0 is the limit (KLIEP), 1 the squared
-      distance of the ratios (LSIF), -1/2 weighs a pair as its opposite.
+    power: the paper's lambda, above -1; 1 is the squared distance of the
+      ratios (LSIF), 0 the limit (KLIEP), -1/2 the exponential loss of m / 2.
 
   Returns:
     loss_B: float32 or better; it may be negative.

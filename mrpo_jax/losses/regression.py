@@ -97,8 +97,8 @@ def qrpo(
     loss_B: mean over the two responses, float32 or better.
 
   Source: QRPO, arXiv:2507.08068, for both responses of a pair as in the
-  authors' code, whose log Z leaves out the -1: by 4.5e-5 at beta = 0.1, by 1.7
-  at beta = 5.
+  authors' code, whose log Z leaves out the -1: it is 4.5e-5 off at beta = 0.1,
+  and 1.7 at beta = 5.
 
   >>> import jax.numpy as jnp
   >>> beta = 0.5
@@ -177,8 +177,8 @@ def dar(
   Returns:
     loss_B: float32 or better.
 
-  Source: DAR, arXiv:2602.11523, proposition 4.1 and theorem 4.2; cap and
-  defaults by a secondary account, the authors' code not at hand.
+  Source: DAR, arXiv:2602.11523, proposition 4.1 and theorem 4.2, by a secondary
+  account: cap, whitening and defaults are unverified.
   Numerics: the exponent is clamped at 80.
 
   >>> import jax.numpy as jnp

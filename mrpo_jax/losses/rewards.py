@@ -276,7 +276,8 @@ def bdpo(
   Returns:
     loss_B: nats, float32 or better.
 
-  Source: BDPO, arXiv:2506.12725, by the account of its first author.
+  Source: BDPO, arXiv:2506.12725, by the account of one of its authors; the
+  paper's best mixing.
 
   >>> import jax.numpy as jnp
   >>> gone = bdpo(jnp.array([[0.0, -1e4]]), beta=1.0)[0]  # 1 / (1 + 1/2)

@@ -204,6 +204,8 @@ def test_bpo_by_hand():
     np.testing.assert_allclose(got, [want], rtol=1e-6)
   # R = 1/4: (1/16 - 1) / 8 - (4 - 1) / 4
   right = jnp.array([[jnp.log(4.0), 0.0]])
+  got = losses.bpo(right, beta=1.0, power=-0.5)
+  np.testing.assert_allclose(got, [1 / 2 - 1], rtol=1e-6)  # exp(-m / 2) - 1
   got = losses.bpo(right, beta=2.0, scale_B=0.5)
   np.testing.assert_allclose(got, [-15 / 128 - 3 / 4], rtol=1e-6)
 

@@ -72,7 +72,7 @@ def test_other_losses_take_rewards_of_any_size():
   assert plan_of(config, [[9.0, -1.0], [0.25, 0.5]]).read("train")[0][0] == 9.0
 
 
-def test_quantiles_are_needed_and_not_online():
+def test_a_loss_of_quantiles_needs_rewards():
   with pytest.raises(InputError, match="'qrpo' reads rewards of the responses"):
     chosen_method(config_of("qrpo", rewards={"names": ()}))
 
