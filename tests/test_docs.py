@@ -26,6 +26,7 @@ MODULES = (
     "sequence",
     "pair",
     "rewards",
+    "regression",
     "batch",
     "unreferenced",
     "dispersion",

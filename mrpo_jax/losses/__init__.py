@@ -40,6 +40,7 @@ from mrpo_jax.losses.multi import mnpo as mnpo
 from mrpo_jax.losses.multi import mrpo as mrpo
 from mrpo_jax.losses.multi import multi_dpo as multi_dpo
 from mrpo_jax.losses.multi import optimistic_reference as optimistic_reference
+from mrpo_jax.losses.pair import bpo as bpo
 from mrpo_jax.losses.pair import combine as combine
 from mrpo_jax.losses.pair import discopop as discopop
 from mrpo_jax.losses.pair import dpo as dpo
@@ -48,6 +49,11 @@ from mrpo_jax.losses.pair import focal_dpo as focal_dpo
 from mrpo_jax.losses.pair import hinge as hinge
 from mrpo_jax.losses.pair import ipo as ipo
 from mrpo_jax.losses.pair import robust_dpo as robust_dpo
+from mrpo_jax.losses.regression import dar as dar
+from mrpo_jax.losses.regression import qrpo as qrpo
+from mrpo_jax.losses.regression import reward_quantile as reward_quantile
+from mrpo_jax.losses.regression import sppo as sppo
+from mrpo_jax.losses.regression import sppo_hard as sppo_hard
 from mrpo_jax.losses.related import accelerate as accelerate
 from mrpo_jax.losses.related import advantage_weighted as advantage_weighted
 from mrpo_jax.losses.related import apa as apa
@@ -63,6 +69,7 @@ from mrpo_jax.losses.related import value_loss as value_loss
 from mrpo_jax.losses.rewards import apo_down as apo_down
 from mrpo_jax.losses.rewards import apo_zero as apo_zero
 from mrpo_jax.losses.rewards import bco as bco
+from mrpo_jax.losses.rewards import bdpo as bdpo
 from mrpo_jax.losses.rewards import cal_dpo as cal_dpo
 from mrpo_jax.losses.rewards import dpop as dpop
 from mrpo_jax.losses.rewards import f_dpo as f_dpo
@@ -70,8 +77,6 @@ from mrpo_jax.losses.rewards import kto as kto
 from mrpo_jax.losses.rewards import minor_dpo as minor_dpo
 from mrpo_jax.losses.rewards import nca as nca
 from mrpo_jax.losses.rewards import r_dpo as r_dpo
-from mrpo_jax.losses.rewards import sppo as sppo
-from mrpo_jax.losses.rewards import sppo_hard as sppo_hard
 from mrpo_jax.losses.sequence import sequence_logp as sequence_logp
 from mrpo_jax.losses.token_weights import bridged as bridged
 from mrpo_jax.losses.token_weights import down_sample as down_sample
@@ -87,6 +92,7 @@ from mrpo_jax.losses.unreferenced import cpo as cpo
 from mrpo_jax.losses.unreferenced import nll as nll
 from mrpo_jax.losses.unreferenced import orpo as orpo
 from mrpo_jax.losses.unreferenced import rainbow_po as rainbow_po
+from mrpo_jax.losses.unreferenced import simper as simper
 from mrpo_jax.losses.unreferenced import simpo as simpo
 from mrpo_jax.losses.unreferenced import slic as slic
 from mrpo_jax.losses.unreferenced import tpo as tpo

@@ -254,8 +254,9 @@ def mnpo(
   Returns:
     loss_B: nats squared, float32 or better.
 
-  Source: MNPO, in the form of the authors' code (smiles724/MNPO).  There,
-  unlike here, missing references are left out without renormalising.
+  Source: MNPO, arXiv:2509.23102, equation 15, with the weights of equation 17;
+  eta of the authors' code (smiles724/MNPO).  There, unlike here, missing
+  references are left out without renormalising.
 
   >>> import jax.numpy as jnp
   >>> got = mnpo(jnp.array([3.0]), jnp.array([[1.0, 2.0]]), eta=0.5)

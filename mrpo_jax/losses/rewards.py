@@ -11,16 +11,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mrpo_jax.losses.arguments import checked
-from mrpo_jax.losses.pair import MAX_EXPONENT
+from mrpo_jax.losses.pair import MAX_EXPONENT, columns
+from mrpo_jax.losses.regression import sppo_hard
 from mrpo_jax.losses.related import kto_unpaired
-from mrpo_jax.shapes import CHOSEN, REJECTED, check, widen
-
-
-def _columns(logratio_BC):
-  """r_w and r_l, each [B]."""
-  check(logratio_BC=logratio_BC)
-  logratio_BC = widen(logratio_BC)
-  return logratio_BC[:, CHOSEN], logratio_BC[:, REJECTED]
+from mrpo_jax.shapes import check, widen
 
 
 @checked
@@ -45,7 +39,7 @@ def nca(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   >>> bool(jnp.isclose(nca(jnp.zeros((1, 2)))[0], 2 * jnp.log(2.0)))
   True
   """
-  chosen_B, rejected_B = _columns(logratio_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
   pull_B = jax.nn.log_sigmoid(-beta * chosen_B)
   pull_B += jax.nn.log_sigmoid(-beta * rejected_B)
   return -jax.nn.log_sigmoid(beta * chosen_B) - 0.5 * pull_B
@@ -76,68 +70,11 @@ def bco(
   >>> bool(jnp.isclose(bco(jnp.zeros((1, 2)))[0], 2 * jnp.log(2.0)))
   True
   """
-  chosen_B, rejected_B = _columns(logratio_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
   return -(
     jax.nn.log_sigmoid(beta * chosen_B - shift)
     + jax.nn.log_sigmoid(shift - beta * rejected_B)
   )
-
-
-@checked
-def sppo_hard(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
-  """Self-play preference optimization with certain labels, as in TRL.
-
-      loss = (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2
-
-  At policy = reference it is 1 / (2 beta^2).  It is twice `sppo` at win rates
-  of 1 and 0.
-
-  Args:
-    logratio_BC: policy minus reference log-probability; nats.
-    beta: per nat; the authors use 0.001.
-
-  Returns:
-    loss_B: nats squared, float32 or better.
-
-  Source: SPPO, arXiv:2405.00675; the form of TRL 1.16.
-
-  >>> import jax.numpy as jnp
-  >>> sppo_hard(jnp.array([[3.0, -2.0]]), beta=0.25).tolist()
-  [1.0]
-  """
-  chosen_B, rejected_B = _columns(logratio_BC)
-  target = 0.5 / beta
-  return jnp.square(chosen_B - target) + jnp.square(rejected_B + target)
-
-
-@checked
-def sppo(
-  logratio_BC: ArrayLike, win_rate_BC: ArrayLike, *, beta: ArrayLike = 0.1
-) -> jax.Array:
-  """Self-play preference optimization: rewards regress on win rates.
-
-      loss = 1/2 sum over both responses of (r - (P - 1/2) / beta)^2
-
-  Args:
-    logratio_BC: policy minus reference log-probability; nats.
-    win_rate_BC: P, the probability that each response beats one drawn from
-      the reference, in [0, 1]; no gradient.
-    beta: per nat; the authors use 0.001.
-
-  Returns:
-    loss_B: nats squared, float32 or better.
-
-  Source: SPPO, arXiv:2405.00675, in the form of the authors' code.
-
-  >>> import jax.numpy as jnp
-  >>> win_rate_BC = jnp.array([[0.75, 0.25]])
-  >>> sppo(jnp.array([[2.0, 0.0]]), win_rate_BC, beta=0.25).tolist()
-  [1.0]
-  """
-  check(logratio_BC=logratio_BC, win_rate_BC=win_rate_BC)
-  win_rate_BC = jax.lax.stop_gradient(widen(win_rate_BC))
-  target_BC = (win_rate_BC - 0.5) / beta
-  return 0.5 * jnp.sum(jnp.square(widen(logratio_BC) - target_BC), axis=-1)
 
 
 @checked
@@ -162,7 +99,7 @@ def apo_zero(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   >>> apo_zero(jnp.zeros((1, 2))).tolist()
   [1.0]
   """
-  chosen_B, rejected_B = _columns(logratio_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
   # 1 - sigmoid(x) = sigmoid(-x), without the cancellation.
   return jax.nn.sigmoid(-beta * chosen_B) + jax.nn.sigmoid(beta * rejected_B)
 
@@ -189,7 +126,7 @@ def apo_down(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   >>> apo_down(jnp.zeros((1, 2))).tolist()
   [1.0]
   """
-  chosen_B, rejected_B = _columns(logratio_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
   wrong_B = jax.nn.sigmoid(-beta * (chosen_B - rejected_B))
   return jax.nn.sigmoid(beta * chosen_B) + wrong_B
 
@@ -226,24 +163,25 @@ def kto(
   >>> kto(jnp.zeros((1, 2)), undesirable_weight=2.0).tolist()
   [[0.5, 1.0]]
   """
-  columns = _columns(logratio_BC)
+  both_B = columns(logratio_BC)
   weights = dict(
     beta=beta,
     kl_shift=kl_shift,
     desirable_weight=desirable_weight,
     undesirable_weight=undesirable_weight,
   )
-  good = jnp.ones(columns[0].shape, bool)
+  good = jnp.ones(both_B[0].shape, bool)
   return jnp.stack(
     [
       kto_unpaired(column_B, is_good_B, **weights)
-      for column_B, is_good_B in zip(columns, (good, ~good), strict=True)
+      for column_B, is_good_B in zip(both_B, (good, ~good), strict=True)
     ],
     axis=-1,
   )
 
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
+DIVERGENCES += ("chi_squared_kl", "log_squared")
 
 
 @checked
@@ -262,11 +200,17 @@ def f_dpo(
       forward_kl:  h(r) = 1 - exp(-r)
       js:          h(r) = ln 2 + log sigmoid(r)
       alpha:       h(r) = (exp((alpha - 1) r) - 1) / (alpha - 1)
+      chi_squared_kl:  h(r) = r + exp(r) - 1             (this is chi-PO)
+      log_squared:     h(r) = r exp(-r)                  (this is SquaredPO)
+
+  h is f'(exp(r)) up to a constant; f is (t - 1)^2 / 2 + t log t of chi-PO and
+  (log t)^2 / 2 of SquaredPO.  The latter is not convex: h falls again above
+  r = 1, where a response is e times as likely as under the reference.
 
   Args:
     logratio_BC: policy minus reference log-probability; nats.
     beta: inverse temperature.
-    divergence: one of the four names above, static.
+    divergence: one of the names above, static.
     alpha: of the alpha divergence, in TRL's sense: 1 is the reverse KL, 0 the
       forward; the authors' code counts 1 - alpha.
 
@@ -276,7 +220,9 @@ def f_dpo(
   Raises:
     ValueError: another divergence.
 
-  Source: f-DPO, arXiv:2309.16240, table 1.
+  Source: f-DPO, arXiv:2309.16240, table 1; chi-PO, arXiv:2407.13399, algorithm
+  1 without its clip of the margin at 2 R_max, which asks for a bound on rewards
+  that nobody knows; SquaredPO, arXiv:2602.06788.
   Numerics: exponents are clamped at 80; past it a response gets no gradient.
 
   >>> import jax.numpy as jnp
@@ -295,11 +241,53 @@ def f_dpo(
   power = {"forward_kl": -1.0, "alpha": alpha - 1.0}.get(divergence, 0.0)
   if divergence == "js":
     reward_BC = jax.nn.log_sigmoid(reward_BC)  # ln 2 goes in the difference
+  elif divergence == "chi_squared_kl":
+    reward_BC = jnp.minimum(reward_BC, MAX_EXPONENT)
+    reward_BC += jnp.expm1(reward_BC)
+  elif divergence == "log_squared":
+    reward_BC = jnp.maximum(reward_BC, -MAX_EXPONENT)
+    reward_BC *= jnp.exp(-reward_BC)
   elif power:
     exponent_BC = jnp.minimum(power * reward_BC, MAX_EXPONENT)
     reward_BC = jnp.expm1(exponent_BC) / power
-  chosen_B, rejected_B = _columns(reward_BC)
+  chosen_B, rejected_B = columns(reward_BC)
   return -jax.nn.log_sigmoid(beta * (chosen_B - rejected_B))
+
+
+@checked
+def bdpo(
+  logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1, mixing: ArrayLike = 0.5
+) -> jax.Array:
+  """Bounded DPO: a rejected response counts as mixed with the reference.
+
+      loss = -log sigmoid( beta * (r_w - log( mixing exp(r_l) + 1 - mixing )) )
+
+  In the place of p(y_l) stands mixing p(y_l) + (1 - mixing) ref(y_l), which
+  does not vanish: where the loss is at most ln 2, its value at policy =
+  reference, the chosen response has kept 1 - mixing of its probability.
+  mixing = 1 is DPO.
+
+  Args:
+    logratio_BC: policy minus reference log-probability; nats.
+    beta: inverse temperature, per nat.
+    mixing: lambda, the policy's share of the mixture, in [0, 1]; at 0 the
+      rejected response teaches nothing.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: BDPO, arXiv:2506.12725, by the account of one of its authors; the
+  paper's best mixing.
+
+  >>> import jax.numpy as jnp
+  >>> gone = bdpo(jnp.array([[0.0, -1e4]]), beta=1.0)[0]  # 1 / (1 + 1/2)
+  >>> bool(jnp.isclose(gone, jnp.log(1.5)))
+  True
+  """
+  chosen_B, rejected_B = columns(logratio_BC)
+  kept_B = jnp.log(mixing) + rejected_B
+  mixed_B = jnp.logaddexp(kept_B, jnp.log1p(-mixing))
+  return -jax.nn.log_sigmoid(beta * (chosen_B - mixed_B))
 
 
 @checked
@@ -323,7 +311,7 @@ def minor_dpo(logratio_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   >>> float(below[0]) == float(minor_dpo(jnp.array([[1.0, 0.0]]))[0])
   True
   """
-  chosen_B, rejected_B = _columns(logratio_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
   return -jax.nn.log_sigmoid(beta * (chosen_B - jax.nn.relu(rejected_B)))
 
 
@@ -356,7 +344,7 @@ def cal_dpo(
   >>> bool(jnp.isclose(got, jnp.log1p(jnp.exp(-2.0))))
   True
   """
-  chosen_B, rejected_B = _columns(logratio_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
   square_B = sppo_hard(logratio_BC, beta=beta)
   return square_weight * square_B - jax.nn.log_sigmoid(chosen_B - rejected_B)
 
@@ -394,8 +382,8 @@ def r_dpo(
   True
   """
   check(logratio_BC=logratio_BC, length_BC=length_BC)
-  chosen_B, rejected_B = _columns(logratio_BC)
-  longer_B, shorter_B = _columns(length_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
+  longer_B, shorter_B = columns(length_BC)
   excess_B = jax.lax.stop_gradient(longer_B - shorter_B)
   margin_B = beta * (chosen_B - rejected_B) + alpha * excess_B
   return -jax.nn.log_sigmoid(margin_B)
@@ -424,6 +412,6 @@ def dpop(
   >>> bool(jnp.isclose(got, jnp.log1p(jnp.exp(-1.0))))
   True
   """
-  chosen_B, rejected_B = _columns(logratio_BC)
+  chosen_B, rejected_B = columns(logratio_BC)
   fine_B = penalty * jax.nn.relu(-chosen_B)
   return -jax.nn.log_sigmoid(beta * (chosen_B - rejected_B - fine_B))

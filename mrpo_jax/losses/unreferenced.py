@@ -118,6 +118,33 @@ def alpha_po(
 
 
 @checked
+def simper(mean_logp_BC: ArrayLike) -> jax.Array:
+  """SimPER: inverse perplexities, with no hyper-parameter.
+
+      loss = p_l - p_w,   p = exp(mean_logp)
+
+  p is 1 / perplexity of a response.  The gradient of each vanishes with p: an
+  unlikely response is let alone.
+
+  Args:
+    mean_logp_BC: policy, per response token; nats, at most 0.
+
+  Returns:
+    loss_B: in (-1, 1), float32 or better.
+
+  Source: SimPER, arXiv:2502.00883; the authors' code.
+  Numerics: exponents are clamped at 80.
+
+  >>> import jax.numpy as jnp
+  >>> simper(jnp.log(jnp.array([[0.5, 0.25]]))).tolist()
+  [-0.25]
+  """
+  check(mean_logp_BC=mean_logp_BC)
+  p_BC = jnp.exp(jnp.minimum(widen(mean_logp_BC), MAX_EXPONENT))
+  return -margin(p_BC)
+
+
+@checked
 def cpo(logp_BC: ArrayLike, *, beta: ArrayLike = 0.1) -> jax.Array:
   """Contrastive preference optimization: DPO against a uniform reference.
 

@@ -95,7 +95,21 @@ class RewardPlan:
       f"rewards of {split}: {min(total):.3g} to {max(total):.3g}, mean "
       f"{sum(total) / len(total):.3g}"
     )
+    if self.setup.method.reads_quantiles:
+      self._check_quantiles(split, total)
     return [total[n : n + 2] for n in range(0, len(total), 2)]
+
+  def _check_quantiles(self, split, total):
+    """InputError for the first reward that is no quantile."""
+    for place, value in enumerate(total):
+      if not 0 <= value <= 1:
+        pair = self.setup.tables[split].places[place // 2]
+        raise InputError(
+          f"{getattr(self.setup.config.data, split)}: pair {pair} has the "
+          f"reward {value:.3g}, but config.loss.name="
+          f"{self.setup.config.loss.name!r} reads quantiles among the "
+          "reference's own, from 0 to 1: score those in config.data.rewards"
+        )
 
   def _splits(self):
     return [split for split in self.setup.tables if split != "validation"]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every loss of `batch`, `pair`, `related`, `rewards`, `unreferenced`
-promises alike; its own values stand in the file of its module."""
+"""What every loss of `batch`, `pair`, `regression`, `related`, `rewards` and
+`unreferenced` promises; its own values stand in the file of its module."""
 
 import functools
 import inspect
@@ -18,7 +18,7 @@ from tests.material import losses_fixture as fixture
 REQUIRED = inspect.Parameter.empty
 SMOOTHED = dict(beta=0.1, label_smoothing=0.0)
 WEIGHTS = dict(desirable_weight=1.0, undesirable_weight=1.0)
-# Every public function of the five modules, with its keywords.
+# Every public function of the six modules, with its keywords.
 DEFAULTS = {
   "accelerate": dict(alpha=0.3),
   "adaptive_beta": dict(beta=0.1, strength=0.6, valid_B=None),
@@ -33,10 +33,13 @@ DEFAULTS = {
   "apo_zero_unpaired": dict(beta=0.1),
   "awr": dict(lam=2.0),
   "bco": dict(beta=0.1, shift=0.0),
+  "bdpo": dict(beta=0.1, mixing=0.5),
+  "bpo": dict(beta=0.1, scale_B=1.0, power=1.0),
   "bradley_terry": dict(center=0.0),
   "cal_dpo": dict(beta=0.1, square_weight=1.0),
   "combine": dict(),
   "cpo": dict(beta=0.1),
+  "dar": dict(lam=0.05, mixing=0.1, cap=20.0),
   "diffusion_dpo": dict(beta=5000.0),
   "discopop": dict(beta=0.1, scale_B=1.0, temperature=0.05),
   "dpo": dict(SMOOTHED, scale_B=1.0),
@@ -56,9 +59,12 @@ DEFAULTS = {
   "nll": dict(),
   "orpo": dict(weight=0.1),
   "ppo_clip": dict(cliprange=0.2),
+  "qrpo": dict(beta=0.1),
   "r_dpo": dict(beta=0.1, alpha=0.05),
   "rainbow_po": dict(beta=10.0, mixing=0.25, home_advantage=0.1, scale_B=1.0),
+  "reward_quantile": dict(),
   "robust_dpo": dict(beta=0.1, scale_B=1.0, label_smoothing=0.1),
+  "simper": dict(),
   "simpo": dict(beta=2.0, gamma=1.0, scale_B=1.0),
   "slic": dict(delta=1.0),
   "sppo": dict(beta=0.1),
@@ -66,19 +72,32 @@ DEFAULTS = {
   "tpo": dict(beta=0.1, alpha=0.05),
   "value_loss": dict(),
 }
-MODULES = {"batch", "pair", "related", "rewards", "unreferenced"}
-NOT_OF_ARRAYS = {"accelerate", "combine", "ema"}
+MODULES = {"batch", "pair", "regression", "related", "rewards"}
+MODULES |= {"unreferenced"}
+NO_LOSS_OF_ARRAYS = {"accelerate", "combine", "ema", "reward_quantile"}
 FUNCTIONS = {
-  name: getattr(losses, name) for name in DEFAULTS if name not in NOT_OF_ARRAYS
+  name: getattr(losses, name)
+  for name in DEFAULTS
+  if name not in NO_LOSS_OF_ARRAYS
 }
 VARIANTS = {
   "alpha_po 0": functools.partial(losses.alpha_po, alpha=0.0),
   "alpha_po -1": functools.partial(losses.alpha_po, alpha=-1.0),
   "aot smoothed": functools.partial(losses.aot, label_smoothing=0.2),
+  "bdpo 1": functools.partial(losses.bdpo, mixing=1.0),
+  "bdpo 0.9": functools.partial(losses.bdpo, mixing=0.9),
+  "bpo -0.5": functools.partial(losses.bpo, power=-0.5),
+  "bpo 0": functools.partial(losses.bpo, power=0.0),
   "discopop 4": functools.partial(losses.discopop, temperature=4.0),
   "dpo smoothed": functools.partial(losses.dpo, label_smoothing=0.2),
   "f_dpo forward_kl": functools.partial(losses.f_dpo, divergence="forward_kl"),
   "f_dpo js": functools.partial(losses.f_dpo, divergence="js"),
+  "f_dpo chi_squared_kl": functools.partial(
+    losses.f_dpo, divergence="chi_squared_kl"
+  ),
+  "f_dpo log_squared": functools.partial(
+    losses.f_dpo, divergence="log_squared"
+  ),
   "f_dpo 0.5": functools.partial(losses.f_dpo, divergence="alpha"),
   "f_dpo 3": functools.partial(losses.f_dpo, divergence="alpha", alpha=3.0),
   "focal_dpo attached": functools.partial(
@@ -93,10 +112,13 @@ CONSTANT = {
   "advantage",
   "advantage_B",
   "behaviour_logp",
+  "behaviour_logp_B",
   "length_BC",
   "margin_B",
+  "quantile_BC",
   "ref_error_BC",
   "ref_logp",
+  "ref_logp_B",
   "ref_logp_BC",
   "ref_mean_logp_BC",
   "returns",
@@ -107,11 +129,13 @@ VALUES = dict(
   advantage=0.2 * fixture.logratio_BC,
   advantage_B=0.1 * fixture.logratio_BC[:, 0],
   behaviour_logp=fixture.ref_mean_logp_BC,
+  behaviour_logp_B=fixture.ref_logp_BC[:, 0] + 0.3,
   desirable_B=np.array([True, False, False, True]),
   error_BC=2e-4 * fixture.entropy_BC,
   gold_mean_logp_B=fixture.ref_mean_logp_BC[:, 1],
   length_BC=fixture.length_BC,
   logp=fixture.policy_mean_logp_BC,
+  logp_B=fixture.policy_logp_BC[:, 0],
   logp_BC=fixture.policy_logp_BC,
   logratio_B=fixture.logratio_BC[:, 1],
   logratio_BC=fixture.logratio_BC,
@@ -119,8 +143,10 @@ VALUES = dict(
   mean_logp_B=fixture.policy_mean_logp_BC[:, 0],
   mean_logp_BC=fixture.policy_mean_logp_BC,
   policy_logp_BC=fixture.policy_logp_BC,
+  quantile_BC=np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.7], [0.2, 0.8]]),
   ref_error_BC=2e-4 * fixture.kl_BC,
   ref_logp=fixture.ref_mean_logp_BC,
+  ref_logp_B=fixture.ref_logp_BC[:, 0],
   ref_logp_BC=fixture.ref_logp_BC,
   ref_mean_logp_BC=fixture.ref_mean_logp_BC,
   residual=fixture.logratio_BC,
@@ -189,10 +215,14 @@ OTHER = dict(
   divergence="js",
   detach_weight=False,
   label_smoothing=0.3,
+  mixing=0.8,
   tau=0.4,
   valid_B=jnp.array([True, True, False, True]),
 )
-NEEDED = {("f_dpo", "alpha"): dict(divergence="alpha")}
+NEEDED = {
+  ("dar", "cap"): dict(lam=0.01),  # so that a weight reaches it
+  ("f_dpo", "alpha"): dict(divergence="alpha"),
+}
 
 
 @pytest.mark.parametrize("name,keyword", KEYWORDS)
@@ -216,7 +246,10 @@ def test_every_keyword_matters(name, keyword):
 def grid(function, nats=1e4):
   """Every combination of -nats, 0 and nats, as rows of all the arrays."""
   ends = dict(
-    desirable_B=(False, True), length_BC=(0, 10_000), win_rate_BC=(0.0, 1.0)
+    desirable_B=(False, True),
+    length_BC=(0, 10_000),
+    quantile_BC=(0.0, 1.0),
+    win_rate_BC=(0.0, 1.0),
   )
   names = arrays_of(function)
   widths = [2 if name.endswith("_BC") else 1 for name in names]
@@ -338,6 +371,10 @@ AT_THE_START = {
   "apo_zero": 1.0,
   "apo_zero_unpaired": 0.5,
   "bco": 2 * LN_2,
+  "bdpo": LN_2,
+  "bpo": 0.0,
+  "bpo -0.5": 0.0,
+  "bpo 0": 0.0,
   "bradley_terry": LN_2,
   "cal_dpo": LN_2 + 2 * 5.0**2,
   "cpo": LN_2,
@@ -349,8 +386,10 @@ AT_THE_START = {
   "exo": 0.5 * np.log(0.5 / 0.999) + 0.5 * np.log(0.5 / 0.001),
   "f_dpo": LN_2,
   "f_dpo 0.5": LN_2,
+  "f_dpo chi_squared_kl": LN_2,
   "f_dpo forward_kl": LN_2,
   "f_dpo js": LN_2,
+  "f_dpo log_squared": LN_2,
   "focal_dpo": 0.5**0.5 * LN_2,
   "hinge": 1.0,
   "ipo": 5.0**2,
@@ -359,9 +398,12 @@ AT_THE_START = {
   "minor_dpo": LN_2,
   "nca": 2 * LN_2,
   "orpo": 0.1 * LN_2,
+  # Quantiles of 0: the worst of all, which must get less likely.
+  "qrpo": (0.1 * np.log(0.1 * np.expm1(10.0))) ** 2,
   "r_dpo": LN_2,
   "rainbow_po": np.log1p(np.exp(10 * 0.75 * 0.1)),
   "robust_dpo": LN_2,
+  "simper": 0.0,
   "simpo": np.log1p(np.exp(1.0)),
   "slic": 1.0,
   "sppo": 5.0**2,  # where the chosen always wins and the rejected never
@@ -380,14 +422,14 @@ def test_value_while_the_policy_is_the_reference(case):
 
 OF_SINGLE_REWARDS = (
   """
-alpha_po apo_down apo_zero apo_zero_unpaired bco cal_dpo dpop kto kto_unpaired
-minor_dpo nca orpo sppo sppo_hard
+alpha_po apo_down apo_zero apo_zero_unpaired bco bdpo cal_dpo dpop kto
+kto_unpaired minor_dpo nca orpo qrpo simper sppo sppo_hard
 """.split()
   + [name for name in VARIANTS if name.startswith("f_dpo")]
 )
 OF_THE_MARGIN = """
-alpha_dpo aot aot_unpaired bradley_terry cpo diffusion_dpo discopop dpo dr_dpo
-exo f_dpo focal_dpo hinge ipo r_dpo rainbow_po robust_dpo simpo slic tpo
+alpha_dpo aot aot_unpaired bpo bradley_terry cpo diffusion_dpo discopop dpo
+dr_dpo exo f_dpo focal_dpo hinge ipo r_dpo rainbow_po robust_dpo simpo slic tpo
 """.split()
 
 

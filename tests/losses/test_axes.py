@@ -12,7 +12,7 @@ import pytest
 from mrpo_jax import losses
 from mrpo_jax.shapes import axes_of, check
 
-SIZES = dict(B=4, C=2, K=3, N=5, T=6, V=7)
+SIZES = dict(B=4, C=2, K=3, N=5, T=6, V=7, Y=8)
 FEWER = {"scale_B", "weight_BK"}  # may have an axis less
 # What else a function has to be given.
 OTHERS = dict(p=-1, mean=1.0, running_margin=0.5, weight=np.ones(3))

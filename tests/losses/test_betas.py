@@ -44,7 +44,7 @@ def called(method, pairs=slice(None), **more):
 
 def test_which_losses_take_betas():
   others = set(losses.names()) - set(NAMES)
-  free = {"nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo"}
+  free = {"nll", "simpo", "simper", "alpha_po", "cpo", "slic", "orpo", "tpo"}
   free |= {"bradley_terry", "apa", "awr", "ppo"}
   across = {"aot", "aot_unpaired", "dr_dpo", "beta_dpo"}
   no_beta = {"mnpo"}

@@ -86,6 +86,29 @@ def two_references(f):
   return jnp.stack([f.ref_logp_BC, f.ref_logp_BC + shift_C[None]], axis=-1)
 
 
+def quantiles(f):
+  """Of rewards among four of the reference's own for each prompt."""
+  reward_BC = [[1.0, 0.0], [0.5, 0.25], [0.0, 1.0], [2.0, -1.0]]
+  drawn_BY = [
+    [0, 0.5, 1, 2],
+    [0.5, 0.5, 0.75, 0],
+    [-1, 0, 0.5, 2],
+    [3, -2, 0, 1],
+  ]
+  return losses.reward_quantile(
+    jnp.asarray(reward_BC, f.dtype), jnp.asarray(drawn_BY, f.dtype)
+  )
+
+
+def dar(f):
+  shift_B = jnp.asarray([0.3, -0.2, 0.1, 0.0], f.dtype)
+  advantage_B = jnp.asarray([0.1, -0.05, 0.2, 0.0], f.dtype)
+  ref_logp_B = f.ref_logp_BC[:, 0]
+  return losses.dar(
+    f.policy_logp_BC[:, 0], ref_logp_B, ref_logp_B + shift_B, advantage_B
+  )
+
+
 def advantage(f):
   return jnp.asarray([0.5, -0.2, 0.1], f.dtype)
 
@@ -221,6 +244,15 @@ OFFICIAL = {
     lambda f: losses.ipo(f.logratio_BC, beta=0.5, scale_B=scale(f)),
     [6.1993112, 0.82551379, 7.3610883, 8.8513686],
   ),
+  "simper": (
+    lambda f: losses.simper(f.policy_mean_logp_BC),
+    [-0.07304768, -0.01868638, 0.074465473, 0.11617614],
+  ),
+  # log Z without its -1, which at this beta is below the digits.
+  "qrpo": (
+    lambda f: losses.qrpo(f.logratio_BC, quantiles(f), beta=0.05),
+    [0.19669157, 0.16927576, 0.079135409, 0.24907205],
+  ),
   "tdpo1": (
     lambda f: losses.tdpo(f.logratio_BC, f.kl_BC, beta=0.5, version=1),
     [1.2315273, 0.36014214, 0.11854273, 1.3575673],
@@ -231,8 +263,38 @@ OFFICIAL = {
   ),
 }
 
+# Reproduced by public code that is not the authors', within 5e-8.
+OTHERS = {
+  # warlockee/oxRL
+  "chi_po": (
+    lambda f: losses.f_dpo(
+      f.logratio_BC, beta=0.5, divergence="chi_squared_kl"
+    ),
+    [1.6344711, 0.11239912, 0.045250936, 4.1109296],
+  ),
+  # The generator of SBA in the code of a token-wise BPO.
+  "bpo": (
+    lambda f: losses.bpo(f.logratio_BC, beta=0.5),
+    [0.59077262, -0.48108564, -1.4753627, 0.94719582],
+  ),
+  "bpo_half": (
+    lambda f: losses.bpo(f.logratio_BC, beta=0.5, power=0.5),
+    [0.52094794, -0.41582058, -0.92266045, 0.7707976],
+  ),
+}
+
 # Evaluations of the published formulas by two independent NumPy programs.
 FORMULAS = {
+  "squared_po": (
+    lambda f: losses.f_dpo(f.logratio_BC, beta=0.5, divergence="log_squared"),
+    [1.7918929, 0.30540763, 7.1792764e-11, 0.76929966],
+  ),
+  "bdpo": (
+    lambda f: losses.bdpo(f.logratio_BC, beta=0.5, mixing=0.3),
+    [1.0420321, 0.43127603, 0.42990876, 0.99525591],
+  ),
+  # The third weight, 54, is over the cap of 20.
+  "dar": (dar, [65.088496, 2.3194952, 322.4472, 3.8888854]),
   "cdpo": (
     lambda f: losses.dpo(f.logratio_BC, beta=0.5, label_smoothing=0.1),
     [1.0727929, 0.4277986, 0.33073746, 1.2101695],
@@ -507,7 +569,7 @@ FORMULAS = {
     [0.37110067, 1.1711007],
   ),
 }
-ROWS = OFFICIAL | FORMULAS
+ROWS = OFFICIAL | OTHERS | FORMULAS
 
 
 @functools.cache

@@ -24,6 +24,7 @@ FIGURES_BC = dict(
   normalised_entropy_BC=jnp.full((2, 2), np.exp(-3.0)),
   token_loss_BC=jnp.array([[4.0, 0.0], [2.5, 0.0]]),
   valid_B=jnp.array([True, False]),
+  aux_reward_BC=jnp.array([[0.75, 0.25], [1.0, 0.0]]),
 )
 
 
@@ -60,6 +61,7 @@ MADE = {
   "valid_B": [True, False],
   "scale_B": [1.0, 1.0],
   "phi_B": [0.25, 0.25],
+  "quantile_BC": [[0.75, 0.25], [1.0, 0.0]],
   "win_rate_BC": [[0.75, 0.25], [0.75, 0.25]],
 }
 

@@ -155,6 +155,9 @@ SCALE_B = losses.dispersion_scale(
 BY_HAND = {
   "aot": lambda: losses.aot(POLICY_BC, REF_BC),
   "sppo": lambda: losses.sppo(RATIO_BC, jnp.array([[1.0, 0.0]] * 4)),
+  "qrpo": lambda: losses.qrpo(RATIO_BC, FIGURES["aux_reward_BC"]),
+  "chi_po": lambda: losses.f_dpo(RATIO_BC, divergence="chi_squared_kl"),
+  "squared_po": lambda: losses.f_dpo(RATIO_BC, divergence="log_squared"),
   "kto": lambda: losses.kto(RATIO_BC).mean(-1),
   "dr_dpo": lambda: jnp.full(4, losses.dr_dpo(RATIO_BC)),
   "r_dpo": lambda: losses.r_dpo(RATIO_BC, LENGTH),
@@ -166,6 +169,7 @@ BY_HAND = {
   "mnpo": lambda: losses.mnpo(
     POLICY_BC[:, 0] - POLICY_BC[:, 1], (REF_BC[:, 0] - REF_BC[:, 1])[:, None]
   ),
+  "simper": lambda: losses.simper(MEAN_BC),
   "simpo": lambda: losses.simpo(MEAN_BC),
   "alpha_po": lambda: losses.alpha_po(MEAN_BC),
   "orpo": lambda: losses.orpo(MEAN_BC),
@@ -254,6 +258,7 @@ OTHER = dict(
   alpha=0.33,
   square_weight=0.5,
   penalty=2.0,
+  power=-0.5,
   beta_prime=3.0,
   smoothing="sigmoid",
   version=1,
@@ -261,7 +266,7 @@ OTHER = dict(
   eta=0.5,
   delta=6.0,
   weight=0.5,
-  mixing=0.5,
+  mixing=0.3,
   home_advantage=0.4,
   mean=0.3,
   std=2.0,
@@ -286,7 +291,10 @@ OTHER = dict(
 )
 # What a keyword needs beside it to have an effect.
 WITH = {
-  ("f_dpo", "alpha"): dict(divergence="alpha"),
+  **{
+    (name, "alpha"): dict(divergence="alpha")
+    for name in ("f_dpo", "chi_po", "squared_po")
+  },
   ("exo", "epsilon"): dict(beta=2.0),
   ("mallows_phi", "epsilon"): dict(beta=0.01),
   ("alpha_dpo", "running"): dict(running=0.9),
@@ -597,7 +605,7 @@ def test_which_methods_need_a_reference():
     if not losses.build(name, **GIVEN.get(name, {})).takes_reference
   }
   assert free == {
-    *("nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo"),
+    *("nll", "simpo", "simper", "alpha_po", "cpo", "slic", "orpo", "tpo"),
     *("bradley_terry", "apa", "awr", "ppo"),
   }
   assert [name for name in free if losses.build(name).supervised] == ["nll"]

@@ -191,6 +191,90 @@ def test_focal_dpo_gradient_with_and_without_the_weight():
     np.testing.assert_allclose(grad[:, 1], -want_B, rtol=1e-5)
 
 
+def test_bpo_by_hand():
+  # R = 2: (2^2 - 1) / 8 - (1/2 - 1) / 4, (2 - 1) / 4 + ln 2 / 4,
+  # (sqrt 2 - 1) / 2 + (sqrt 2 - 1) / 2
+  wrong = jnp.array([[0.0, jnp.log(2.0)]])
+  for power, want in (
+    (1.0, 0.5),
+    (0.0, 0.25 + 0.25 * np.log(2)),
+    (-0.5, np.sqrt(2) - 1),
+  ):
+    got = losses.bpo(wrong, beta=1.0, power=power)
+    np.testing.assert_allclose(got, [want], rtol=1e-6)
+  # R = 1/4: (1/16 - 1) / 8 - (4 - 1) / 4
+  right = jnp.array([[jnp.log(4.0), 0.0]])
+  got = losses.bpo(right, beta=1.0, power=-0.5)
+  np.testing.assert_allclose(got, [1 / 2 - 1], rtol=1e-6)  # exp(-m / 2) - 1
+  got = losses.bpo(right, beta=2.0, scale_B=0.5)
+  np.testing.assert_allclose(got, [-15 / 128 - 3 / 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [2.0, 1.0, 0.0, -0.25])
+def test_bpo_is_the_bregman_divergence_of_its_generator(power):
+  # h'(R) R - h(R) - h'(1 / R)
+  def h(R):
+    if not power:
+      return R * jnp.log(R) / 4
+    return (R ** (1 + power) - R) / (4 * power * (1 + power))
+
+  slope = jax.vmap(jax.grad(h))
+  with jax.enable_x64(True):
+    wide = jnp.asarray(fixture.logratio_BC)
+    R_B = jnp.exp(-0.5 * margin(wide))
+    want = slope(R_B) * R_B - h(R_B) - slope(1 / R_B)
+    want -= slope(jnp.ones(4)) - h(1.0) - slope(jnp.ones(4))  # at R = 1
+    got = losses.bpo(wide, beta=0.5, power=power)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.0, -0.5])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
+def test_bpo_is_least_where_dpo_is(power, share):
+  # Where a share of equal pairs is ranked so: sigmoid(margin) is the share.
+  def expected(m, loss, **keywords):
+    pair = jnp.stack([m, jnp.zeros(())])[None]
+    loss = functools.partial(loss, beta=1.0, **keywords)
+    return share * loss(pair)[0] + (1 - share) * loss(pair[:, ::-1])[0]
+
+  best = jnp.log(share / (1 - share))
+  for loss, given in ((losses.dpo, {}), (losses.bpo, dict(power=power))):
+    slope = jax.grad(functools.partial(expected, loss=loss, **given))
+    np.testing.assert_allclose(slope(best), 0.0, atol=1e-6)
+    assert slope(best - 0.5) < -0.01 and slope(best + 0.5) > 0.01
+
+
+def test_bpo_starts_as_steep_as_dpo():
+  for power in (3.0, 1.0, 0.0, -0.5, -0.9):
+    bpo = functools.partial(losses.bpo, power=power)
+    got, want = (
+      jax.grad(lambda x, loss=loss: loss(x, beta=0.3)[0])(jnp.zeros((1, 2)))
+      for loss in (bpo, losses.dpo)
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_bpo_clamps_its_exponents_at_80():
+  # power 1: -2 m of a wrong pair, m of a right one
+  loss = functools.partial(losses.bpo, beta=1.0)
+  nats = jnp.array([-39.5, -41.0, -1e4, 79.0, 81.0, 1e4])
+  got, pull = jax.vjp(loss, jnp.stack([nats, jnp.zeros(6)], axis=-1))
+  (grad,) = pull(jnp.ones(6))
+  np.testing.assert_allclose(
+    np.log(np.abs(got)),
+    np.array([79.0, 80.0, 80.0, 79.0, 80.0, 80.0]) - np.log([8, 8, 8, 4, 4, 4]),
+    rtol=1e-6,
+  )
+  assert grad[0, 0] < -1e30 and grad[3, 0] < -1e30
+  assert (np.abs(grad[np.array([1, 2, 4, 5]), 0]) <= 0.25).all()
+
+
+@pytest.mark.parametrize("power", [-1.0, -2.0, float("nan"), float("-inf")])
+def test_bpo_refuses_a_power_of_minus_1_and_less(power):
+  with pytest.raises(ValueError, match=f"bpo: power must be .*, got {power}"):
+    losses.bpo(PAIR, power=power)
+
+
 def test_combine_by_hand():
   # 0.8 * loss(0.75) + 0.2 * (1 - 0.75) + 3 * (3 - 2)^2
   mixed = losses.combine([losses.dpo, losses.hinge, losses.ipo], (0.8, 0.2, 3))
@@ -223,6 +307,7 @@ def test_combine_refuses_nothing():
 
 
 MARGIN_LOSSES = [
+  losses.bpo,
   losses.discopop,
   losses.dpo,
   losses.exo,

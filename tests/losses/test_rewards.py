@@ -34,25 +34,6 @@ def test_bco_by_hand():
   close(losses.bco(PAIR, beta=0.5, shift=0.125), [want])
 
 
-def test_sppo_hard_by_hand():
-  # 1 / (2 * 0.25) = 2: (3 - 2)^2 + (-0.5 + 2)^2
-  got = losses.sppo_hard(jnp.array([[3.0, -0.5]]), beta=0.25)
-  close(got, [3.25])
-
-
-def test_sppo_by_hand():
-  # Targets (0.75 - 0.5) / 0.25 = 1 and 0: 1/2 (2^2 + 1^2)
-  win_rate_BC = jnp.array([[0.75, 0.5]])
-  got = losses.sppo(jnp.array([[3.0, -1.0]]), win_rate_BC, beta=0.25)
-  close(got, [2.5])
-
-
-def test_sppo_at_certain_win_rates_is_half_of_the_hard_form():
-  certain_BC = jnp.array(4 * [[1.0, 0.0]])
-  got = losses.sppo(LOGRATIO, certain_BC)
-  close(got, 0.5 * losses.sppo_hard(LOGRATIO))
-
-
 def test_apo_zero_by_hand():
   # 1 - s(1) + s(-0.5)
   close(losses.apo_zero(PAIR, beta=0.5), [1 - sigmoid(1) + sigmoid(-0.5)])
@@ -151,6 +132,10 @@ LN_3, LN_4 = np.log(3.0), np.log(4.0)
     ("alpha", 3.0, LN_3, 4.0),  # (9 - 1) / 2
     ("alpha", 0.0, LN_4, 3 / 4),
     ("alpha", 1.0, LN_3, LN_3),
+    ("chi_squared_kl", 0.5, LN_3, LN_3 + 2),  # 3 + ln 3 - 1
+    ("chi_squared_kl", 0.5, -LN_4, -LN_4 - 3 / 4),
+    ("log_squared", 0.5, LN_3, LN_3 / 3),
+    ("log_squared", 0.5, -LN_4, -4 * LN_4),  # ln(1/4) / (1/4)
   ],
 )
 def test_f_dpo_by_hand(divergence, alpha, chosen, want):
@@ -175,6 +160,7 @@ def test_f_dpo_between_the_divergences():
   [
     (dict(divergence="forward_kl"), -1),
     (dict(divergence="alpha", alpha=2.0), 1),
+    (dict(divergence="chi_squared_kl"), 1),
   ],
 )
 def test_f_dpo_clamps_its_exponents_at_80(keywords, sign):
@@ -188,11 +174,116 @@ def test_f_dpo_clamps_its_exponents_at_80(keywords, sign):
   assert grad[0, 0] < -0.1 and not grad[2:, 0].any()
 
 
+# f(t) of t = exp(r); h is its derivative, up to a constant.
+GENERATORS = {
+  "reverse_kl": lambda t: t * jnp.log(t),
+  "forward_kl": lambda t: -jnp.log(t),
+  "js": lambda t: t * jnp.log(t) - (t + 1) * jnp.log((t + 1) / 2),
+  "chi_squared_kl": lambda t: (t - 1) ** 2 / 2 + t * jnp.log(t),
+  "log_squared": lambda t: jnp.log(t) ** 2 / 2,
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_f_dpo_has_the_slope_of_its_divergence(name):
+  with jax.enable_x64(True):
+    ratio_BC = jnp.exp(jnp.asarray(fixture.logratio_BC))
+    slope = jax.vmap(jax.grad(GENERATORS[name]))
+    reward_BC = slope(ratio_BC.reshape(-1)).reshape(4, 2)
+    want = losses.dpo(reward_BC, beta=0.3)
+    got = losses.f_dpo(jnp.log(ratio_BC), beta=0.3, divergence=name)
+    close(got, want, rtol=1e-12)
+
+
+def test_where_divergences_are_least():
+  # A divergence that is least below t = 1 lets the likelihood of a chosen
+  # response fall (SquaredPO, lemma 2): that of DPO is, at 1 / e.
+  least = {"reverse_kl": -1.0, "chi_squared_kl": None, "log_squared": 0.0}
+  for name, r in least.items():
+    slope = jax.grad(lambda r, name=name: GENERATORS[name](jnp.exp(r)))
+    if r is not None:
+      close(slope(r), 0.0)
+  assert jax.grad(GENERATORS["chi_squared_kl"])(1.0) > 0  # below 1, too
+  # Above e times the reference a response of SquaredPO is pulled down.
+  loss = functools.partial(losses.f_dpo, divergence="log_squared")
+  grad = jax.grad(lambda x: loss(x).sum())(
+    jnp.array([[0.9, 0.0], [1.0, 0.0], [1.1, 0.0]])
+  )
+  assert grad[0, 0] < 0 and grad[1, 0] == 0 and grad[2, 0] > 0
+
+
+def test_f_dpo_near_the_reference_is_dpo():
+  near_BC = 1e-3 * LOGRATIO
+  want = losses.dpo(near_BC, beta=10.0)
+  squared = losses.f_dpo(near_BC, beta=10.0, divergence="log_squared")
+  close(squared, want, rtol=1e-4)
+  # r + exp(r) - 1 is 2 r there.
+  mixed = losses.f_dpo(near_BC, beta=5.0, divergence="chi_squared_kl")
+  close(mixed, want, rtol=1e-4)
+
+
+def test_log_squared_clamps_its_exponent_at_80():
+  loss = functools.partial(
+    losses.f_dpo, beta=float(np.exp(-80.0)), divergence="log_squared"
+  )
+  nats = jnp.array([[-79.0, 0.0], [-80.0, 0.0], [-81.0, 0.0], [-1e4, 0.0]])
+  got, pull = jax.vjp(loss, nats)
+  close(got, [79 * np.exp(-1.0), 80.0, 80.0, 80.0], rtol=1e-4)
+  (grad,) = pull(jnp.ones(4))
+  assert grad[0, 0] < -10 and not grad[2:, 0].any()
+
+
 @pytest.mark.parametrize("name", ["", "kl", "reverse", "js_divergence"])
 def test_f_dpo_refuses_an_unknown_divergence_and_lists_the_known(name):
-  known = "reverse_kl, forward_kl, js, alpha"
+  known = "reverse_kl, forward_kl, js, alpha, chi_squared_kl, log_squared"
   with pytest.raises(ValueError, match=f"'{name}'; known: {known}"):
     losses.f_dpo(PAIR, divergence=name)
+
+
+def test_bdpo_by_hand():
+  # e^0 / (1/4 e^(ln 5) + 3/4) = 1/2, to the power of 2
+  pair = jnp.array([[0.0, np.log(5.0)]])
+  got = losses.bdpo(pair, beta=2.0, mixing=0.25)
+  close(got, [np.log(1 + 2.0**2)])
+
+
+def test_bdpo_between_dpo_and_the_chosen_response_alone():
+  close(losses.bdpo(LOGRATIO, mixing=1.0), losses.dpo(LOGRATIO))
+  alone = LOGRATIO.at[:, 1].set(0.0)
+  close(losses.bdpo(LOGRATIO, mixing=0.0), losses.dpo(alone))
+  for mixing in (0.0, 1.0):
+    grad = jax.grad(lambda x, m=mixing: losses.bdpo(x, mixing=m).sum())(
+      LOGRATIO
+    )
+    assert np.isfinite(grad).all() and bool(grad[:, 1].any()) == bool(mixing)
+
+
+def test_bdpo_of_a_rejected_response_that_is_gone():
+  # log(1/2) is left of it: 2 (0 + ln 2), and nothing to learn from it
+  loss = functools.partial(losses.bdpo, beta=2.0)
+  got, pull = jax.vjp(loss, jnp.array([[0.0, -1e4]]))
+  close(got, [logistic(2 * np.log(2.0))])
+  (grad,) = pull(jnp.ones(1))
+  assert grad[0, 0] < -0.1 and grad[0, 1] == 0.0
+
+
+@pytest.mark.parametrize("mixing", [0.2, 0.5, 0.9])
+def test_bdpo_keeps_the_chosen_response(mixing):
+  # Theorem 2: where the loss has not risen, (1 - mixing) ref <= p.
+  draw = np.random.default_rng(0).uniform(-8, 8, (2000, 2))
+  rng_BC = jnp.asarray(draw, jnp.float32)
+  kept = losses.bdpo(rng_BC, mixing=mixing) <= np.log(2.0)
+  assert 100 < kept.sum() < 1900
+  assert (rng_BC[kept, 0] >= np.log1p(-mixing)).all()
+  # DPO does not.
+  kept = losses.dpo(rng_BC) <= np.log(2.0)
+  assert (rng_BC[kept, 0] < np.log1p(-mixing)).any()
+
+
+@pytest.mark.parametrize("mixing", [-0.1, 1.1, float("nan")])
+def test_bdpo_refuses_what_is_no_share(mixing):
+  with pytest.raises(ValueError, match=f"bdpo: mixing must be .* {mixing}"):
+    losses.bdpo(PAIR, mixing=mixing)
 
 
 def test_minor_dpo_by_hand():
@@ -256,7 +347,7 @@ def test_signs_of_the_gradients():
   wanted = {
     losses.nca: (-1, 1),
     losses.bco: (-1, 1),
-    losses.sppo_hard: (-1, 1),
+    losses.bdpo: (-1, 1),
     losses.apo_zero: (-1, 1),
     losses.kto: (-1, 1),
     losses.cal_dpo: (-1, 1),

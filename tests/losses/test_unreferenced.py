@@ -64,6 +64,18 @@ def test_alpha_po_clamps_its_exponents_at_80():
   assert grad[0, 1] > 0.1 and not grad[2:, 1].any()
 
 
+def test_simper_by_hand():
+  # perplexities 2 and 4
+  close(losses.simper(jnp.array([[-LN_2, -2 * LN_2]])), [1 / 4 - 1 / 2])
+
+
+def test_simper_leaves_the_unlikely_alone():
+  # d loss / d mean_logp is p, its sign alone differs
+  grad = jax.grad(lambda x: losses.simper(x).sum())(MEAN)
+  p_BC = np.exp(fixture.policy_mean_logp_BC)
+  close(grad, p_BC * np.array([-1.0, 1.0]))
+
+
 def test_cpo_by_hand():
   # 0.25 (-2 + 8)
   close(losses.cpo(jnp.array([[-2.0, -8.0]]), beta=0.25), [logistic(1.5)])
@@ -169,7 +181,15 @@ def test_tpo_by_hand():
 
 
 @pytest.mark.parametrize(
-  "loss", [losses.simpo, losses.alpha_po, losses.cpo, losses.slic, losses.orpo]
+  "loss",
+  [
+    losses.simpo,
+    losses.alpha_po,
+    losses.simper,
+    losses.cpo,
+    losses.slic,
+    losses.orpo,
+  ],
 )
 def test_gradient_raises_the_chosen_and_lowers_the_rejected(loss):
   grad = jax.grad(lambda x: loss(x).sum())(jnp.array([[-1.0, -1.25]]))

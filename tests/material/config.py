@@ -18,7 +18,7 @@ LOSS = {
   "hpo": dict(auxiliary=dict(name="hpo", delay=2, width=16)),
 }
 SEVERAL = ("mrpo", "multi_dpo", "mnpo")
-NONE = ("nll", "simpo", "alpha_po", "cpo", "slic", "orpo", "tpo")
+NONE = ("nll", "simpo", "simper", "alpha_po", "cpo", "slic", "orpo", "tpo")
 NONE += ("bradley_terry",)
 LIMITS = dict(max_prompt=32, max_response=32)
 
@@ -38,7 +38,7 @@ def get_config(arg=""):
   c.loss = dict(name=arg.run, **LOSS.get(arg.run, {}))
   if arg.run == "bradley_terry":
     c.policy.head = "scalar"
-  if arg.run == "hpo":
+  if arg.run in ("hpo", "qrpo"):
     words = dict(reward="mrpo_jax.online.words:length", weight=0.001)
     c.data.rewards = dict(names=("words",), words=words)
   if arg.run in NONE:

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.data.rewards: who reads them, and what is refused before a run."""
 
+import types
+
+import numpy as np
 import pytest
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.inference.reward import material_of, rewards_of
+from mrpo_jax.runs.score import RewardPlan
 from tests.material.config import get_config
 
 LENGTH = "mrpo_jax.online.words:length"
+WHOLE = {"reward": LENGTH, "weight": 1.0}
 
 
 def config_of(name="hpo", **changes):
@@ -32,6 +37,44 @@ def test_rewards_that_nobody_reads_are_refused():
   rewards = named(words={"reward": LENGTH})
   with pytest.raises(InputError, match="loss 'dpo' reads no rewards; set conf"):
     chosen_method(config_of("dpo", rewards=rewards))
+
+
+def plan_of(config, rewards):
+  """A RewardPlan that reads these numbers, of pairs 7 and 9 of the data."""
+  rewards = np.array(rewards, np.float32)
+  column = types.SimpleNamespace(read=lambda ids: rewards)
+  table = types.SimpleNamespace(ids=["a", "b"], places=[7, 9])
+  setup = types.SimpleNamespace(
+    config=config,
+    method=chosen_method(config),
+    rewards=rewards_of(config),
+    tables={"train": table},
+  )
+  return RewardPlan(setup, {"words": column})
+
+
+def test_quantiles_are_from_0_to_1():
+  config = config_of("qrpo", rewards=named(words=WHOLE))
+  assert chosen_method(config).reads_quantiles
+  got = plan_of(config, [[0.0, 1.0], [0.25, 0.5]]).read("train")
+  assert got == [[0.0, 1.0], [0.25, 0.5]]
+  for outside in (1.5, -0.25):
+    with pytest.raises(InputError) as error:
+      plan_of(config, [[0.0, 1.0], [0.25, outside]]).read("train")
+    sentence = str(error.value)
+    assert f"pair 9 has the reward {outside}" in sentence
+    assert "config.loss.name='qrpo' reads quantiles" in sentence
+
+
+def test_other_losses_take_rewards_of_any_size():
+  config = config_of(rewards=named(words=WHOLE))
+  assert not chosen_method(config).reads_quantiles
+  assert plan_of(config, [[9.0, -1.0], [0.25, 0.5]]).read("train")[0][0] == 9.0
+
+
+def test_a_loss_of_quantiles_needs_rewards():
+  with pytest.raises(InputError, match="'qrpo' reads rewards of the responses"):
+    chosen_method(config_of("qrpo", rewards={"names": ()}))
 
 
 def test_without_the_keys_config_json_is_as_it_was():

@@ -34,7 +34,8 @@ MODEL = model_of("tokens")
 # Functions of a pair's log-probabilities alone.  To the step they are `dpo`;
 # tests/losses has the values and gradients of each.
 LIKE_DPO = (
-  *("apo_down", "apo_zero", "bco", "cal_dpo", "combine", "discopop", "dpop"),
+  *("apo_down", "apo_zero", "bco", "bdpo", "bpo", "cal_dpo", "chi_po"),
+  *("combine", "discopop", "dpop", "squared_po"),
   *("exo", "f_dpo", "focal_dpo", "forward_kl_dpo", "hinge", "hypo", "ipo"),
   *("kto", "mallows_phi", "minor_dpo", "nca", "robust_dpo", "sppo"),
   "sppo_hard",
@@ -75,7 +76,8 @@ def test_five_steps_of_every_method(name):
   params = params_of(0)
   if config.policy.head == "scalar":
     params = parameters.init(policy.config, jax.random.key(0))
-  given = {"aux_reward_BC": jnp.ones((PAIRS, 2))} if name == "hpo" else {}
+  rewarded = objective.needs("aux_reward_BC")
+  given = {"aux_reward_BC": jnp.ones((PAIRS, 2))} if rewarded else {}
   own = value.start(objective, transformation, 0)
   state = train_state.create(
     params, transformation, objective.method.init(len(names)) | own

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from mrpo_jax.data.batches import Packing, training_batches
 from mrpo_jax.performance.topology import read_shape
 from mrpo_jax.runs.config import load
+from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.models import abstract_models
 from mrpo_jax.runs.program import Program
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
@@ -127,6 +129,19 @@ def test_the_learning_rate_of_every_round_is_that_of_a_run():
   program = Program(setup, abstract_models(setup.described, setup.mesh))
   rates = [program.learning_rate(step) for step in range(1, 10)]
   assert rates == pytest.approx(3 * RATES)
+
+
+def test_a_fixed_and_a_moving_reference_are_one():
+  config = load(f"{CONFIG}:dual,debug")
+  assert config.references.names == ("base", "start")
+  assert config.references["start"].path == "policy"
+  method = chosen_method(config)
+  ref_BCK = jnp.array([[[-40.0, -44.0], [-46.0, -45.0]]])
+  want = 0.9 * ref_BCK[..., 0] + 0.1 * ref_BCK[..., 1]
+  np.testing.assert_allclose(method.virtual(ref_BCK), want, rtol=1e-6)
+  setup = abstract_setup(config, mesh_of(config), read_shape)
+  scored = [one.scored for one in setup.objective.references]
+  assert scored == [False, True]  # what stays is scored once
 
 
 def test_a_run_without_rounds_has_one_schedule():

@@ -8,6 +8,7 @@ from mrpo_jax.losses import (
   dispersion,
   multi,
   pair,
+  regression,
   related,
   rewards,
   token_weights,
@@ -19,8 +20,9 @@ LOSSES = {
   function.__name__: function
   for function in (
     *(pair.dpo, pair.robust_dpo, pair.hinge, pair.ipo, pair.exo),
-    *(pair.discopop, pair.focal_dpo, pair.combine),
-    *(rewards.nca, rewards.bco, rewards.sppo_hard, rewards.sppo),
+    *(pair.discopop, pair.focal_dpo, pair.bpo, pair.combine),
+    *(regression.sppo_hard, regression.sppo, regression.qrpo),
+    *(rewards.nca, rewards.bco, rewards.bdpo),
     *(rewards.apo_zero, rewards.apo_down, rewards.kto, rewards.f_dpo),
     *(rewards.minor_dpo, rewards.cal_dpo, rewards.r_dpo, rewards.dpop),
     *(batch.aot, batch.aot_unpaired, batch.dr_dpo),
@@ -32,6 +34,7 @@ LOSSES = {
       unreferenced.cpo,
       unreferenced.slic,
       unreferenced.orpo,
+      unreferenced.simper,
       unreferenced.nll,
     ),
     *(unreferenced.rainbow_po, unreferenced.alpha_dpo, unreferenced.tpo),
@@ -58,6 +61,8 @@ PUBLISHED = {
     weights="adaptive",
   ),
   "multi_dpo": dict(loss="dpo", mixture="multi"),
+  "chi_po": dict(loss="f_dpo", divergence="chi_squared_kl"),
+  "squared_po": dict(loss="f_dpo", divergence="log_squared"),
   "beta_dpo": dict(loss="dpo", adaptive_beta=0.6, running=0.9),
   "d2po": dict(
     loss="dpo", token_weight=dict(name="temporal_decay", gamma=0.98, offset=1)

@@ -156,6 +156,10 @@ INPUTS = {
   "phi_B": Input(
     _phi, dispersed=True, known_at_start=True, number=("phi", 0.05)
   ),
+  # Of the data's rewards, which are quantiles then.
+  "quantile_BC": Input(
+    lambda given: given.figure("aux_reward_BC"), needs=("aux_reward_BC",)
+  ),
   "win_rate_BC": Input(
     _win_rate, known_at_start=True, number=("win_rate", 1.0)
   ),

@@ -190,6 +190,11 @@ class Method:
     return any(one.of_scalar_head for one in inputs_of(self.loss).values())
 
   @property
+  def reads_quantiles(self):
+    """Its rewards of the responses are quantiles, from 0 to 1."""
+    return "quantile_BC" in inputs_of(self.loss)
+
+  @property
   def supervised(self):
     """Reads the chosen response alone."""
     return list(arrays_of(self.loss)) == ["mean_logp_B"]

@@ -120,8 +120,8 @@ def _check_rewards(config, method):
   if named and "aux_reward_BC" not in method.needs:
     raise InputError(
       f"config.data.rewards: loss {config.loss.name!r} reads no rewards; set "
-      "config.loss.auxiliary='hpo', or leave them out (mrpo score --reward "
-      "scores them alone)"
+      "config.loss.auxiliary='hpo', name qrpo, or leave them out (mrpo score "
+      "--reward scores them alone)"
     )
 
 

@@ -128,7 +128,7 @@ class Checkpoints(Section):
 
 
 class AuxiliaryReward(Section):
-  """A reward of every response; `loss.auxiliary` reads their weighted sum."""
+  """A reward of every response; `loss` reads their weighted sum."""
 
   reward: Place = key(
     "module:name, command:WORDS, the folder of a reward model, or "
