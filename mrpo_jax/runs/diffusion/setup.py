@@ -19,6 +19,7 @@ from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub.folder import fingerprint
 from mrpo_jax.runs.config import DiffusionConfig
 from mrpo_jax.runs.config.models import POLICY
+from mrpo_jax.runs.config.sections import Optimizer
 from mrpo_jax.runs.diffusion.reward import ImageReward
 from mrpo_jax.runs.setup import mesh_of
 from mrpo_jax.runs.workdir import (
@@ -36,9 +37,10 @@ FIXED = (
   *("seed", "batch", "start", "drawn", "denoiser", "references.names"),
   *("data.classes", "identity.denoiser", "identity.start"),
 )
-# What the run before, and the pairs that it draws, follow from.
+# What the run before follows from; with `drawn` the pairs that it draws.
 STARTED = {
-  **dict.fromkeys(("seed", "start", "drawn", "denoiser", "optimizer")),
+  **dict.fromkeys(("seed", "start", "denoiser")),
+  "optimizer": tuple({*Optimizer.model_fields} - {"peak_lr"}),  # it has its own
   "data": ("classes",),
   "identity": ("denoiser", "images"),
 }
@@ -106,7 +108,9 @@ def set_up(config, workdir, *, allow_changed=False):
   check_length(workdir, config.steps)
   mesh = mesh_of(config)
   shards = parallel.row_shards(mesh)
-  sizes = {"batch": config.batch, "start.batch": config.start.batch}
+  sizes = {"batch": config.batch}
+  if config.start.images:
+    sizes["start.batch"] = config.start.batch
   for name, size in sizes.items():
     if size % shards:
       raise InputError(
@@ -157,18 +161,23 @@ def _check_start(workdir, content):
   start = workdir / START
   if (workdir / CONFIG).exists() or not (start / CONFIG).exists():
     return
-  here, there = _started(content), _started(recorded(start / CONFIG))
-  refuse_other(workdir, here, there, False, tuple(STARTED))
+  names = dict(STARTED)
+  if _are_drawn(workdir):
+    names["drawn"] = None
+  here, there = (
+    _part(one, names) for one in (content, recorded(start / CONFIG))
+  )
+  refuse_other(workdir, here, there, False, tuple(names))
 
 
-def _started(content):
-  """The part of a config.json that is named in STARTED."""
+def _part(content, names):
+  """The keys of a config.json in {section: its keys, None for all of them}."""
   found = {}
-  for key, names in STARTED.items():
-    part = content.get(key)
-    if names and isinstance(part, dict):
-      part = {name: one for name, one in part.items() if name in names}
-    found[key] = part
+  for section, keys in names.items():
+    part = content.get(section)
+    if keys and isinstance(part, dict):
+      part = {key: one for key, one in part.items() if key in keys}
+    found[section] = part
   return found
 
 
@@ -231,10 +240,14 @@ def drawn_files(workdir):
 
 def drawn_before(workdir, kinds):
   """(train, held_out) ImagePairs that the run has drawn; (None, None)."""
-  paths = drawn_files(workdir).values()
-  if not all(path.exists() for path in paths):
+  if not _are_drawn(workdir):
     return None, None
+  paths = drawn_files(workdir).values()
   return tuple(load_pairs(path, **kinds) for path in paths)
+
+
+def _are_drawn(workdir):
+  return all(path.exists() for path in drawn_files(workdir).values())
 
 
 def _of_data(**data):

@@ -240,10 +240,13 @@ def test_another_start_is_refused_before_there_is_a_run(
   whole, tmp_path, changes, message
 ):
   """Killed while pairs are drawn, a run has no config.json of its own yet."""
-  shutil.copytree(whole / "start", tmp_path / "w" / "start")
+  for name in ("start", "pairs"):
+    shutil.copytree(whole / name, tmp_path / "w" / name)
   with pytest.raises(InputError, match=message):
     set_up(config_of(**changes), tmp_path / "w")
   set_up(config_of(loss=dict(name="ipo", beta=0.1)), tmp_path / "w")
+  shutil.rmtree(tmp_path / "w" / "pairs")
+  set_up(config_of(drawn__steps=4), tmp_path / "w")  # none are drawn yet
 
 
 def test_another_model_of_the_start_is_refused(whole, tmp_path):
