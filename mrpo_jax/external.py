@@ -290,8 +290,13 @@ class Function:
     name: "module:name", as it was given.
   """
 
-  def __init__(self, text, *, flag):
+  def __init__(self, text, *, flag, takes="prompts and responses"):
     """Imports "module:name", from the current folder or what is installed.
+
+    Args:
+      text: "module:name".
+      flag: what named it, for messages.
+      takes: what it is called with, in words.
 
     Raises:
       InputError: there is no such module or function; begins with the flag.
@@ -314,7 +319,7 @@ class Function:
     if not callable(self.function):
       raise InputError(
         f"{flag}={text}: {module} has no function {name}; it is called with "
-        "prompts and responses"
+        f"{takes}"
       )
 
   @property

@@ -18,7 +18,8 @@ PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
 QUOTED = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG)
 SMALLER = (
   "give it fewer config.data.rows, a smaller config.data.row_length, "
-  "config.policy.remat='full' or more devices"
+  "config.policy.remat='full' or more devices; a denoiser a smaller "
+  "config.batch"
 )
 
 
@@ -99,7 +100,10 @@ def _of_xla(error):
   if any(os.strerror(number) in str(error) for number in QUOTED):
     return 2, first_line(error)
   text = str(error).lower()
-  if "resource_exhausted" in text and "memory" in text:
+  # On the CPU it is "INTERNAL: ... Out of memory allocating ... bytes".
+  if "out of memory" in text or (
+    "resource_exhausted" in text and "memory" in text
+  ):
     return 2, f"out of memory: {first_line(error)}; {SMALLER}"
   return None
 

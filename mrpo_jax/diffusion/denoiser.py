@@ -19,6 +19,8 @@ from mrpo_jax.models.parameters import ArraySpec
 FREQUENCIES = 128  # of the time's sines
 PERIOD = 10_000.0  # of the slowest, in thousandths of the time
 EPSILON = 1e-6  # of the norms
+CHANNELS = (1, 3)  # greyscale; red, green, blue
+LARGEST = 2**20  # size: arrays of three have fewer than 2^63 numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,17 @@ class DenoiserConfig:
   schedule: str = "cosine"
 
   def __post_init__(self):
-    height, width, _ = self.image
-    for name in ("patch", "width", "layers", "heads", "mlp_width"):
-      if getattr(self, name) < 1:
-        raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+    height, width, channels = self.image
+    if min(height, width) < 1 or channels not in CHANNELS:
+      raise InputError(
+        f"images of {height} x {width} with {channels} channels are none; want "
+        "positive sizes, and 1 or 3 channels"
+      )
+    sizes = ("patch", "width", "layers", "heads", "mlp_width", "classes")
+    for name in sizes:
+      size, least = getattr(self, name), int(name != "classes")
+      if not least <= size <= LARGEST:
+        raise InputError(f"{name} must be {least} to {LARGEST}, got {size}")
     if height % self.patch or width % self.patch:
       raise InputError(
         f"patch={self.patch} does not divide images of {height} x {width}"

@@ -56,7 +56,7 @@ def read_config(path):
     raise InputError(
       f"{file}: model_type is {found!r}; a denoiser's is {TYPE!r}"
     )
-  names = tuple(values.pop("class_names", ()))
+  names = values.pop("class_names", None)
   fields = {field.name: field for field in dataclasses.fields(DenoiserConfig)}
   for key in {*values, *fields}:
     if key not in fields or key not in values:
@@ -71,11 +71,14 @@ def read_config(path):
     raise InputError(f"{file}: image is no height, width and channels")
   with blames(file, InputError):
     config = DenoiserConfig(**values)
+  texts = isinstance(names, list) and all(isinstance(x, str) for x in names)
+  if not texts or len({*names}) < len(names):
+    raise InputError(f"{file}: class_names is no list of distinct texts")
   if len(names) != config.classes:
     raise InputError(
       f"{file}: {len(names)} class_names, but {config.classes} classes"
     )
-  return config, names
+  return config, tuple(names)
 
 
 def load(path):

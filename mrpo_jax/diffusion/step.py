@@ -12,6 +12,7 @@ as errors are means over them: with DPO's beta, beta * nats is the beta of
 """
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -57,6 +58,7 @@ class PairObjective:
   Raises:
     InputError: a loss that asks for what images do not have, or whose mixture
       needs scored references.
+    ValueError: a loss that these references do not fit, by their number.
   """
 
   policy: DenoiserConfig
@@ -94,6 +96,15 @@ class PairObjective:
         "under fixed draws, or mix by the geometric mean, without clipping, by "
         "weights that do not depend on the pair"
       )
+    self._trace()
+
+  def _trace(self):
+    """Has the loss refuse now what it refuses of K references."""
+    logp_BC = jnp.zeros((2, 2))
+    ref_BCK = jnp.zeros((2, 2, len(self.references)))
+    given = (logp_BC, ref_BCK) if self.references else (logp_BC,)
+    method = functools.partial(self.method, **self.known(2))
+    jax.eval_shape(method, *given)
 
   def known(self, count):
     """Figures of that many pairs that the method is called with.

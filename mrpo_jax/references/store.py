@@ -60,6 +60,15 @@ REWARD_COLUMNS = {
   },
 }
 
+ERROR = "errors"  # of a denoiser, under each fixed noise of a pair of images
+ERROR_COLUMNS = {
+  "pair": "place of the pair in the data that the key covers, from 0",
+  **{
+    f"{ERROR}_{c}": "mean squared errors of the image, one of each noise"
+    for c in CHOICES
+  },
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -97,12 +106,17 @@ def _schema(per_token):
 
 # What a file of rows may hold, by its columns.
 SUMS, WITH_TOKENS, REWARDS = "sums", "with tokens", "rewards"
+ERRORS = "errors of denoisers"
 LAYOUTS = {
   SUMS: _schema(False),
   WITH_TOKENS: _schema(True),
   REWARDS: pa.schema(
     [("pair", pa.string())]
     + [(f"{REWARD}_{choice}", pa.float64()) for choice in CHOICES]
+  ),
+  ERRORS: pa.schema(
+    [("pair", pa.string())]
+    + [(f"{ERROR}_{choice}", pa.list_(pa.float32())) for choice in CHOICES]
   ),
 }
 
@@ -170,7 +184,7 @@ class Store:
     }
     token_logps = None
     if self.per_token:
-      columns = [_lists(table[f"{TOKENS}_{choice}"]) for choice in CHOICES]
+      columns = [lists_of(table[f"{TOKENS}_{choice}"]) for choice in CHOICES]
       token_logps = list(zip(*columns, strict=True))
     return Scores(**arrays, token_logps=token_logps)
 
@@ -295,7 +309,7 @@ def distinct_pairs(table):
   return table.take([first[pair] for pair in sorted(first)])
 
 
-def _lists(column):
+def lists_of(column):
   """NumPy arrays of a list column."""
   for chunk in column.chunks:
     values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()

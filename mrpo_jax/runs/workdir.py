@@ -103,14 +103,14 @@ def known_run(workdir, values, *, allow_changed=False, fixed=FIXED):
       raise InputError(f"{workdir} holds checkpoints but no {CONFIG}")
     return None
   try:
-    known = _recorded(path)
+    known = recorded(path)
   except InputError as error:
     raise InputError(f"{error}; use another --workdir") from None
   refuse_other(workdir, values, known, allow_changed, fixed)
   return known
 
 
-def _recorded(path):
+def recorded(path):
   """The content of config.json, old keys under the names that they have now."""
   return renamed(files.read_json(path))[0]
 
@@ -221,7 +221,7 @@ def write_tokenizers(workdir, tokenizers):
 
 
 def _record_changes(workdir, values, step):
-  known = _recorded(workdir / CONFIG)
+  known = recorded(workdir / CONFIG)
   changes = list(differences(values, known))
   for change in changes:
     effect = HARMLESS.get(_below(change.key, HARMLESS))

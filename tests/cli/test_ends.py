@@ -72,6 +72,11 @@ SAID = [
     "out of memory: RESOURCE_EXHAUSTED: Out of memory on 0; give it fewer",
   ),
   (
+    jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 9 bytes."),
+    2,
+    "out of memory: INTERNAL: Out of memory allocating 9 bytes.; give it",
+  ),
+  (
     jax.errors.JaxRuntimeError("PERMISSION_DENIED: t; Read-only file system"),
     2,
     "PERMISSION_DENIED: t; Read-only file system",

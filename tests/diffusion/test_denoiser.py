@@ -72,7 +72,12 @@ def test_no_class_is_the_last_row(golden):
     (dict(width=18), "multiple of heads=2 and of 4"),
     (dict(prediction="eps"), "prediction='eps' is not known"),
     (dict(schedule="linear"), "schedule='linear' is not known"),
-    (dict(layers=0), "layers must be positive"),
+    (dict(layers=0), "layers must be 1 to 1048576, got 0"),
+    (dict(width=2**40), "width must be 1 to 1048576"),
+    (dict(classes=-1), "classes must be 0 to 1048576, got -1"),
+    (dict(image=(0, 8, 3)), "images of 0 x 8 with 3 channels are none"),
+    (dict(image=(4, -8, 3)), "images of 4 x -8"),
+    (dict(image=(4, 8, 2)), "with 2 channels are none"),
   ],
 )
 def test_refused(golden, change, message):

@@ -40,6 +40,11 @@ def test_round_trip(golden, saved):
     (dict(image=[4, 8]), "image is no height, width and channels"),
     (dict(patch=3), "config.json: patch=3 does not divide"),
     (dict(class_names=["zero"]), "1 class_names, but 3 classes"),
+    (dict(class_names=3), "class_names is no list of distinct texts"),
+    (dict(class_names="abc"), "class_names is no list of distinct texts"),
+    (dict(class_names=[1, 2, 3]), "class_names is no list of distinct texts"),
+    (dict(class_names=["a", "a", "b"]), "class_names is no list of distinct"),
+    (dict(image=[0, 8, 3]), "config.json: images of 0 x 8 with 3 channels"),
     (dict(width=32), "want F32"),
   ],
 )

@@ -31,8 +31,15 @@ def train(given):
   if isinstance(config, DiffusionConfig):
     from mrpo_jax.runs import diffusion
 
+    if given.no_autoscore:
+      raise InputError(
+        "--no-autoscore: a denoiser's run scores its references itself"
+      )
     return diffusion.train_run(
-      config, given.workdir, allow_changed=given.allow_changed
+      config,
+      given.workdir,
+      store=given.store,
+      allow_changed=given.allow_changed,
     )
   same = [f"--config={given.config}", f"--workdir={given.workdir}"]
   same += [f"--store={given.store}"] if given.store else []

@@ -68,7 +68,9 @@ class ClassReader:
 
   def _counts(self, name, row, place):
     """Is a column of a row that has a label one of its class, too?"""
-    if name in LABELS or row[name] in self._number:
+    value = row[name]
+    # A prompt may be a list of messages, which no dict looks up.
+    if name in LABELS or (isinstance(value, str) and value in self._number):
       return True
     self._notes.add("have a prompt beside the class, which is not used", place)
     return False

@@ -104,7 +104,7 @@ def load(name, *, classes, size=None, channels=None):
     sides = _sides(row, place, notes)
     if sides is None:
       continue
-    images = [reader.read(row[side], f"{place}: {side}") for side in sides]
+    images = [reader.read(row.get(one), f"{place}: {one}") for one in sides]
     if identical(*images):
       notes.add("have two identical images, and are left out", place)
       continue
@@ -144,8 +144,13 @@ def _any(row, names):
 
 def _preferred(row, place, notes):
   """Names of the better and the worse of two images, by their labels."""
-  labels = [row.get(name) for name in LABELS]
-  if labels == [None, None] or row.get(UNLABELLED) is False:
+  labels, is_labelled = [row.get(name) for name in LABELS], row.get(UNLABELLED)
+  if is_labelled not in (None, True, False):  # 1 and 0 are equal to these
+    raise InputError(
+      f"{place}: {UNLABELLED} is {values.shown(is_labelled)}; want true or "
+      "false"
+    )
+  if labels == [None, None] or is_labelled not in (None, True):
     notes.add("have no label, and are left out", place)
     return None
   if labels == [0.5, 0.5]:

@@ -241,7 +241,8 @@ class ImageReader:
     if not self._fixed:
       raise InputError(
         f"{place}: is {NAMES[channels]}, but {self._first} is "
-        f"{NAMES[self._channels]}; channels=1 or channels=3 makes them alike"
+        f"{NAMES[self._channels]}; save them alike, or load them with "
+        "channels=1 or channels=3"
       )
     if channels == 1:
       self._notes.add("are greyscale, repeated in three channels", place)

@@ -16,7 +16,6 @@ from mrpo_jax.runs.config.section import (
   Named,
   NotNegative,
   Place,
-  Places,
   Positive,
   Section,
   Whole,
@@ -51,17 +50,17 @@ class NewDenoiser(Section):
 
 
 class ImageData(Section):
-  """Pairs of images: Parquet, JSON lines, TFDS."""
+  """Pairs of images: a file, a glob or a folder of Parquet or JSON; TFDS."""
 
-  train: Places = key("pairs to train on; empty with `drawn`", "")
-  eval: Places = key("held-out pairs to evaluate on", "")
+  train: Place = key("pairs to train on; empty with `drawn`", "")
+  eval: Place = key("held-out pairs to evaluate on", "")
   classes: Names = key("names of the classes, in order; empty: none", ())
 
 
 class Start(Section):
   """The supervised run before, on images; its workdir is WORKDIR/start."""
 
-  images: Places = key(
+  images: Place = key(
     "files of images to denoise, or digits:train; empty: no such run", ""
   )
   steps: Count32 = key("optimizer steps", 4000)
@@ -75,8 +74,8 @@ class Start(Section):
 class Drawn(Section):
   """Pairs that the policy's start draws, and a reward labels."""
 
-  pairs: Whole = key("to train on; 0: data.train names them", 0)
-  held_out: Count = key("pairs to evaluate on, beside them", 256)
+  pairs: Whole32 = key("to train on; 0: data.train names them", 0)
+  held_out: Count32 = key("pairs to evaluate on, beside them", 256)
   reward: Place = key(
     "module:name of a function (image_NHWX, class_N) -> rewards", "ink"
   )
@@ -86,7 +85,7 @@ class Drawn(Section):
 class ImageSamples(Section):
   """Images that the policy draws, before training, on the way, at its end."""
 
-  each: Whole = key("images of each class, in the picture; 0: none", 8)
+  each: Whole32 = key("images of each class, in the picture; 0: none", 8)
   every: Whole = key("steps between them; 0: at the start and the end", 0)
   solver: Literal[SOLVERS] = key("how they are drawn", "ddim")
   steps: Count = key("steps of the solver", 50)
@@ -139,12 +138,12 @@ class DiffusionConfig(Section):
     "nats of a unit of mean squared error; 0: 1000 for each number of an image",
     0.0,
   )
-  draws: Whole = key(
+  draws: Whole32 = key(
     "noises of each pair under which references are scored once; 0: new ones "
     "in every step",
     0,
   )
-  eval_draws: Count = key("noises of each held-out pair", 16)
+  eval_draws: Count32 = key("noises of each held-out pair", 16)
 
   def checked(self):
     """Itself, where its keys agree."""
@@ -164,30 +163,73 @@ class DiffusionConfig(Section):
         "give one of config.data.train, files of pairs, and "
         "config.drawn.pairs, how many to draw"
       )
-    if not drawn and not data.train and not self.start.images:
-      raise InputError(
-        "config.data.train is empty: name files of pairs, or have "
-        "config.drawn.pairs drawn"
-      )
+    if not drawn and not data.train:
+      self._check_without_pairs()
     if drawn and data.eval:
       raise InputError(
         "config.data.eval: the held-out pairs are drawn, too; see "
         "config.drawn.held_out"
       )
-    if self.draws and not self.references.names:
-      raise InputError(
-        "config.draws scores references, but config.references.names is empty"
-      )
-    if POLICY in self.references.names:
-      raise InputError(
-        "config.references.names: 'policy' is the policy; name the reference "
-        "otherwise"
-      )
+    self._check_references()
     best, evaluates = self.checkpoints.best, bool(data.eval or drawn)
     if best and (best not in JUDGED or not evaluates):
       raise InputError(
         f"config.checkpoints.best={best!r}: a denoiser's is one of "
         f"{', '.join(JUDGED)}, of held-out pairs"
       )
+    self._check_guidance()
+    if self.mesh.context != 1:
+      raise InputError(
+        f"config.mesh.context={self.mesh.context} splits the positions of "
+        "texts, which images do not have"
+      )
     self.loss.check("config.loss")
     return self
+
+  def _check_without_pairs(self):
+    """Refuses what a run without pairs would pass over."""
+    if not self.start.images:
+      raise InputError(
+        "config.data.train is empty: name files of pairs, or have "
+        "config.drawn.pairs drawn"
+      )
+    for name, given in {
+      "data.eval": self.data.eval,
+      "draws": self.draws,
+    }.items():
+      if given:
+        raise InputError(
+          f"config.{name}={given!r} is of pairs, but there are none to train "
+          "on: see config.data.train and config.drawn.pairs"
+        )
+
+  def _check_references(self):
+    names = self.references.names
+    if self.draws and not names:
+      raise InputError(
+        "config.draws scores references, but config.references.names is empty"
+      )
+    if POLICY in names:
+      raise InputError(
+        "config.references.names: 'policy' is the policy; name the reference "
+        "otherwise"
+      )
+    for name, one in self.references.items():
+      if not one.path:
+        raise InputError(
+          f"config.references.{name}.path is empty: name the folder of a "
+          "denoiser, or 'policy'"
+        )
+
+  def _check_guidance(self):
+    """Guidance goes away from no class, which has to have been learnt."""
+    if self.samples.guidance == 1:
+      return
+    where = f"config.samples.guidance={self.samples.guidance:g}"
+    if not self.data.classes:
+      raise InputError(f"{where} needs classes: see config.data.classes")
+    if self.start.images and not self.start.without_class:
+      raise InputError(
+        f"{where} asks what images without a class look like, of which "
+        "config.start.without_class=0 teaches nothing"
+      )

@@ -84,7 +84,7 @@ def _write_pairs(setup, params, sizes):
   )
   image = quantised(image).reshape(count, 2, *image.shape[1:])
   reward_NC = np.stack(
-    [_rewards(setup, image[:, side], class_N) for side in (0, 1)], axis=1
+    [setup.reward(image[:, side], class_N) for side in (0, 1)], axis=1
   )
   differ_N = reward_NC[:, 0] != reward_NC[:, 1]
   if not differ_N.all():
@@ -116,13 +116,3 @@ def _classes(setup, count):
     return np.full(count, -1, np.int32)
   rng = np.random.default_rng([setup.config.seed, CLASSES])
   return rng.integers(known, size=count).astype(np.int32)
-
-
-def _rewards(setup, image_NHWX, class_N):
-  found = np.asarray(setup.reward(image_NHWX, class_N), np.float64)
-  if found.shape != class_N.shape or not np.isfinite(found).all():
-    raise InputError(
-      f"config.drawn.reward={setup.config.drawn.reward!r} must give a finite "
-      f"number for each image, gave an array of {found.shape}"
-    )
-  return found

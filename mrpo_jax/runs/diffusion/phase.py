@@ -29,6 +29,7 @@ class Phase:
   workdir: pathlib.Path
   content: dict  # of config.json
   mesh: jax.sharding.Mesh
+  rules: dict  # of the mesh; see `parallel.rules_of`
   denoiser: DenoiserConfig
   due: Due
   batch: int
@@ -46,8 +47,10 @@ class Phase:
 
   def shardings(self, method_state):
     """TrainState of NamedSharding."""
-    specs = table(self.denoiser)
-    return train_state.shardings(specs, self.made[0], self.mesh, method_state)
+    return train_state.shardings(
+      *(table(self.denoiser), self.made[0], self.mesh, method_state),
+      rules=self.rules,
+    )
 
   def start(self, params, method_state):
     """(TrainState, steps done): restored, or else from `params()`."""

@@ -25,14 +25,15 @@ class Pictures:
     self._setup, given = setup, setup.config.samples
     self._sampling = Sampling(given.solver, given.steps, given.guidance)
     classes = setup.denoiser.classes
-    rows = np.arange(classes) if classes else np.zeros(1)
+    rows = np.arange(classes) if classes else np.array([-1])
     self._class_N = np.repeat(rows, given.each).astype(np.int32)
 
   def __call__(self, step, state):
     """{"samples/reward": mean} of the images, where there is a reward."""
     setup = self._setup
+    told_N = setup.told(self._class_N)
     image_NHWX = draw(
-      *(setup.denoiser, state.params, setup.config.seed, self._class_N),
+      *(setup.denoiser, state.params, setup.config.seed, told_N),
       self._sampling,
     )
     path = setup.workdir / PICTURES / f"step-{step}.png"
@@ -42,7 +43,7 @@ class Pictures:
     logger.info(f"{len(image_NHWX)} images of step {step}: {path}")
     if setup.reward is None:
       return {}
-    reward_N = np.asarray(setup.reward(image_NHWX, self._class_N), float)
+    reward_N = setup.reward(image_NHWX, self._class_N)
     return {"samples/reward": float(reward_N.mean())}
 
 

@@ -3,85 +3,67 @@
 
 import functools
 import hashlib
-import json
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from mrpo_jax import files
 from mrpo_jax.diffusion.step import scored
-from mrpo_jax.errors import InputError
-from mrpo_jax.hub.folder import whole
+from mrpo_jax.errors import StoppedRun
 from mrpo_jax.progress import Progress
+from mrpo_jax.references.errors import ErrorColumn
 from mrpo_jax.runs.diffusion.held_out import batch_of
 
 VERSION = 1  # of what is computed
+BLOCK = 512  # pairs, about, that a file of the store has
 
 
-def scored_errors(setup, pairs, references):
+def scored_errors(setup, pairs, references, store):
   """error_MNCK under M noises of N pairs, from the store or into it.
 
   Args:
     setup: DenoiserSetup.
     pairs: ImagePairs of training.
     references: {name: (identity, config, parameters)}.
+    store: its folder, which runs may share.
   """
-  store = setup.workdir / "store"
   columns = []
   for name, (identity, config, params) in references.items():
-    about = {
-      "version": VERSION,
-      "reference": identity,
-      "pairs": pairs.ids,
-      "draws": setup.objective.draws,
-      "seed": setup.objective.seed,
-      "prediction": setup.denoiser.prediction,
-      "schedule": setup.denoiser.schedule,
-    }
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    path = store / f"errors-{digest[:16]}.safetensors"
-    shape = setup.objective.draws, len(pairs.ids), 2
-    if not path.exists():
-      found = _score(setup, pairs, config, params, f"scoring references.{name}")
-      _write(path, found, digest)
-    columns.append(_read(path, digest, shape))
+    column = ErrorColumn(store, _material(setup, pairs, identity))
+    _fill(setup, pairs, column, config, params, f"scoring references.{name}")
+    columns.append(column.read(len(pairs.ids)))
   return np.stack(columns, axis=-1)
 
 
-def _score(setup, pairs, config, params, title):
+def _material(setup, pairs, identity):
+  """What errors depend on."""
+  return {
+    "version": VERSION,
+    "weights": identity,
+    "dtype": "float32",
+    "pairs": hashlib.sha256("".join(pairs.ids).encode()).hexdigest(),
+    "draws": setup.objective.draws,
+    "seed": setup.objective.seed,
+    "prediction": setup.denoiser.prediction,
+    "schedule": setup.denoiser.schedule,
+  }
+
+
+def _fill(setup, pairs, column, config, params, title):
+  """Scores the blocks that the column lacks; they depend on the data alone."""
   run = jax.jit(functools.partial(scored, setup.objective, config))
-  size, count, found = setup.config.batch, len(pairs.ids), []
-  with Progress(title, count, "pairs") as progress:
-    for first in range(0, count, size):
-      place_B = np.minimum(np.arange(first, first + size), count - 1)
-      error_MBC = np.asarray(run(params, batch_of(setup, pairs, place_B)))
-      found.append(error_MBC[:, : count - first])
-      progress.update(found[-1].shape[1])
-  return np.concatenate(found, axis=1)
-
-
-def _content_sha256(array):
-  return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _write(path, error_MNC, digest):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  error_MNC = np.ascontiguousarray(error_MNC, np.float32)
-  about = {"of": digest, "sha256": _content_sha256(error_MNC)}
-  content = safetensors.numpy.save({"error_MNC": error_MNC}, about)
-  files.write_atomically(path, content)
-
-
-def _read(path, digest, shape):
-  """error_MNC of a file; InputError where it is not what was written."""
-  with whole(path), safetensors.safe_open(path, framework="np") as file:
-    about, found = file.metadata() or {}, file.get_tensor("error_MNC")
-  if about != {"of": digest, "sha256": _content_sha256(found)} or (
-    found.shape != shape
-  ):
-    raise InputError(
-      f"{path}: is not what was scored; remove it, and it is scored again"
-    )
-  return found
+  size, count = setup.config.batch, len(pairs.ids)
+  block, known = size * -(-BLOCK // size), column.known()
+  blocks = [range(n, min(n + block, count)) for n in range(0, count, block)]
+  blocks = [places for places in blocks if not known.issuperset(places)]
+  with Progress(title, sum(map(len, blocks)), "pairs") as progress:
+    for places in blocks:
+      found = []
+      for first in places[::size]:
+        place_B = np.minimum(np.arange(first, first + size), count - 1)
+        error_MBC = np.asarray(run(params, batch_of(setup, pairs, place_B)))
+        found.append(error_MBC[:, : places.stop - first])
+        progress.update(found[-1].shape[1])
+      error_MPC = np.concatenate(found, axis=1)
+      if not np.isfinite(error_MPC).all():
+        raise StoppedRun(f"{title}: an error is not finite")
+      column.write(places, error_MPC)

@@ -3,7 +3,6 @@
 
 import dataclasses
 import hashlib
-import importlib
 import pathlib
 
 import jax
@@ -13,22 +12,38 @@ from mrpo_jax import losses, parallel
 from mrpo_jax.data.images.labelled import Images, load_images
 from mrpo_jax.data.images.pairs import ImagePairs
 from mrpo_jax.data.images.pairs import load as load_pairs
-from mrpo_jax.diffusion import errors, folder, rewards
-from mrpo_jax.diffusion.denoiser import DenoiserConfig
+from mrpo_jax.diffusion import errors, folder
+from mrpo_jax.diffusion.denoiser import DenoiserConfig, table
 from mrpo_jax.diffusion.step import PairObjective
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub.folder import fingerprint
 from mrpo_jax.runs.config import DiffusionConfig
 from mrpo_jax.runs.config.models import POLICY
+from mrpo_jax.runs.config.sections import Optimizer
+from mrpo_jax.runs.diffusion.reward import ImageReward
 from mrpo_jax.runs.setup import mesh_of
-from mrpo_jax.runs.workdir import check_length, known_run
+from mrpo_jax.runs.workdir import (
+  CONFIG,
+  check_length,
+  known_run,
+  recorded,
+  refuse_other,
+)
 
+START = "start"  # folder of the run before, and of the model that it ends as
 NATS = 1000.0  # of each number of an image: as many as times in the papers
 # What may not change in a run, beside what the text runs have.
 FIXED = (
   *("seed", "batch", "start", "drawn", "denoiser", "references.names"),
-  *("data.classes", "identity.denoiser"),
+  *("data.classes", "identity.denoiser", "identity.start"),
 )
+# What the run before follows from; with `drawn` the pairs that it draws.
+STARTED = {
+  **dict.fromkeys(("seed", "start", "denoiser")),
+  "optimizer": tuple({*Optimizer.model_fields} - {"peak_lr"}),  # it has its own
+  "data": ("classes",),
+  "identity": ("denoiser", "images"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +58,7 @@ class DenoiserSetup:
   images: Images | None  # of the run before
   train: ImagePairs | None  # None: drawn by the start
   held_out: ImagePairs | None
-  reward: object  # (image_NHWX, class_N) -> reward_N; None: nothing is drawn
+  reward: ImageReward | None  # None: nothing is drawn
   identity: dict
 
   @property
@@ -56,15 +71,28 @@ class DenoiserSetup:
     known = self.denoiser.classes
     return np.where(class_N < 0, known, class_N).astype(np.int32)
 
-  def with_drawn(self):
-    """With the pairs that were drawn meanwhile, whose identity is the run's."""
-    train, held_out = drawn_before(self.workdir, self.kinds)
-    found = _of_data(train=train, eval=held_out)
+  @property
+  def start_model(self):
+    """Folder of the policy's start."""
+    if self.config.start.images:
+      return self.workdir / START / "model"
+    return pathlib.Path(self.config.denoiser.path)
+
+  def shardings(self, config=None):
+    """Of the policy's weights, or of another denoiser's."""
+    rules = self.config.mesh.rules
+    specs = table(config or self.denoiser)
+    return parallel.table_shardings(specs, self.mesh, rules)
+
+  def with_made(self):
+    """With what the run made meanwhile, whose identity is the run's."""
+    train, held_out = self.train, self.held_out
+    if self.reward is not None:
+      train, held_out = drawn_before(self.workdir, self.kinds)
+    made = _of_start(self.workdir, self.config)
+    made |= _of_data(train=train, eval=held_out)
     return dataclasses.replace(
-      self,
-      train=train,
-      held_out=held_out,
-      identity={**self.identity, **found},
+      self, train=train, held_out=held_out, identity={**self.identity, **made}
     )
 
   @property
@@ -80,7 +108,9 @@ def set_up(config, workdir, *, allow_changed=False):
   check_length(workdir, config)
   mesh = mesh_of(config)
   shards = parallel.row_shards(mesh)
-  sizes = {"batch": config.batch, "start.batch": config.start.batch}
+  sizes = {"batch": config.batch}
+  if config.start.images:
+    sizes["start.batch"] = config.start.batch
   for name, size in sizes.items():
     if size % shards:
       raise InputError(
@@ -99,18 +129,16 @@ def set_up(config, workdir, *, allow_changed=False):
     held_out = load_pairs(given.eval, **kinds)
   reward = None
   if config.drawn.pairs:
-    reward = reward_of(config.drawn.reward)
+    reward = _reward(config, denoiser)
     train, held_out = drawn_before(workdir, kinds)
   configs, identity = _references(config, denoiser)
   identity["denoiser"] = _identity(config.denoiser.path)
   identity |= _of_data(images=images, train=train, eval=held_out)
-  known_run(
-    workdir,
-    {**config.to_dict(), "identity": identity},
-    allow_changed=allow_changed,
-    fixed=FIXED,
-  )
-  return DenoiserSetup(
+  identity |= _of_start(workdir, config)
+  content = {**config.to_dict(), "identity": identity}
+  known_run(workdir, content, allow_changed=allow_changed, fixed=FIXED)
+  _check_start(workdir, content)
+  setup = DenoiserSetup(
     config,
     workdir,
     mesh,
@@ -122,6 +150,59 @@ def set_up(config, workdir, *, allow_changed=False):
     reward,
     identity,
   )
+  with blames("config.mesh", InputError):  # of what does not divide
+    for one in (denoiser, *configs):
+      setup.shardings(one)
+  return setup
+
+
+def _check_start(workdir, content):
+  """Refuses another start than that which a run without a config.json made."""
+  start = workdir / START
+  if (workdir / CONFIG).exists() or not (start / CONFIG).exists():
+    return
+  names = dict(STARTED)
+  if _are_drawn(workdir):
+    names["drawn"] = None
+  here, there = (
+    _part(one, names) for one in (content, recorded(start / CONFIG))
+  )
+  refuse_other(workdir, here, there, False, tuple(names))
+
+
+def _part(content, names):
+  """The keys of a config.json in {section: its keys, None for all of them}."""
+  found = {}
+  for section, keys in names.items():
+    part = content.get(section)
+    if keys and isinstance(part, dict):
+      part = {key: one for key, one in part.items() if key in keys}
+    found[section] = part
+  return found
+
+
+def _of_start(workdir, config):
+  """{"start": identity} of the model that the run before ended as.
+
+  Nothing where there is none yet, and in runs of before, which did not note it.
+  """
+  model, noted = workdir / START / "model", workdir / CONFIG
+  if not config.start.images or not model.exists():
+    return {}
+  if noted.exists() and "start" not in recorded(noted).get("identity", {}):
+    return {}
+  return {"start": fingerprint(model)}
+
+
+def _reward(config, denoiser):
+  """The ImageReward of a run, tried now, not when the start is trained."""
+  reward = ImageReward(config.drawn.reward)
+  noise = np.random.default_rng(0).uniform(-1, 1, (1, *denoiser.image))
+  reward(
+    noise.astype(np.float32),
+    np.full(1, 0 if denoiser.classes else -1, np.int32),
+  )
+  return reward
 
 
 def _references(config, denoiser):
@@ -159,10 +240,14 @@ def drawn_files(workdir):
 
 def drawn_before(workdir, kinds):
   """(train, held_out) ImagePairs that the run has drawn; (None, None)."""
-  paths = drawn_files(workdir).values()
-  if not all(path.exists() for path in paths):
+  if not _are_drawn(workdir):
     return None, None
+  paths = drawn_files(workdir).values()
   return tuple(load_pairs(path, **kinds) for path in paths)
+
+
+def _are_drawn(workdir):
+  return all(path.exists() for path in drawn_files(workdir).values())
 
 
 def _of_data(**data):
@@ -208,7 +293,7 @@ def _objective(config, denoiser, references):
       f"config.loss.name={config.loss.name!r} {problem} reference, but "
       f"config.references.names is {config.references.names}"
     )
-  with blames("config.loss", InputError):
+  with blames("config.loss"):
     return PairObjective(
       denoiser,
       references,
@@ -217,24 +302,3 @@ def _objective(config, denoiser, references):
       draws=config.draws,
       seed=config.seed,
     )
-
-
-def reward_of(name):
-  """The function (image_NHWX, class_N) -> reward_N of a name.
-
-  Raises:
-    InputError: there is none.
-  """
-  if name in rewards.REWARDS:
-    return rewards.REWARDS[name]
-  module, _, attribute = name.partition(":")
-  try:
-    found = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise InputError(
-      f"config.drawn.reward={name!r}: {error}; name one of "
-      f"{', '.join(rewards.REWARDS)}, or module:name of a function"
-    ) from None
-  if not callable(found):
-    raise InputError(f"config.drawn.reward={name!r} is no function")
-  return found

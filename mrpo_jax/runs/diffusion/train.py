@@ -7,7 +7,7 @@ import logging
 import jax
 import numpy as np
 
-from mrpo_jax import parallel, processes
+from mrpo_jax import processes
 from mrpo_jax.diffusion import folder
 from mrpo_jax.diffusion.denoiser import table
 from mrpo_jax.diffusion.step import ImageBatch, denoising_step, preference_step
@@ -20,22 +20,21 @@ from mrpo_jax.runs.diffusion.held_out import HeldOutPairs, batch_of
 from mrpo_jax.runs.diffusion.phase import Phase
 from mrpo_jax.runs.diffusion.pictures import Pictures
 from mrpo_jax.runs.diffusion.scores import scored_errors
-from mrpo_jax.runs.diffusion.setup import set_up
+from mrpo_jax.runs.diffusion.setup import START, set_up
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.stop import Stop
 from mrpo_jax.training.loop import Due
 
 logger = logging.getLogger(__name__)
 
-START = "start"  # folder of the run before, and of the model that it ends as
 
-
-def train_run(config, workdir, *, allow_changed=False):
+def train_run(config, workdir, *, store=None, allow_changed=False):
   """Trains a denoiser to its last step; the same call resumes.
 
   Args:
     config: DiffusionConfig.
     workdir: folder of the run; made if it does not exist.
+    store: folder for the errors of references that are scored; None: its own.
     allow_changed: go on where the config is not that of the steps before?
   """
   if processes.several():
@@ -44,12 +43,13 @@ def train_run(config, workdir, *, allow_changed=False):
   before = owner.before(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)
   with owner.owned(setup.workdir, before) as check:
-    policy = setup.workdir / START / "model"
+    policy = setup.start_model
     if config.start.images and not policy.exists():
       if not _train_start(setup, policy, stop, check):
         return
     if config.drawn.pairs or config.data.train:
-      _train_on_pairs(setup, stop, check)
+      store = store or setup.workdir / "store"
+      _train_on_pairs(setup, store, stop, check)
     else:
       logger.info(f"there are no pairs: the denoiser of the images is {policy}")
 
@@ -59,17 +59,15 @@ def _initial(setup):
   path = setup.config.denoiser.path
   if path:
     return lambda: _placed(setup, folder.load(path)[2])
-  specs = table(setup.denoiser)
   make = jax.jit(
-    functools.partial(parameters.init_table, specs),
-    out_shardings=parallel.table_shardings(specs, setup.mesh),
+    functools.partial(parameters.init_table, table(setup.denoiser)),
+    out_shardings=setup.shardings(),
   )
   return lambda: make(jax.random.key(setup.config.seed))
 
 
 def _placed(setup, params, config=None):
-  specs = table(config or setup.denoiser)
-  return jax.device_put(params, parallel.table_shardings(specs, setup.mesh))
+  return jax.device_put(params, setup.shardings(config))
 
 
 def _phase(setup, workdir, due, *, batch, count, unit, **given):
@@ -80,6 +78,7 @@ def _phase(setup, workdir, due, *, batch, count, unit, **given):
     # Whoever reads a workdir by itself finds the steps of that phase.
     content={**setup.content, "steps": due.steps, "batch": batch},
     mesh=setup.mesh,
+    rules=config.mesh.rules,
     denoiser=setup.denoiser,
     due=due,
     batch=batch,
@@ -136,17 +135,16 @@ def _train_start(setup, to, stop, check):
   return True
 
 
-def _train_on_pairs(setup, stop, check):
+def _train_on_pairs(setup, store, stop, check):
   config, objective = setup.config, setup.objective
-  start_folder = setup.workdir / START / "model"
-  if not config.start.images:
-    start_folder = config.denoiser.path
-  params = _placed(setup, folder.load(start_folder)[2])
+  if _is_stopped(stop, "pairs"):
+    return
+  params = _placed(setup, folder.load(setup.start_model)[2])
   if setup.train is None:
     draw_pairs(setup, params)
-    setup = setup.with_drawn()
+  setup = setup.with_made()
   train, held_out = setup.train, setup.held_out
-  references = _references(setup, start_folder, params)
+  references = _references(setup, params)
   kept = [found for _, _, found in references.values()]
   due = Due(
     steps=config.steps,
@@ -175,7 +173,9 @@ def _train_on_pairs(setup, stop, check):
     logger.info(f"resuming at step {done}")
   error_MNCK = None
   if objective.draws:
-    error_MNCK = scored_errors(setup, train, references)
+    error_MNCK = scored_errors(setup, train, references, store)
+  if _is_stopped(stop, f"step {done + 1} on pairs"):
+    return
   step = _step_of(objective, phase.made[0], kept)
   done, _ = phase.run(
     *(state, done, step, _batches(setup, train, error_MNCK)),
@@ -184,6 +184,16 @@ def _train_on_pairs(setup, stop, check):
     look=Pictures(setup) if config.samples.each else None,
   )
   _say_end(setup.workdir, done, config.steps, stop)
+
+
+def _is_stopped(stop, what):
+  """Was the run asked to end between its steps?  Then it is said."""
+  if not stop(0):
+    return False
+  logger.info(f"stopped before {what}; the same command resumes")
+  if stop.interrupted:
+    raise KeyboardInterrupt
+  return True
 
 
 def _say_end(workdir, step, steps, stop):
@@ -195,12 +205,12 @@ def _say_end(workdir, step, steps, stop):
     raise KeyboardInterrupt
 
 
-def _references(setup, start_folder, params):
+def _references(setup, params):
   """{name: (identity, DenoiserConfig, parameters)}."""
   found = {}
   for name, one in setup.config.references.items():
     if one.path == POLICY:
-      identity = folder.fingerprint(start_folder)
+      identity = folder.fingerprint(setup.start_model)
       found[name] = identity, setup.denoiser, params
       continue
     config, _, read = folder.load(one.path)

@@ -56,7 +56,8 @@ def test_without_classes_those_of_the_rows_are_counted(said):
 
 def test_a_prompt_beside_a_class_is_counted(said):
   assert read({"class": "cat", "prompt": "a cat on a mat"}) == [0]
-  assert "1 of 1 rows have a prompt beside the class" in said.text
+  assert read({"class": "cat", "prompt": [{"role": "user"}]}) == [0]
+  assert said.text.count("1 of 1 rows have a prompt beside the class") == 2
 
 
 def test_two_classes_of_one_row_are_refused():

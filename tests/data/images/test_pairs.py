@@ -105,6 +105,23 @@ def test_labels_that_say_no_winner_are_refused(refused, labels):
   assert refused(judged(*labels)).startswith(" row 1: the labels are")
 
 
+@pytest.mark.parametrize("said", [2, 0.5, "False"])
+def test_a_label_that_may_be_none_is_refused(refused, said):
+  found = refused(judged(1.0, 0.0, has_label=said))
+  assert found == f" row 1: has_label is {said!r}; want true or false"
+
+
+def test_no_label_as_a_number_is_none(load):
+  rows = [judged(1.0, 0.0, has_label=number) for number in (0, 1, 1)]
+  assert len(load(*rows).ids) == 2
+
+
+def test_a_row_with_one_image_is_refused(refused):
+  lone = judged(1.0, 0.0)
+  del lone["jpg_1"]
+  assert " row 1: jpg_1: is null; want PNG or JPEG" in refused(lone)
+
+
 def test_identical_images_are_left_out_and_said(load, caplog):
   caplog.set_level(logging.INFO, "mrpo_jax")
   assert is_good_and_bad(load(row(GOOD, GOOD), row()))

@@ -107,8 +107,8 @@ def test_grey_is_repeated_and_conversions_are_said(caplog):
 
 def test_without_channels_a_set_of_both_is_refused():
   assert refused(levels(5), levels(6, channels=1)) == (
-    "row 2: is greyscale, but row 1 is colour; channels=1 or channels=3 makes "
-    "them alike"
+    "row 2: is greyscale, but row 1 is colour; save them alike, or load them "
+    "with channels=1 or channels=3"
   )
 
 

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 from configs import diffusion_digits
+from mrpo_jax import processes
 from mrpo_jax.cli import main
 from mrpo_jax.data.images.pairs import load as load_pairs
 from mrpo_jax.diffusion import folder
 from mrpo_jax.errors import InputError
+from mrpo_jax.references import maintenance
 from mrpo_jax.reports.report import report
 from mrpo_jax.runs import diffusion
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.diffusion.export import export
-from mrpo_jax.runs.diffusion.setup import drawn_files
+from mrpo_jax.runs.diffusion.pictures import Pictures
+from mrpo_jax.runs.diffusion.setup import drawn_files, set_up
 from mrpo_jax.training import checkpoints
 
 pytest.importorskip("sklearn")
@@ -88,7 +91,10 @@ def test_it_ends_with_all_that_was_promised(whole):
   assert np.all(ink[0] > ink[1])  # the reward's word
 
 
-@pytest.mark.parametrize("where", ["start", "pairs"])
+STOPS = dict(start=[2], between=[2, 4], pairs=[2, 4, 2])  # after these saves
+
+
+@pytest.mark.parametrize("where", STOPS)
 def test_stopped_anywhere_it_ends_the_same(whole, tmp_path, monkeypatch, where):
   """SIGTERM after a step of either stage; the same command goes on."""
   real, seen = checkpoints.save, []
@@ -96,13 +102,14 @@ def test_stopped_anywhere_it_ends_the_same(whole, tmp_path, monkeypatch, where):
   def saved(manager, step, state, meta):
     real(manager, step, state, meta)
     seen.append(step)
-    if seen == ([2] if where == "start" else [2, 4, 2]):
+    if seen == STOPS[where]:
       signal.raise_signal(signal.SIGTERM)
 
   monkeypatch.setattr(checkpoints, "save", saved)
   config, before = config_of(), signal.getsignal(signal.SIGTERM)
   diffusion.train_run(config, tmp_path / "w")
   assert checkpoints.stands_at(tmp_path / "w") < 6
+  assert (tmp_path / "w" / "pairs").exists() == (where == "pairs")
   monkeypatch.setattr(checkpoints, "save", real)
   diffusion.train_run(config, tmp_path / "w")
   signal.signal(signal.SIGTERM, before)
@@ -144,11 +151,13 @@ def test_export_is_trained_on(whole, tmp_path):
       before=dict(path=str(whole / "start" / "model")),
     ),
   )
-  diffusion.train_run(again, tmp_path / "w")
+  diffusion.train_run(again, tmp_path / "w", store=tmp_path / "store")
   first, *_, last = lines(tmp_path / "w")
   assert first["step"] == 0 and last["step"] == 6
-  stored = [*(tmp_path / "w" / "store").iterdir()]
+  assert not (tmp_path / "w" / "store").exists()
+  stored = maintenance.entries(tmp_path / "store")
   assert len(stored) == 2  # one of each reference
+  assert {one["material"]["draws"] for one in stored} == {3}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +174,21 @@ def test_export_is_trained_on(whole, tmp_path):
     (dict(denoiser__new__patch=3), "does not divide images of 8 x 8"),
     (dict(denoiser__new__prediction="noise"), "must be one of 'epsilon'"),
     (dict(drawn__reward="no.such:thing"), "No module named 'no'"),
-    (dict(drawn__reward="json:nothing"), "has no attribute 'nothing'"),
+    (dict(drawn__reward="json:nothing"), "json has no function nothing"),
+    (dict(drawn__reward="os:getcwd"), "takes no arguments"),
+    (dict(drawn__pairs=2**40), "must be at most 2147483647"),
+    (dict(drawn=dict(pairs=0), draws=2), "config.draws=2 is of pairs"),
+    (dict(drawn=dict(pairs=0), data__eval="a.parquet"), "is of pairs, but"),
+    (dict(samples__guidance=2.0, data__classes=()), "needs classes"),
+    (dict(samples__guidance=2.0, start__without_class=0.0), "teaches nothing"),
+    (dict(references__start__path=""), "config.references.start.path is empty"),
+    (dict(mesh=dict(context=2)), "positions of texts"),
+    (dict(mesh=dict(rules=dict(embd="model"))), "rules.embd is not known"),
+    (dict(loss=dict(name="dpo", weights=(1.0, 2.0))), "axis K has size 1"),
+    (
+      dict(data__train=("a.parquet", "b.parquet")),
+      "data.train must be of type",
+    ),
     (dict(loss=dict(name="r_dpo")), "needs length_BC"),
     (dict(references=dict(names=())), "needs a reference"),
     (dict(loss=dict(name="nll")), "takes no reference"),
@@ -203,6 +226,54 @@ def test_other_drawn_pairs_are_refused(whole, tmp_path):
     diffusion.train_run(config_of(), tmp_path / "w")
 
 
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    (dict(start__steps=6), "start.steps: 4 -> 6"),
+    (dict(drawn__steps=4), "drawn.steps: 3 -> 4"),
+    (dict(seed=1), "seed: 0 -> 1"),
+    (dict(start__images="digits:held_out"), "start.images"),
+    (dict(denoiser__new__width=32), "denoiser.new.width: 16 -> 32"),
+  ],
+)
+def test_another_start_is_refused_before_there_is_a_run(
+  whole, tmp_path, changes, message
+):
+  """Killed while pairs are drawn, a run has no config.json of its own yet."""
+  for name in ("start", "pairs"):
+    shutil.copytree(whole / name, tmp_path / "w" / name)
+  with pytest.raises(InputError, match=message):
+    set_up(config_of(**changes), tmp_path / "w")
+  set_up(config_of(loss=dict(name="ipo", beta=0.1)), tmp_path / "w")
+  shutil.rmtree(tmp_path / "w" / "pairs")
+  set_up(config_of(drawn__steps=4), tmp_path / "w")  # none are drawn yet
+
+
+def test_another_model_of_the_start_is_refused(whole, tmp_path):
+  shutil.copytree(whole, tmp_path / "w")
+  model = tmp_path / "w" / "start" / "model"
+  shutil.rmtree(model)
+  export(whole, model)
+  with pytest.raises(InputError, match="identity.start"):
+    set_up(config_of(), tmp_path / "w")
+  config = tmp_path / "w" / "config.json"
+  content = json.loads(config.read_text())
+  del content["identity"]["start"]  # as runs of before have it
+  config.write_text(json.dumps(content))
+  set_up(config_of(), tmp_path / "w")
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, "several", lambda: True)
+  with pytest.raises(InputError, match="in one process, on all its devices"):
+    diffusion.train_run(config_of(), tmp_path / "w")
+
+
+def test_a_reward_is_told_that_there_is_no_class(tmp_path):
+  pictures = Pictures(set_up(config_of(data__classes=()), tmp_path / "w"))
+  assert pictures._class_N.tolist() == [-1]
+
+
 def test_another_config_is_refused(whole):
   with pytest.raises(InputError, match="loss.beta: 0.03 -> 0.5"):
     diffusion.train_run(config_of(loss=dict(name="dpo", beta=0.5)), whole)
@@ -213,6 +284,7 @@ def test_another_config_is_refused(whole):
   [
     ("generate", "--workdir", "--prompts=x", "--to=y"),
     ("bench", "--config"),
+    ("plan", "--config", "--topology=cpu:1"),
   ],
 )
 def test_commands_of_language_models_refuse_it(whole, command, capsys):
