@@ -49,7 +49,7 @@ class Command(NamedTuple):
 
 CONFIG = Flag(
   "config",
-  "file and argument of its get_config, or a name",
+  "file and its argument, or a name",
   "FILE[:args]",
   required=True,
   many=True,
