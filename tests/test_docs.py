@@ -103,6 +103,20 @@ def test_every_key_and_every_flag_is_on_a_page():
       assert f"--{flag.name}" in text, (command, flag.name)
 
 
+def test_keys_beside_those_of_others_are_keys():
+  """A word of the column "here" is a key, a flag, or a value of one."""
+  page = (DOCS / "learn/your_flag_here.md").read_text("utf-8")
+  known = {re.sub("<name>", "base", key) for key in keys()}
+  rows = [line.split("|") for line in page.split("\n") if line[:1] == "|"]
+  cells = [row[2] for row in rows if row[2].strip(" -") not in ("", "here")]
+  assert len(cells) > 30
+  for cell in cells:
+    for word in re.findall(r"`([^`]+)`", cell):
+      key = word.partition("=")[0]
+      is_loss = key.removeprefix("mrpo train ") in losses.names()
+      assert key in known or is_loss or key == "--workdir", word
+
+
 def test_extras_are_quoted_as_shells_want_it():
   """zsh takes [plan] for a pattern."""
   pages = [*DOCS.parent.glob("*.md"), *DOCS.glob("*/*.md")]
