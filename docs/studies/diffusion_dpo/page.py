@@ -211,6 +211,9 @@ knows all, and is aligned at beta {beta}.  The geometric mixture takes a new
 noise in every step; of the harmonic one the references are scored once, under
 {draws} noises of each pair.
 
+The harmonic mean of two probabilities is at most twice the smaller one: of each
+pair the reference decides that knows its class less, whichever that is.
+
 {mixtures}
 
 Not varied: the model's shape, the reward, the number of pairs and steps, the
