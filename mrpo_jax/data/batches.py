@@ -122,7 +122,30 @@ def shuffled(count, seed):
   return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
-def training_batches(views, packing, *, seed, start=0, known=NOTHING):
+def mixed(weights, part_N, seed):
+  """Endless sequence of places, each part as often as its weight says.
+
+  Parts take turns, as evenly as their weights allow; each has its own epochs,
+  of an order that follows from the seed.
+
+  Args:
+    weights: of each part, positive.
+    part_N: which part each example is of; every part has one.
+    seed: of the shuffles.
+  """
+  parts = [
+    grain.MapDataset.source(np.flatnonzero(part_N == number))
+    .seed(seed + number)
+    .shuffle()
+    .repeat()
+    for number in range(len(weights))
+  ]
+  return grain.MapDataset.mix(parts, weights)
+
+
+def training_batches(
+  views, packing, *, seed, start=0, known=NOTHING, shares=None
+):
   """Endless iterator over (step from start + 1, (rows per view, given)).
 
   Args:
@@ -131,8 +154,11 @@ def training_batches(views, packing, *, seed, start=0, known=NOTHING):
     seed: of the shuffle; every epoch has its own order.
     start: steps already done; any step is reached without replaying others.
     known: Known of the same pairs.
+    shares: (weights, part_N) of `mixed`; None: all pairs are one part.
   """
   order = shuffled(len(views[0]), seed)
+  if shares is not None:
+    order = mixed(*shares, seed)
   size = packing.batch
   # Grain's own batches of endless data have a length that, for batches of one,
   # no machine's integer holds.

@@ -80,7 +80,11 @@ class Bench:
     self._state, _ = self._program.start(scores)
     self._known, self._views = scores.known("train"), setup.views("train")
     self._training = training_batches(
-      self._views, setup.packing, seed=config.seed, known=self._known
+      self._views,
+      setup.packing,
+      seed=config.seed,
+      known=self._known,
+      shares=setup.shares,
     )
     self.pairs, self.batch = len(self._views[0]), config.batch
     packed = self._packed(np.arange(min(self.batch, self.pairs)))

@@ -7,6 +7,8 @@ import hashlib
 import logging
 import pathlib
 
+import numpy as np
+
 from mrpo_jax import processes
 from mrpo_jax.data import formats, source
 from mrpo_jax.data.reading.weights import WeightColumn
@@ -43,13 +45,61 @@ class Tokenizers:
 
 def load_pairs(config, splits=SPLITS):
   """{split: list of PreferencePair} of the files that the config names."""
-  names = {split: getattr(config.data, split) for split in splits}
-  form, weights = config.data.conversations, _weight_column(config)
   return {
-    split: source.load(name, conversations=form, weights=weights)
-    for split, name in names.items()
-    if name
+    split: [pair for part in parts for pair in part]
+    for split, parts in load_parts(config, splits).items()
   }
+
+
+def load_parts(config, splits=SPLITS):
+  """The same, of each split a list for each part that has its own weight."""
+  data, column = config.data, _weight_column(config)
+  found = {}
+  for split in splits:
+    name = getattr(data, split)
+    is_weighed = split == "train" and data.weights
+    parts = source.parts_of(name) if is_weighed else [name]
+    if is_weighed and len(parts) != len(data.weights):
+      raise InputError(
+        f"config.data.weights={data.weights} are of {len(data.weights)} files, "
+        f"but config.data.train names {len(parts)}: {name}"
+      )
+    if name:
+      found[split] = [
+        source.load(part, conversations=data.conversations, weights=column)
+        for part in parts
+      ]
+  return found
+
+
+def shares_of(config, parts, places):
+  """(weight of each part, which part each pair is of); None without weights.
+
+  Args:
+    config: Config of the run.
+    parts: lists of PreferencePair, as `load_parts` gives them.
+    places: of the pairs that are trained on, among those of all parts.
+
+  Raises:
+    InputError: a part has none of them.
+  """
+  weights = config.data.weights
+  if not weights:
+    return None
+  part_N = np.searchsorted(
+    np.cumsum([len(part) for part in parts]), np.asarray(places), side="right"
+  )
+  counts = np.bincount(part_N, minlength=len(parts))
+  names = source.parts_of(config.data.train)
+  for name, weight, count in zip(names, weights, counts, strict=True):
+    if not count:
+      raise InputError(
+        f"{name}: none of its pairs is left to train on, but "
+        f"config.data.weights gives it {weight:g}"
+      )
+    share = weight / sum(weights)
+    logger.info(f"{name}: {count:,} pairs, {share:.1%} of what is trained on")
+  return weights, part_N
 
 
 def _weight_column(config):

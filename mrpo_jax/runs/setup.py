@@ -3,6 +3,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -21,8 +22,9 @@ from mrpo_jax.runs.config.method import check_best, chosen_method
 from mrpo_jax.runs.data import (
   Tokenizers,
   abstract_tokenizers,
-  load_pairs,
+  load_parts,
   load_tokenizers,
+  shares_of,
   subset,
 )
 from mrpo_jax.runs.inference.reward import rewards_of
@@ -60,6 +62,7 @@ class Setup:
   identity: dict
   rewards: dict  # name in data.rewards -> reward
   labels: Labels | None = None  # of an online run
+  shares: tuple | None = None  # see data.batches.mixed
 
   def views(self, split):
     """The split's pairs under each tokenizer whose rows the step reads."""
@@ -84,7 +87,8 @@ def set_up(config, workdir, *, allow_changed=False):
   given = [] if config.online.prompts else ["train"]
   read = [*given, *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
-  pairs, places = load_pairs(config, read + measured), {}
+  parts, places = load_parts(config, read + measured), {}
+  pairs = {split: [*itertools.chain(*found)] for split, found in parts.items()}
   tokenizers = load_tokenizers(config, workdir, pairs.get("train"), known)
   if given:
     places = {"train": subset(config, pairs["train"])}
@@ -94,6 +98,9 @@ def set_up(config, workdir, *, allow_changed=False):
     )
     content = config.to_dict()
   tables = _tables(config, method, tokenizers, pairs, places)
+  shares = None
+  if given:
+    shares = shares_of(config, parts["train"], tables["train"].places)
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
   labels = _labels(config, mesh, method, tokenizers, described)
@@ -129,6 +136,7 @@ def set_up(config, workdir, *, allow_changed=False):
     objective=objective,
     identity=identity,
     labels=labels,
+    shares=shares,
     rewards=rewards,
   )
 

@@ -8,12 +8,12 @@ import shutil
 import pytest
 
 from configs import quickstart
-from mrpo_jax import configs
+from mrpo_jax import configs, files
 from mrpo_jax.data import source
 from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
-from mrpo_jax.runs.data import load_tokenizers
+from mrpo_jax.runs.data import load_parts, load_tokenizers, shares_of
 from mrpo_jax.runs.workdir import write_tokenizers
 from tests.material.logged import logged
 
@@ -206,3 +206,66 @@ def test_another_template_leaves_the_tokenizer(kept, pairs):
   values["policy"]["template"] = "chatml"
   found = load_tokenizers(read(values), folder.parent, pairs, known)
   assert found.made == {} and found.identity != known["identity"]
+
+
+def weighed(tmp_path, weights, counts=(3, 5)):
+  """A config of files of so many pairs, mixed by these weights."""
+  train = {}
+  for name, count in zip("ab", counts, strict=True):
+    train[name] = str(tmp_path / f"{name}.jsonl")
+    rows = [
+      {"prompt": f"{name}{n}", "chosen": " yes", "rejected": " no"}
+      for n in range(count)
+    ]
+    files.write_lines(tmp_path / f"{name}.jsonl", rows)
+  values = quickstart.get_config("mrpo,debug").to_dict()
+  values["data"] = dict(train=train, weights=weights)
+  return read(values)
+
+
+def test_files_of_a_section_are_mixed_by_weights_of_their_names(tmp_path):
+  config = weighed(tmp_path, dict(b=3, a=1))
+  assert config.data.train == f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
+  assert config.data.weights == (1.0, 3.0)
+  assert read(config.to_dict()) == config
+  parts = load_parts(config, ("train",))["train"]
+  assert [len(part) for part in parts] == [3, 5]
+  with logged() as lines:
+    weights, part_N = shares_of(config, parts, [0, 2, 3, 7])
+  assert weights == (1.0, 3.0) and part_N.tolist() == [0, 0, 1, 1]
+  assert f"{tmp_path}/b.jsonl: 2 pairs, 75.0% of what is trained on" in lines
+  with pytest.raises(InputError, match="b.jsonl: none of its pairs is left"):
+    shares_of(config, parts, [0, 1])
+  plain = config.changed({"data.weights": ()})
+  assert shares_of(plain, load_parts(plain, ("train",))["train"], [0]) is None
+  assert "weights" not in plain.to_dict()["data"]
+
+
+@pytest.mark.parametrize(
+  "weights,match",
+  [
+    (dict(a=1), "must name what config.data.train does, a, b"),
+    (dict(a=1, c=2), "must name what config.data.train does, a, b"),
+    (dict(a=1, b=0), r"data.weights\[1\] must be positive, got 0"),
+    (dict(a=1, b=float("inf")), r"data.weights\[1\] must be a finite number"),
+    ((1.0, 3.0), "must name what config.data.train does, a, b; got"),
+  ],
+)
+def test_weights_that_fit_no_files_are_refused(weights, match, tmp_path):
+  with pytest.raises(InputError, match=match):
+    weighed(tmp_path, weights)
+
+
+@pytest.mark.parametrize(
+  "weights,match",
+  [
+    ("1,x", "must be numbers with commas, got '1,x'"),
+    (3.0, "data.weights must be a tuple of numbers"),
+    ("1,2,3", "of 3 files, but config.data.train names 2"),
+    ((1.0,), "of 1 files, but config.data.train names 2"),
+  ],
+)
+def test_there_is_a_weight_for_each_file(weights, match, tmp_path):
+  config = weighed(tmp_path, dict(a=1, b=1))
+  with pytest.raises(InputError, match=match):
+    load_parts(config.changed({"data.weights": weights}), ("train",))

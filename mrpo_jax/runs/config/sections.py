@@ -51,6 +51,16 @@ def _names(given):
   raise said(f"must be a tuple of names, got {given!r}")
 
 
+def _numbers(given):
+  """A tuple of numbers, or text with commas, as a flag has it."""
+  if not isinstance(given, str):
+    return given
+  try:
+    return tuple(float(one) for one in given.split(",")) if given else ()
+  except ValueError:
+    raise said(f"must be numbers with commas, got {given!r}") from None
+
+
 def _targets(given):
   """A tuple of names, or text with commas, as a flag has it."""
   given = tuple(given.split(",")) if isinstance(given, str) else _names(given)
@@ -79,6 +89,9 @@ def _axes(given):
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Targets = Annotated[
   tuple[str, ...], BeforeValidator(_targets), Shown("str or tuple of str")
+]
+Weights = Annotated[
+  tuple[Positive, ...], BeforeValidator(_numbers), Shown("tuple of float")
 ]
 Rules = dict[str, Annotated[str, BeforeValidator(_axes)]]
 
@@ -146,11 +159,38 @@ class AuxiliaryRewards(Named):
   names: Names = key("which of them are summed", ())
 
 
+def _in_parts(values):
+  """Sections `train` and `weights` of the same names as text and a tuple."""
+  train, weights = (values.get(name) for name in ("train", "weights"))
+  if not isinstance(train, dict) or not train:
+    return values
+  names = {*train} if isinstance(weights, dict) else None
+  if weights and names != {*weights}:
+    raise InputError(
+      f"config.data.weights must name what config.data.train does, "
+      f"{', '.join(train)}; got {weights!r}"
+    )
+  for name, one in train.items():
+    if not isinstance(one, str) or "," in one:
+      raise InputError(f"config.data.train.{name}: name one file, got {one!r}")
+  found = {"train": tuple(train.values())}
+  if weights:
+    found["weights"] = tuple(weights[name] for name in train)
+  return values | found
+
+
 class Data(Listed):
   """Preference pairs: files, folders or globs of them, TFDS, hub names.
 
-  Several have commas between them, or are a list.
+  Several have commas between them, or are a list; those of `train` may be a
+  section, name: file, and `weights` one of the same names.
   """
+
+  @classmethod
+  def filled(cls, values):
+    return super().filled(
+      _in_parts(values) if isinstance(values, dict) else values
+    )
 
   train: Places = key("pairs to train on; empty with online.prompts", "")
   eval: Places = key("held-out pairs to evaluate on", "")
@@ -187,6 +227,12 @@ class Data(Listed):
     "training pairs at most, the first of the same sequence; 0: all",
     0,
     exclude_if=lambda limit: not limit,  # as above
+  )
+  weights: Weights = key(
+    "of each file of train, by which their pairs are mixed; empty: all pairs "
+    "are trained on equally often",
+    (),
+    exclude_if=lambda weights: not weights,  # as above
   )
   rewards: AuxiliaryRewards = key(
     "",
