@@ -43,7 +43,7 @@ COMMANDS = [line.partition("  #")[0] for b in BLOCKS for line in lines(b)]
 
 
 def test_shell_blocks_are_found_and_hold_nothing_else():
-  assert len(BLOCKS) == 3
+  assert len(BLOCKS) == 4
   for command in COMMANDS:
     assert shlex.split(command)[0] in (
       *("git", "python3", "pip", "bash", "mrpo"),
