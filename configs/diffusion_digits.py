@@ -6,8 +6,7 @@ them, the one with more ink is preferred, and it is trained on that.
 
   mrpo train --config=configs/diffusion_digits.py --workdir=/tmp/digits
 
-Append `:debug` for a minute; `:mrpo` for two references, of which the second
-is a denoiser of your own (`--config.references.second.path=FOLDER`).
+Append `:debug` for a minute.
 """
 
 from ml_collections import config_dict

@@ -17,7 +17,9 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.models.parameters import ArraySpec
 
 FREQUENCIES = 128  # of the time's sines
-PERIOD = 10_000.0  # of the slowest, in thousandths of the time
+# How much slower the slowest sine is than the fastest, whose angle is the time
+# in thousandths, or the row or column of a patch.
+PERIOD = 10_000.0
 EPSILON = 1e-6  # of the norms
 CHANNELS = (1, 3)  # greyscale; red, green, blue
 LARGEST = 2**20  # size: arrays of three have fewer than 2^63 numbers

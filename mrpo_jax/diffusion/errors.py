@@ -54,8 +54,8 @@ def errors(config, params, image_BCHWX, class_B, drawn, *, of=None):
     image_BCHWX: float32, C images that are noised alike.
     class_B: of both; see `denoiser.predict`.
     drawn: (time_B, noise_BHWX).
-    of: the prediction in whose units the error is; None: the denoiser's own.
-      An error of its own prediction times a factor of the time gives it.
+    of: the prediction, of schedule.PREDICTIONS, in whose units the error is;
+      None: the denoiser's own.  One unit times a factor of the time is another.
   """
   time_B, noise_BHWX = drawn
   B, C = image_BCHWX.shape[:2]
@@ -97,7 +97,13 @@ def mean_errors(config, params, image_BCHWX, class_B, drawn_of, count, **given):
 
 
 def check_reference(policy, reference, name):
-  """Raises InputError where a reference sees other images than the policy."""
+  """InputError where a reference sees other images or classes than the policy.
+
+  Args:
+    policy: DenoiserConfig.
+    reference: DenoiserConfig.
+    name: of the reference, for the message.
+  """
   for what in ("image", "schedule"):
     ours, theirs = getattr(policy, what), getattr(reference, what)
     if ours != theirs:
@@ -105,7 +111,7 @@ def check_reference(policy, reference, name):
         f"{name}: its {what} is {theirs}, the policy's {ours}; errors can only "
         "be compared of the same noisy images"
       )
-  if policy.classes and reference.classes not in (0, policy.classes):
+  if reference.classes not in (0, policy.classes):
     raise InputError(
       f"{name}: it knows {reference.classes} classes, the policy "
       f"{policy.classes}; use one of the same classes, or of none"

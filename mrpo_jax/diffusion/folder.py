@@ -44,9 +44,6 @@ def save(path, config, params, *, classes=()):
     write_tensors(partial / hub_folder.WEIGHTS, arrays, about)
 
 
-fingerprint = hub_folder.fingerprint
-
-
 def read_config(path):
   """(DenoiserConfig, names of its classes) of a folder."""
   file = hub_folder.config_file(path)
@@ -65,7 +62,8 @@ def read_config(path):
     want = int if key == "image" else fields[key].type
     given = values[key] if key == "image" else [values[key]]
     if not isinstance(given, list) or not all(type(x) is want for x in given):
-      raise InputError(f"{file}: {key} is {values[key]!r}")
+      kind = "a list of int" if key == "image" else want.__name__
+      raise InputError(f"{file}: {key} is {values[key]!r}; want {kind}")
   values["image"] = tuple(values["image"])
   if len(values["image"]) != 3:
     raise InputError(f"{file}: image is no height, width and channels")

@@ -45,7 +45,7 @@ def guided(config, params, class_B, guidance):
   Source: Ho and Salimans, arXiv:2207.12598, with 1 + w as `guidance`.
   """
 
-  def without(noisy_BHWX, time_B, class_B):
+  def unguided(noisy_BHWX, time_B, class_B):
     found = predict(config, params, noisy_BHWX, time_B, class_B)
     return schedule.parts(
       config.schedule, config.prediction, noisy_BHWX, found, time_B
@@ -54,10 +54,10 @@ def guided(config, params, class_B, guidance):
   def see(noisy_BHWX, time):
     time_B = jnp.full(noisy_BHWX.shape[0], time)
     if guidance == 1.0 or not config.classes:
-      return without(noisy_BHWX, time_B, class_B)
+      return unguided(noisy_BHWX, time_B, class_B)
     twice = jnp.concatenate([noisy_BHWX, noisy_BHWX])
     none_B = jnp.full_like(class_B, config.classes)
-    both = without(
+    both = unguided(
       twice,
       jnp.concatenate([time_B, time_B]),
       jnp.concatenate([class_B, none_B]),
@@ -79,7 +79,8 @@ def solve(kind, see, noisy, solver, steps):
     see: (noisy, time) -> (image, noise).
     noisy: at the last time of the schedule.
     solver: of SOLVERS.
-    steps: evaluations of `see` for "ddim", twice as many for "dpm_solver_2".
+    steps: of the solver.  "ddim" evaluates `see` once in each, "dpm_solver_2"
+      twice, and both once more at the end.
 
   Source: DDIM, Song, Meng and Ermon, arXiv:2010.02502, equation 12 without
   noise; DPM-Solver-2, Lu et al., arXiv:2206.00927, algorithm 1.

@@ -6,9 +6,9 @@ Every loss of pairs in `losses` is one of denoisers, too, where
     log p  =  -nats / 2 * error
 
 stands for the log-probability of an image: Diffusion-DPO is `dpo`, and IPO is
-`ipo`.  `nats` is what the paper calls T omega, times the numbers of an image,
-as errors are means over them: with DPO's beta, beta * nats is the beta of
-`losses.diffusion_dpo` and of the released code.
+`ipo`.  With DPO's beta, beta * nats is the beta of `losses.diffusion_dpo` and
+of the released code.  Equation 14 of the paper (arXiv:2311.12908) has sums over
+the N numbers of an image and no 1/2: its T omega is nats / (2 N).
 """
 
 import dataclasses
@@ -165,7 +165,8 @@ def preference_step(state, references, batch, *, objective, transformation):
 
   Args:
     state: TrainState, donated by the caller's jit.
-    references: tuple of K parameter trees; None for those that were scored.
+    references: tuple of K parameter trees; not read where they were scored,
+      with draws that are fixed.
     batch: PairBatch.
     objective: PairObjective, static.
     transformation: optax transformation, static.
@@ -193,7 +194,9 @@ def preference_step(state, references, batch, *, objective, transformation):
     name: jnp.mean(value_B)
     for name, value_B in figures(objective, error_BC, ref_BCK).items()
   }
-  policy_BC = objective.logps(error_BC)
+  policy_BC = _without_draw(
+    objective, state.method_state, error_BC, ref_BCK, mean_BCK
+  )
   method_state = method.update(
     state.method_state, policy_BC, mean_BCK, **objective.known(len(policy_BC))
   )
@@ -214,27 +217,33 @@ def pair_losses(objective, method_state, error_BC, ref_BCK, mean_BCK):
   """loss_B of pairs, by the errors of this draw.
 
   A mixture that is not linear is taken of the references' means over all
-  draws; what this draw does to them, in the mean by their weights, is taken
-  from the policy's log-probability: its expectation is zero, and without it
-  the noise of the draw would stand in the policy alone.
+  draws, and compared with the policy `_without_draw`.
 
   Args:
     objective: PairObjective.
     method_state: see `Method.init`.
     error_BC: of the policy.
-    ref_BCK: log-probabilities under this draw, nats.
+    ref_BCK: log-probabilities under this draw, nats; None without references.
     mean_BCK: their means over the pair's draws; the same where draws are new.
   """
-  method, logp_BC = objective.method, objective.logps(error_BC)
-  if mean_BCK is None:
-    known = objective.known(len(logp_BC))
-    return method(logp_BC, state=method_state, **known)
-  if objective.draws:
-    weight = method.mixing.weights(method_state, mean_BCK)
-    weight_BK = normalised_weight(weight, mean_BCK)
-    drawn_BCK = weight_BK[:, None] * (ref_BCK - mean_BCK)
-    logp_BC = logp_BC - jnp.sum(drawn_BCK, axis=-1)
-  return method(logp_BC, mean_BCK, state=method_state)
+  logp_BC = _without_draw(objective, method_state, error_BC, ref_BCK, mean_BCK)
+  known = objective.known(len(logp_BC))
+  return objective.method(logp_BC, mean_BCK, state=method_state, **known)
+
+
+def _without_draw(objective, method_state, error_BC, ref_BCK, mean_BCK):
+  """The policy's logp_BC, without what a fixed draw does to the references.
+
+  That is the mean by their weights of ref_BCK - mean_BCK.  Over all draws of a
+  pair it adds up to zero; without it the noise of the draw would stand in the
+  policy alone.
+  """
+  logp_BC = objective.logps(error_BC)
+  if mean_BCK is None or not objective.draws:
+    return logp_BC
+  weight = objective.method.mixing.weights(method_state, mean_BCK)
+  weight_BK = normalised_weight(weight, mean_BCK)
+  return logp_BC - jnp.sum(weight_BK[:, None] * (ref_BCK - mean_BCK), axis=-1)
 
 
 def _reference_logps(objective, references, batch, drawn):
@@ -265,8 +274,8 @@ def _reference_logps(objective, references, batch, drawn):
 def figures(objective, error_BC, ref_BCK):
   """dict of value_B: rewards against reference 0, and the errors themselves.
 
-  Both errors, as a margin grows, too, where that of the winner rises and that
-  of the loser rises faster.
+  Of the chosen and of the rejected image: a margin also grows where both errors
+  rise, that of the rejected one faster.
   """
   found = {"error/chosen": error_BC[:, 0], "error/rejected": error_BC[:, 1]}
   if ref_BCK is None:

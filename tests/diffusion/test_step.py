@@ -145,6 +145,27 @@ def test_scored_references_are_those_of_the_step(golden):
   assert float(metrics["loss"]) == pytest.approx(float(want.mean()), rel=1e-5)
 
 
+def test_a_running_margin_is_without_the_noise_of_the_draw(golden):
+  """Policy and reference are one model: no draw gives them a margin."""
+  method = losses.build("beta_dpo", beta=0.1)
+  one = objective(golden, method=method, draws=3, seed=5)
+  error_MBC = step.scored(one, golden.config, golden.params(), pairs(golden))
+  drawn_BC = error_MBC[pairs(golden).draw_B, jnp.arange(5)]
+  mean_BC = error_MBC.mean(0)
+  assert np.abs(drawn_BC - mean_BC).max() > 0.01
+  scores = dict(
+    ref_error_BCK=drawn_BC[..., None], mean_ref_error_BCK=mean_BC[..., None]
+  )
+  state, transformation = start(golden.params(), method)
+  state, _ = step.preference_step(
+    *(state, (), pairs(golden, **scores)),
+    objective=one,
+    transformation=transformation,
+  )
+  mean, deviation, _ = state.method_state["margin"]
+  np.testing.assert_allclose([mean, deviation], 0.0, atol=1e-4)
+
+
 def test_a_mixture_of_means_keeps_its_expectation(golden):
   """Over all draws, what is taken from the policy adds up to nothing."""
   method = losses.build("mrpo", beta=0.1, weights=(0.3, 0.7), clip=None)
@@ -196,6 +217,22 @@ def test_supervised_on_winners_is_their_error(golden):
   )
   error = float(metrics["error/chosen"])
   assert float(metrics["loss"]) == pytest.approx(NATS / 2 * error, rel=1e-6)
+
+
+@pytest.mark.parametrize("share,taught", [(0.0, [0, 1, 2]), (1.0, [3])])
+def test_classes_are_told_or_not(golden, share, taught):
+  """Only the rows of classes that were told move; the last is of none."""
+  state, transformation = start(golden.params())
+  image, *_ = golden.images()
+  batch = ImageBatch(image[:, 0], jnp.array([0, 1, 2, 0, 1]))
+  state, _ = step.denoising_step(
+    *(state, batch),
+    config=golden.config,
+    transformation=transformation,
+    without_class=share,
+  )
+  moved = state.params["classes"] != golden.params()["classes"]
+  assert np.flatnonzero(moved.any(axis=1)).tolist() == taught
 
 
 def test_supervised_steps_lower_the_error(golden):
@@ -256,3 +293,8 @@ def test_references_of_other_images_are_refused(golden):
   errors.check_reference(
     policy, dataclasses.replace(policy, prediction="v", width=32), "a"
   )
+  # Of a policy without classes every image would be told to it as class 0.
+  none = dataclasses.replace(policy, classes=0)
+  with pytest.raises(InputError, match="it knows 3 classes, the policy 0"):
+    errors.check_reference(none, policy, "references.a")
+  errors.check_reference(policy, none, "a")

@@ -91,7 +91,7 @@ def mixtures(grid, seen):
 
 
 def conclusions(grid, seen):
-  """Sentences that follow from all seeds alike."""
+  """Sentences, each of which says whether it is so in every seed."""
   dpo = [f"dpo, beta {beta:,}" for beta in grid.betas]
   rising = [name for name in dpo if (seen(name, "chosen") > 0).all()]
   inked = [name for name in dpo if _more(seen, name, START, "ink")]
@@ -103,8 +103,8 @@ def conclusions(grid, seen):
   most, least = dpo[0], dpo[-1]
   further = _more(seen, most, least, "distance")
   lines.append(
-    f"- The smallest beta leads {'' if further else 'not '}further from real "
-    "digits than the largest, in every seed."
+    f"- The smallest beta leads further from real digits than the largest in "
+    f"{'every seed' if further else 'some seeds at most, not in all'}."
   )
   for half, other, name in (
     ("high", "5 to 9", "dpo, low"),
@@ -114,8 +114,8 @@ def conclusions(grid, seen):
       keeps = _more(seen, f"{mixture}, low and high", name, "read", half)
       lines.append(
         f"- Of {other}, which its reference never saw, `{name}` draws "
-        f"{'fewer' if keeps else 'not fewer'} as asked than the {mixture} "
-        "mixture, in every seed."
+        f"fewer as asked than the {mixture} mixture in "
+        f"{'every seed' if keeps else 'some seeds at most, not in all'}."
       )
   return "\n".join(lines)
 

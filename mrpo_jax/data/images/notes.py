@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happened to the rows of a set while it was read: counted, then said."""
+"""Notes on the rows of a set: what happened while they were read, counted."""
 
 import logging
 

@@ -64,7 +64,7 @@ def _label_names(path):
       column: feature["names"]
       for column, feature in features.items()
       if feature.get("_type") == "ClassLabel"
-      and isinstance(feature["names"], list)
+      and isinstance(feature.get("names"), list)
     }
   except (LookupError, TypeError, AttributeError):
     return {}  # there is no such note

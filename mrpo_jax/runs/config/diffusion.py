@@ -30,7 +30,7 @@ from mrpo_jax.runs.config.sections import (
   Optimizer,
 )
 
-# Figures that can say which checkpoint is the best.
+# Figures that can say which checkpoint is the best; rewards need a reference.
 JUDGED = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
 Share = Annotated[float, Ge(0), Lt(1)]
 
@@ -172,10 +172,11 @@ class DiffusionConfig(Section):
       )
     self._check_references()
     best, evaluates = self.checkpoints.best, bool(data.eval or drawn)
-    if best and (best not in JUDGED or not evaluates):
+    judged = JUDGED if self.references.names else JUDGED[:1]
+    if best and (best not in judged or not evaluates):
       raise InputError(
         f"config.checkpoints.best={best!r}: a denoiser's is one of "
-        f"{', '.join(JUDGED)}, of held-out pairs"
+        f"{', '.join(JUDGED)}, of held-out pairs; the last two need a reference"
       )
     self._check_guidance()
     if self.mesh.context != 1:

@@ -69,7 +69,9 @@ class Phase:
     make = jax.jit(create, out_shardings=to)
     return make(params(), method_state=method_state), 0
 
-  def run(self, state, start, step_of, batch_of, *, stop, check, **looks):
+  def run(
+    self, state, start, step_of, batch_of, *, stop, check, evaluate, look
+  ):
     """(steps done, state) at the end.
 
     Args:
@@ -77,8 +79,10 @@ class Phase:
       start: those.
       step_of: (state, batch) -> (state, metrics), to be jitted.
       batch_of: (step, places in the examples) -> a batch on the host.
-      stop, check: of the whole run.
-      **looks: `evaluate` and `look` of `loop.train`.
+      stop: see `loop.train`.
+      check: raises where the workdir is another run's by now; before a save.
+      evaluate: see `loop.train`; None where `due` evaluates nothing.
+      look: see `loop.train`; None where `due` looks at nothing.
     """
     claim(self.workdir, self.content, step=start)
     rows = parallel.examples_sharding(self.mesh)
@@ -113,13 +117,12 @@ class Phase:
         watch=lambda step, metrics: None,
       ) as log,
     ):
-      look = looks["look"]
       if not start and self.due.looks(0):
         log.begin(look(0, state))
       return train(
         *(step, state, next_batch, log),
         due=self.due,
-        evaluate=looks["evaluate"],
+        evaluate=evaluate,
         look=look,
         save=functools.partial(self._save, manager, check),
         stop=stop,

@@ -15,7 +15,7 @@ from mrpo_jax.runs.workdir import PICTURES
 logger = logging.getLogger(__name__)
 
 LINE = 1  # pixels between images
-LARGEST = 1024  # pixels of a side, up to which small images are enlarged
+LARGEST = 512  # pixels of the longer side, up to which sheets are enlarged
 
 
 class Pictures:
@@ -48,12 +48,12 @@ class Pictures:
 
 
 def sheet(image_NHWX, columns):
-  """Images in rows of so many, as one image [H, W, X], small ones enlarged."""
+  """Images in rows of so many, as one image [H, W, X]; enlarged, if small."""
   N, H, W, X = image_NHWX.shape
   rows = N // columns
   grid = np.full((rows, H + LINE, columns, W + LINE, X), 1.0, np.float32)
   cells = image_NHWX.reshape(rows, columns, H, W, X).swapaxes(1, 2)
   grid[:, LINE:, :, LINE:] = cells
   whole = grid.reshape(rows * (H + LINE), columns * (W + LINE), X)
-  factor = max(1, LARGEST // max(whole.shape) // 2)
+  factor = max(1, LARGEST // max(whole.shape[:2]))
   return whole.repeat(factor, axis=0).repeat(factor, axis=1)

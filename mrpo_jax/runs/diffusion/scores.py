@@ -49,7 +49,11 @@ def _material(setup, pairs, identity):
 
 
 def _fill(setup, pairs, column, config, params, title):
-  """Scores the blocks that the column lacks; they depend on the data alone."""
+  """Scores the blocks of which the column lacks a pair.
+
+  Blocks follow from the batch and the data, not from what is there: a gap is
+  filled by the same batches, and so with the same bits.
+  """
   run = jax.jit(functools.partial(scored, setup.objective, config))
   size, count = setup.config.batch, len(pairs.ids)
   block, known = size * -(-BLOCK // size), column.known()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a denoiser's run is made of, checked before anything is written."""
+"""Setup of a denoiser's run, checked before anything is written."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ from mrpo_jax.runs.workdir import (
 )
 
 START = "start"  # folder of the run before, and of the model that it ends as
-NATS = 1000.0  # of each number of an image: as many as times in the papers
+NATS = 1000.0  # of each number of an image: T of the papers, omega of 1/2
 # What may not change in a run, beside what the text runs have.
 FIXED = (
   *("seed", "batch", "start", "drawn", "denoiser", "references.names"),
@@ -184,7 +184,8 @@ def _part(content, names):
 def _of_start(workdir, config):
   """{"start": identity} of the model that the run before ended as.
 
-  Nothing where there is none yet, and in runs of before, which did not note it.
+  {} where there is none yet, and where config.json, of an older version, does
+  not note it.
   """
   model, noted = workdir / START / "model", workdir / CONFIG
   if not config.start.images or not model.exists():

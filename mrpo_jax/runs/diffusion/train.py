@@ -12,6 +12,7 @@ from mrpo_jax.diffusion import folder
 from mrpo_jax.diffusion.denoiser import table
 from mrpo_jax.diffusion.step import ImageBatch, denoising_step, preference_step
 from mrpo_jax.errors import InputError
+from mrpo_jax.hub.folder import fingerprint
 from mrpo_jax.models import parameters
 from mrpo_jax.runs import owner
 from mrpo_jax.runs.config.models import POLICY
@@ -70,9 +71,9 @@ def _placed(setup, params, config=None):
   return jax.device_put(params, setup.shardings(config))
 
 
-def _phase(setup, workdir, due, *, batch, count, unit, **given):
+def _phase(setup, workdir, due, *, batch, count, unit, keeps=None, **given):
+  """The Phase; `keeps` is a checkpoints.Best, `given` changes the optimizer."""
   config = setup.config
-  keeps = None if given else best(config)  # the run before evaluates nothing
   return Phase(
     workdir=workdir,
     # Whoever reads a workdir by itself finds the steps of that phase.
@@ -113,8 +114,8 @@ def _train_start(setup, to, stop, check):
   def batch(step, place_B):
     return ImageBatch(images.image_NHWX[place_B], told_N[place_B])
 
-  state, start = phase.start(_initial(setup), {})
-  if start < given.steps:
+  state, done = phase.start(_initial(setup), {})
+  if done < given.steps:
     logger.info(f"images first: {given.steps} steps in {phase.workdir}")
     step = functools.partial(
       denoising_step,
@@ -122,12 +123,12 @@ def _train_start(setup, to, stop, check):
       transformation=phase.made[0],
       without_class=given.without_class,
     )
-    start, state = phase.run(
-      *(state, start, step, batch),
+    done, state = phase.run(
+      *(state, done, step, batch),
       **dict(stop=stop, check=check, evaluate=None, look=None),
     )
-  if start < given.steps:
-    _say_end(setup.workdir / START, start, given.steps, stop)
+  if done < given.steps:
+    _say_end(setup.workdir / START, done, given.steps, stop)
     return False
   folder.save(
     to, setup.denoiser, state.params, classes=setup.config.data.classes
@@ -160,6 +161,7 @@ def _train_on_pairs(setup, store, stop, check):
     batch=config.batch,
     count=len(train.ids),
     unit="pairs",
+    keeps=best(config),
   )
   method_state = objective.method.init(len(objective.references))
   state, done = phase.start(
@@ -210,7 +212,7 @@ def _references(setup, params):
   found = {}
   for name, one in setup.config.references.items():
     if one.path == POLICY:
-      identity = folder.fingerprint(setup.start_model)
+      identity = fingerprint(setup.start_model)
       found[name] = identity, setup.denoiser, params
       continue
     config, _, read = folder.load(one.path)

@@ -197,7 +197,15 @@ def test_export_is_trained_on(whole, tmp_path):
       "config.draws scores references",
     ),
     (dict(checkpoints__best="eval/virtual/rewards/accuracies"), "a denoiser's"),
-    (dict(data__classes=("zero",)), "class"),
+    (
+      dict(
+        references=dict(names=()),
+        loss=dict(name="nll"),
+        checkpoints__best="eval/rewards/accuracies",
+      ),
+      "need a reference",
+    ),
+    (dict(data__classes=("zero",)), "classes are numbered from 0 to 0"),
     (
       dict(
         references=dict(
