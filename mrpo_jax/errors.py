@@ -29,8 +29,9 @@ def in_one_line(error):
 
 def did_you_mean(name, known):
   """ " did you mean X?" of the known name that is most like it; else ""."""
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-  return f" did you mean {near[0]}?" if near else ""
+  known = {one.lower(): one for one in known}
+  near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+  return f" did you mean {known[near[0]]}?" if near else ""
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def folder_of(path):
 def is_name(path):
   """Is it a name of the hub, and nothing that is here?"""
   is_like = NAME.fullmatch(str(path)) is not None
-  return is_like and not pathlib.Path(path).exists()
+  return is_like and not os.path.exists(path)  # which raises nothing
 
 
 def wherever(path):

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from mrpo_jax.snapshots import folder_of, wherever
+from mrpo_jax.snapshots import folder_of, is_name, wherever
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMIT = "a" * 40
@@ -164,5 +164,8 @@ def test_a_folder_that_is_here_goes_before_a_name(tmp_path, monkeypatch):
   assert folder_of("org/name") == pathlib.Path("org/name")
   assert wherever("org/name") == f"{tmp_path}/org/name"
   assert wherever("org/none") == "org/none"
+  (tmp_path / "org/none").mkdir()  # made since
+  assert folder_of("org/none") == pathlib.Path("org/none")
+  assert is_name(f"org/{'b' * 300}")  # longer than a file's name may be
   for path in ("./org/none", "/org/none", "org", "a/b/c", "../org/none"):
     assert folder_of(path) == pathlib.Path(path)

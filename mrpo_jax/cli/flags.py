@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags that argparse leaves: keys of a config, and where processes meet."""
 
+import re
+
 from absl import flags
 from ml_collections import config_dict, config_flags
 
@@ -15,6 +17,9 @@ from mrpo_jax.runs.config import (
   values_of,
   with_defaults,
 )
+from mrpo_jax.runs.config.explain import nearest
+
+NAMES = re.compile(r"[A-Za-z][\w-]*(,[A-Za-z][\w-]*)*,?")
 
 
 def changed_config(given, changes):
@@ -29,9 +34,7 @@ def changed_values(given, changes):
   if is_loss(given):
     values = _completed(values, changes)
   config = with_defaults(values)
-  for word in changes:
-    if word.startswith("--config."):
-      _check_key(config, *word.removeprefix("--config.").split("=", 1))
+  changes = [_checked(config, word) for word in changes]
   try:
     config_flags.DEFINE_config_dict(
       "config",
@@ -62,8 +65,8 @@ def _completed(values, changes):
     values = {key: one for key, one in values.items() if key != "epochs"}
   for word in changes:
     section, _, rest = word.removeprefix("--config.").partition(".")
-    name, point, _ = rest.partition("=")[0].partition(".")
-    if section == "references" and point and name not in references:
+    name = rest.partition("=")[0].partition(".")[0]
+    if section == "references" and name not in references:
       references[name] = {}
       references["names"] = (*references["names"], name)
   return {**values, "references": references}
@@ -83,8 +86,26 @@ def _renamed(changes):
   return changes
 
 
-def _check_key(config, key, value=""):
-  """Raises InputError where a key has no section, or is one."""
+def _checked(config, word):
+  """--config.key=value as absl reads it, of a key that may be changed.
+
+  A tuple of names may be given as a,b.
+  """
+  if not word.startswith("--config."):
+    return word
+  key, equals, value = word.removeprefix("--config.").partition("=")
+  here = _check_key(config, key, equals, value)
+  if isinstance(here, tuple) and NAMES.fullmatch(value):
+    value = repr(tuple(filter(None, value.split(","))))
+  return f"--config.{key}{equals}{value}"
+
+
+def _check_key(config, key, equals, value):
+  """The value that a key has; None where it is new.
+
+  Raises:
+    InputError: it has no section or value, or is a section.
+  """
   where, section, names = "config", config, key.split(".")
   if "" in names:
     raise InputError(f"--config.{key}: a key is missing beside a point")
@@ -99,19 +120,23 @@ def _check_key(config, key, value=""):
     where, section = f"{where}.{name}", section[name]
     if not isinstance(section, dict):
       raise InputError(f"{where} has no keys: it is {section!r}, no section")
+  meant = nearest(key, config) if len(names) == 1 and key not in config else ""
+  if "." in meant:
+    raise InputError(f"config.{key} is not known; did you mean {meant}?")
   here = section.get(names[-1])
+  if not equals and not isinstance(here, bool):
+    raise InputError(f"--config.{key}: its value is missing")
   if isinstance(here, dict) and here and not value.startswith("{"):
     raise InputError(
       f"config.{key} is a section; give one of its keys: "
       + ", ".join(f"--config.{key}.{name}" for name in sorted(here))
     )
+  return here
 
 
 def _wrong_value(config, changes, error):
   """The sentence on a value that is not of the type that its key has."""
-  for place, word in enumerate(changes):
-    if "=" not in word:  # its value is the next word
-      word = "=".join(changes[place : place + 2])
+  for word in changes:
     if error.startswith(f"flag {word}:"):
       break
   else:

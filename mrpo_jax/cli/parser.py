@@ -2,7 +2,6 @@
 """The parser of `mrpo`: from arguments to checked flags, and their help."""
 
 import argparse
-import difflib
 import functools
 import inspect
 import re
@@ -137,19 +136,13 @@ def _meant(name, flags, takes):
   known = [f"--{flag.name}" for flag in flags]
   if takes != "keys":
     return did_you_mean(name, known)
-  from mrpo_jax.runs.config.explain import keys
+  from mrpo_jax.runs.config.explain import nearest
 
   asked = re.sub(r"^--?(config[.:_-]?)?", "", name)
-  # By its last part too; one at the top goes before one in a section, and of
-  # two in sections the first.
-  whole = sorted(keys(), key=lambda key: key.count("."))[::-1]
-  whole = {key.rpartition(".")[2]: key for key in whole} | {k: k for k in whole}
-  if asked in whole:
-    return f" did you mean --config.{whole[asked]}?"
-  near = did_you_mean(name, known)
-  for found in [] if near else difflib.get_close_matches(asked, whole, 1, 0.8):
-    near = f" did you mean --config.{whole[found]}?"
-  return near
+  key = nearest(asked)
+  is_whole = f".{key}".endswith(f".{asked}")
+  near = "" if is_whole else did_you_mean(name, known)
+  return near or (f" did you mean --config.{key}?" if key else "")
 
 
 def _names_and_keys(words, flags):
@@ -159,19 +152,21 @@ def _names_and_keys(words, flags):
     words: what stands beside flags, in order.
     flags: names of the command's flags, for whom forgets the --.
   """
-  names, keys, values = [], [], iter(words)
-  for word in values:
+  names, keys, words = [], [], [*words]
+  while words:
+    word = words.pop(0)
     key, equals, value = word.partition("=")
     if word.startswith("--"):
       # Of `--config.key value` the next word is the value, and no name.
-      keys += [word] if equals else [word, *([next(values, None)] or [])]
+      has_value = not equals and words and not words[0].startswith("--")
+      keys.append(f"{word}={words.pop(0)}" if has_value else word)
     elif not equals:
       names.append(at_home(word))
     elif key in flags:
       raise InputError(f"{word}: --{key} is a flag; write --{word}")
     else:
       keys.append(f"--config.{key.removeprefix('config.')}={value}")
-  return names, [key for key in keys if key is not None]
+  return names, keys
 
 
 def parse(argv):

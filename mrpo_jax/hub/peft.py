@@ -27,7 +27,7 @@ from mrpo_jax.hub.folder import (
 )
 from mrpo_jax.hub.write import finite, write_beside, write_tensors
 from mrpo_jax.models.config import VALUED
-from mrpo_jax.snapshots import folder_of
+from mrpo_jax.snapshots import folder_of, is_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -109,7 +109,7 @@ def save(
     config: ModelConfig of the base model.
     adapter: lora.Adapter.
     arrays: tree in the shape of `lora.adapter_table`.
-    base: folder or name of the base model.
+    base: folder or name of the base model, ORG/NAME@REVISION or without it.
     tokenizer: a transformers tokenizer to put beside the weights.
     card: text of the folder's README.md.
     dtype: floating type of the file; None keeps that of the arrays.
@@ -378,10 +378,14 @@ def _peft_config(matrices, modules, adapter, base):
       alphas |= dict(zip(_modules(one), own, strict=True))
     elif others:
       alphas[_module(one)] = adapter.alpha * factor
+  revision = None
+  if base is not None and is_name(base):
+    base, _, revision = base.partition("@")
   return {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": base,
+    **({"revision": revision} if revision else {}),
     "r": adapter.rank,
     "lora_alpha": _number(adapter.alpha),
     "rank_pattern": ranks,

@@ -93,14 +93,13 @@ def set_up(config, workdir, *, allow_changed=False):
   if given:
     places = {"train": subset(config, pairs["train"])}
     pairs["train"] = [pairs["train"][place] for place in places["train"]]
-    config = _of_length(
-      config, len(pairs["train"]), workdir, known, allow_changed
-    )
-    content = config.to_dict()
   tables = _tables(config, method, tokenizers, pairs, places)
   shares = None
   if given:
-    shares = shares_of(config, parts["train"], tables["train"].places)
+    kept = tables["train"].places
+    shares = shares_of(config, parts["train"], kept)
+    config = _of_length(config, len(kept), workdir, known, allow_changed)
+    content = config.to_dict()
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
   labels = _labels(config, mesh, method, tokenizers, described)

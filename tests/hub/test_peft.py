@@ -104,8 +104,14 @@ def test_load_after_save_is_bit_equal(tmp_path, name):
   assert here["base_model_name_or_path"] == "b"
   assert peft.load(to, model())[0] == adapter
   assert peft.fingerprint(to) != peft.fingerprint(source)
+  assert "revision" not in here
   with pytest.raises(InputError, match="exists"):
     peft.save(to, model(), adapter, arrays)
+  # PEFT reads the revision of a base from a key of its own.
+  peft.save(tmp_path / "c", model(), adapter, arrays, base="org/name@v1.0")
+  here = json.loads((tmp_path / "c" / peft.CONFIG).read_text())
+  assert here["base_model_name_or_path"] == "org/name"
+  assert here["revision"] == "v1.0"
 
 
 def test_module_names_mean_the_targets_alone():

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from mrpo_jax import losses
-from mrpo_jax.cli.flags import changed_config
+from mrpo_jax.cli.flags import changed_config, changed_values
+from mrpo_jax.cli.parser import parse
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import load, read
 from mrpo_jax.runs.config.sources import is_loss, values_of
@@ -111,6 +112,43 @@ def test_references_are_named_by_their_keys_alone_for_a_loss():
   assert changed_config("dpo", given).references.names == ("base",)
   with pytest.raises(InputError, match="no section 'third'"):
     changed_config("quickstart:mrpo", more[-1:])
+
+
+def test_a_section_that_a_key_gives_whole_is_a_reference_too():
+  keys = [f"--config.{key}={value}" for key, value in KEYS.items()]
+  keys.append("--config.references.third={'path': '/models/c'}")
+  config = changed_config("dpo", keys)
+  assert config.references.names == ("base", "second", "third")
+  assert config.references["third"].path == "/models/c"
+
+
+@pytest.mark.parametrize("names", ["second,base", "second,base,", "base"])
+def test_names_are_given_with_commas(names):
+  keys = [f"--config.{key}={value}" for key, value in KEYS.items()]
+  config = changed_config("dpo", [*keys, f"--config.references.names={names}"])
+  assert config.references.names == tuple(filter(None, names.split(",")))
+
+
+@pytest.mark.parametrize("value", ["0.2", "a=b", "dpo"])
+@pytest.mark.parametrize("key", ["loss.gamma", "data.eval"])
+def test_the_value_of_a_key_may_be_the_next_word(key, value):
+  words = ["train", "--config", "dpo", f"--config.{key}", value, "steps=3"]
+  joined = parse([*words, "--workdir=w"])
+  assert joined.config == "dpo"
+  assert joined.rest == [f"--config.{key}={value}", "--config.steps=3"]
+  config = changed_values("dpo", joined.rest)
+  section, _, name = key.partition(".")
+  assert str(config[section][name]) == value and config["steps"] == 3
+
+
+def test_a_file_without_suffix_hides_no_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("dpo", "quickstart", "other"):
+    (tmp_path / name).write_text("")
+  assert is_loss("dpo") and values_of("dpo")["loss"] == {"name": "dpo"}
+  assert values_of("quickstart:dpo")["loss"]["name"] == "dpo"
+  with pytest.raises(InputError, match="other: want a file .py or .yaml"):
+    values_of("other")
 
 
 def test_epochs_are_steps_over_the_pairs():

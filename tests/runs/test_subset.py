@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shares of the training pairs: nested, by the seed, whatever their order."""
 
+import json
 import logging
 
 import pytest
@@ -115,3 +116,18 @@ def test_a_run_reads_its_share_under_the_numbers_of_the_file(inputs, tmp_path):
     assert all_of_it.fingerprints[all_of_it.places.index(place)] == mark
   assert part.identity["data.train"] != whole.identity["data.train"]
   assert part.identity["policy.tokenizer"] == whole.identity["policy.tokenizer"]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_epoch_is_of_the_pairs_that_are_kept(inputs, tmp_path):
+  rows = (inputs / "pairs.jsonl").read_text().splitlines()[:20]
+  empty = json.dumps({**json.loads(rows[0]), "chosen": "", "rejected": ""})
+  path = tmp_path / "pairs.jsonl"
+  path.write_text("\n".join([*rows, *[empty] * 20]))
+  values = get_config(f"inputs={inputs}").to_dict()
+  values["data"] |= dict(train=str(path))
+  values |= dict(steps=0, epochs=2.0, batch=8)
+  setup = set_up(read(values), tmp_path / "w")
+  kept, dropped = len(setup.tables["train"].places), 20
+  assert setup.tables["train"].dropped == dropped and kept == 20
+  assert setup.config.steps == 2 * kept // 8 and setup.config.epochs == 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Help on the keys of a config, from the declaration of its sections."""
 
+import difflib
 import inspect
 import textwrap
 import typing
@@ -62,6 +63,24 @@ def keys():
     if name not in found and not name.startswith("references")
   }
   return found | bandit | images
+
+
+def nearest(asked, sections=None):
+  """The key of that name, whole or its last part, or one most like it; else "".
+
+  One at the top goes before one in a section, and of two in sections the first.
+
+  Args:
+    asked: what was meant to be a key.
+    sections: of them alone; None: of all.
+  """
+  known = sorted(keys(), key=lambda key: key.count("."))[::-1]
+  if sections is not None:
+    known = [key for key in known if key.partition(".")[0] in sections]
+  known = {key.rpartition(".")[2]: key for key in known} | {k: k for k in known}
+  for found in difflib.get_close_matches(asked, known, 1, 0.8):
+    return known[found]
+  return ""
 
 
 def _general(key):

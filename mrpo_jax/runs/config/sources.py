@@ -30,35 +30,35 @@ def values_of(given):
   """
   name, *arg = given.split(":", 1)
   path = pathlib.Path(name)
-  shipped = configs.SHIPPED / f"{name}.py"
   if path.is_file() and path.suffix in YAML:
     if arg:
       raise InputError(
         f"--config {given}: YAML takes no arguments; change keys by key=value"
       )
     return _of_yaml(path)
-  if path.is_file() and path.suffix != ".py":
-    raise InputError(f"--config {path}: want a file .py or .yaml")
-  if path.is_file():
+  if path.is_file() and path.suffix == ".py":
     return _of_python(path, arg)
-  if name.isidentifier() and shipped.is_file():
-    return _of_python(shipped, arg)
+  if name in _shipped():
+    return _of_python(_shipped()[name], arg)
   if is_loss(name):
     if arg:
       raise InputError(
         f"--config {given}: a loss takes no arguments; change keys by key=value"
       )
     return of_loss(name)
+  if path.is_file():
+    raise InputError(f"--config {path}: want a file .py or .yaml")
   raise InputError(_unknown(name))
 
 
 def is_loss(given):
-  """Is what --config says the name of a loss, and of nothing else?"""
-  return (
-    given in losses.names()
-    and not pathlib.Path(given).is_file()
-    and not (configs.SHIPPED / f"{given}.py").is_file()
-  )
+  """Is what --config says the name of a loss, and of no config?"""
+  return given in losses.names() and given not in _shipped()
+
+
+def _shipped():
+  """{name: file} of the configs that ship."""
+  return {path.stem: path for path in sorted(configs.SHIPPED.glob("[!_]*.py"))}
 
 
 def of_loss(name):
@@ -83,11 +83,10 @@ def of_loss(name):
 def _unknown(name):
   if "/" in name or pathlib.Path(name).suffix:
     return f"--config {name}: no such file"
-  shipped = sorted(path.stem for path in configs.SHIPPED.glob("[!_]*.py"))
-  near = did_you_mean(name, [*shipped, *losses.names()])
+  near = did_you_mean(name, [*_shipped(), *losses.names()])
   return (
     f"--config {name}: no such file, and no config or loss of that name;{near} "
-    f"configs: {', '.join(shipped)}; losses: mrpo help config loss.name"
+    f"configs: {', '.join(_shipped())}; losses: mrpo help config loss.name"
   )
 
 

@@ -8,7 +8,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from mrpo_jax import files
+from mrpo_jax import files, snapshots
 from mrpo_jax.data.reading.row_files import rows_of
 from mrpo_jax.errors import InputError
 
@@ -118,7 +118,8 @@ def _split(text):
   """(name or "", path) of NAME=PATH or PATH."""
   name, _, path = text.partition("=")
   path = files.at_home(path)
-  is_name = NAME.fullmatch(name) and os.path.exists(path)
+  is_here = os.path.exists(path) or snapshots.is_name(path)
+  is_name = NAME.fullmatch(name) and is_here
   if os.path.exists(text) or not is_name:
     return "", text
   return name, path

@@ -401,6 +401,15 @@ def test_a_name_may_be_given_before_a_path(tmp_path, monkeypatch, texts, names):
   assert all((tmp_path / one.path).is_dir() for one in found)
 
 
+def test_a_name_goes_before_a_model_of_the_hub_too(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  found = named(["base=org/model-7b", "org/other@main"], ["results"])
+  assert [(one.name, one.path) for one in found] == [
+    ("base", "org/model-7b"),
+    ("other_main", "org/other@main"),
+  ]
+
+
 @pytest.mark.parametrize(
   ("paths", "names"),
   [
