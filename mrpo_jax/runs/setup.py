@@ -104,18 +104,7 @@ def set_up(config, workdir, *, allow_changed=False):
   check_ids(described, tokenizers, tables)
   labels = _labels(config, mesh, method, tokenizers, described)
   objective = _objective(config, method, described)
-  identity = {
-    **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
-    **tokenizers.identity,
-    **{one.section.key: one.identity for one in described.values()},
-    **({} if labels is None else labels.identity),
-    **{
-      f"data.rewards.{name}": {"script": one.script}
-      for name, one in rewards.items()
-    },
-    "mesh": dict(mesh.shape),
-    "code": _code(),
-  }
+  identity = _identity(pairs, tokenizers, described, labels, rewards, mesh)
   _agree(
     {"config": content, "identity": identity}
     | {"checkpoints": checkpoints.steps(workdir)}
@@ -150,6 +139,22 @@ def _of_length(config, pairs, workdir, known, allow_changed):
     refuse_other(workdir, {"steps": config.steps}, known, allow_changed)
   check_length(workdir, config)
   return config
+
+
+def _identity(pairs, tokenizers, described, labels, rewards, mesh):
+  """Hashes and versions of all that a run is made of, by where it is named."""
+  return {
+    **{f"data.{k}": source.fingerprint(rows) for k, rows in pairs.items()},
+    **tokenizers.identity,
+    **{one.section.key: one.identity for one in described.values()},
+    **({} if labels is None else labels.identity),
+    **{
+      f"data.rewards.{name}": {"script": one.script}
+      for name, one in rewards.items()
+    },
+    "mesh": dict(mesh.shape),
+    "code": _code(),
+  }
 
 
 def _labels(config, mesh, method, tokenizers, described):
