@@ -38,7 +38,7 @@ def get_config(arg=""):
   c.drawn = dict(pairs=64 if arg.debug else 2_000, reward="ink")
   if arg.debug:
     c.drawn.held_out, c.drawn.steps, c.eval_draws = 32, 10, 4
-  c.optimizer = dict(peak_lr=2e-5)  # at 1e-4 digits dissolve
+  c.optimizer = dict(peak_lr=2e-5)
   c.references = dict(names=("start",), start=dict(path="policy"))
   c.loss = dict(name="dpo", beta=0.03)
   c.samples = dict(each=8, steps=10 if arg.debug else 50)

@@ -12,6 +12,7 @@ from mrpo_jax.data.images.pixels import to_levels
 from mrpo_jax.runs.diffusion.pictures import sheet
 
 SHOWN = 2  # images of each class, in the picture
+ENLARGED = 3  # beside what a report's pictures are
 NONE = "-"
 
 
@@ -141,6 +142,7 @@ def picture(grid, runs):
     kept = [n for k in range(10) for n in order[class_N[order] == k][:SHOWN]]
     rows.append(image_NHWX[kept])
   whole = sheet(np.concatenate(rows), 10 * SHOWN)
+  whole = whole.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
   return png(to_levels(whole, "picture"))
 
 
