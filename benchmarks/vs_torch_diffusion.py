@@ -12,6 +12,7 @@ drawn at random.  *online*: the reference runs in every step, as torch's does;
 import argparse
 import functools
 import json
+import math
 import pathlib
 import time
 
@@ -25,6 +26,7 @@ from mrpo_jax.diffusion.step import PairBatch, PairObjective, preference_step
 from mrpo_jax.models.parameters import init_table
 from mrpo_jax.performance import bench
 from mrpo_jax.runs.config import load
+from mrpo_jax.runs.diffusion.setup import NATS
 from mrpo_jax.training import optimizer, train_state
 
 TORCH = ("torch==2.13.0", "numpy")
@@ -34,7 +36,8 @@ IMAGE = (8, 8, 1)  # of the digits
 def player(job, draws):
   """(about, turn) of turns.Local."""
   shape = {**job["shape"], "image": tuple(job["shape"]["image"])}
-  config, nats = DenoiserConfig(**shape), 64_000.0
+  config = DenoiserConfig(**shape)
+  nats = NATS * math.prod(config.image)
   method = losses.build("dpo", beta=job["beta"] / nats)
   objective = PairObjective(config, (config,), method, nats, draws=draws)
   transformation, _ = optimizer.make(steps=10_000, peak_lr=1e-4)
@@ -91,10 +94,12 @@ def main():
   workdir.mkdir(parents=True, exist_ok=True)
   config = load(given.config)
   shape = config.denoiser.new.to_dict()
-  for kept in ("prediction", "schedule"):  # epsilon and cosine in both
-    shape.pop(kept)
+  for name, have in dict(prediction="epsilon", schedule="cosine").items():
+    if shape.pop(name) != have:
+      flags.error(f"--config: torch's {name} is {have!r}")
   shape |= dict(image=IMAGE, classes=len(config.data.classes))
-  job = dict(shape=shape, batch=config.batch, steps=given.steps, beta=2000.0)
+  beta = config.loss.keywords["beta"] * NATS * math.prod(IMAGE)
+  job = dict(shape=shape, batch=config.batch, steps=given.steps, beta=beta)
   path = workdir / "job.json"
   path.write_text(json.dumps(job))
   python = given.torch_python or turns.environment(workdir / "torch", TORCH)

@@ -88,6 +88,13 @@ class PairObjective:
         f"loss {name!r} has weights that are measured on held-out pairs, which "
         "is done for texts alone; name other weights"
       )
+    mixing = method.mixing
+    if self.draws and (mixing.official_weights or mixing.betas):
+      raise InputError(
+        f"loss {name!r}: official_weights, and betas of each reference, are not "
+        "taken with fixed draws, whose noise is taken off by the weights of "
+        "the mixture"
+      )
     K = len(self.references)
     if not self.draws and K > 1 and not is_linear(self.method.mixing, K):
       raise InputError(

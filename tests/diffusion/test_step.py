@@ -276,6 +276,21 @@ def test_refused(golden, count, name, hyper, message):
     objective(golden, count, method=losses.build(name, **hyper))
 
 
+@pytest.mark.parametrize(
+  "hyper",
+  [
+    dict(name="mrpo", betas=(0.1, 0.2)),
+    dict(name="mrpo", weights="uniform", official_weights=True),
+  ],
+)
+def test_what_hides_the_weights_of_a_mixture_is_refused_with_draws(
+  golden, hyper
+):
+  method = losses.build(**hyper)
+  with pytest.raises(InputError, match="not taken with fixed draws"):
+    objective(golden, 2, method=method, draws=4)
+
+
 def test_references_of_other_images_are_refused(golden):
   policy = golden.config
   for change, message in (

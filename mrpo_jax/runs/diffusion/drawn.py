@@ -66,47 +66,53 @@ def draw_pairs(setup, params):
   Raises:
     InputError: the reward is no reward, or the same for every image.
   """
-  given = setup.config.drawn
-  sizes = dict(train=given.pairs, held_out=given.held_out)
-  paths = drawn_files(setup.workdir)
-  _write_pairs(setup, params, {paths[split]: sizes[split] for split in sizes})
-
-
-def _write_pairs(setup, params, sizes):
-  """Draws and labels pairs into files; `sizes` is {path: how many}."""
-  config, count = setup.config, sum(sizes.values())
+  given, paths = setup.config.drawn, drawn_files(setup.workdir)
+  count = given.pairs + given.held_out
   class_N = _classes(setup, count)
+  image_NCHWX = _images(setup, params, class_N)
+  reward_NC = np.stack(
+    [setup.reward(image_NCHWX[:, side], class_N) for side in (0, 1)], axis=1
+  )
+  ties = int((reward_NC[:, 0] == reward_NC[:, 1]).sum())
+  if ties:
+    logger.info(f"{ties} of {count} pairs are ties, and left out")
+  parts = dict(train=slice(given.pairs), held_out=slice(given.pairs, count))
+  for split, part in parts.items():
+    _write(
+      setup, paths[split], image_NCHWX[part], class_N[part], reward_NC[part]
+    )
+
+
+def _images(setup, params, class_N):
+  """image_NCHWX: two of each class, as 8 bits have them."""
+  config = setup.config
   seed = int(np.random.default_rng([config.seed, NOISE]).integers(2**31))
   image = draw(
     *(setup.denoiser, params, seed, np.repeat(setup.told(class_N), 2)),
     Sampling(steps=config.drawn.steps),
     title="drawing pairs",
   )
-  image = quantised(image).reshape(count, 2, *image.shape[1:])
-  reward_NC = np.stack(
-    [setup.reward(image[:, side], class_N) for side in (0, 1)], axis=1
-  )
-  differ_N = reward_NC[:, 0] != reward_NC[:, 1]
-  if not differ_N.all():
-    logger.info(f"{(~differ_N).sum()} of {count} pairs are ties, and left out")
-  best_N, row_N, first = np.argmax(reward_NC, axis=1), np.arange(count), 0
-  for path, size in sizes.items():
-    kept = [n for n in range(first, first + size) if differ_N[n]]
-    first += size
-    if not kept:
-      raise InputError(
-        f"config.drawn.reward={config.drawn.reward!r} gives both images of "
-        f"every pair the same reward, so {path.name} would be empty"
-      )
-    pairs = ImagePairs.of(
-      image[row_N, best_N][kept], image[row_N, 1 - best_N][kept], class_N[kept]
+  return quantised(image).reshape(len(class_N), 2, *image.shape[1:])
+
+
+def _write(setup, path, image_NCHWX, class_N, reward_NC):
+  """The pairs with a better and a worse image as a file."""
+  kept = np.flatnonzero(reward_NC[:, 0] != reward_NC[:, 1])
+  if not kept.size:
+    raise InputError(
+      f"config.drawn.reward={setup.config.drawn.reward!r} gives both images of "
+      f"every pair the same reward, so {path.name} would be empty"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {
-      "chosen_reward": reward_NC.max(axis=1)[kept],
-      "rejected_reward": reward_NC.min(axis=1)[kept],
-    }
-    write_pairs(path, pairs, classes=config.data.classes, columns=columns)
+  best = reward_NC.argmax(axis=1)[kept]
+  pairs = ImagePairs.of(
+    image_NCHWX[kept, best], image_NCHWX[kept, 1 - best], class_N[kept]
+  )
+  columns = {
+    "chosen_reward": reward_NC.max(axis=1)[kept],
+    "rejected_reward": reward_NC.min(axis=1)[kept],
+  }
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_pairs(path, pairs, classes=setup.config.data.classes, columns=columns)
 
 
 def _classes(setup, count):
