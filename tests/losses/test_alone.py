@@ -43,7 +43,8 @@ def site(tmp_path):
   source.mkdir()  # the build leaves files where it runs
   for name in ("setup.py", "pyproject.toml", "README.md"):
     shutil.copy(ROOT / name, source)
-  shutil.copytree(ROOT / "mrpo_jax", source / "mrpo_jax")
+  for name in ("mrpo_jax", "configs"):
+    shutil.copytree(ROOT / name, source / name)
   run("setup.py", "-q", "build", f"--build-lib={site}", cwd=source)
   for name in of_jax():
     place = pathlib.Path(importlib.util.find_spec(name).origin)

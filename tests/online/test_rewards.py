@@ -230,14 +230,15 @@ def test_the_examples_of_the_guide_run(here, monkeypatch, capsys):
   codes = [
     re.sub(f"^{indent}", "", code, flags=re.M) for indent, code in blocks
   ]
-  use, own, judge, named = codes
+  use, own, judge, named, quantiles = codes
   (here / "own_rewards.py").write_text(own)
   (here / "judge_length.py").write_text(judge)
   polite = reward_of("own_rewards:polite")
   assert polite(PROMPTS[:2], ["Thank you", "no"]) == [1.0, 0.0]
   python = shlex.quote(sys.executable)
-  exec(use.replace("command:python", f"command:{python}"), {})
-  assert capsys.readouterr().out.strip() == use.rpartition("# ")[2].strip()
+  for code in (use.replace("command:python", f"command:{python}"), quantiles):
+    exec(code, {})
+    assert capsys.readouterr().out.strip() == code.rpartition("# ")[2].strip()
   c = get_config("dpo")
   exec(named, {"c": c})
   assert "aux_reward_BC" in chosen_method(read(c.to_dict())).needs

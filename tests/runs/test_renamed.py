@@ -5,6 +5,7 @@ import pytest
 
 from mrpo_jax import files
 from mrpo_jax.cli.flags import changed_config
+from mrpo_jax.cli.parser import parse
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import load, read, renamed
 from mrpo_jax.runs.workdir import claim, known_run, recorded_config
@@ -46,7 +47,8 @@ def test_a_file_may_have_the_old_key(file, caplog):
   ],
 )
 def test_a_flag_may_have_the_old_key(file, caplog, words):
-  config = changed_config(file(end_lr_share=0.5), words)
+  given = parse(["train", file(end_lr_share=0.5), "--workdir=W", *words])
+  config = changed_config(given.config, given.rest)
   assert config.optimizer.end_lr_share == 0.75
   assert caplog.text.count(LINE) == 1
 
