@@ -91,9 +91,9 @@ class PairObjective:
     mixing = method.mixing
     if self.draws and (mixing.official_weights or mixing.betas):
       raise InputError(
-        f"loss {name!r}: official_weights, and betas of each reference, are not "
-        "taken with fixed draws, whose noise is taken off by the weights of "
-        "the mixture"
+        f"loss {name!r}: official_weights, and betas of each reference, are "
+        "not taken with fixed draws, whose noise is taken off by the weights "
+        "of the mixture"
       )
     K = len(self.references)
     if not self.draws and K > 1 and not is_linear(self.method.mixing, K):
