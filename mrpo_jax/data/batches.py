@@ -122,29 +122,29 @@ def shuffled(count, seed):
   return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
-def mixed(weights, part_N, seed):
-  """Endless sequence of places, each part as often as its weight says.
+def mixed(weights, file_N, seed):
+  """Endless sequence of places, each file as often as its weight says.
 
-  Parts take turns, as evenly as their weights allow; each has its own epochs,
+  Files take turns, as evenly as their weights allow; each has its own epochs,
   of an order that follows from the seed.
 
   Args:
-    weights: of each part, positive.
-    part_N: which part each example is of; every part has one.
+    weights: of each file, positive.
+    file_N: which file each example is of; every file has one.
     seed: of the shuffles.
   """
-  parts = [
-    grain.MapDataset.source(np.flatnonzero(part_N == number))
+  orders = [
+    grain.MapDataset.source(np.flatnonzero(file_N == number))
     .seed(seed + number)
     .shuffle()
     .repeat()
     for number in range(len(weights))
   ]
-  return grain.MapDataset.mix(parts, weights)
+  return grain.MapDataset.mix(orders, weights)
 
 
 def training_batches(
-  views, packing, *, seed, start=0, known=NOTHING, shares=None
+  views, packing, *, seed, start=0, known=NOTHING, file_weights=None
 ):
   """Endless iterator over (step from start + 1, (rows per view, given)).
 
@@ -154,11 +154,11 @@ def training_batches(
     seed: of the shuffle; every epoch has its own order.
     start: steps already done; any step is reached without replaying others.
     known: Known of the same pairs.
-    shares: (weights, part_N) of `mixed`; None: all pairs are one part.
+    file_weights: (weights, file_N) of `mixed`; None: all pairs alike.
   """
   order = shuffled(len(views[0]), seed)
-  if shares is not None:
-    order = mixed(*shares, seed)
+  if file_weights is not None:
+    order = mixed(*file_weights, seed)
   size = packing.batch
   # Grain's own batches of endless data have a length that, for batches of one,
   # no machine's integer holds.

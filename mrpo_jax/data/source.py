@@ -39,7 +39,7 @@ def load(name, *, conversations="", weights=None):
       no such dialogue; or a row lacks its weights.
   """
   name = str(name)
-  pairs = [pair for part in parts_of(name) for pair in _load(part, weights)]
+  pairs = [pair for part in names_of(name) for pair in _load(part, weights)]
   if conversations == "hh":
     pairs = [
       formats.in_turns(pair, f"{name} pair {i}") for i, pair in enumerate(pairs)
@@ -53,7 +53,7 @@ def load(name, *, conversations="", weights=None):
   return pairs
 
 
-def parts_of(name):
+def names_of(name):
   """The names in a text with commas; all of it where that is a file."""
   if "," in name and not pathlib.Path(name).exists():
     return [part.strip() for part in name.split(",")]

@@ -84,7 +84,7 @@ class Bench:
       setup.packing,
       seed=config.seed,
       known=self._known,
-      shares=setup.shares,
+      file_weights=setup.file_weights,
     )
     self.pairs, self.batch = len(self._views[0]), config.batch
     packed = self._packed(np.arange(min(self.batch, self.pairs)))

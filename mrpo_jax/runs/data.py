@@ -4,6 +4,7 @@
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import logging
 import pathlib
 
@@ -45,52 +46,56 @@ class Tokenizers:
 
 def load_pairs(config, splits=SPLITS):
   """{split: list of PreferencePair} of the files that the config names."""
+  return all_pairs(load_by_file(config, splits))
+
+
+def all_pairs(by_file):
+  """{split: list of PreferencePair} of what `load_by_file` gives."""
   return {
-    split: [pair for part in parts for pair in part]
-    for split, parts in load_parts(config, splits).items()
+    split: [*itertools.chain.from_iterable(lists)]
+    for split, lists in by_file.items()
   }
 
 
-def load_parts(config, splits=SPLITS):
-  """The same, of each split a list for each part that has its own weight."""
+def load_by_file(config, splits=SPLITS):
+  """The same, of each split a list for each file that has its own weight."""
   data, column = config.data, _weight_column(config)
   found = {}
   for split in splits:
     name = getattr(data, split)
     is_weighed = split == "train" and data.weights
-    parts = source.parts_of(name) if is_weighed else [name]
-    if is_weighed and len(parts) != len(data.weights):
+    names = source.names_of(name) if is_weighed else [name]
+    if is_weighed and len(names) != len(data.weights):
       raise InputError(
         f"config.data.weights={data.weights} are of {len(data.weights)} files, "
-        f"but config.data.train names {len(parts)}: {name}"
+        f"but config.data.train names {len(names)}: {name}"
       )
     if name:
       found[split] = [
-        source.load(part, conversations=data.conversations, weights=column)
-        for part in parts
+        source.load(one, conversations=data.conversations, weights=column)
+        for one in names
       ]
   return found
 
 
-def shares_of(config, parts, places):
-  """(weight of each part, which part each pair is of); None without weights.
+def file_weights_of(config, lists, places):
+  """(weight of each file, which file each pair is of); None without weights.
 
   Args:
     config: Config of the run.
-    parts: lists of PreferencePair, as `load_parts` gives them.
-    places: of the pairs that are trained on, among those of all parts.
+    lists: of PreferencePair, one of each file, as `load_by_file` gives them.
+    places: of the pairs that are trained on, among those of all files.
 
   Raises:
-    InputError: a part has none of them.
+    InputError: a file has none of them.
   """
   weights = config.data.weights
   if not weights:
     return None
-  part_N = np.searchsorted(
-    np.cumsum([len(part) for part in parts]), np.asarray(places), side="right"
-  )
-  counts = np.bincount(part_N, minlength=len(parts))
-  names = source.parts_of(config.data.train)
+  ends = np.cumsum([len(pairs) for pairs in lists])
+  file_N = np.searchsorted(ends, np.asarray(places), side="right")
+  counts = np.bincount(file_N, minlength=len(lists))
+  names = source.names_of(config.data.train)
   for name, weight, count in zip(names, weights, counts, strict=True):
     if not count:
       raise InputError(
@@ -99,7 +104,7 @@ def shares_of(config, parts, places):
       )
     share = weight / sum(weights)
     logger.info(f"{name}: {count:,} pairs, {share:.1%} of what is trained on")
-  return weights, part_N
+  return weights, file_N
 
 
 def _weight_column(config):

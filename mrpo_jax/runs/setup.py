@@ -3,7 +3,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
 import pathlib
@@ -22,9 +21,10 @@ from mrpo_jax.runs.config.method import check_best, chosen_method
 from mrpo_jax.runs.data import (
   Tokenizers,
   abstract_tokenizers,
-  load_parts,
+  all_pairs,
+  file_weights_of,
+  load_by_file,
   load_tokenizers,
-  shares_of,
   subset,
 )
 from mrpo_jax.runs.inference.reward import rewards_of
@@ -62,7 +62,7 @@ class Setup:
   identity: dict
   rewards: dict  # name in data.rewards -> reward
   labels: Labels | None = None  # of an online run
-  shares: tuple | None = None  # see data.batches.mixed
+  file_weights: tuple | None = None  # see data.batches.mixed
 
   def views(self, split):
     """The split's pairs under each tokenizer whose rows the step reads."""
@@ -87,17 +87,17 @@ def set_up(config, workdir, *, allow_changed=False):
   given = [] if config.online.prompts else ["train"]
   read = [*given, *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
-  parts, places = load_parts(config, read + measured), {}
-  pairs = {split: [*itertools.chain(*found)] for split, found in parts.items()}
+  by_file, places = load_by_file(config, read + measured), {}
+  pairs = all_pairs(by_file)
   tokenizers = load_tokenizers(config, workdir, pairs.get("train"), known)
   if given:
     places = {"train": subset(config, pairs["train"])}
     pairs["train"] = [pairs["train"][place] for place in places["train"]]
   tables = _tables(config, method, tokenizers, pairs, places)
-  shares = None
+  file_weights = None
   if given:
     kept = tables["train"].places
-    shares = shares_of(config, parts["train"], kept)
+    file_weights = file_weights_of(config, by_file["train"], kept)
     config = _of_length(config, len(kept), workdir, known, allow_changed)
     content = config.to_dict()
   described = describe_models(config, tokenizers, mesh)
@@ -124,7 +124,7 @@ def set_up(config, workdir, *, allow_changed=False):
     objective=objective,
     identity=identity,
     labels=labels,
-    shares=shares,
+    file_weights=file_weights,
     rewards=rewards,
   )
 

@@ -215,7 +215,7 @@ def _batches(setup, scores, start):
       seed=setup.config.seed,
       start=start,
       known=scores.known("train"),
-      shares=setup.shares,
+      file_weights=setup.file_weights,
     )
   )
 

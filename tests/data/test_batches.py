@@ -121,30 +121,30 @@ def test_values_of_tokens_stand_where_their_tokens_do():
         np.testing.assert_allclose(values["tenth"], want * 0.1, rtol=1e-6)
 
 
-def test_parts_take_turns_by_their_weights_each_with_its_own_epochs():
-  part_N = np.array([0, 1, 0, 1, 1, 1, 1])
-  order = mixed((1.0, 3.0), part_N, seed=5)
+def test_files_take_turns_by_their_weights_each_with_its_own_epochs():
+  file_N = np.array([0, 1, 0, 1, 1, 1, 1])
+  order = mixed((1.0, 3.0), file_N, seed=5)
   first = [int(order[n]) for n in range(400)]
-  assert sum(part_N[one] == 0 for one in first) == 100
-  # In no four neighbours more than two of the rarer part.
-  runs = [sum(part_N[one] == 0 for one in first[n : n + 4]) for n in range(396)]
+  assert sum(file_N[one] == 0 for one in first) == 100
+  # In no four neighbours more than two of the rarer file.
+  runs = [sum(file_N[one] == 0 for one in first[n : n + 4]) for n in range(396)]
   assert max(runs) <= 2
-  # Each epoch of a part holds each of its pairs once, in an order of its own.
-  large = [one for one in first if part_N[one] == 1]
+  # Each epoch of a file holds each of its pairs once, in an order of its own.
+  large = [one for one in first if file_N[one] == 1]
   epochs = [tuple(large[n : n + 5]) for n in range(0, 300, 5)]
   assert {tuple(sorted(one)) for one in epochs} == {(1, 3, 4, 5, 6)}
   assert len({*epochs}) > 10
-  assert [int(mixed((1.0, 3.0), part_N, seed=6)[n]) for n in range(40)] != (
+  assert [int(mixed((1.0, 3.0), file_N, seed=6)[n]) for n in range(40)] != (
     first[:40]
   )
 
 
-def test_mixed_parts_are_resumed_where_they_were():
-  shares = (1.0, 2.0), np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
-  whole = steps(9, shares=shares)
+def test_mixed_files_are_resumed_where_they_were():
+  weighed = (1.0, 2.0), np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+  whole = steps(9, file_weights=weighed)
   assert sum(p > 5 for _, ((view,), _) in whole for p in prompts(view)) == 24
   for (_, want), (_, got) in zip(
-    whole[7:], steps(2, start=7, shares=shares), strict=True
+    whole[7:], steps(2, start=7, file_weights=weighed), strict=True
   ):
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
       np.testing.assert_array_equal(a, b)

@@ -13,7 +13,7 @@ from mrpo_jax.data import source
 from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from mrpo_jax.errors import InputError
 from mrpo_jax.runs.config import read
-from mrpo_jax.runs.data import load_parts, load_tokenizers, shares_of
+from mrpo_jax.runs.data import file_weights_of, load_by_file, load_tokenizers
 from mrpo_jax.runs.workdir import write_tokenizers
 from tests.material.logged import logged
 
@@ -228,16 +228,19 @@ def test_files_of_a_section_are_mixed_by_weights_of_their_names(tmp_path):
   assert config.data.train == f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
   assert config.data.weights == (1.0, 3.0)
   assert read(config.to_dict()) == config
-  parts = load_parts(config, ("train",))["train"]
+  parts = load_by_file(config, ("train",))["train"]
   assert [len(part) for part in parts] == [3, 5]
   with logged() as lines:
-    weights, part_N = shares_of(config, parts, [0, 2, 3, 7])
-  assert weights == (1.0, 3.0) and part_N.tolist() == [0, 0, 1, 1]
+    weights, file_N = file_weights_of(config, parts, [0, 2, 3, 7])
+  assert weights == (1.0, 3.0) and file_N.tolist() == [0, 0, 1, 1]
   assert f"{tmp_path}/b.jsonl: 2 pairs, 75.0% of what is trained on" in lines
   with pytest.raises(InputError, match="b.jsonl: none of its pairs is left"):
-    shares_of(config, parts, [0, 1])
+    file_weights_of(config, parts, [0, 1])
   plain = config.changed({"data.weights": ()})
-  assert shares_of(plain, load_parts(plain, ("train",))["train"], [0]) is None
+  assert (
+    file_weights_of(plain, load_by_file(plain, ("train",))["train"], [0])
+    is None
+  )
   assert "weights" not in plain.to_dict()["data"]
 
 
@@ -268,4 +271,4 @@ def test_weights_that_fit_no_files_are_refused(weights, match, tmp_path):
 def test_there_is_a_weight_for_each_file(weights, match, tmp_path):
   config = weighed(tmp_path, dict(a=1, b=1))
   with pytest.raises(InputError, match=match):
-    load_parts(config.changed({"data.weights": weights}), ("train",))
+    load_by_file(config.changed({"data.weights": weights}), ("train",))

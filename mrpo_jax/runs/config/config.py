@@ -9,6 +9,7 @@ import pydantic
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.runs.config import sources
 from mrpo_jax.runs.config.bandit import BanditConfig
+from mrpo_jax.runs.config.data import Data
 from mrpo_jax.runs.config.diffusion import DiffusionConfig
 from mrpo_jax.runs.config.models import (
   POLICY,
@@ -28,7 +29,6 @@ from mrpo_jax.runs.config.section import (
 )
 from mrpo_jax.runs.config.sections import (
   Checkpoints,
-  Data,
   Evaluation,
   Loss,
   Mesh,

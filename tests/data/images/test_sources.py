@@ -34,7 +34,7 @@ def paletted(image):
   return saved(found)
 
 
-def same(found, wanted):
+def assert_same(found, wanted):
   assert found.ids == wanted.ids
   np.testing.assert_array_equal(found.chosen_NHWX, wanted.chosen_NHWX)
   np.testing.assert_array_equal(found.class_N, wanted.class_N)
@@ -83,21 +83,21 @@ def test_structs_and_lists_are_read_as_bytes_are(tmp_path, wanted):
   forms = lambda one: struct_of(saved(one)), np.ndarray.tolist
   for form in forms:
     path = parquet(tmp_path / "a.parquet", [encoded(row, form) for row in ROWS])
-    same(pairs.load(path, classes=CLASSES), wanted)
+    assert_same(pairs.load(path, classes=CLASSES), wanted)
 
 
 def test_json_lines_of_lists_are_read(tmp_path, wanted):
   path = tmp_path / "rows.jsonl"
   rows = [json.dumps(encoded(row, np.ndarray.tolist)) for row in ROWS]
   path.write_text("\n".join(rows))
-  same(pairs.load(path, classes=CLASSES), wanted)
+  assert_same(pairs.load(path, classes=CLASSES), wanted)
 
 
 def test_a_glob_and_a_split_of_a_folder_are_read_in_order(tmp_path, wanted):
   for i, row in enumerate(ROWS):
     parquet(tmp_path / f"train-0000{i}-of-00003.parquet", [encoded(row)])
   for name in (f"{tmp_path}/train*.parquet", f"{tmp_path}:train"):
-    same(pairs.load(name, classes=CLASSES), wanted)
+    assert_same(pairs.load(name, classes=CLASSES), wanted)
 
 
 def test_what_tfds_prepared_is_read_by_our_own_decoder(tmp_path, wanted):
@@ -107,7 +107,7 @@ def test_what_tfds_prepared_is_read_by_our_own_decoder(tmp_path, wanted):
   # TFDS itself would give the numbers of the palette for its colours.
   rows = [encoded(ROWS[0], paletted), *map(encoded, ROWS[1:])]
   place = prepared(tmp_path, kinds | {"prompt": features.Text()}, rows)
-  same(pairs.load(f"{place}:test", classes=CLASSES), wanted)
+  assert_same(pairs.load(f"{place}:test", classes=CLASSES), wanted)
   with pytest.raises(InputError, match="split train"):
     pairs.load(place, classes=CLASSES)
 
