@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Package metadata; the lower bounds are tested versions."""
 
+import itertools
 import pathlib
 import runpy
 import shutil
@@ -14,6 +15,11 @@ PLOT = ["matplotlib>=3.10"]
 GGUF = ["gguf>=0.18"]
 REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
 DIFFUSION = ["pillow>=10.4", "scikit-learn>=1.5"]
+TRACKERS = {
+  "wandb": ["wandb>=0.30"],
+  "trackio": ["trackio>=0.40"],
+  "mlflow": ["mlflow-skinny>=3.6"],
+}
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4"]
 
 
@@ -68,6 +74,7 @@ setuptools.setup(
   ],
   extras_require={
     "tensorboard": TENSORBOARD,
+    **TRACKERS,
     "plot": PLOT,
     "eval": EVAL,
     "gguf": GGUF,
@@ -80,6 +87,7 @@ setuptools.setup(
       "ruff>=0.9",
       "setuptools>=65.5",
       *TENSORBOARD,
+      *itertools.chain(*TRACKERS.values()),
       *PLOT,
       *EVAL,
       *GGUF,

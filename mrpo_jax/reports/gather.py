@@ -12,8 +12,8 @@ from mrpo_jax.reports.figures import same_config
 from mrpo_jax.runs.config.method import reward_beta
 from mrpo_jax.runs.workdir import CONFIG, PAIRS
 from mrpo_jax.training import checkpoints
-from mrpo_jax.training.events import SAMPLES
 from mrpo_jax.training.log import FILE as METRICS
+from mrpo_jax.training.trackers.samples import SAMPLES
 
 MOST = 2**31 - 1  # a step, as a config may name it
 LARGEST = 1e30  # nats of a response; sums of more are no numbers

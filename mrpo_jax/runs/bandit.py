@@ -5,7 +5,6 @@ Every loss of the config is trained at every beta.  The run takes a minute and
 has no checkpoint: one that was stopped starts again.
 """
 
-import contextlib
 import dataclasses
 import functools
 import io
@@ -23,7 +22,7 @@ from mrpo_jax.progress import Progress
 from mrpo_jax.runs import owner
 from mrpo_jax.runs.workdir import claim, known_run
 from mrpo_jax.text import aligned
-from mrpo_jax.training import tabular
+from mrpo_jax.training import tabular, trackers
 from mrpo_jax.training.log import Metrics
 
 logger = logging.getLogger(__name__)
@@ -101,9 +100,12 @@ def _train(config, methods, workdir):
     for link, method in methods.items()
   }
   states = {link: start for link, (start, _) in walks.items()}
+  tracked = trackers.opened(
+    workdir, config.tracking.to_dict(), config.to_dict()
+  )
   ends = sorted({1, *range(0, steps, config.log_every), steps} - {0})
   with (
-    contextlib.closing(Metrics(workdir, step=0)) as metrics,
+    Metrics(workdir, step=0, trackers=tracked) as metrics,
     Progress("step", steps) as progress,
   ):
     for first, end in zip([0, *ends], ends, strict=False):

@@ -25,8 +25,8 @@ from mrpo_jax.runs.inference.policy import (
 from mrpo_jax.runs.rounds.labels import SILVER
 from mrpo_jax.snapshots import folder_of
 from mrpo_jax.training import checkpoints
-from mrpo_jax.training.events import SAMPLES
 from mrpo_jax.training.log import metrics_until
+from mrpo_jax.training.trackers.samples import SAMPLES
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from mrpo_jax.runs.workdir import (
   recorded_config,
   write_tokenizers,
 )
-from mrpo_jax.training import checkpoints
+from mrpo_jax.training import checkpoints, trackers
 from mrpo_jax.training.held_out import HeldOut, learned
 from mrpo_jax.training.log import Log, finite
 from mrpo_jax.training.loop import Due, train
@@ -144,6 +144,7 @@ def _run(setup, looks, rounds, store, refusal, stop, check_owner):
       rate=program.learning_rate,
       watch=watch,
       logged=_logged(workdir, config),
+      trackers=trackers.opened(workdir, config.tracking.to_dict(), content),
     ) as log,
   ):
     policy = setup.objective.policy.config

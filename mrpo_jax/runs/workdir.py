@@ -27,7 +27,7 @@ HARMLESS = {
   **dict.fromkeys(
     (
       *("log_every", "checkpoint_every", "checkpoints"),
-      *("evaluation", "samples"),
+      *("evaluation", "samples", "tracking"),
       *("data.reward_timeout", "online.reward_timeout"),
       # Places; what stands there is in `identity`.
       *("policy.tokenizer", "references.*.tokenizer"),

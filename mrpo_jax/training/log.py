@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training log: metrics.jsonl, TensorBoard events, progress bar."""
+"""The training log: metrics.jsonl, trackers, progress bar."""
 
 import itertools
 import logging
@@ -13,7 +13,7 @@ import jax
 from mrpo_jax import files, processes
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.progress import Progress
-from mrpo_jax.training.events import SAMPLES, are_samples, open_events
+from mrpo_jax.training.trackers.samples import SAMPLES, are_samples
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +71,19 @@ def _say_gaps(path, kept, wanted):
 
 
 class Metrics:
-  """One JSON object a line, written at once, and TensorBoard beside it."""
+  """One JSON object a line, written at once, and told to trackers.
 
-  def __init__(self, workdir, *, step, logged=lambda step: False):
+  A context: leaving it closes the file and the trackers.
+  """
+
+  def __init__(self, workdir, *, step, logged=lambda step: False, trackers=()):
     """Keeps the lines up to `step`: later ones will be computed again.
 
     Args:
       workdir: folder of the run.
       step: how many are done.
       logged: logged(step): was there a line of it?  What is gone is said.
+      trackers: are told each new line, and closed in the end.
     """
     path = pathlib.Path(workdir) / FILE
     kept = metrics_until(workdir, step) if step else []
@@ -89,23 +93,26 @@ class Metrics:
     elif path.exists():
       path.unlink()
     self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    self._events = open_events(workdir)
+    self._trackers = trackers
 
   def write(self, step, values):
     line = files.as_json({"step": step, **values}, self._file.name)
     self._file.write(line + "\n")
     self._file.flush()
-    if self._events is not None:
-      self._events.write(step, values)
+    for tracker in self._trackers:
+      tracker.write(step, values)
 
   def sync(self):
     """Waits until what is written survives the machine too."""
     os.fsync(self._file.fileno())
 
-  def close(self):
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
     self._file.close()
-    if self._events is not None:
-      self._events.close()
+    for tracker in self._trackers:
+      tracker.close(failed=kind is not None)
 
 
 class Log:
@@ -126,6 +133,7 @@ class Log:
     watch,
     logged=None,
     unit="pairs",
+    trackers=(),
   ):
     """Opens the files, on the first process, and starts the progress.
 
@@ -139,12 +147,16 @@ class Log:
       logged: of a run that goes on: logged(step), was there a line of it?
         None: as `due` says.
       unit: of the constants, how many examples a step takes.
+      trackers: of the first process; see `Metrics`.
     """
     self._due, self._constants, self._unit = due, constants, unit
     self._rate, self._watch = rate, watch
     self._metrics = None
     if processes.is_first():
-      self._metrics = Metrics(workdir, step=start, logged=logged or due.logs)
+      logged = logged or due.logs
+      self._metrics = Metrics(
+        workdir, step=start, logged=logged, trackers=trackers
+      )
     self._progress = Progress("step", due.steps, done=start)
     self._first, self._steps, self._busy = start + 1, 0, 0.0
     self._pending = None  # (step, metrics, waited) of a step not yet read
@@ -154,10 +166,10 @@ class Log:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *raised):
     self._progress.__exit__()
     if self._metrics is not None:
-      self._metrics.close()
+      self._metrics.__exit__(*raised)
 
   def timed(self, next_batch, state):
     """What next_batch(state) gives, with the time that the devices wait."""

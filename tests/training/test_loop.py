@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from mrpo_jax import files
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.progress import Progress
+from mrpo_jax.training import trackers
 from mrpo_jax.training.log import Log
 from mrpo_jax.training.loop import Due, train
 from tests.material.logged import logged
@@ -27,6 +28,7 @@ def counting_step(poison=None):
   return step
 
 
+TENSORBOARD = dict(tensorboard=True, wandb="", trackio="", mlflow="")
 SAMPLE = {
   **{"index": 0, "prompt": "Which bird\nis it?", "response": "An *owl*."},
   **{"tokens": 4, "finish": "stop"},
@@ -55,6 +57,7 @@ class Run:
       constants={"pairs": 8},
       rate=lambda step: step / 10,
       watch=lambda step, metrics: self.read.append(step),
+      trackers=trackers.opened(workdir, TENSORBOARD, {}),
     ) as log:
       if due.looks(0):
         log.begin(self.look(0, 0))

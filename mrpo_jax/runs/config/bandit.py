@@ -14,7 +14,12 @@ from mrpo_jax.runs.config.section import (
   Section,
   key,
 )
-from mrpo_jax.runs.config.sections import Loss, Names
+from mrpo_jax.runs.config.sections import (
+  Loss,
+  Names,
+  Tracking,
+  tracking_key,
+)
 
 
 class Links(Named):
@@ -51,6 +56,7 @@ class BanditConfig(Section):
   log_every: Count = key("steps between lines of metrics.jsonl", 1)
   eval_every: Literal[0] = key("is scored at its end", 0)
   checkpoint_every: Literal[0] = key("takes a minute", 0)
+  tracking: Tracking = tracking_key()
   bandit: Bandit
 
   def checked(self):

@@ -38,6 +38,8 @@ from mrpo_jax.runs.config.sections import (
   ReferenceUpdate,
   Rounds,
   Samples,
+  Tracking,
+  tracking_key,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Config(Section):
   evaluation: Evaluation = key("", exclude_if=lambda one: not one.tasks)
   samples: Samples = key("", exclude_if=lambda one: not one.prompts)
   online: Online = key("", exclude_if=lambda one: not one.prompts)
+  tracking: Tracking = tracking_key()
   mesh: Mesh
   reference_update: ReferenceUpdate
   rounds: Rounds

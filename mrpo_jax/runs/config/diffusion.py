@@ -28,6 +28,8 @@ from mrpo_jax.runs.config.sections import (
   Mesh,
   Names,
   Optimizer,
+  Tracking,
+  tracking_key,
 )
 
 # Figures that can say which checkpoint is the best; rewards need a reference.
@@ -125,6 +127,7 @@ class DiffusionConfig(Section):
   eval_every: Whole = key("steps between evaluations; 0: at the end", 0)
   checkpoint_every: Whole = key("steps between checkpoints; 0: at the end", 0)
   checkpoints: Checkpoints
+  tracking: Tracking = tracking_key()
   data: ImageData
   start: Start
   drawn: Drawn

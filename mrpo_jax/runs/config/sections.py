@@ -160,6 +160,22 @@ class Samples(Section):
   temperature: NotNegative = key("of what is drawn; 0: greedy", 0.0)
 
 
+class Tracking(Section):
+  """Who is told the lines of metrics.jsonl, besides that file."""
+
+  tensorboard: bool = key("event files in the workdir", True)
+  wandb: str = key(
+    "project, or entity/project, of Weights & Biases; empty: none", ""
+  )
+  trackio: str = key("project of Trackio; empty: none", "")
+  mlflow: str = key("experiment of MLflow; empty: none", "")
+
+
+def tracking_key():
+  """The section `tracking`, which runs of before do not have."""
+  return key("", exclude_if=lambda one: one == Tracking())
+
+
 class Mesh(Ruled):
   """The mesh of devices, by axis; -1 takes what the others leave."""
 

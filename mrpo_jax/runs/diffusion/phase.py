@@ -15,7 +15,7 @@ from mrpo_jax.data.batches import shuffled
 from mrpo_jax.diffusion.denoiser import DenoiserConfig, table
 from mrpo_jax.progress import stage
 from mrpo_jax.runs.workdir import claim
-from mrpo_jax.training import checkpoints, optimizer, train_state
+from mrpo_jax.training import checkpoints, optimizer, trackers, train_state
 from mrpo_jax.training.log import Log
 from mrpo_jax.training.loop import Due, train
 
@@ -39,6 +39,7 @@ class Phase:
   unit: str  # what the examples are called
   keep: dict  # keywords of `checkpoints.manager`
   classes: tuple  # their names
+  tracking: dict  # `tracking` and `name` of `trackers.opened`
 
   @functools.cached_property
   def made(self):
@@ -115,6 +116,9 @@ class Phase:
         unit=self.unit,
         rate=lambda step: float(self.made[1](step - 1)),
         watch=lambda step, metrics: None,
+        trackers=trackers.opened(
+          self.workdir, config=self.content, **self.tracking
+        ),
       ) as log,
     ):
       if not start and self.due.looks(0):

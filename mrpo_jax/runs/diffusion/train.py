@@ -74,6 +74,8 @@ def _placed(setup, params, config=None):
 def _phase(setup, workdir, due, *, batch, count, unit, keeps=None, **given):
   """The Phase; `keeps` is a checkpoints.Best, `given` changes the optimizer."""
   config = setup.config
+  whole = setup.workdir.absolute()
+  parts = whole.name, *workdir.absolute().relative_to(whole).parts
   return Phase(
     workdir=workdir,
     # Whoever reads a workdir by itself finds the steps of that phase.
@@ -89,6 +91,7 @@ def _phase(setup, workdir, due, *, batch, count, unit, keeps=None, **given):
     unit=unit,
     keep=dict(keep=config.checkpoints.keep, best=keeps),
     classes=config.data.classes,
+    tracking=dict(tracking=config.tracking.to_dict(), name="-".join(parts)),
   )
 
 

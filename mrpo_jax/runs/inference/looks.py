@@ -11,7 +11,7 @@ from mrpo_jax.runs.config import Folder
 from mrpo_jax.runs.inference import model
 from mrpo_jax.runs.inference.prompts import prompt_ids, read_prompts
 from mrpo_jax.runs.inference.sampler import Sampler
-from mrpo_jax.training.events import SAMPLES
+from mrpo_jax.training.trackers.samples import SAMPLES
 
 
 def policy_of(setup):
