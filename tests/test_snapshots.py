@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models by name, by the hub's protocol: what is fetched, kept, refused."""
 
-import hashlib
-import http.server
-import json
-import os
 import pathlib
-import subprocess
-import sys
-import threading
 
 import pytest
 
 from mrpo_jax.snapshots import folder_of, is_name, wherever
+from tests.material.hub_server import TOKEN, Hub
 
-ROOT = pathlib.Path(__file__).parents[1]
-COMMIT = "a" * 40
 FILES = {  # of the repository
   "config.json": b"{}",
   "model.safetensors": b"weights",
@@ -24,7 +16,6 @@ FILES = {  # of the repository
   "pytorch_model.bin": b"pickle",
   "modeling_own.py": b"code",
 }
-TOKEN = "hf_of_a_test"
 SAY = """
 import logging, sys
 logging.getLogger("mrpo_jax").addHandler(logging.StreamHandler(sys.stdout))
@@ -39,65 +30,9 @@ for name in sys.argv[1:]:
 """
 
 
-class Hub(http.server.ThreadingHTTPServer):
-  """ORG/NAME of FILES; another that is gated; nothing else."""
-
-  daemon_threads = True
-
-  def __init__(self):
-    super().__init__(("127.0.0.1", 0), Answer)
-    self.asked, self.tokens = [], set()
-    threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-  def log_message(self, *_):
-    pass
-
-  def do_HEAD(self):
-    self.do_GET(body=False)
-
-  def do_GET(self, body=True):
-    self.server.asked.append(self.path)
-    self.server.tokens.add(self.headers.get("Authorization"))
-    code, headers, content = self._found()
-    self.send_response(code)
-    for name, value in headers.items():
-      self.send_header(name, value)
-    self.send_header("Content-Length", str(len(content)))
-    self.end_headers()
-    if body:
-      self.wfile.write(content)
-
-  def _found(self):
-    if "/gated" in self.path:
-      return 403, {"X-Error-Code": "GatedRepo"}, b""
-    if self.path.startswith("/api/models/org/name/tree/"):
-      found = [
-        {"type": "file", "path": name, "size": len(one), "oid": _sha(one)}
-        for name, one in FILES.items()
-      ]
-      return 200, {}, json.dumps(found).encode()
-    if self.path.startswith("/api/models/org/name/revision/"):
-      if not self.path.endswith(("/main", COMMIT)):
-        return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-      names = [{"rfilename": name} for name in FILES]
-      found = {"id": "org/name", "sha": COMMIT, "siblings": names}
-      return 200, {}, json.dumps(found).encode()
-    if self.path.startswith(f"/org/name/resolve/{COMMIT}/"):
-      content = FILES[self.path.rpartition("/")[2]]
-      about = {"ETag": f'"{_sha(content)}"', "X-Repo-Commit": COMMIT}
-      return 200, about, content
-    return 404, {"X-Error-Code": "RepoNotFound"}, b""
-
-
-def _sha(content):
-  return hashlib.sha1(content).hexdigest()
-
-
 @pytest.fixture(scope="module")
 def hub():
-  with Hub() as server:
+  with Hub(**{"org/name": FILES}) as server:
     yield server
     server.shutdown()
 
@@ -108,33 +43,17 @@ def said(hub, tmp_path_factory):
   home = tmp_path_factory.mktemp("home")
 
   def said(*names, **settings):
-    env = {
-      **os.environ,
-      "PYTHONPATH": str(ROOT),
-      "HF_HOME": str(home),
-      "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-      "HF_HUB_OFFLINE": "0",
-      "HF_HUB_DISABLE_XET": "1",
-      "HF_TOKEN": TOKEN,
-      **settings,
-    }
-    done = subprocess.run(
-      [sys.executable, "-c", SAY, *names],
-      cwd=home,
-      env=env,
-      capture_output=True,
-      text=True,
-    )
+    done = hub.run(home, "-c", SAY, *names, **settings)
     assert not done.returncode, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
     return done.stdout.strip().split("\n")
 
   return said
 
 
 def test_a_name_is_a_snapshot_without_pickles_and_code(said, hub):
+  commit = hub.commit_of("org/name")
   wanted = "chat_template.jinja config.json model.safetensors tokenizer.json"
-  first = f"org/name: commit {COMMIT} of the Hugging Face hub"
+  first = f"org/name: commit {commit} of the Hugging Face hub"
   assert said("org/name", "org/name") == [first, wanted, wanted]
   fetched = [path for path in hub.asked if "/resolve/" in path]
   assert fetched and not [one for one in fetched if one.endswith(("bin", "py"))]
@@ -142,7 +61,7 @@ def test_a_name_is_a_snapshot_without_pickles_and_code(said, hub):
   # Then the cache has it, by any of its names.
   _, found = said("org/name", HF_HUB_OFFLINE="1")
   assert found == wanted
-  _, found = said(f"org/name@{COMMIT}", HF_HUB_OFFLINE="1")
+  _, found = said(f"org/name@{commit}", HF_HUB_OFFLINE="1")
   assert found == wanted
 
 

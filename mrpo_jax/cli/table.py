@@ -154,6 +154,8 @@ FLAGS = {
       Flag("step", "checkpoint: newest, best or a step", "STEP", "newest"),
       Flag("merge-adapters", "write a whole model, not its adapter"),
       Flag("discriminator", "write that of an online run, a reward model"),
+      Flag("push", "upload the folder to the Hugging Face hub", "ORG/NAME"),
+      Flag("public", "--push: may everybody read what it makes there?"),
       Flag(
         "dtype",
         f"{', '.join(DTYPES)} (default: as trained)",

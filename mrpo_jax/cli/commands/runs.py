@@ -179,7 +179,24 @@ def export(given):
   --discriminator writes the reward model of an online run in its place.
 
   A run that trained a denoiser gives its config.json and safetensors.
+
+  --push=ORG/NAME uploads the folder to the Hugging Face hub, too, as one commit
+  to a repository that is made if there is none: one of your own eyes, or of
+  everybody's by --public.  Its card has the config, with the paths in it.
   """
+  from mrpo_jax.hub import push
+
+  if given.public and not given.push:
+    raise InputError("--public is of --push=ORG/NAME; give that, too")
+  if given.push:
+    push.check(given.push)
+  _export(given)
+  if given.push:
+    message = f"{given.step} checkpoint of {given.workdir}, by mrpo_jax"
+    push.push(given.to, given.push, public=given.public, message=message)
+
+
+def _export(given):
   from mrpo_jax.runs.diffusion import export as denoisers
   from mrpo_jax.runs.export import export, export_discriminator
 

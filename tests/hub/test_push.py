@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mrpo export --push: one commit on the hub, and what is refused."""
+
+import pytest
+
+from tests.material.hub_server import Hub
+
+PUSH = """
+import logging, sys
+logging.getLogger("mrpo_jax").addHandler(logging.StreamHandler(sys.stdout))
+logging.getLogger("mrpo_jax").setLevel("INFO")
+from mrpo_jax.errors import InputError
+from mrpo_jax.hub import push
+from mrpo_jax.snapshots import folder_of
+name, folder, public, back = sys.argv[1:]
+try:
+  push.check(name)
+  push.push(folder, name, public=bool(public), message="step 6")
+  if back:
+    for one in sorted(folder_of(name).iterdir()):
+      print(one.name, one.read_bytes())
+except InputError as error:
+  print("error:", error)
+"""
+FILES = {
+  "config.json": b"{}",
+  "model.safetensors": b"weights" * 1000,
+  "tokenizer.json": b'{"a": 1}',
+  "README.md": b"# card",
+}
+OLD = {
+  "model-00001-of-00002.safetensors": b"old",
+  "model-00002-of-00002.safetensors": b"old",
+  "model.safetensors.index.json": b"{}",
+  "adapter_config.json": b"{}",
+  "LICENSE": b"kept",
+}
+
+
+@pytest.fixture
+def hub():
+  with Hub(**{"org/old": OLD}) as server:
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  to = tmp_path / "model"
+  to.mkdir()
+  for name, content in FILES.items():
+    (to / name).write_bytes(content)
+  return to
+
+
+def pushed(hub, folder, name, public="", back="", **settings):
+  """Lines that were said."""
+  given = name, str(folder), public, back
+  done = hub.run(folder.parent, "-c", PUSH, *given, **settings)
+  assert not done.returncode, done.stderr
+  return done.stdout.strip().split("\n")
+
+
+def test_a_folder_is_one_commit_and_comes_back_by_its_name(hub, folder):
+  first, *found = pushed(hub, folder, "org/new", back="yes")
+  assert hub.repositories["org/new"] == FILES
+  assert hub.commits == [("org/new", "step 6")]
+  commit = hub.commit_of("org/new")
+  assert first == f"{folder} is now org/new at commit {commit}"
+  said, *files = found
+  assert said.startswith(f"org/new: commit {commit}")
+  back = {k: v for k, v in FILES.items() if k != "README.md"}
+  assert files == [f"{name} {back[name]}" for name in sorted(back)]
+
+
+def test_it_is_private_unless_it_shall_be_public(hub, folder):
+  pushed(hub, folder, "org/new")
+  pushed(hub, folder, "org/open", public="yes")
+  pushed(hub, folder, "org/old")  # keeps who may read it
+  assert hub.private == {"org/new"}
+
+
+def test_weights_of_another_model_go_with_the_same_commit(hub, folder):
+  pushed(hub, folder, "org/old")
+  assert hub.repositories["org/old"] == FILES | {"LICENSE": b"kept"}
+  assert len(hub.commits) == 1
+
+
+def test_what_the_hub_does_not_take_is_refused_in_one_line(hub, folder):
+  for name in ("name", "org/name@branch", "a/b/c", ""):
+    (line,) = pushed(hub, folder, name)
+    assert line == f"error: --push={name}: name a repository as ORG/NAME"
+  (line,) = pushed(hub, folder, "org/new", HF_TOKEN="hf_of_another")
+  assert line.startswith("error: --push=org/new: ") and "HF_TOKEN" in line
+  (line,) = pushed(hub, folder, "others/new")
+  assert line.endswith(
+    f"{folder} is whole; `hf upload others/new {folder}` sends it again"
+  )
+  (line,) = pushed(hub, folder, "org/new", HF_HUB_OFFLINE="1")
+  assert line.startswith("error: --push=org/new: ")
+  assert hub.repositories == {"org/old": OLD} and not hub.commits
+
+
+def test_half_an_upload_leaves_the_repository_as_it_was(hub, folder):
+  hub.fails = "/commit/main"
+  (line,) = pushed(hub, folder, "org/old")
+  assert line.startswith("error: --push=org/old: ")
+  assert hub.repositories["org/old"] == OLD
