@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which room may import which: a table, and no circles between files.
 
-python tests/test_rooms.py   # writes README's table of rooms
+python tests/test_rooms.py   # writes the table in docs/learn/house.md
 """
 
 import ast
@@ -100,7 +100,7 @@ def test_no_circles():
   graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming them
 
 
-README = ROOT.parent / "README.md"
+PAGE = ROOT.parent / "docs/learn/house.md"
 START, END = "<!-- rooms: python tests/test_rooms.py -->\n", "<!-- end -->\n"
 
 
@@ -123,8 +123,8 @@ def may(room):
   return ", ".join([*found, *(f"`{name}`" for name in MAY if name in names)])
 
 
-def readme_table():
-  """README's table, from the one above and the rooms' docstrings."""
+def table():
+  """The page's table, from the one above and the rooms' docstrings."""
   lines = ["| room | holds | may import |", "|---|---|---|"]
   lines += [
     f"| `{room}` | {subject(room)} | {may(room)} |"
@@ -134,10 +134,10 @@ def readme_table():
   return "\n".join(lines) + "\n"
 
 
-def test_readme_shows_the_table():
-  text = README.read_text(encoding="utf-8")
+def test_the_page_shows_the_table():
+  text = PAGE.read_text(encoding="utf-8")
   shown = text.partition(START)[2].partition(END)[0]
-  assert shown == readme_table(), "run python tests/test_rooms.py"
+  assert shown == table(), "run python tests/test_rooms.py"
 
 
 def test_losses_import_alone():
@@ -153,9 +153,7 @@ def test_losses_import_alone():
 
 
 if __name__ == "__main__":
-  text = README.read_text(encoding="utf-8")
+  text = PAGE.read_text(encoding="utf-8")
   before, _, rest = text.partition(START)
   after = rest.partition(END)[2]
-  README.write_text(
-    before + START + readme_table() + END + after, encoding="utf-8"
-  )
+  PAGE.write_text(before + START + table() + END + after, encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README runs as it is printed, and says what the tables say."""
+"""README and a first run go as they are printed, and say what tables say."""
 
 import os
 import pathlib
@@ -16,7 +16,13 @@ from mrpo_jax.reports.comparison import HEADER, LEGEND
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+LEARN = ROOT / "docs" / "learn"
+FIRST, PRETRAINED = (
+  (LEARN / name).read_text(encoding="utf-8")
+  for name in ("first_run.md", "pretrained.md")
+)
+TESTED = (ROOT / "docs" / "tested.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README + FIRST, re.DOTALL)
 # Of the commands, what needs the network: this environment stands in for what
 # is installed, but for the extras, which must be there.
 STAND_INS = """\
@@ -43,10 +49,10 @@ COMMANDS = [line.partition("  #")[0] for b in BLOCKS for line in lines(b)]
 
 
 def test_shell_blocks_are_found_and_hold_nothing_else():
-  assert len(BLOCKS) == 4
+  assert len(BLOCKS) == 6
   for command in COMMANDS:
     assert shlex.split(command)[0] in (
-      *("git", "python3", "pip", "bash", "mrpo"),
+      *("git", "python3", "pip", "source", "bash", "mrpo"),
     ), command
 
 
@@ -67,10 +73,6 @@ def test_the_commands_run_from_top_to_bottom_in_a_fresh_shell(tmp_path):
   script = STAND_INS + "\n".join(COMMANDS)
   script = script.replace("/tmp/", f"{tmp_path}/")
   script = script.replace("<this repository>", str(ROOT))
-  # All tests would run this one.
-  script = script.replace(
-    "launch/test.sh", "launch/test.sh tests/test_errors.py"
-  )
   programs = pathlib.Path(sys.executable).parent
   done = subprocess.run(
     ["bash", "-c", script],
@@ -88,14 +90,23 @@ def test_the_commands_run_from_top_to_bottom_in_a_fresh_shell(tmp_path):
   results = (tmp_path / "quickstart" / "results.json").read_text()
   for run in ("sft-base", "sft-second", "dpo", "mrpo"):
     assert f'"{run}": {{' in results
-  assert (tmp_path / "trained" / "config.json").exists()
+  assert (tmp_path / "mrpo_model" / "config.json").exists()
+  assert (tmp_path / "common" / "metrics.jsonl").exists()
 
 
 def test_the_table_that_is_shown_has_the_columns_of_the_report():
-  shown = re.findall(r"^run  .*$", README, re.MULTILINE)
-  columns = [tuple(re.split(r"  +", line)) for line in shown]
-  assert columns == 2 * [HEADER, paired.HEADER]  # of the two jobs
-  assert LEGEND in README and paired.LEGEND in README
+  for page in (README, FIRST, PRETRAINED):
+    shown = re.findall(r"^run  .*$", page, re.MULTILINE)
+    columns = [tuple(re.split(r"  +", line)) for line in shown]
+    assert columns == [HEADER, paired.HEADER]
+  assert LEGEND in FIRST and paired.LEGEND in FIRST
+
+
+def test_the_front_page_shows_lines_of_the_first_run():
+  block = README.partition("```\n...\nrun ")[2].partition("```")[0]
+  lines = [line for line in block.split("\n")[1:] if line and line != "..."]
+  assert len(lines) == 7
+  assert not [line for line in lines if line not in FIRST]
 
 
 def test_extras_that_are_shown_are_those_of_setup():
@@ -112,7 +123,8 @@ def test_extras_that_are_shown_are_those_of_setup():
 
 
 def test_tests_and_programs_of_the_table_are_there():
-  named = re.findall(r"`([^`]+)`", README.partition("## What has been run")[2])
+  rows = README.partition("## What has been run")[2] + TESTED
+  named = re.findall(r"`([^`]+)`", rows)
   for command in named:
     words = shlex.split(command)
     if "launch/test.sh" in words[0]:
