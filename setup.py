@@ -99,7 +99,11 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],
     "plan": ["libtpu"],
-    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
+    "docs": [
+      "mkdocs-material>=9.6",
+      "mkdocstrings[python]>=0.29",
+      "mkdocs-jupyter>=0.26",
+    ],
     "mutation": ["cosmic-ray>=8.7"],
   },
   cmdclass={"build_py": WithConfigs},
