@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import safetensors
 
-from mrpo_jax import files
+from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.models.families import FAMILIES
@@ -21,6 +21,7 @@ from mrpo_jax.snapshots import folder_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
+ENDS = 2**16  # bytes of a file by which copies of it are told
 
 
 def fingerprint(path):
@@ -28,9 +29,48 @@ def fingerprint(path):
 
   The same for a copy elsewhere; another for any changed byte or file name.
   """
-  found = (config_file(path), *weight_files(path))
-  text = "".join(f"{file.name} {files.sha256_of(file)}\n" for file in found)
+  return _joined({one.name: files.sha256_of(one) for one in _marked(path)})
+
+
+def fingerprint_together(path):
+  """`fingerprint`, of which each process computes the hashes of some files.
+
+  That they have the same files is told by sizes and ends.
+
+  Raises:
+    InputError: they have not; on all of them.
+  """
+  found = _marked(path)
+  ends = processes.gather([_ends(one) for one in found])
+  others = [number for number, one in enumerate(ends) if one != ends[0]]
+  if others:
+    raise InputError(
+      f"{path}: process {others[0]} finds other files there than process 0; "
+      "give all of them one folder, or copies of one"
+    )
+  mine = found[jax.process_index() :: jax.process_count()]
+  parts = processes.gather({one.name: files.sha256_of(one) for one in mine})
+  hashes = {name: text for part in parts for name, text in part.items()}
+  return _joined({one.name: hashes[one.name] for one in found})
+
+
+def _marked(path):
+  return [config_file(path), *weight_files(path)]
+
+
+def _joined(hashes):
+  text = "".join(f"{name} {sha}\n" for name, sha in hashes.items())
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _ends(path):
+  """[name, size, SHA-256 of its first and last bytes] of a file."""
+  size = path.stat().st_size
+  with open(path, "rb") as file:
+    content = file.read(ENDS)
+    file.seek(max(0, size - ENDS))
+    content += file.read(ENDS)
+  return [path.name, size, hashlib.sha256(content).hexdigest()]
 
 
 # Files.

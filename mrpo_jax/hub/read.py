@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mrpo_jax import files, parallel
+from mrpo_jax import files, parallel, processes
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub.folder import (
   config_file,
@@ -19,6 +19,7 @@ from mrpo_jax.hub.folder import (
   stored,
   tensor_infos,
 )
+from mrpo_jax.hub.shares import Shares
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import VALUED
 from mrpo_jax.models.families import FAMILIES
@@ -28,7 +29,12 @@ from mrpo_jax.models.families.read import (
   with_value_head,
 )
 
-FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
+FLOATS = {  # as safetensors names them
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": jnp.bfloat16,
+}
 BUFFERS = re.compile(
   r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.bias|masked_bias)$"
 )
@@ -75,25 +81,37 @@ def load(path, *, dtype=None, mesh=None, rules=None, head=None):
   if mesh is not None:
     shardings = parallel.param_shardings(config, mesh, rules)
   infos = tensor_infos(path)
+  shares = None
+  if mesh is not None and processes.several():
+    shares = Shares(infos, mesh)
   made = [*parameters.numbers(leaves)] if config.head != found.head else []
   names = _match(infos, found, made, leaves, path)
   embed = names[leaves["embed"].name]
   if config.tied:
-    _check_tied(infos, FAMILIES[config.family].tensors.of("head"), embed)
+    head = FAMILIES[config.family].tensors.of("head")
+    _check_tied(infos, head, embed, shares)
   if dtype is None:
     # Without jax_enable_x64, a stored float64 becomes float32.
-    dtype = jax.dtypes.canonicalize_dtype(read_tensor(infos, embed).dtype)
+    dtype = jax.dtypes.canonicalize_dtype(FLOATS[infos[embed].dtype])
   dtype = floating(dtype)
   arrays = {
     name: _zeros(leaves[name].spec.shape, dtype, shardings[name])()
     for name in made
   }
   leaves = {name: one for name, one in leaves.items() if name not in arrays}
-  arrays |= jax.tree.map(
-    lambda one, to: _leaf(infos, names, one, dtype, to),
-    leaves,
-    {name: shardings[name] for name in leaves},
-  )
+  flat, tree = jax.tree.flatten(leaves)
+  to = tree.flatten_up_to({name: shardings[name] for name in leaves})
+  found, sharing = [None] * len(flat), {}
+  for place, one in enumerate(flat):
+    sharing.setdefault(one.name, []).append(place)
+  for places in sharing.values():
+    members, there = [flat[i] for i in places], [to[i] for i in places]
+    some = _together(infos, names, members, dtype, there, shares)
+    for place, array in zip(places, some, strict=True):
+      found[place] = array
+  arrays |= jax.tree.unflatten(tree, found)
+  if shares is not None:
+    shares.check()
   return config, arrays
 
 
@@ -144,44 +162,70 @@ def _check_tensor(infos, name, shape):
     )
 
 
-def _check_tied(infos, head, embed):
+def _check_tied(infos, head, embed, shares):
   # transformers 5 computes with a stored head that differs.
-  if head in infos and not np.array_equal(
-    read_tensor(infos, head), read_tensor(infos, embed)
-  ):
+  if head not in infos:
+    return
+  if shares is not None:
+    is_same = shares.equal(head, embed)
+  else:
+    is_same = np.array_equal(
+      read_tensor(infos, head), read_tensor(infos, embed)
+    )
+  if not is_same:
     raise InputError(
       f"{infos[head].path}: {head} is not the embedding, although config.json "
       "says tie_word_embeddings; set that to false"
     )
 
 
-def _leaf(infos, names, one, dtype, sharding):
-  """One leaf where it belongs, tensor by tensor.
+def _together(infos, names, members, dtype, shardings, shares):
+  """The leaves that share their tensors, each where it belongs.
 
-  The host holds one tensor at a time beside what its own devices hold.
+  The host holds one tensor at a time beside what its own devices hold; where
+  processes share the reading, a part of one.
   """
+  first = members[0]
+  places = [_of_layer(to, first.stacked) for to in shardings]
 
-  def layer(name):
-    tensor = read_tensor(infos, names[name])
-    with np.errstate(over="ignore"):  # refused below
-      array = one.view(tensor).astype(dtype, copy=False)
-    if not np.isfinite(array).all():
-      path = infos[names[name]].path
-      raise InputError(
-        f"{path}: {names[name]} holds numbers that are not finite in {dtype}"
-      )
-    return array
+  def alone(name):
+    tensor, arrays = read_tensor(infos, name), []
+    for one, to in zip(members, places, strict=True):
+      with np.errstate(over="ignore"):  # refused below
+        array = one.view(tensor).astype(dtype, copy=False)
+      if not np.isfinite(array).all():
+        raise InputError(
+          f"{infos[name].path}: {name} holds numbers that are not finite in "
+          f"{dtype}"
+        )
+      arrays.append(_put(array, to))
+    return arrays
 
-  if not one.stacked:
-    return _put(layer(one.name), sharding)
-  layer_sharding = sharding
-  if sharding is not None:
-    rest = PartitionSpec(*sharding.spec[one.stacked :])
-    layer_sharding = NamedSharding(sharding.mesh, rest)
-  leaf = _zeros(one.spec.shape, dtype, sharding)()
-  for index, name in one.tensors():
-    leaf = _write_layer(leaf, _put(layer(name), layer_sharding), index)
-  return leaf
+  read = alone
+  if shares is not None:
+    views = [one.view for one in members]
+    read = shares.reader(views, first.shape, dtype, places)
+  if not first.stacked:
+    return read(names[first.name])
+  leaves = [
+    _zeros(one.spec.shape, dtype, to)()
+    for one, to in zip(members, shardings, strict=True)
+  ]
+  for index, name in first.tensors():
+    arrays = read(names[name])
+    leaves = [
+      _write_layer(leaf, array, index)
+      for leaf, array in zip(leaves, arrays, strict=True)
+    ]
+  return leaves
+
+
+def _of_layer(sharding, stacked):
+  """The sharding of one layer of a leaf whose first axes are the layers."""
+  if sharding is None:
+    return None
+  rest = PartitionSpec(*sharding.spec[stacked:])
+  return NamedSharding(sharding.mesh, rest)
 
 
 def _put(array, sharding):

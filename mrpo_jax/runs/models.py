@@ -306,7 +306,7 @@ def _parts(mesh, axes):
 def _identity(base):
   made = base.weights
   if isinstance(made, Folder):
-    mark = hub.fingerprint(made.path)
+    mark = hub.fingerprint_together(made.path)
   else:
     new = json.dumps(made.new.model_dump(), sort_keys=True)
     mark = f"{made.key} from seed {made.seed}: {new}"
