@@ -15,7 +15,7 @@ import numpy as np
 
 from mrpo_jax.data import formats
 from mrpo_jax.data.chat.messages import is_plain
-from mrpo_jax.data.reading import prepared, shards, values
+from mrpo_jax.data.reading import labels, prepared, shards, values
 from mrpo_jax.errors import InputError, in_one_line
 
 logger = logging.getLogger(__name__)
@@ -99,12 +99,14 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
   with contextlib.redirect_stdout(sys.stderr):  # a command prints its result
     pairs = load(path)
   _refuse_unencodable(pairs, path)
-  supervised = sum(pair.rejected is None for pair in pairs)
-  if 0 < supervised < len(pairs):
-    raise InputError(
-      f"{path}: {supervised} of {len(pairs)} pairs have no rejected response; "
-      "prepare them apart"
-    )
+  for what, count in (
+    ("no rejected response", sum(pair.rejected is None for pair in pairs)),
+    ("a label", sum(pair.desirable is not None for pair in pairs)),
+  ):
+    if 0 < count < len(pairs):
+      raise InputError(
+        f"{path}: {count} of {len(pairs)} pairs have {what}; prepare them apart"
+      )
   metadata = {"fingerprint": fingerprint(pairs), "split": split}
 
   from mrpo_jax.data.tfds import PreferencePairs
@@ -143,7 +145,11 @@ def _refuse_unencodable(pairs, path):
 def pair_id(pair):
   """SHA-256 of one pair's content."""
   content = [pair.prompt, pair.chosen, pair.rejected]
-  return _sha256([*content, pair.tools] if pair.tools else content)
+  if pair.tools:
+    content.append(pair.tools)
+  if pair.desirable is not None:
+    content.append({"desirable": pair.desirable})
+  return _sha256(content)
 
 
 def prompt_id(pair):
@@ -210,10 +216,14 @@ def _prepared(rows):
   """Pairs as `prepare` has read them: nothing is left to be understood."""
   pairs = []
   for row in rows:
-    row = {k: values.as_text_or_turns(v, k) for k, v in _row(row).items()}
+    row = {
+      key: value if key == "label" else values.as_text_or_turns(value, key)
+      for key, value in _row(row).items()
+    }
     chosen = row["completion"] if "completion" in row else row["chosen"]
     sides = row["prompt"], chosen, row.get("rejected")
-    pairs.append(formats.PreferencePair(*sides))
+    label = labels.label(row, f"row {len(pairs) + 1}")
+    pairs.append(formats.PreferencePair(*sides, desirable=label))
   return pairs
 
 

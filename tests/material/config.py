@@ -3,8 +3,8 @@
 
   mrpo train --config=tests/material/config.py:aot,inputs=DIR --workdir=W
 
-DIR holds the Hugging Face folders `base` and `second`, and `pairs.jsonl`: see
-`inputs.py`.
+DIR holds the Hugging Face folders `base` and `second`, `pairs.jsonl` and, of
+single responses, `labelled.jsonl`: see `inputs.py`.
 """
 
 from configs import quickstart
@@ -20,6 +20,7 @@ LOSS = {
 SEVERAL = ("mrpo", "multi_dpo", "mnpo")
 NONE = ("nll", "simpo", "simper", "alpha_po", "cpo", "slic", "orpo", "tpo")
 NONE += ("bradley_terry",)
+UNPAIRED = ("kto_unpaired", "apo_zero_unpaired", "bco_unpaired")
 LIMITS = dict(max_prompt=32, max_response=32)
 
 
@@ -29,7 +30,8 @@ def get_config(arg=""):
   c.steps = 5
   c.eval_every = 0
   c.checkpoint_every = 0
-  c.data.train = f"{arg.inputs}/pairs.jsonl"
+  rows = "labelled" if arg.run in UNPAIRED else "pairs"
+  c.data.train = f"{arg.inputs}/{rows}.jsonl"
   c.data.eval = ""
   c.data.update(LIMITS)
   c.data.row_length = 128
