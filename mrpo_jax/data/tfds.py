@@ -6,6 +6,7 @@ response, is a sequence of {role, content}.  A plain text is one message whose
 role is empty, so that one schema holds both kinds.  A label is a boolean.
 """
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from mrpo_jax.errors import InputError
@@ -43,7 +44,7 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
       description="Preference pairs: a prompt, a chosen, a rejected response.",
       features=features.FeaturesDict(
         {
-          column: features.Scalar(bool) if column == "label" else turns
+          column: features.Scalar(np.bool_) if column == "label" else turns
           for column in self._columns
         }
       ),

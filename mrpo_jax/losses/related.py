@@ -362,6 +362,8 @@ def kto_unpaired(
   check(logratio_B=logratio_B, desirable_B=desirable_B)
   if mismatched_logratio_B is not None:
     check(logratio_B=logratio_B, mismatched_logratio_B=mismatched_logratio_B)
+    valid_B = jnp.ones_like(desirable_B) if valid_B is None else valid_B
+    check(logratio_B=logratio_B, valid_B=valid_B)
     kl_shift, _ = masked_moments(mismatched_logratio_B, valid_B)
   shift = jnp.maximum(jax.lax.stop_gradient(widen(kl_shift)), 0.0)
   reward_B = beta * (widen(logratio_B) - shift)

@@ -151,6 +151,8 @@ def having(what):
 def test_what_follows_from_an_array():
   assert having("from_reference") == {
     "logratio_BC",
+    "logratio_B",
+    "mismatched_logratio_B",
     "ref_logp_BC",
     "ref_mean_logp_BC",
     "ref_margin_BK",
@@ -159,11 +161,14 @@ def test_what_follows_from_an_array():
   assert having("all_references") == {"ref_margin_BK"}
   assert having("over_tokens") == {"kl_BC"}
   assert having("dispersed") == {"scale_B", "phi_B"}
-  assert having("across_batch") == {"valid_B"}
+  assert having("across_batch") == {"valid_B", "mismatched_logratio_B"}
   assert having("of_scalar_head") == {"reward_BC"}
   assert having("number") == {"win_rate_BC", "phi_B"}
   assert having("known_at_start") == {
     "logratio_BC",
+    "logratio_B",
+    "mismatched_logratio_B",
+    "desirable_B",
     "kl_BC",
     "win_rate_BC",
     "phi_B",
