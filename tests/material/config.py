@@ -25,7 +25,7 @@ LIMITS = dict(max_prompt=32, max_response=32)
 
 
 def get_config(arg=""):
-  arg = configs.parse_arg(arg, run="dpo", inputs="")
+  arg = configs.parse_arg(arg, run="dpo", inputs="", several=False)
   c = quickstart.get_config("dpo,debug")
   c.steps = 5
   c.eval_every = 0
@@ -45,7 +45,7 @@ def get_config(arg=""):
     c.data.rewards = dict(names=("words",), words=words)
   if arg.run in NONE:
     c.references = dict(names=())
-  elif arg.run in SEVERAL:
+  elif arg.run in SEVERAL or arg.several:
     second = dict(path=f"{arg.inputs}/second")
     c.references.names = ("base", "second")
     c.references.second = second

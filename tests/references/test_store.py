@@ -171,13 +171,10 @@ def alone(numbers, **changed):
 
 @pytest.mark.parametrize("tokens", [False, True])
 def test_single_responses_have_nothing_beside_them(tmp_path, tokens):
+  none = {} if tokens else dict(token_logps=None)
   one = store.Store(tmp_path, MATERIAL, per_token=tokens)
-  given = alone([1, 2]) if tokens else alone([1, 2], token_logps=None)
-  one.write(names([1, 2]), given)
-  same(
-    one.read(names([2, 1])),
-    alone([2, 1], token_logps=None) if not tokens else alone([2, 1]),
-  )
+  one.write(names([1, 2]), alone([1, 2], **none))
+  same(one.read(names([2, 1])), alone([2, 1], **none))
 
 
 @pytest.mark.parametrize(
