@@ -2,6 +2,7 @@
 """Sources of pairs: a file, a prepared TFDS directory, the Hugging Face hub."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def load(name, *, conversations="", weights=None):
+def load(name, *, conversations="", weights=None, unpair=False):
   """All pairs of what a name stands for.
 
   Args:
@@ -33,6 +34,7 @@ def load(name, *, conversations="", weights=None):
       given, in a folder of files all of it.
     conversations: "hh" makes turns of plain dialogues of Human: and Assistant:.
     weights: a WeightColumn to read, too.
+    unpair: make two single responses of each pair, the good one first.
 
   Raises:
     InputError: it stands for nothing, a row in it is no pair, or a plain text
@@ -50,7 +52,24 @@ def load(name, *, conversations="", weights=None):
       f"{name}: {texts} of {len(pairs)} pairs are plain text, the others "
       "conversations; a chat template is for these alone"
     )
-  return pairs
+  return _unpaired(pairs, name) if unpair else pairs
+
+
+def _unpaired(pairs, name):
+  """Single responses with labels, two of each pair."""
+  found = []
+  for place, pair in enumerate(pairs):
+    if pair.rejected is None:
+      raise InputError(
+        f"{name}: pair {place} is a single response, and data.unpair is of "
+        "pairs; leave it out"
+      )
+    good = dataclasses.replace(pair, rejected=None, desirable=True)
+    found += [
+      good,
+      dataclasses.replace(good, chosen=pair.rejected, desirable=False),
+    ]
+  return found
 
 
 def names_of(name):

@@ -150,8 +150,8 @@ def _refuse_others(pairs, places, origin, chosen_only, labelled):
     refuse(
       lambda pair: pair.desirable is None,
       "no label, true or false, of a single response",
-      f"{singles} learn from rows like prompt, completion, label; of pairs "
-      "'kto', 'apo_zero' and 'bco' learn",
+      f"{singles} learn from rows like prompt, completion, label; "
+      "data.unpair=True makes such rows of pairs",
     )
     return
   refuse(

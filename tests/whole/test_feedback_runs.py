@@ -54,7 +54,7 @@ def test_kto_on_single_responses(inputs, tmp_path, capsys):
 @pytest.mark.parametrize(
   "name, data, message",
   [
-    ("kto_unpaired", "pairs", "80 of 80" and "have no label, true or false"),
+    ("kto_unpaired", "pairs", "40 of 40 pairs have no label, true or false"),
     ("dpo", "labelled", "80 of 80 pairs have one response with a label"),
     ("kto", "labelled", "'kto_unpaired', 'apo_zero_unpaired' or 'bco_unpaire"),
     ("nll", "labelled", "80 of 80 pairs have one response with a label"),
@@ -105,6 +105,22 @@ def test_scored_references_give_the_losses_of_those_online(
   )
   assert online == pytest.approx(found, abs=1e-5)
   assert online[0] != pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_pair_is_two_rows(inputs, tmp_path):
+  pairs = (f"data.train={inputs}/pairs.jsonl", "data.unpair=True")
+  once = ("steps=1", "batch=80")  # all rows, in whatever order
+  for name, more in (("pairs", pairs), ("rows", ())):
+    workdir = tmp_path / name
+    assert train("apo_zero_unpaired", inputs, workdir, *more, *once) == 0
+  one, two = (lines_of(tmp_path / name)[0] for name in ("pairs", "rows"))
+  for figure in ("loss", "desirable", "logps/chosen", "grad_norm"):
+    assert one[figure] == pytest.approx(two[figure], rel=1e-4), figure
+
+
+def test_a_single_response_is_no_pair_to_split(inputs, tmp_path, capsys):
+  assert train("kto_unpaired", inputs, tmp_path / "w", "data.unpair=True") == 2
+  assert "pair 0 is a single response" in capsys.readouterr().err
 
 
 @pytest.mark.slow
