@@ -65,6 +65,24 @@ def test_a_label_says_whether_a_response_is_good(row, pair):
   assert only(**nulls | row) == pair
 
 
+def test_parts_system_and_tools_stand_beside_a_label():
+  part = {"type": "text", "text": "Name a bird."}
+  tools = [{"type": "function", "function": {"name": "look"}}]
+  found = only(
+    messages=[user([part]), OWL],
+    system="S",
+    tools=json.dumps(tools),
+    label=True,
+  )
+  assert found == PreferencePair(
+    [{"role": "system", "content": "S"}, user([part])],
+    [OWL],
+    None,
+    tools=tools,
+    desirable=True,
+  )
+
+
 @pytest.mark.parametrize(
   "label, message",
   [
