@@ -11,6 +11,7 @@ import re
 from mrpo_jax import losses
 from mrpo_jax.losses.arguments import arrays_of, keywords_of
 from mrpo_jax.losses.methods.auxiliary import Auxiliary
+from mrpo_jax.losses.methods.build import FOUND
 from mrpo_jax.losses.methods.catalogue import PUBLISHED
 from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS
 from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT
@@ -32,12 +33,14 @@ policy minus reference.
 `config.loss.name` is one of these, and the other keys of `config.loss` are
 keywords of `losses.build`.  Values after `=` are the defaults.  `apa`, `awr`
 and `ppo` learn from single tokens of [rollouts](rollouts.md), are means over
-all tokens of a batch, and take what stands in their line.  Every other name but
-`nll` also takes `nll` (weight of an added likelihood term) and, but for
-`tdpo`, `token_weight`; what does not ask for `mean_logp_BC` takes `scale`; what
-takes a reference takes several of them with `mixture`, `clip` and `weights`
-(`mnpo`: `weights`), and, where it has one `beta` and looks at each pair alone,
-`betas`.
+all tokens of a batch, and take what stands in their line.  `kto_unpaired`,
+`apo_zero_unpaired` and `bco_unpaired` learn from [single responses with
+labels](feedback.md), and take `mixture`, `weights` and `scale` besides.  Every
+other name but `nll` also takes `nll` (weight of an added likelihood term) and,
+but for `tdpo`, `token_weight`; what does not ask for `mean_logp_BC` takes
+`scale`; what takes a reference takes several of them with `mixture`, `clip` and
+`weights` (`mnpo`: `weights`), and, where it has one `beta` and looks at each
+pair alone, `betas`.
 
 """
 
@@ -91,9 +94,11 @@ def needs(method):
     found.append("single tokens (the policy's tokenizer)")
   if method.reads_differences:
     found.append("which tokens differ")
+  if method.mismatched:
+    found.append("responses of other prompts")
   if method.coupled:
     found.append("all pairs of a batch")
-  if method.memory.running is not None:
+  if method.memory.running is not None or method.memory.of_rewards:
     found.append("a memory")
   return "; ".join(found) or "-"
 
@@ -101,6 +106,7 @@ def needs(method):
 def keywords(name, method):
   """Defaults of the loss, and the choices of a published method."""
   hidden = {*INPUTS, *(["weight"] if name == "mnpo" else [])}
+  hidden |= FOUND if method.unpaired else set()
   taken = keywords_of(function(method))
   own = {k: v for k, v in taken.items() if k not in hidden}
   own |= method.numbers

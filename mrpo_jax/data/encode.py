@@ -61,7 +61,8 @@ def encode(tokenizer, pair, *, max_prompt, max_response, cut=None):
   Args:
     tokenizer: a Hugging Face tokenizer.
     pair: .prompt, .chosen, .rejected: three strings, or three lists of
-      {"role", "content"}.  Without rejected (None) it has no rejected_ids.
+      {"role", "content"}.  Without rejected (None) it has no rejected_ids;
+      with a label, .desirable, it may equal chosen.
     max_prompt: tokens; a longer prompt keeps its end, and its BOS.
     max_response: tokens; a longer response keeps its start.
     cut: a `Cut`: the text is cut so before it is tokenized.  A prompt keeps
@@ -94,9 +95,7 @@ def encode_all(
     kept = list(itertools.islice(cuts, len(chunk)))
     tokens = tokenize_pairs(chunk, kept)
     for pair, text, cut in zip(chunk, tokens, kept, strict=True):
-      one = _limited(
-        tokenizer, text, cut, max_prompt, max_response, pair.rejected is None
-      )
+      one = _limited(tokenizer, text, cut, max_prompt, max_response, pair)
       if isinstance(one, str):
         one = Encoded([], [], [], dropped=one)
       encoded.append(one)
@@ -112,19 +111,19 @@ def check_limits(max_prompt, max_response):
       raise InputError(f"max_{name} must be at least 1 token, is {limit}")
 
 
-def _limited(tokenizer, pair, cut, max_prompt, max_response, supervised):
+def _limited(tokenizer, tokens, cut, max_prompt, max_response, pair):
   """Encoded, or the reason why there is none."""
-  if isinstance(pair, str):
-    return pair
-  prompt, responses, text = pair.prompt, pair.responses, pair.text
+  if isinstance(tokens, str):
+    return tokens
+  prompt, responses, text = tokens.prompt, tokens.responses, tokens.text
   short = [response[:max_response] for response in responses]
   response_cut = short != responses
   too_long = response_cut or len(prompt) > max_prompt
   if too_long and cut is not None and not text.can_be_cut():
     return CANNOT_BE_CUT
-  if supervised:
+  if pair.rejected is None:
     short[1] = []
-  elif short[0] == short[1]:
+  elif short[0] == short[1] and getattr(pair, "desirable", None) is None:
     return "equal responses"
   if len(prompt) > max_prompt:
     start = prompt[:1] if prompt[0] == tokenizer.bos_token_id else []
@@ -136,5 +135,5 @@ def _limited(tokenizer, pair, cut, max_prompt, max_response, supervised):
     response_cut=response_cut,
     characters=text.characters(),
     left_out=text.left_out(),
-    border=pair.border,
+    border=tokens.border,
   )

@@ -14,6 +14,7 @@ from mrpo_jax.data.reading import (
   beside,
   dialogues,
   instructions,
+  labels,
   marks,
   oddities,
   prompts,
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 # Keys of the response of a supervised row.
 ANSWERS = ("completion", "response", "output")
 KNOWN = (
-  *(*ANSWERS, *rankings.JUDGED, *rankings.VERDICTS),
+  *(*ANSWERS, *labels.JUDGED, *rankings.VERDICTS),
   *("chosen", "rejected", "text", "ranked", "tools"),
   *beside.COLUMNS,
   *(
@@ -44,7 +45,8 @@ LAYOUTS = (
   "{messages, chosen, rejected} {instruction, chosen, rejected} "
   "{prompt, responses, scores or ranks} {prompt, ranked} {text, score} "
   "{instruction, completions of response and overall_score}; for supervised "
-  "training {prompt, completion} {messages} {instruction, input, output}"
+  "training {prompt, completion} {messages} {instruction, input, output}; the "
+  "same with a label, true or false, for losses of single responses"
 )
 
 
@@ -56,13 +58,15 @@ class PreferencePair:
   "name" and "tool_call_id" where the row has them; beside "tool_calls" the
   content may be None.  A content may be a list of {"type": "text", "text"}.
 
-  `rejected` is None in a supervised row, which has one response.
+  `rejected` is None where a row has one response: a supervised one, or one
+  with a label.
   """
 
   prompt: str | list
   chosen: str | list
   rejected: str | list | None
   tools: list | None = None  # descriptions of what may be called
+  desirable: bool | None = None  # the label of a single response
   reference_weights: tuple | None = None  # K that sum to 1; see WeightColumn
 
 
@@ -90,6 +94,8 @@ def pairs_of(row, where):
     )
   system = instructions.system(row, where)
   tools = messages.tools(row.get("tools"), f"{where}: tools")
+  is_single = any(pair.rejected is None for pair in pairs)
+  label = labels.label(row, where) if is_single else None
   for pair in pairs[:1]:
     if not dialogues.says_nothing(pair.chosen):  # else it is dropped
       prompts.refuse_unasked(row, pair.prompt, where)
@@ -103,7 +109,12 @@ def pairs_of(row, where):
       if isinstance(side, list):  # a text has no turns, but many letters
         messages.refuse_unscored(side)
   return [
-    dataclasses.replace(pair, prompt=messages.plain(pair.prompt), tools=tools)
+    dataclasses.replace(
+      pair,
+      prompt=messages.plain(pair.prompt),
+      tools=tools,
+      desirable=label,
+    )
     for pair in pairs
   ]
 
@@ -207,12 +218,7 @@ def _answer(row, key, prompt, where):
   turns = [name for name in prompts.TURNS if name in row]
   if "chosen" in row or "rejected" in row or not (turns or answers and key):
     return None
-  if judged := [name for name in rankings.JUDGED if name in row]:
-    raise InputError(
-      f"{where}: {judged[0]!r} stands beside {(answers or turns)[0]!r}: a "
-      "response that is judged is no supervised one, and alone it is no pair; "
-      "leave the column out if the response is good"
-    )
+  labels.refuse_judged(row, (answers or turns)[0], where)
   if len(answers) > 1:
     raise InputError(f"{where}: {' and '.join(answers)} are two; give one")
   if answers and key:
@@ -420,9 +426,9 @@ def in_turns(pair, where):
   if not isinstance(pair.prompt, str):
     return pair
   sides = pair.chosen, pair.rejected
-  turns = PreferencePair(*dialogues.turns_of(pair.prompt, sides, where))
+  prompt, chosen, rejected = dialogues.turns_of(pair.prompt, sides, where)
   return dataclasses.replace(
-    turns, tools=pair.tools, reference_weights=pair.reference_weights
+    pair, prompt=prompt, chosen=chosen, rejected=rejected
   )
 
 

@@ -2,6 +2,7 @@
 """Sources of pairs: a file, a prepared TFDS directory, the Hugging Face hub."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import numpy as np
 
 from mrpo_jax.data import formats
 from mrpo_jax.data.chat.messages import is_plain
-from mrpo_jax.data.reading import prepared, shards, values
+from mrpo_jax.data.reading import labels, prepared, shards, values
 from mrpo_jax.errors import InputError, in_one_line
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def load(name, *, conversations="", weights=None):
+def load(name, *, conversations="", weights=None, unpair=False):
   """All pairs of what a name stands for.
 
   Args:
@@ -33,6 +34,7 @@ def load(name, *, conversations="", weights=None):
       given, in a folder of files all of it.
     conversations: "hh" makes turns of plain dialogues of Human: and Assistant:.
     weights: a WeightColumn to read, too.
+    unpair: make two single responses of each pair, the good one first.
 
   Raises:
     InputError: it stands for nothing, a row in it is no pair, or a plain text
@@ -50,7 +52,24 @@ def load(name, *, conversations="", weights=None):
       f"{name}: {texts} of {len(pairs)} pairs are plain text, the others "
       "conversations; a chat template is for these alone"
     )
-  return pairs
+  return _unpaired(pairs, name) if unpair else pairs
+
+
+def _unpaired(pairs, name):
+  """Single responses with labels, two of each pair."""
+  found = []
+  for place, pair in enumerate(pairs):
+    if pair.rejected is None:
+      raise InputError(
+        f"{name}: pair {place} is a single response, and data.unpair is of "
+        "pairs; leave it out"
+      )
+    good = dataclasses.replace(pair, rejected=None, desirable=True)
+    found += [
+      good,
+      dataclasses.replace(good, chosen=pair.rejected, desirable=False),
+    ]
+  return found
 
 
 def names_of(name):
@@ -99,12 +118,14 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
   with contextlib.redirect_stdout(sys.stderr):  # a command prints its result
     pairs = load(path)
   _refuse_unencodable(pairs, path)
-  supervised = sum(pair.rejected is None for pair in pairs)
-  if 0 < supervised < len(pairs):
-    raise InputError(
-      f"{path}: {supervised} of {len(pairs)} pairs have no rejected response; "
-      "prepare them apart"
-    )
+  for what, count in (
+    ("no rejected response", sum(pair.rejected is None for pair in pairs)),
+    ("a label", sum(pair.desirable is not None for pair in pairs)),
+  ):
+    if 0 < count < len(pairs):
+      raise InputError(
+        f"{path}: {count} of {len(pairs)} pairs have {what}; prepare them apart"
+      )
   metadata = {"fingerprint": fingerprint(pairs), "split": split}
 
   from mrpo_jax.data.tfds import PreferencePairs
@@ -143,7 +164,11 @@ def _refuse_unencodable(pairs, path):
 def pair_id(pair):
   """SHA-256 of one pair's content."""
   content = [pair.prompt, pair.chosen, pair.rejected]
-  return _sha256([*content, pair.tools] if pair.tools else content)
+  if pair.tools:
+    content.append(pair.tools)
+  if pair.desirable is not None:
+    content.append({"desirable": pair.desirable})
+  return _sha256(content)
 
 
 def prompt_id(pair):
@@ -210,10 +235,14 @@ def _prepared(rows):
   """Pairs as `prepare` has read them: nothing is left to be understood."""
   pairs = []
   for row in rows:
-    row = {k: values.as_text_or_turns(v, k) for k, v in _row(row).items()}
+    row = {
+      key: value if key == "label" else values.as_text_or_turns(value, key)
+      for key, value in _row(row).items()
+    }
     chosen = row["completion"] if "completion" in row else row["chosen"]
     sides = row["prompt"], chosen, row.get("rejected")
-    pairs.append(formats.PreferencePair(*sides))
+    label = labels.label(row, f"row {len(pairs) + 1}")
+    pairs.append(formats.PreferencePair(*sides, desirable=label))
   return pairs
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 
 from mrpo_jax.data import encode, pack, source, truncate
+from mrpo_jax.data.mismatched import beside
 from mrpo_jax.data.reading import dialogues
 from mrpo_jax.data.templates import DEFAULT, chat_template, check_syntax
 from mrpo_jax.errors import InputError
@@ -31,6 +32,7 @@ class Table:
   fingerprints: list  # of each pair and of where it is cut
   ids: list  # of each pair as the file has it
   weights: list  # of each pair its reference_weights
+  labels: list  # of each pair whether its one response is good; None of pairs
   dropped: int  # rows left out
   truncated: int  # rows kept of which something was cut
 
@@ -44,6 +46,8 @@ def encode_table(
   row_length,
   places=None,
   chosen_only=False,
+  labelled=False,
+  mismatched=False,
   **limits,
 ):
   """Encodes a split under every tokenizer and keeps what all can use.
@@ -57,11 +61,16 @@ def encode_table(
     places: of each pair among those of the file; None: they are all of it.
     chosen_only: leave the rejected responses out?  Supervised training does
       not read them.
+    labelled: are they single responses with a label?
+    mismatched: are those given the responses of other prompts to stand beside
+      them?  See `mismatched.beside`.
     **limits: max_prompt and max_response, in tokens.
   """
   places = range(len(pairs)) if places is None else places
-  if not chosen_only:
-    _refuse_supervised(pairs, places, origin)
+  _refuse_others(pairs, places, origin, chosen_only, labelled)
+  ids = [source.pair_id(pair) for pair in pairs]
+  if mismatched:
+    pairs = beside(pairs, origin)
   chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
   if chats:
     _check_templates(tokenizers)
@@ -103,8 +112,9 @@ def encode_table(
       )
       for i in kept
     ],
-    ids=[source.pair_id(pairs[i]) for i in kept],
+    ids=[ids[i] for i in kept],
     weights=[pairs[i].reference_weights for i in kept],
+    labels=[pairs[i].desirable for i in kept],
     dropped=len(pairs) - len(kept),
     truncated=truncated,
   )
@@ -122,17 +132,38 @@ def _encoded(split, pairs, tokenizers, limits):
     ]
 
 
-def _refuse_supervised(pairs, places, origin):
-  alone = [
-    place
-    for place, pair in zip(places, pairs, strict=True)
-    if pair.rejected is None
-  ]
-  if alone:
-    raise InputError(
-      f"{origin}: {len(alone)} of {len(pairs)} pairs have no rejected "
-      f"response, the first is pair {alone[0]}; without one there is "
-      "supervised training alone, config.loss.name='nll'"
+def _refuse_others(pairs, places, origin, chosen_only, labelled):
+  """InputError where rows are not what the loss learns from."""
+  singles = "config.loss.name='kto_unpaired', 'apo_zero_unpaired' or "
+  singles += "'bco_unpaired'"
+
+  def refuse(is_other, have, why):
+    some = zip(places, pairs, strict=True)
+    others = [place for place, pair in some if is_other(pair)]
+    if others:
+      raise InputError(
+        f"{origin}: {len(others)} of {len(pairs)} pairs have {have}, the first "
+        f"is pair {others[0]}; {why}"
+      )
+
+  if labelled:
+    refuse(
+      lambda pair: pair.desirable is None,
+      "no label, true or false, of a single response",
+      f"{singles} learn from rows like prompt, completion, label; "
+      "data.unpair=True makes such rows of pairs",
+    )
+    return
+  refuse(
+    lambda pair: pair.desirable is not None,
+    "one response with a label",
+    f"{singles} learn from those alone",
+  )
+  if not chosen_only:
+    refuse(
+      lambda pair: pair.rejected is None,
+      "no rejected response",
+      "without one there is supervised training alone, config.loss.name='nll'",
     )
 
 

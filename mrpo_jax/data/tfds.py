@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TFDS data set `preference_pairs`; importing this imports TFDS.
 
-Each of prompt, chosen and rejected, or of prompt and completion in supervised
-rows, is a sequence of {role, content}.  A plain text is one message whose role
-is empty, so that one schema holds both kinds.
+Each of prompt, chosen and rejected, or of prompt and completion in rows of one
+response, is a sequence of {role, content}.  A plain text is one message whose
+role is empty, so that one schema holds both kinds.  A label is a boolean.
 """
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from mrpo_jax.errors import InputError
 
 PAIRED = {side: side for side in ("prompt", "chosen", "rejected")}
 SUPERVISED = {"prompt": "prompt", "completion": "chosen"}
+LABELLED = SUPERVISED | {"label": "desirable"}
 
 
 class PreferencePairs(tfds.core.GeneratorBasedBuilder):
@@ -29,8 +31,7 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
   ):
     self.name = name or type(self).name  # TFDS names the directory by it.
     self._pairs, self._split, self._metadata = pairs, split, metadata
-    supervised = any(pair.rejected is None for pair in pairs)
-    self._columns = SUPERVISED if supervised else PAIRED
+    self._columns = _columns(pairs)
     super().__init__(file_format="array_record", **to)
 
   def _info(self):
@@ -41,7 +42,12 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description="Preference pairs: a prompt, a chosen, a rejected response.",
-      features=features.FeaturesDict(dict.fromkeys(self._columns, turns)),
+      features=features.FeaturesDict(
+        {
+          column: features.Scalar(np.bool_) if column == "label" else turns
+          for column in self._columns
+        }
+      ),
       metadata=tfds.core.MetadataDict(self._metadata or {}),
       disable_shuffling=True,
     )
@@ -60,6 +66,13 @@ class PreferencePairs(tfds.core.GeneratorBasedBuilder):
           for column, side in self._columns.items()
         },
       )
+
+
+def _columns(pairs):
+  """{column: field of PreferencePair}; all pairs are of one kind."""
+  if any(pair.desirable is not None for pair in pairs):
+    return LABELLED
+  return SUPERVISED if any(pair.rejected is None for pair in pairs) else PAIRED
 
 
 def _turns(value):

@@ -50,6 +50,7 @@ from mrpo_jax.losses.pair import hinge as hinge
 from mrpo_jax.losses.pair import ipo as ipo
 from mrpo_jax.losses.pair import robust_dpo as robust_dpo
 from mrpo_jax.losses.regression import dar as dar
+from mrpo_jax.losses.regression import expectile as expectile
 from mrpo_jax.losses.regression import qrpo as qrpo
 from mrpo_jax.losses.regression import reward_quantile as reward_quantile
 from mrpo_jax.losses.regression import sppo as sppo
@@ -59,10 +60,10 @@ from mrpo_jax.losses.related import advantage_weighted as advantage_weighted
 from mrpo_jax.losses.related import apa as apa
 from mrpo_jax.losses.related import apo_zero_unpaired as apo_zero_unpaired
 from mrpo_jax.losses.related import awr as awr
+from mrpo_jax.losses.related import bco_unpaired as bco_unpaired
 from mrpo_jax.losses.related import bradley_terry as bradley_terry
 from mrpo_jax.losses.related import diffusion_dpo as diffusion_dpo
 from mrpo_jax.losses.related import ema as ema
-from mrpo_jax.losses.related import expectile as expectile
 from mrpo_jax.losses.related import kto_unpaired as kto_unpaired
 from mrpo_jax.losses.related import ppo_clip as ppo_clip
 from mrpo_jax.losses.related import value_loss as value_loss

@@ -197,3 +197,26 @@ def dar(
   weight_B = jnp.exp(jnp.minimum(exponent_B, MAX_EXPONENT))
   weight_B = jax.lax.stop_gradient(jnp.minimum(weight_B, cap))
   return -weight_B * widen(logp_B)
+
+
+@checked
+def expectile(residual: ArrayLike, *, tau: ArrayLike = 0.7) -> jax.Array:
+  """Expectile regression: errors above count tau, errors below 1 - tau.
+
+      loss = | tau - 1[residual < 0] | * residual^2
+
+  Args:
+    residual: return minus value, any shape.
+    tau: in (0, 1); 0.5 is half the square.
+
+  Returns:
+    One value per element, float32 or better.
+
+  Source: HPO, arXiv:2405.17956; its tau is unverified.
+
+  >>> import jax.numpy as jnp
+  >>> expectile(jnp.array([2.0, -2.0]), tau=0.75).tolist()
+  [3.0, 1.0]
+  """
+  residual = widen(residual)
+  return jnp.where(residual < 0, 1.0 - tau, tau) * jnp.square(residual)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mrpo_jax.losses.arguments import checked
+from mrpo_jax.losses.batch import masked_moments
 from mrpo_jax.losses.pair import margin
 from mrpo_jax.shapes import check, widen
 
@@ -320,29 +321,6 @@ def advantage_weighted(
 
 
 @checked
-def expectile(residual: ArrayLike, *, tau: ArrayLike = 0.7) -> jax.Array:
-  """Expectile regression: errors above count tau, errors below 1 - tau.
-
-      loss = | tau - 1[residual < 0] | * residual^2
-
-  Args:
-    residual: return minus value, any shape.
-    tau: in (0, 1); 0.5 is half the square.
-
-  Returns:
-    One value per element, float32 or better.
-
-  Source: HPO, arXiv:2405.17956; its tau is unverified.
-
-  >>> import jax.numpy as jnp
-  >>> expectile(jnp.array([2.0, -2.0]), tau=0.75).tolist()
-  [3.0, 1.0]
-  """
-  residual = widen(residual)
-  return jnp.where(residual < 0, 1.0 - tau, tau) * jnp.square(residual)
-
-
-@checked
 def kto_unpaired(
   logratio_B: ArrayLike,
   desirable_B: ArrayLike,
@@ -351,6 +329,8 @@ def kto_unpaired(
   kl_shift: ArrayLike = 0.0,
   desirable_weight: ArrayLike = 1.0,
   undesirable_weight: ArrayLike = 1.0,
+  mismatched_logratio_B: ArrayLike | None = None,
+  valid_B: ArrayLike | None = None,
 ) -> jax.Array:
   """Kahneman-Tversky optimization of single responses, each good or bad.
 
@@ -365,6 +345,9 @@ def kto_unpaired(
     desirable_weight: on good responses.
     undesirable_weight: on bad ones; keep n_d weight_d / (n_u weight_u)
       between 1 and 4/3.
+    mismatched_logratio_B: log-ratio of another prompt's response to this
+      prompt; the mean over the batch is z then, whatever kl_shift is.
+    valid_B: true for real responses, over which that mean is; None means all.
 
   Returns:
     loss_B: one value per response, float32 or better.
@@ -377,6 +360,11 @@ def kto_unpaired(
   [1.5, 0.5]
   """
   check(logratio_B=logratio_B, desirable_B=desirable_B)
+  if mismatched_logratio_B is not None:
+    check(logratio_B=logratio_B, mismatched_logratio_B=mismatched_logratio_B)
+    valid_B = jnp.ones_like(desirable_B) if valid_B is None else valid_B
+    check(logratio_B=logratio_B, valid_B=valid_B)
+    kl_shift, _ = masked_moments(mismatched_logratio_B, valid_B)
   shift = jnp.maximum(jax.lax.stop_gradient(widen(kl_shift)), 0.0)
   reward_B = beta * (widen(logratio_B) - shift)
   good_B = desirable_weight * jax.nn.sigmoid(-reward_B)
@@ -386,19 +374,29 @@ def kto_unpaired(
 
 @checked
 def apo_zero_unpaired(
-  logratio_B: ArrayLike, desirable_B: ArrayLike, *, beta: ArrayLike = 0.1
+  logratio_B: ArrayLike,
+  desirable_B: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  desirable_weight: ArrayLike = 1.0,
+  undesirable_weight: ArrayLike = 1.0,
 ) -> jax.Array:
   """`apo_zero` on single responses, each good or bad.
 
-      loss = 1 - sigmoid(beta r)   where desirable,   sigmoid(beta r)   else
+      desirable:    weight_d * (1 - sigmoid(beta r))
+      undesirable:  weight_u * sigmoid(beta r)
+
+  It is `kto_unpaired` with z = 0.
 
   Args:
     logratio_B: policy minus reference log-probability of a response; nats.
     desirable_B: true where the response is a good one.
     beta: inverse temperature, per nat.
+    desirable_weight: on good responses.
+    undesirable_weight: on bad ones.
 
   Returns:
-    loss_B: in (0, 1), float32 or better.
+    loss_B: one value per response, float32 or better.
 
   Source: APO, arXiv:2408.06266; TRL 1.16's KTO trainer.
 
@@ -407,6 +405,49 @@ def apo_zero_unpaired(
   >>> apo_zero_unpaired(jnp.zeros(2), good_B).tolist()
   [0.5, 0.5]
   """
+  return kto_unpaired(
+    logratio_B,
+    desirable_B,
+    beta=beta,
+    desirable_weight=desirable_weight,
+    undesirable_weight=undesirable_weight,
+  )
+
+
+@checked
+def bco_unpaired(
+  logratio_B: ArrayLike,
+  desirable_B: ArrayLike,
+  *,
+  beta: ArrayLike = 0.1,
+  shift: ArrayLike = 0.0,
+) -> jax.Array:
+  """Binary classifier optimization of single responses, each good or bad.
+
+      desirable:    -log sigmoid(beta r - shift)
+      undesirable:  -log sigmoid(shift - beta r)
+
+  Args:
+    logratio_B: policy minus reference log-probability of a response; nats.
+    desirable_B: true where the response is a good one.
+    beta: inverse temperature, per nat; the authors use 0.01.
+    shift: delta, the mean reward beta r so far; no gradient.  A method
+      remembers it over all responses of its steps, this batch included.
+
+  Returns:
+    loss_B: nats, float32 or better.
+
+  Source: BCO, arXiv:2404.04656; delta as in TRL's BCO trainer, without the
+  weights that match the prompts' distributions.
+
+  >>> import jax.numpy as jnp
+  >>> good_B = jnp.array([True, False])
+  >>> got_B = bco_unpaired(jnp.full(2, 20.0), good_B, shift=2.0)
+  >>> bool(jnp.allclose(got_B, jnp.log(2.0)))
+  True
+  """
   check(logratio_B=logratio_B, desirable_B=desirable_B)
-  sign_B = jnp.where(desirable_B, -1.0, 1.0)
-  return jax.nn.sigmoid(sign_B * beta * widen(logratio_B))
+  shift = jax.lax.stop_gradient(widen(shift))
+  logit_B = beta * widen(logratio_B) - shift
+  sign_B = jnp.where(desirable_B, 1.0, -1.0)
+  return -jax.nn.log_sigmoid(sign_B * logit_B)

@@ -57,7 +57,8 @@ def assume(setup, lengths):
   mean = np.array([lengths[0], lengths[1], lengths[1]])
   spread = np.random.default_rng(0).uniform(*SPREAD, (batch, 3))
   length_N3 = np.clip(np.round(mean * spread).astype(int), 1, most)
-  if setup.method.supervised:
+  method = setup.method
+  if method.supervised or method.unpaired and not method.mismatched:
     length_N3[:, 2] = 0
   if length_N3.sum(1).max() > data.row_length:
     raise InputError(

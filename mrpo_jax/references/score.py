@@ -15,7 +15,7 @@ from mrpo_jax.progress import Progress
 from mrpo_jax.references.store import Scores
 
 
-def known_of(characters, scores, K, weights=None, rewards=None):
+def known_of(characters, scores, K, weights=None, rewards=None, labels=None):
   """batches.Known of N pairs.
 
   Args:
@@ -24,12 +24,15 @@ def known_of(characters, scores, K, weights=None, rewards=None):
     K: how many references there are.
     weights: N of K weights of the references; None where pairs have none.
     rewards: N of (chosen, rejected), where the method reads them.
+    labels: N of whether a single response is good; None of pairs.
   """
   arrays = {"character_BC": np.array(characters, np.float32).reshape(-1, 2)}
   if weights is not None:
     arrays["weight_BK"] = np.array(weights, np.float32).reshape(-1, K)
   if rewards is not None:
     arrays["aux_reward_BC"] = np.array(rewards, np.float32).reshape(-1, 2)
+  if labels is not None:
+    arrays["desirable_B"] = np.array(labels, bool)
   if not scores:
     return Known(arrays)
   shape = (len(characters), 2, K)

@@ -161,8 +161,9 @@ class Store:
       scores: Scores of them.
 
     Raises:
-      ValueError: a number that is not finite, a response without tokens, or
-        arrays of other shapes; names the pair.
+      ValueError: a number that is not finite, a response without tokens but a
+        rejected one that is not there, or arrays of other shapes; names the
+        pair.
     """
     if not len(pairs):
       return
@@ -272,7 +273,10 @@ def _as_table(pairs, scores, per_token):
     for choice, value_P in zip(CHOICES, value_PC.T, strict=True):
       columns[f"{name}_{choice}"] = pa.array(value_P, kind)
   bad_PC = ~np.isfinite(scores.logp_PC) | ~np.isfinite(scores.entropy_PC)
-  bad_PC |= np.asarray(scores.token_PC) < 1
+  # A single response has no other: no tokens, and so nothing of any.
+  token_PC = np.asarray(scores.token_PC)
+  is_absent_P = (token_PC[:, 1] == 0) & (np.asarray(scores.logp_PC)[:, 1] == 0)
+  bad_PC |= token_PC < np.stack([np.ones_like(is_absent_P), ~is_absent_P], 1)
   if bad_PC.any():
     pair = pairs[int(np.argmax(bad_PC.any(axis=1)))]
     raise ValueError(

@@ -138,8 +138,11 @@ def policy_mean_margins(pairs):
 
 
 def chosen_nll(pairs):
-  """Negative log-likelihood of the chosen response, per token."""
-  if _rewarded(pairs):
+  """Negative log-likelihood of the chosen response, per token.
+
+  Of single responses with labels, some of which are bad, there is none.
+  """
+  if _rewarded(pairs) or any("desirable" in one for one in pairs):
     return None
   return {one["pair"]: -one["policy"][0] / one["tokens"][0] for one in pairs}
 

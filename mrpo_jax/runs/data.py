@@ -72,7 +72,12 @@ def load_by_file(config, splits=SPLITS):
       )
     if name:
       found[split] = [
-        source.load(one, conversations=data.conversations, weights=column)
+        source.load(
+          one,
+          conversations=data.conversations,
+          weights=column,
+          unpair=data.unpair,
+        )
         for one in names
       ]
   return found

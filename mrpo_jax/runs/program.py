@@ -165,8 +165,9 @@ def _given(setup, views):
   }
   weights = [] if setup.method.mixing.by_pair else None
   rewards = [] if setup.objective.needs("aux_reward_BC") else None
+  labels = [] if setup.method.unpaired else None
   K = len(setup.objective.references)
-  known = known_of([], scores, K, weights, rewards)
+  known = known_of([], scores, K, weights, rewards, labels)
   if setup.method.tokens is not None:
     known = Known({}, tokens=dict.fromkeys(GIVEN, []))
   return known.of(setup.packing, np.arange(0), views)

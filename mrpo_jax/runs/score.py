@@ -271,7 +271,8 @@ class ScorePlan:
     }
     weights = table.weights if self.setup.method.mixing.by_pair else None
     rewards = self.rewards.read(split) if self.setup.rewards else None
-    return known_of(characters, scores, len(names), weights, rewards)
+    labels = table.labels if self.setup.method.unpaired else None
+    return known_of(characters, scores, len(names), weights, rewards, labels)
 
   def measured(self, split):
     """The arguments of `Method.measure`: every reference on one split."""

@@ -15,6 +15,7 @@ from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.table import encode_table
 from mrpo_jax.errors import InputError, blames
+from mrpo_jax.losses.arguments import keywords_of
 from mrpo_jax.runs import memory
 from mrpo_jax.runs.config import BEST, Config
 from mrpo_jax.runs.config.method import check_best, chosen_method
@@ -178,13 +179,48 @@ def _tables(config, method, tokenizers, pairs, places):
       origin=getattr(config.data, split),
       row_length=config.data.row_length,
       chosen_only=method.supervised,
+      labelled=method.unpaired,
+      mismatched=method.mismatched,
       max_prompt=config.data.max_prompt,
       max_response=config.data.max_response,
     )
     for split, rows in pairs.items()
   }
   sandbox.close()
+  if method.unpaired:
+    _say_labels(method, tables["train"])
   return tables
+
+
+BALANCE = 1.0, 4 / 3  # weighted good responses to bad ones: KTO, section 4.2
+
+
+def _say_labels(method, table):
+  """Says how many responses are good; warns where weights do not balance it."""
+  good, total = sum(table.labels), len(table.labels)
+  logger.info(f"train: {good:,} of {total:,} responses are desirable")
+  bad = total - good
+  if not good or not bad:
+    logger.warning(
+      f"warning: all {total:,} responses of train have the label "
+      f"{'true' if good else 'false'}: there is nothing to tell them from"
+    )
+    return
+  names = ("desirable_weight", "undesirable_weight")
+  taken = keywords_of(method.loss)
+  if not {*names} <= taken.keys():
+    return
+  up, down = ({**taken, **method.hyper}[name] for name in names)
+  least, most = BALANCE
+  if not least * bad * down <= good * up <= most * bad * down:
+    low, high = (bad * down / good * edge for edge in BALANCE)
+    other_low, other_high = (good * up / bad / edge for edge in BALANCE[::-1])
+    logger.warning(
+      "warning: weighted desirable to undesirable responses are "
+      f"{good * up:g} to {bad * down:g}; between 1 and 4/3 is usual: set "
+      f"config.loss.desirable_weight from {low:.3g} to {high:.3g}, or "
+      f"undesirable_weight from {other_low:.3g} to {other_high:.3g}"
+    )
 
 
 def mesh_of(config, devices=None):

@@ -26,6 +26,7 @@ class FixedFigures:
   character_BC: jax.Array | None = None  # as the data have them
   weight_BK: jax.Array | None = None  # of the references, as the data have them
   aux_reward_BC: jax.Array | None = None  # of the responses, as the store has
+  desirable_B: jax.Array | None = None  # labels of single responses
   ref_length_BCK: jax.Array | None = None  # in each reference's tokens
   ref_logp_BCK: jax.Array | None = None  # nats
   normalised_entropy_BC: jax.Array | None = None  # of reference 0, in [0, 1]
@@ -69,11 +70,12 @@ def reference_figures(objective, references, views, given):
     views: see `step.train_step`.
     given: dict of what is known of the pairs beforehand: `character_BC`,
       characters of the responses; `weight_BK` where the data weigh the
-      references; `aux_reward_BC` where the method follows rewards; where
-      references were scored `ref_logp_BCK`
-      and `ref_length_BCK` (of the others any number), `entropy_BC` of
-      reference 0 and `ref_token_logp_ARMK`, if the method needs them;
-      `tokens_ARM` of rollouts.  It may be empty where all are online.
+      references; `aux_reward_BC` where the method follows rewards;
+      `desirable_B` of single responses; where references were scored
+      `ref_logp_BCK` and `ref_length_BCK` (of the others any number),
+      `entropy_BC` of reference 0 and `ref_token_logp_ARMK`, if the method
+      needs them; `tokens_ARM` of rollouts.  It may be empty where all are
+      online.
 
   Where the method needs the divergence from the reference, that one's
   log-probabilities come with it, in the PolicyFigures.  Of rollouts all is
@@ -86,6 +88,7 @@ def reference_figures(objective, references, views, given):
     character_BC=given.get("character_BC"),
     weight_BK=given.get("weight_BK"),
     aux_reward_BC=given.get("aux_reward_BC"),
+    desirable_B=given.get("desirable_B"),
   )
   if objective.method.tokens is not None:
     return fixed.replace(tokens_ARM=_of_rollouts(objective, given))
@@ -286,6 +289,7 @@ def method_arguments(figures, fixed):
     character_BC=fixed.character_BC,
     weight_BK=fixed.weight_BK,
     aux_reward_BC=fixed.aux_reward_BC,
+    desirable_B=fixed.desirable_B,
     valid_B=fixed.valid_B,
     normalised_entropy_BC=fixed.normalised_entropy_BC,
     kl_BC=figures.kl_BC,

@@ -19,7 +19,7 @@ from mrpo_jax.training.figures import (
   reference_logps,
   said_of_responses,
 )
-from mrpo_jax.training.metrics import pair_metrics, summary
+from mrpo_jax.training.metrics import pair_metrics, ranking, summary
 from mrpo_jax.training.objective import Objective
 from mrpo_jax.training.step import summed_figures
 
@@ -70,10 +70,12 @@ class HeldOut:
         for name, value_B in values.items():
           value_B = value_B.astype(np.float64)[: len(indices)]
           found.setdefault(name, []).append(value_B)
-        records = _records(indices, figures, fixed)
+        unpaired = self.objective.method.unpaired
+        records = _records(indices, figures, fixed, unpaired)
         pairs += [self._named(index, one) for index, one in records]
     found = {name: np.concatenate(parts) for name, parts in found.items()}
-    return summary(found, lambda value_N: float(np.mean(value_N))), pairs
+    means = summary(found, lambda value_N: float(np.mean(value_N)))
+    return means | ranking(found), pairs
 
   def _named(self, index, record):
     """A record with which pair it is of, and of which prompt."""
@@ -115,10 +117,18 @@ def evaluated(objective, references, base, trained, seed, views, fixed):
   return summed_figures(figures_of, params, parts, key)
 
 
-def _records(indices, figures, fixed):
+def _of_own(value):
+  """Of [B, C] or [B, C, K] what is of single responses, 0 beside them."""
+  own = np.zeros_like(value)
+  own[:, 0] = value[:, 0]
+  return own
+
+
+def _records(indices, figures, fixed, unpaired=False):
   """(index, JSON-ready dict) of real pairs: sums, of which margins follow.
 
   Of a reward model `rewards` stand where `policy` has log-probabilities.
+  Single responses have their label, and 0 where a pair has its rejected one.
   """
   ref_logp_BCK = reference_logps(figures, fixed)
   policy, lengths, references = processes.whole(
@@ -127,6 +137,11 @@ def _records(indices, figures, fixed):
   if references is None:
     references = np.zeros((*policy.shape, 0), np.float32)
   what = "policy" if figures.reward_BC is None else "rewards"
+  labels = [{}] * len(indices)
+  if unpaired:
+    good_B = processes.whole(fixed.desirable_B).tolist()
+    labels = [{"desirable": good} for good in good_B]
+    policy, lengths, references = map(_of_own, (policy, lengths, references))
   for n, index in enumerate(indices):
     yield (
       index,
@@ -134,5 +149,6 @@ def _records(indices, figures, fixed):
         what: policy[n].tolist(),
         "references": references[n].T.tolist(),  # [K][C]
         "tokens": lengths[n].astype(int).tolist(),
+        **labels[n],
       },
     )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of preference pairs: rewards against each kind of reference."""
+"""Metrics of preference pairs and of single responses with labels."""
 
 import functools
 import itertools
 
 import jax.numpy as jnp
+import numpy as np
 
 from mrpo_jax import losses
 from mrpo_jax.losses.related import token_mean
@@ -23,7 +24,8 @@ def pair_metrics(objective, state, figures, fixed):
   means per token); `policy/` against none, `policy_mean/` against none per
   token.  Log-probabilities are those of all tokens alike, whatever the loss
   weighs them by.  A scalar head has rewards alone, by their plain names, and
-  rollouts the figures of their tokens.
+  rollouts the figures of their tokens.  Single responses have no pairs: see
+  `_of_feedback`.
   """
   method = objective.method
   if method.tokens is not None:
@@ -35,6 +37,8 @@ def pair_metrics(objective, state, figures, fixed):
       reward_BC, jnp.zeros_like(reward_BC), beta=1.0
     )
     return {"loss": loss_B} | _only_rewards(rewards)
+  if method.unpaired:
+    return _of_feedback(objective, state, figures, fixed)
   logp_BC, length_BC = figures.logp_BC, fixed.length_BC
   ref_logp_BCK = reference_logps(figures, fixed)
   values = {"loss": losses_of(objective, state, figures, fixed)}
@@ -49,21 +53,104 @@ def pair_metrics(objective, state, figures, fixed):
   if ref_logp_BCK is None:
     return values | against(logp_BC, zero_BC)
   values |= against(logp_BC, ref_logp_BCK[..., 0])
-  policy_BC, ref_BCK = method.scaled(
-    logp_BC,
-    ref_logp_BCK,
-    state=state,
-    length_BC=length_BC,
-    ref_length_BCK=fixed.ref_length_BCK,
-    character_BC=fixed.character_BC,
-  )
-  state = method.mixing.of_pairs(state, fixed.weight_BK)
-  virtual_BC = method.virtual(ref_BCK, state)
-  rewards = against(policy_BC, virtual_BC)
+  state, policy_BC, ref_BCK = _in_unit(objective, state, figures, fixed)
+  rewards = against(policy_BC, method.virtual(ref_BCK, state))
   values |= _rewards("virtual", rewards)
   values |= losses.gradient_metrics(rewards["rewards/margins"])
   values |= _of_each_reference(objective, state, ref_BCK)
   return values | _as_they_are(objective, ref_logp_BCK, fixed)
+
+
+def _in_unit(objective, state, figures, fixed):
+  """(state with the weights of these pairs, policy_BC, ref_BCK)."""
+  method = objective.method
+  policy_BC, ref_BCK = method.scaled(
+    figures.logp_BC,
+    reference_logps(figures, fixed),
+    state=state,
+    length_BC=fixed.length_BC,
+    ref_length_BCK=fixed.ref_length_BCK,
+    character_BC=fixed.character_BC,
+  )
+  return method.mixing.of_pairs(state, fixed.weight_BK), policy_BC, ref_BCK
+
+
+def _of_feedback(objective, state, figures, fixed):
+  """dict of value_B of single responses, each with a label.
+
+  What ends in `/chosen` is of those that are good and 0 at the others, and
+  `/rejected` the other way round: `summary` divides them by their shares.  A
+  reward is right where it has the sign of the label.
+  """
+  method, good_B = objective.method, fixed.desirable_B
+  values = {"loss": losses_of(objective, state, figures, fixed)}
+  values["desirable"] = good_B.astype(jnp.float32)
+  logp_BC = figures.logp_BC
+  ref_logp_BCK = reference_logps(figures, fixed)
+  state, policy_BC, ref_BCK = _in_unit(objective, state, figures, fixed)
+  logratio_BC = policy_BC - method.virtual(ref_BCK, state)
+  for prefix, reward_B in (
+    ("", method.beta * (logp_BC - ref_logp_BCK[..., 0])[:, 0]),
+    ("virtual/", method.beta * logratio_BC[:, 0]),
+  ):
+    values |= _of_labels(f"{prefix}rewards", reward_B, good_B)
+    is_right_B = jnp.where(good_B, reward_B, -reward_B) > 0
+    values[f"{prefix}rewards/accuracies"] = is_right_B.astype(jnp.float32)
+  values |= _of_labels("logps", logp_BC[:, 0], good_B)
+  if method.mismatched:
+    values["kl"] = logratio_BC[:, 1]
+  weight, _ = method.mixing.shares(state, ref_BCK)
+  about = losses.reference_metrics(ref_BCK, weight, **method.mixing.mean)
+  for k, name in enumerate(objective.names):
+    for figure in ("weight", "responsibility"):
+      values[f"references/{name}/{figure}"] = about[figure][:, k]
+  own = fixed.replace(ref_length_BCK=fixed.ref_length_BCK[:, :1])
+  if fixed.character_BC is not None:
+    own = own.replace(character_BC=fixed.character_BC[:, :1])
+  return values | _as_they_are(objective, ref_logp_BCK[:, :1], own)
+
+
+def _of_labels(name, value_B, good_B):
+  return {
+    f"{name}/chosen": jnp.where(good_B, value_B, 0.0),
+    f"{name}/rejected": jnp.where(good_B, 0.0, value_B),
+  }
+
+
+def _by_label(means):
+  """Means over the responses of a label, of sums over all; 0 for none.
+
+  Margins are their differences, 0 where there is one label alone.
+  """
+  share = means["desirable"]
+  found = {}
+  for side, part in (("chosen", share), ("rejected", 1 - share)):
+    for name, mean in means.items():
+      if name.endswith(f"/{side}"):
+        found[name] = mean / (part + (part == 0))
+  for name in [*found]:
+    if name.endswith("rewards/chosen"):
+      start = name.removesuffix("chosen")
+      gap = found[name] - found[f"{start}rejected"]
+      found[f"{start}margins"] = gap * (0 < share) * (share < 1)
+  return found
+
+
+def ranking(values):
+  """{"rewards/auc": ...} of value_N of single responses; {} of pairs.
+
+  That is how often a good response has a larger reward than a bad one, where
+  ties count half.  Without one of both there is none.
+  """
+  if "desirable" not in values:
+    return {}
+  reward_N = values["rewards/chosen"] + values["rewards/rejected"]
+  good_N = values["desirable"] > 0
+  bad = np.sort(reward_N[~good_N])
+  if not 0 < len(bad) < len(reward_N):
+    return {}
+  below = [np.searchsorted(bad, reward_N[good_N], s) for s in ("left", "right")]
+  return {"rewards/auc": float(np.mean(below) / len(bad))}
 
 
 OF_TOKENS = {  # figures of `TokenLoss` -> names of metrics
@@ -145,8 +232,8 @@ def _as_they_are(objective, ref_logp_BCK, fixed):
 def summary(values, mean):
   """Means of value_B over pairs, and what follows from them.
 
-  That is the deviations of those that spread, and, of rollouts, how much of
-  the returns the value explains.
+  That is the deviations of those that spread; of single responses the means by
+  label; of rollouts how much of the returns the value explains.
 
   `mean` takes one value_B, an array of any library.
   """
@@ -155,6 +242,8 @@ def summary(values, mean):
     if name == "gradient_scale" or _is_margin(name):
       variance = mean((value_B - means[name]) ** 2)
       means[f"{name}_sd"] = variance**0.5
+  if "desirable" in means:
+    means |= _by_label(means)
   if "error" in means:
     means["value/explained_variance"] = _explained(means)
     means = {name: one for name, one in means.items() if name not in MOMENTS}

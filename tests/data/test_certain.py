@@ -685,8 +685,8 @@ def test_a_message_that_says_two_things_is_refused():
   [
     {"helpfulness": 0, "correctness": 0},
     {"correctness": 4},
-    {"kto_tag": False},
-    {"kto_tag": True},
+    {"is_desirable": False},
+    {"accepted": True},
     {"desirable": False},
     {"reward": -3},
     {"overall_score": 0.0},

@@ -81,7 +81,10 @@ def test_the_layouts_of_one_response(row, pair):
 @pytest.mark.parametrize(
   "row, message",
   [
-    ({"prompt": "p", "completion": "c", "label": True}, "'label' stands besid"),
+    (
+      {"prompt": "p", "completion": "c", "is_good": True},
+      "'is_good' stands besid",
+    ),
     ({"messages": [Q, OWL], "rejected_response": "x"}, "'rejected_response' s"),
     ({"prompt": "p", "response": "c", "score": 3}, "'score' stands beside 're"),
     ({"prompt": "p", "completion": "c", "output": "d"}, "are two; give one"),

@@ -30,9 +30,10 @@ DEFAULTS = {
   "apa": dict(lam=0.1),
   "apo_down": dict(beta=0.1),
   "apo_zero": dict(beta=0.1),
-  "apo_zero_unpaired": dict(beta=0.1),
+  "apo_zero_unpaired": dict(WEIGHTS, beta=0.1),
   "awr": dict(lam=2.0),
   "bco": dict(beta=0.1, shift=0.0),
+  "bco_unpaired": dict(beta=0.1, shift=0.0),
   "bdpo": dict(beta=0.1, mixing=0.5),
   "bpo": dict(beta=0.1, scale_B=1.0, power=1.0),
   "bradley_terry": dict(center=0.0),
@@ -53,7 +54,9 @@ DEFAULTS = {
   "hinge": dict(beta=0.1, scale_B=1.0),
   "ipo": dict(beta=0.1, scale_B=1.0),
   "kto": dict(WEIGHTS, beta=0.1, kl_shift=0.0),
-  "kto_unpaired": dict(WEIGHTS, beta=0.1, kl_shift=0.0),
+  "kto_unpaired": dict(
+    WEIGHTS, beta=0.1, kl_shift=0.0, mismatched_logratio_B=None, valid_B=None
+  ),
   "minor_dpo": dict(beta=0.1),
   "nca": dict(beta=0.1),
   "nll": dict(),
@@ -211,10 +214,12 @@ def test_defaults_are_the_published_ones_and_keyword_only(name):
 
 
 KEYWORDS = [(n, k) for n in FUNCTIONS for k in DEFAULTS[n]]
+MISMATCHED_B = jnp.array([3.0, 1.0, 2.0, -1.0])
 OTHER = dict(
   divergence="js",
   detach_weight=False,
   label_smoothing=0.3,
+  mismatched_logratio_B=MISMATCHED_B,
   mixing=0.8,
   tau=0.4,
   valid_B=jnp.array([True, True, False, True]),
@@ -222,6 +227,7 @@ OTHER = dict(
 NEEDED = {
   ("dar", "cap"): dict(lam=0.01),  # so that a weight reaches it
   ("f_dpo", "alpha"): dict(divergence="alpha"),
+  ("kto_unpaired", "valid_B"): dict(mismatched_logratio_B=MISMATCHED_B),
 }
 
 
@@ -371,6 +377,7 @@ AT_THE_START = {
   "apo_zero": 1.0,
   "apo_zero_unpaired": 0.5,
   "bco": 2 * LN_2,
+  "bco_unpaired": LN_2,
   "bdpo": LN_2,
   "bpo": 0.0,
   "bpo -0.5": 0.0,
@@ -422,7 +429,8 @@ def test_value_while_the_policy_is_the_reference(case):
 
 OF_SINGLE_REWARDS = (
   """
-alpha_po apo_down apo_zero apo_zero_unpaired bco bdpo cal_dpo dpop kto
+alpha_po apo_down apo_zero apo_zero_unpaired bco bco_unpaired bdpo cal_dpo
+dpop kto
 kto_unpaired minor_dpo nca orpo qrpo simper sppo sppo_hard
 """.split()
   + [name for name in VARIANTS if name.startswith("f_dpo")]

@@ -48,7 +48,8 @@ def test_which_losses_take_betas():
   free |= {"bradley_terry", "apa", "awr", "ppo"}
   across = {"aot", "aot_unpaired", "dr_dpo", "beta_dpo"}
   no_beta = {"mnpo"}
-  assert others == free | across | no_beta
+  single = {"kto_unpaired", "apo_zero_unpaired", "bco_unpaired"}
+  assert others == free | across | no_beta | single
 
 
 @pytest.mark.parametrize("mixture", ["harmonic", "multi"])

@@ -25,6 +25,7 @@ FIGURES_BC = dict(
   token_loss_BC=jnp.array([[4.0, 0.0], [2.5, 0.0]]),
   valid_B=jnp.array([True, False]),
   aux_reward_BC=jnp.array([[0.75, 0.25], [1.0, 0.0]]),
+  desirable_B=jnp.array([False, True]),
 )
 
 
@@ -52,6 +53,9 @@ MADE = {
   "mean_logp_B": [-2.0, -2.0],
   "gold_mean_logp_B": [-2.0, -2.0],
   "logratio_BC": [[-2.0, -2.5], [1.0, 0.0]],
+  "logratio_B": [-2.0, 1.0],
+  "mismatched_logratio_B": [-2.5, 0.0],
+  "desirable_B": [False, True],
   "ref_logp_BC": [[-1.0, -2.0], [-3.0, -1.0]],
   "ref_mean_logp_BC": [[-1.0, -2.0], [-3.0, -1.0]],
   "ref_margin_BK": [1.0, -2.0],  # of each of K, here the one
@@ -147,6 +151,8 @@ def having(what):
 def test_what_follows_from_an_array():
   assert having("from_reference") == {
     "logratio_BC",
+    "logratio_B",
+    "mismatched_logratio_B",
     "ref_logp_BC",
     "ref_mean_logp_BC",
     "ref_margin_BK",
@@ -155,11 +161,14 @@ def test_what_follows_from_an_array():
   assert having("all_references") == {"ref_margin_BK"}
   assert having("over_tokens") == {"kl_BC"}
   assert having("dispersed") == {"scale_B", "phi_B"}
-  assert having("across_batch") == {"valid_B"}
+  assert having("across_batch") == {"valid_B", "mismatched_logratio_B"}
   assert having("of_scalar_head") == {"reward_BC"}
   assert having("number") == {"win_rate_BC", "phi_B"}
   assert having("known_at_start") == {
     "logratio_BC",
+    "logratio_B",
+    "mismatched_logratio_B",
+    "desirable_B",
     "kl_BC",
     "win_rate_BC",
     "phi_B",

@@ -142,6 +142,7 @@ FIGURES = dict(
   ),
   aux_reward_BC=jnp.array([[1.0, 0.0], [0.5, 0.25], [0.0, 1.0], [2.0, -1.0]]),
   value_B=jnp.array([0.5, 0.0, 0.25, -0.5]),
+  desirable_B=jnp.array([True, False, False, True]),
 )
 POLICY_BC = -jnp.asarray(RNG.uniform(5, 12, (4, 2)).astype(np.float32))
 REF_BCK = -jnp.asarray(RNG.uniform(5, 12, (4, 2, 3)).astype(np.float32))
@@ -180,6 +181,20 @@ BY_HAND = {
   "rainbow_po": lambda: losses.rainbow_po(MEAN_BC, REF_MEAN_BC),
   "alpha_dpo": lambda: losses.alpha_dpo(MEAN_BC, REF_MEAN_BC),
   "tpo": lambda: losses.tpo(POLICY_BC, CHOSEN_MEAN_B),
+  "kto_unpaired": lambda: losses.kto_unpaired(
+    RATIO_BC[:, 0],
+    FIGURES["desirable_B"],
+    kl_shift=RATIO_BC[:, 1].mean(),
+  ),
+  "apo_zero_unpaired": lambda: losses.apo_zero_unpaired(
+    RATIO_BC[:, 0], FIGURES["desirable_B"]
+  ),
+  # Before the first step the shift is the mean of this batch's rewards.
+  "bco_unpaired": lambda: losses.bco_unpaired(
+    RATIO_BC[:, 0],
+    FIGURES["desirable_B"],
+    shift=0.1 * RATIO_BC[:, 0].mean(),
+  ),
   "mrpo": lambda: losses.mrpo(POLICY_BC, REF_BCK[..., :1]),
   "multi_dpo": lambda: losses.multi_dpo(POLICY_BC, REF_BCK[..., :1]),
   # Before the first step the running margin is this batch's: beta is beta.
@@ -587,6 +602,40 @@ def test_thompson_judges_its_reference_by_feedback():
   assert (other["weights"].key != state["weights"].key).any()
 
 
+def test_single_responses_against_a_mixture_by_hand():
+  # r = -2 of the response and -1 of the mismatched one: z = 1.
+  policy_BC = jnp.array([[-1.0, 0.0]])
+  ref_BCK = jnp.log(jnp.array([[[0.25, 0.75], [0.5, 0.5]]]))  # means 1/2
+  method = losses.build(
+    "kto_unpaired", mixture="arithmetic", beta=1.0, weights=(1, 1)
+  )
+  got = method(policy_BC, ref_BCK, desirable_B=jnp.array([True]))
+  # beta (r - z) = (-1 + ln 2) - (0 + ln 2) = -1
+  np.testing.assert_allclose(got, [1 / (1 + np.exp(-1.0))], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "given,match",
+  [
+    (dict(weights="adaptive"), "weights 'adaptive' compare those of pairs"),
+    (dict(weights="thompson"), "it takes uniform, by_pair or numbers"),
+    (dict(scale="zscore"), "scale 'zscore' is of pairs"),
+    (dict(clip=dict(epsilon_max=0.1)), "does not take 'clip'"),
+    (dict(kl_shift=1.0), "does not take 'kl_shift'"),
+    (dict(nll=1.0), "does not take 'nll'"),
+    (dict(token_weight="wpo"), "does not take 'token_weight'"),
+    (dict(auxiliary="hpo"), "does not take 'auxiliary'"),
+  ],
+)
+def test_what_compares_two_responses_is_refused_of_single_ones(given, match):
+  with pytest.raises(ValueError, match=match):
+    losses.build("kto_unpaired", **given)
+  with pytest.raises(ValueError, match="does not take 'shift'"):
+    losses.build("bco_unpaired", shift=1.0)
+  with pytest.raises(ValueError, match="does not take the loss 'kto_unpair"):
+    losses.build("combine", losses=("kto_unpaired",), loss_weights=(1.0,))
+
+
 # What it says of itself.
 
 
@@ -594,7 +643,10 @@ def test_which_methods_look_across_the_batch():
   coupled = {
     name for name in NAMES if losses.build(name, **GIVEN.get(name, {})).coupled
   }
-  assert coupled == {"aot", "aot_unpaired", "dr_dpo", "beta_dpo"}
+  assert coupled == {
+    *("aot", "aot_unpaired", "dr_dpo", "beta_dpo"),
+    *("kto_unpaired", "bco_unpaired"),
+  }
   assert losses.build("alpha_dpo", running=0.9).coupled
 
 
@@ -625,6 +677,8 @@ def test_the_loss_where_policy_and_reference_agree():
     ("mallows_theta", np.log(2)),
     ("mallows_phi", np.log(2)),
     ("sppo", 25.0),
+    ("kto_unpaired", 0.5),
+    ("bco_unpaired", np.log(2)),
   ):
     assert losses.build(name).start_loss == pytest.approx(want), name
   # References that agree are one, whatever their number and weights.

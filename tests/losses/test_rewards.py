@@ -74,6 +74,69 @@ def test_kto_by_hand():
   close(got, [[2 * sigmoid(-0.5), 3 * sigmoid(-1)]])
 
 
+def test_the_weights_of_apo_zero_of_single_responses():
+  given = dict(desirable_weight=2.0, undesirable_weight=3.0)
+  for got_B, weight, want_B in zip(
+    by_response(losses.apo_zero_unpaired, **given),
+    given.values(),
+    by_response(losses.apo_zero_unpaired),
+    strict=True,
+  ):
+    close(got_B, weight * want_B)
+
+
+def test_bco_of_single_responses_by_hand():
+  # -log s(1 - 1/8) where it is good, -log s(1/8 - 1) where it is bad
+  got_B = losses.bco_unpaired(
+    jnp.array([2.0, 2.0]), jnp.array([True, False]), beta=0.5, shift=0.125
+  )
+  close(got_B, [logistic(0.875), logistic(-0.875)])
+
+
+def test_bco_is_the_sum_over_its_responses():
+  given = dict(beta=0.3, shift=0.7)
+  got = sum(by_response(losses.bco_unpaired, **given))
+  close(got, losses.bco(LOGRATIO, **given))
+
+
+def test_the_shift_of_bco_of_single_responses_has_no_gradient():
+  def total(shift):
+    good_B = jnp.ones(4, bool)
+    return losses.bco_unpaired(LOGRATIO[:, 0], good_B, shift=shift).sum()
+
+  assert jax.grad(total)(jnp.array(2.0)) == 0.0
+
+
+def test_kto_estimates_its_shift_from_mismatched_responses():
+  # z = (3 + 1) / 2, without the one that is none
+  given = dict(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
+  good_B = jnp.array([True, False, True])
+  logratio_B = jnp.array([4.0, 1.0, 0.0])
+  got_B = losses.kto_unpaired(
+    logratio_B,
+    good_B,
+    mismatched_logratio_B=jnp.array([3.0, 1.0, 50.0]),
+    valid_B=jnp.array([True, True, False]),
+    **given,
+  )
+  close(got_B[:2], [2 * sigmoid(-1), 3 * sigmoid(-0.5)])
+  # A mean below 0 counts as 0.
+  got_B = losses.kto_unpaired(
+    logratio_B, good_B, mismatched_logratio_B=jnp.full(3, -1.0), **given
+  )
+  close(got_B, losses.kto_unpaired(logratio_B, good_B, **given))
+
+
+def test_mismatched_responses_have_no_gradient():
+  def total(mismatched_B):
+    good_B = jnp.ones(4, bool)
+    return losses.kto_unpaired(
+      LOGRATIO[:, 0], good_B, mismatched_logratio_B=mismatched_B
+    ).sum()
+
+  assert not jax.grad(total)(jnp.full(4, 2.0)).any()
+
+
 def test_kto_is_the_same_on_single_responses():
   given = dict(
     beta=0.3, kl_shift=0.4, desirable_weight=1.2, undesirable_weight=1.6

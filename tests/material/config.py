@@ -3,8 +3,8 @@
 
   mrpo train --config=tests/material/config.py:aot,inputs=DIR --workdir=W
 
-DIR holds the Hugging Face folders `base` and `second`, and `pairs.jsonl`: see
-`inputs.py`.
+DIR holds the Hugging Face folders `base` and `second`, `pairs.jsonl` and, of
+single responses, `labelled.jsonl`: see `inputs.py`.
 """
 
 from configs import quickstart
@@ -20,16 +20,18 @@ LOSS = {
 SEVERAL = ("mrpo", "multi_dpo", "mnpo")
 NONE = ("nll", "simpo", "simper", "alpha_po", "cpo", "slic", "orpo", "tpo")
 NONE += ("bradley_terry",)
+UNPAIRED = ("kto_unpaired", "apo_zero_unpaired", "bco_unpaired")
 LIMITS = dict(max_prompt=32, max_response=32)
 
 
 def get_config(arg=""):
-  arg = configs.parse_arg(arg, run="dpo", inputs="")
+  arg = configs.parse_arg(arg, run="dpo", inputs="", several=False)
   c = quickstart.get_config("dpo,debug")
   c.steps = 5
   c.eval_every = 0
   c.checkpoint_every = 0
-  c.data.train = f"{arg.inputs}/pairs.jsonl"
+  rows = "labelled" if arg.run in UNPAIRED else "pairs"
+  c.data.train = f"{arg.inputs}/{rows}.jsonl"
   c.data.eval = ""
   c.data.update(LIMITS)
   c.data.row_length = 128
@@ -43,7 +45,7 @@ def get_config(arg=""):
     c.data.rewards = dict(names=("words",), words=words)
   if arg.run in NONE:
     c.references = dict(names=())
-  elif arg.run in SEVERAL:
+  elif arg.run in SEVERAL or arg.several:
     second = dict(path=f"{arg.inputs}/second")
     c.references.names = ("base", "second")
     c.references.second = second

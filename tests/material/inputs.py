@@ -3,6 +3,7 @@
 
 import functools
 import gzip
+import json
 
 import jax
 
@@ -27,6 +28,17 @@ def write_pairs(path, count=40, skip=0):
     path.write_bytes(b"".join(file.readlines()[skip : skip + count]))
 
 
+def write_labelled(path, pairs):
+  """The responses of pairs as rows with a label, the good ones first."""
+  rows = [
+    {"prompt": pair.prompt, "completion": response, "label": label}
+    for label in (True, False)
+    for pair in pairs
+    for response in [pair.chosen if label else pair.rejected]
+  ]
+  path.write_text("\n".join(map(json.dumps, rows)))
+
+
 def save(folder, config, params, tokenizer):
   # From the host: slices of device arrays are compiled, one by one.
   hub.save(folder, config, jax.device_get(params), tokenizer=tokenizer)
@@ -42,6 +54,7 @@ def make_inputs(folder):
   write_pairs(folder / "pairs.jsonl")
   write_pairs(folder / "few.jsonl", 8)
   pairs = list(formats.read(folder / "pairs.jsonl"))
+  write_labelled(folder / "labelled.jsonl", pairs)
   texts = [text for pair in pairs for text in formats.texts(pair)]
   for name, (kind, shape) in MODELS.items():
     tokenizer = (

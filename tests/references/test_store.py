@@ -156,6 +156,40 @@ def test_what_is_written_is_read_in_any_order_and_repeated(tmp_path, tokens):
   assert one.known() == set(names([1, 2, 3, 4, 5]))
 
 
+def alone(numbers, **changed):
+  """Of single responses: 0 where a pair has its rejected one."""
+  given = scores(numbers, tokens=True)
+  own = {
+    name: getattr(given, name) * np.array([1, 0], getattr(given, name).dtype)
+    for name in ("logp_PC", "token_PC", "character_PC", "entropy_PC")
+  }
+  own["token_logps"] = [
+    (chosen, np.float32([])) for chosen, _ in given.token_logps
+  ]
+  return store.Scores(**{**own, **changed})
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_single_responses_have_nothing_beside_them(tmp_path, tokens):
+  none = {} if tokens else dict(token_logps=None)
+  one = store.Store(tmp_path, MATERIAL, per_token=tokens)
+  one.write(names([1, 2]), alone([1, 2], **none))
+  same(one.read(names([2, 1])), alone([2, 1], **none))
+
+
+@pytest.mark.parametrize(
+  "changed",
+  [
+    dict(logp_PC=np.float32([[-2.5, -1.0]])),  # of a response that is not there
+    dict(token_PC=np.int32([[0, 0]]), logp_PC=np.float32([[0.0, 0.0]])),
+  ],
+)
+def test_what_has_no_tokens_has_no_figures(tmp_path, changed):
+  one = store.Store(tmp_path, MATERIAL)
+  with pytest.raises(ValueError, match="or a response has no tokens"):
+    one.write(names([1]), alone([1], token_logps=None, **changed))
+
+
 @pytest.mark.parametrize("tokens", [False, True])
 def test_reading_nothing_gives_nothing(tmp_path, tokens):
   one = filled(tmp_path, tokens=tokens)

@@ -78,6 +78,8 @@ def test_five_steps_of_every_method(name):
     params = parameters.init(policy.config, jax.random.key(0))
   rewarded = objective.needs("aux_reward_BC")
   given = {"aux_reward_BC": jnp.ones((PAIRS, 2))} if rewarded else {}
+  if objective.method.unpaired:
+    given["desirable_B"] = jnp.arange(PAIRS) % 2 == 0
   own = value.start(objective, transformation, 0)
   state = train_state.create(
     params, transformation, objective.method.init(len(names)) | own

@@ -11,13 +11,6 @@ RESPONSES, ORDERS = (
   ("responses", "completions", "outputs"),
   ("scores", "score", "ranks", "rank"),
 )
-# Keys that judge a response, which alone is then no supervised one.
-JUDGED = ("rejected_response", "rejected_messages", "label", "labels")
-JUDGED += ("rating", "ratings", *ORDERS, "overall_score")
-JUDGED += ("reward", "rewards", "votes", "upvotes", "downvotes", "is_safe")
-JUDGED += ("desirable", "is_desirable", "is_good")
-JUDGED += ("kto_tag", "preference", "preferred", "is_preferred", "accepted")
-JUDGED += ("helpfulness", "correctness", "coherence", "harmlessness")
 
 # Columns of what each of two responses is worth, and of which is better.
 WORTH = ("score", "rating", "reward", "avg_rating", "average_rating", "rank")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from mrpo_jax.losses.arguments import check_numbers
 from mrpo_jax.losses.methods import choices
-from mrpo_jax.losses.related import advantage_weighted, expectile
+from mrpo_jax.losses.regression import expectile
+from mrpo_jax.losses.related import advantage_weighted
 from mrpo_jax.shapes import check, widen
 
 

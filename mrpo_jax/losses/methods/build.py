@@ -28,6 +28,8 @@ from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT, TokenLoss
 AS_PUBLISHED = "published"  # what a choice is unless given
 # What it is where nothing was published.
 USUAL = dict(weights="uniform", nll=0.0, scale="sum", official_weights=False)
+# Of losses of single responses: what a batch, or the steps before it, say.
+FOUND = {"kl_shift", "shift"}
 
 
 @by_name
@@ -127,6 +129,8 @@ def _method(name, loss, given):
   choices.refuse(_called(name), given, _taken(loss, given), numbers)
   defaults = {"official_weights": False, **keywords}
   check_numbers(_called(name), {**given, **numbers}, defaults)
+  if _is_unpaired(loss):
+    _refuse_comparing(name, given)
   strength = given.get("adaptive_beta")
   token_weight, token_arrays, pair_weight = choices.token_weight(
     given.get("token_weight")
@@ -142,6 +146,7 @@ def _method(name, loss, given):
     memory=Memory(
       choices.momentum(given.get("running", 0.9 if strength else None)),
       strength,
+      of_rewards=loss is related.bco_unpaired,
     ),
     token_weight=token_weight,
     token_arrays=token_arrays,
@@ -189,6 +194,8 @@ def _taken(loss, given):
   alone = list(arrays_of(loss)) == ["mean_logp_B"]
   if alone or any(one.of_scalar_head for one in asked):
     return taken
+  if _is_unpaired(loss):
+    return taken - FOUND | {"mixture", "weights", "scale"}
   taken |= {"nll", "auxiliary"}
   if not any(one.over_tokens for one in asked):
     taken |= {"token_weight"}
@@ -211,6 +218,26 @@ def _taken(loss, given):
   if "std" in keywords or given.get("adaptive_beta") is not None:
     taken |= {"running"}
   return taken
+
+
+def _is_unpaired(loss):
+  return "desirable_B" in arrays_of(loss)
+
+
+def _refuse_comparing(name, given):
+  """A ValueError for a choice that compares the two responses of a pair."""
+  scale = given.get("scale", USUAL["scale"])
+  _, called = choices.rule(given.get("weights", USUAL["weights"]))
+  if called not in ("", "uniform", "by_pair"):
+    raise ValueError(
+      f"{_called(name)} reads single responses, and weights {called!r} compare "
+      "those of pairs; it takes uniform, by_pair or numbers"
+    )
+  if scale not in ("sum", "mean", "character"):
+    raise ValueError(
+      f"{_called(name)} reads single responses, and scale {scale!r} is of "
+      "pairs; it takes sum, mean or character"
+    )
 
 
 def _mixing(name, given, asked):

@@ -39,6 +39,7 @@ LOSSES = {
     ),
     *(unreferenced.rainbow_po, unreferenced.alpha_dpo, unreferenced.tpo),
     related.bradley_terry,
+    *(related.kto_unpaired, related.apo_zero_unpaired, related.bco_unpaired),
   )
 }
 # All but the maker of losses.
@@ -94,7 +95,7 @@ TRL_NAMES = {
   "apo_down": "apo_down",
   "discopop": "discopop",
   "sft": "nll",  # per response here, over all tokens of the batch there
-  "kto": "kto",
+  "kto": "kto",  # of pairs; of its KTO trainer's rows kto_unpaired
   "kto_pair": "kto",
   "simpo": "simpo",
   "alphapo": "alpha_po",

@@ -31,6 +31,7 @@ FIGURES = {
   "token_loss_BC": "rollouts: of every token log-probabilities, advantage and "
   "return; a value head",
   "aux_reward_BC": "rewards of the responses, from the store",
+  "desirable_B": "single responses with labels",
   "value_B": "values of the prompts, by a network beside the policy",
 }
 
@@ -128,6 +129,24 @@ INPUTS = {
   "ref_logp_BC": Input(lambda given: given.ref, from_reference=True),
   "ref_mean_logp_BC": Input(
     lambda given: given.ref, from_reference=True, per_token=True
+  ),
+  # Of single responses, which stand where a pair has its chosen one; a response
+  # of another prompt, where it is asked for, stands in the other's place.
+  "logratio_B": Input(
+    lambda given: (given.policy_BC - given.ref)[:, CHOSEN],
+    from_reference=True,
+    known_at_start=True,
+  ),
+  "mismatched_logratio_B": Input(
+    lambda given: (given.policy_BC - given.ref)[:, REJECTED],
+    from_reference=True,
+    across_batch=True,
+    known_at_start=True,
+  ),
+  "desirable_B": Input(
+    lambda given: given.figure("desirable_B"),
+    needs=("desirable_B",),
+    known_at_start=True,
   ),
   "ref_margin_BK": Input(
     lambda given: given.ref[:, CHOSEN] - given.ref[:, REJECTED],

@@ -28,19 +28,35 @@ from mrpo_jax.losses.methods.token_loss import TokenLoss
 from mrpo_jax.losses.pair import margin
 from mrpo_jax.losses.unreferenced import nll
 from mrpo_jax.losses.weighting import stateless, uniform_weights
-from mrpo_jax.shapes import axes_of, check, widen
+from mrpo_jax.shapes import CHOSEN, axes_of, check, widen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Memory:
-  """A running mean of the margin, and the beta that follows it (beta-DPO)."""
+  """Running means: of the margin, and of the reward (BCO).
+
+  Of the margin follows a beta (beta-DPO).
+  """
 
   running: float | None  # momentum of the running margin; None for no memory
   adaptive_beta: float | None  # strength
+  of_rewards: bool = False  # the mean over all single responses so far
 
   def init(self):
-    """Its part of a method's state: sums of mean, deviation, 1."""
-    return {} if self.running is None else {"margin": jnp.zeros(3)}
+    """Its part of a method's state.
+
+    Of the margin sums of mean, deviation, 1; of rewards their mean and number.
+    """
+    found = {} if self.running is None else {"margin": jnp.zeros(3)}
+    return found | ({"reward": jnp.zeros(2)} if self.of_rewards else {})
+
+  def rewards(self, state, reward_B, valid_B):
+    """Mean and number of the rewards so far, this batch included."""
+    before, count = state["reward"]
+    mean, _ = masked_moments(jax.lax.stop_gradient(reward_B), valid_B)
+    new = len(reward_B) if valid_B is None else jnp.sum(valid_B)
+    share = new / jnp.maximum(count + new, 1.0)
+    return jnp.stack([before + share * (mean - before), count + new])
 
   def sums(self, state, margin_B, valid_B):
     """Decayed sums of the margin's mean and deviation, this batch included."""
@@ -120,8 +136,8 @@ class Method:
         `wpo_weight`; `normalised_entropy_BC` under reference 0; `weight_BK`,
         how much each reference is trusted with weights "by_pair";
         `aux_reward_BC` and `value_B` of an auxiliary term, in units of reward;
-        `token_loss_BC`, sums of what `tokens` gives; `valid_B`, the real
-        pairs.
+        `token_loss_BC`, sums of what `tokens` gives; `desirable_B`, which of
+        single responses are good; `valid_B`, the real pairs.
 
     Raises:
       ValueError: a figure that the method needs is missing; one that is not
@@ -200,6 +216,16 @@ class Method:
     return list(arrays_of(self.loss)) == ["mean_logp_B"]
 
   @property
+  def unpaired(self):
+    """Reads single responses, each good or bad."""
+    return "desirable_B" in inputs_of(self.loss)
+
+  @property
+  def mismatched(self):
+    """Wants a response of another prompt beside each single one."""
+    return "mismatched_logratio_B" in inputs_of(self.loss)
+
+  @property
   def reads_differences(self):
     """Its token weight asks which tokens of a pair differ."""
     return "differs" in self.token_arrays
@@ -208,7 +234,8 @@ class Method:
   def coupled(self):
     """A pair's loss depends on the other pairs of the batch."""
     across = any(one.across_batch for one in inputs_of(self.loss).values())
-    return across or self.memory.running is not None
+    memory = self.memory
+    return across or memory.running is not None or memory.of_rewards
 
   @property
   def learns(self):
@@ -222,21 +249,25 @@ class Method:
     added = (self.pair_weight, self.auxiliary)
     if not known or self.nll or any(one is not None for one in added):
       return None
-    zero_BC, betas = jnp.zeros((1, 2)), self.mixing.betas
-    sizes = {"B": 1, "C": 2, "K": 1 if betas is None else len(betas)}
+    zero_BC, betas = jnp.zeros((2, 2)), self.mixing.betas
+    sizes = {"B": 2, "C": 2, "K": 1 if betas is None else len(betas)}
     figures = {
       name: jnp.ones([sizes[axis] for axis in axes_of(name)])
       for name in self.needs
     }
     figures["kl_BC"] = zero_BC
+    if self.unpaired:  # one of each label: their weights may differ
+      figures["desirable_B"] = jnp.array([True, False])
     if betas is not None:
-      zero_BCK = jnp.zeros((1, 2, len(betas)))
-      return float(self(zero_BC, zero_BCK, **figures)[0])
-    # References that agree are one, whatever weighs them.
-    rule = stateless(uniform_weights)
-    one = dataclasses.replace(self.mixing, rule=rule, official_weights=False)
-    alone = dataclasses.replace(self, mixing=one)
-    return float(alone(zero_BC, zero_BC[..., None], **figures)[0])
+      alone, zero_BCK = self, jnp.zeros((2, 2, len(betas)))
+    else:
+      # References that agree are one, whatever weighs them.
+      rule = stateless(uniform_weights)
+      one = dataclasses.replace(self.mixing, rule=rule, official_weights=False)
+      alone = dataclasses.replace(self, mixing=one)
+      zero_BCK = zero_BC[..., None]
+    first, second = alone(zero_BC, zero_BCK, **figures).tolist()
+    return first if first == second else None
 
   # What it remembers.
 
@@ -287,6 +318,9 @@ class Method:
       margin_B = self._margin(own, policy_BC, ref_BCK)
       sums = self.memory.sums(state, margin_B, figures.get("valid_B"))
       state = {**state, "margin": sums}
+    if self.memory.of_rewards:
+      found = self._rewards(state, policy_BC, ref_BCK, figures)
+      state = {**state, "reward": found}
     if self.auxiliary is not None:
       state = self.auxiliary.update(state)
     return state if ref_BCK is None else self.mixing.update(state, ref_BCK)
@@ -339,6 +373,13 @@ class Method:
     """margin_B to the one reference that stands for K."""
     return margin(policy_BC - self.mixing.virtual(state, ref_BCK))
 
+  def _rewards(self, state, policy_BC, ref_BCK, figures):
+    """Mean and number of the rewards of single responses so far."""
+    own = self.mixing.of_pairs(state, figures.get("weight_BK"))
+    virtual_BC = self.mixing.virtual(own, ref_BCK)
+    reward_B = self.beta * (policy_BC - virtual_BC)[:, CHOSEN]
+    return self.memory.rewards(state, reward_B, figures.get("valid_B"))
+
   def _loss(self, given, state, ref_BCK):
     """loss_B before what is weighed or added pair by pair."""
     asked, hyper = inputs_of(self.loss), self._hyper(given, state, ref_BCK)
@@ -348,7 +389,12 @@ class Method:
       arrays = [against.array(key) for key in arrays_of(self.loss)]
       if beta is not None and jnp.ndim(beta) == 1:
         return _with_betas(self.loss, arrays, hyper, beta)
-      own = hyper if beta is None else {**hyper, "beta": beta}
+      own = hyper | {
+        key: against.array(key)
+        for key in keywords_of(self.loss)
+        if key in asked and asked[key].from_reference
+      }
+      own |= {} if beta is None else {"beta": beta}
       return _per_pair(self.loss(*arrays, **own), given.policy_BC)
 
     if not self.takes_reference:
@@ -364,11 +410,16 @@ class Method:
     hyper, takes = dict(self.hyper), keywords_of(self.loss)
     asked = inputs_of(self.loss)
     for key in takes:
+      if key not in asked or asked[key].from_reference:
+        continue  # what is of a reference goes with each
       # Without a dispersion the default, a number, is enough.
-      if key in asked and (given.dispersion or not asked[key].dispersed):
+      if given.dispersion or not asked[key].dispersed:
         hyper[key] = given.array(key)
     if any(one.all_references for one in asked.values()):
       hyper["weight"] = self.mixing.weights(state, ref_BCK)
+    if self.memory.of_rewards:
+      found = self._rewards(state, given.policy_BC, ref_BCK, given.figures)
+      hyper["shift"] = found[0]
     if self.memory.running is None:
       return hyper
     margin_B = self._margin(state, given.policy_BC, ref_BCK)

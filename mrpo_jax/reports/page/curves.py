@@ -11,7 +11,8 @@ CURVES = (  # figure of metrics.jsonl, title, how to read it, a line to compare
   (
     "eval/rewards/accuracies",
     "Held-out accuracy",
-    "share of pairs ranked rightly against reference 0; 0.5 is guessing",
+    "share of pairs ranked rightly against reference 0, or of single responses "
+    "whose reward has the sign of their label; 0.5 is guessing",
     0.5,
   ),
   (
@@ -27,7 +28,7 @@ CURVES = (  # figure of metrics.jsonl, title, how to read it, a line to compare
     "of each step's pairs; other methods, other losses",
     None,
   ),
-  ("rewards/accuracies", "Training accuracy", "of each step's pairs", 0.5),
+  ("rewards/accuracies", "Training accuracy", "of each step", 0.5),
   (
     "rewards/margins",
     "Training margin",

@@ -109,6 +109,12 @@ class Data(Listed):
     "",
     exclude_if=lambda kind: not kind,  # as above
   )
+  unpair: bool = key(
+    "make two rows of a pair, its responses with labels, for losses of single "
+    "responses",
+    False,
+    exclude_if=lambda unpair: not unpair,  # as above
+  )
   reference_weights: str = key(
     "column of the pairs' rows that holds the weights of their references, a "
     "list or an object by name; empty: loss.weights is for all pairs",

@@ -86,7 +86,7 @@ def _check_rollouts(config):
 def _check_online(config, method):
   """Raises InputError where a method cannot train on the policy's own pairs."""
   where = f"config.loss.name={config.loss.name!r} with config.online"
-  if method.supervised or method.of_rewards:
+  if method.supervised or method.of_rewards or method.unpaired:
     raise InputError(
       f"{where}: it trains on no pairs of a policy's own responses; leave out "
       "config.online, or name another loss"
@@ -167,5 +167,7 @@ def check_best(config, method):
     raise InputError(f"{key}: {method.name!r} is judged by 'eval/loss' alone")
   if method.of_rewards and figure.startswith(("eval/virtual", "eval/policy")):
     raise InputError(f"{key}: a reward model has no such figure")
+  if method.unpaired and "policy" in figure:
+    raise InputError(f"{key}: single responses have no such figure")
   if "virtual/" in figure and not method.takes_reference:
     raise InputError(f"{key}: {method.name!r} takes no reference")
