@@ -5,6 +5,8 @@ import json
 
 import huggingface_hub
 
+from mrpo_jax.snapshots import is_name
+
 TEMPLATE = """\
 ---
 {{ card_data }}
@@ -52,7 +54,7 @@ def card_text(config, step, metrics, *, library):
   ]
   card = huggingface_hub.ModelCard.from_template(
     huggingface_hub.ModelCardData(
-      library_name=library, tags=["mrpo_jax", loss]
+      library_name=library, tags=["mrpo_jax", loss], **_origins(config)
     ),
     template_str=TEMPLATE,
     loss=loss,
@@ -66,6 +68,17 @@ def card_text(config, step, metrics, *, library):
     config=json.dumps(config, indent=2),
   )
   return f"{card}\n"  # which the template engine takes off
+
+
+def _origins(config):
+  """The model and the data sets that the hub has by these names."""
+  base = config["policy"]["path"]
+  sources = [] if config.get("online") else config["data"]["train"].split(",")
+  names = [name.strip().partition(":")[0] for name in sources]
+  found = {"datasets": [name for name in names if is_name(name)]}
+  if is_name(base):
+    found["base_model"] = base.partition("@")[0]
+  return {key: value for key, value in found.items() if value}
 
 
 def _rounds(online):

@@ -28,6 +28,17 @@ def test_the_hub_reads_the_head_of_a_card():
   }
 
 
+def test_the_hub_links_what_is_there_by_its_name():
+  config = CONFIG | dict(
+    policy=dict(path="org/base@v2", adapter=None),
+    data=dict(train="org/pairs:train, mine.jsonl,/there/org/more"),
+  )
+  text = card_text(config, 3, {}, library="transformers")
+  found = huggingface_hub.ModelCard(text).data.to_dict()
+  assert found["base_model"] == "org/base"
+  assert found["datasets"] == ["org/pairs"]
+
+
 def test_a_card_says_where_the_model_comes_from():
   text = card_text(CONFIG, 3, {"loss": 0.5}, library="transformers")
   head, title, *_ = text.split("---\n\n")
