@@ -38,6 +38,7 @@ def train_run(config, workdir):
     config: BanditConfig.
     workdir: folder of the run; made if it does not exist.
   """
+  trackers.check(config.tracking.to_dict())
   workdir = pathlib.Path(workdir)
   with owner.owned(workdir, owner.before(workdir)):
     _train_in(workdir, config)

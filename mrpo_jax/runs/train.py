@@ -63,6 +63,7 @@ def train_run(
   stop, workdir = Stop(), pathlib.Path(workdir)
   # 1. Everything that can be wrong, before anything is written.
   before = owner.before(workdir)
+  trackers.check(config.tracking.to_dict())
   setup = set_up(config, workdir, allow_changed=allow_changed)
   looks = Looks(setup)
   rounds = RoundDriver(setup) if setup.labels is not None else None
