@@ -36,46 +36,50 @@ PLACE = "stream"  # of the Position, in the JSON beside a checkpoint
 
 def check_streaming(config, method):
   """Raises InputError where a run needs all its pairs before the first step."""
-  if not config.data.streaming:
-    return
-  for what, why in _refusals(config, method):
-    raise InputError(
-      f"config.data.streaming: {what} {why}, and streaming reads them as it "
-      "goes; leave one of the two out"
-    )
+  if config.data.streaming:
+    for why in _refusals(config, method):
+      raise InputError(
+        f"config.data.streaming reads pairs when it reaches them: {why}"
+      )
 
 
 def _refusals(config, method):
-  """(key or words, why it needs all pairs) of all that does."""
-  data, needs = config.data, "needs all pairs before the first step"
+  """What does not go with that, and what to do, of all there is."""
+  data = config.data
   if config.online.prompts:
-    yield "config.online.prompts", "makes its own pairs"
+    yield "config.online.prompts makes its own pairs; leave streaming out"
   if config.epochs:
-    yield "config.epochs", f"{needs}: give config.steps"
+    yield "config.epochs needs their number beforehand; give config.steps"
   if data.fraction != 1 or data.limit:
-    yield "config.data.fraction and config.data.limit", "choose among all pairs"
+    yield (
+      "config.data.fraction and config.data.limit choose among all of them; "
+      "leave them out"
+    )
   if data.unpair:
-    yield "config.data.unpair", "makes two rows of each of all pairs"
+    yield "config.data.unpair takes all of them; name rows that have a label"
   if data.weights:
-    yield "config.data.weights", "mixes by the pairs that each file has left"
+    yield "config.data.weights needs what each file has left; leave it out"
   if data.rewards.names:
-    yield "config.data.rewards", "are scored for all pairs first"
+    yield "config.data.rewards are computed for all first; leave streaming out"
   for name, section in config.models().items():
     key = key_of(name)
     if section.scored:
-      yield f"config.{key}.mode='scored'", "scores all pairs first"
+      yield f"config.{key}.mode='scored' scores all first; set it to 'online'"
     if not section.tokenizer.folder:
       yield (
-        f"config.{key}, whose tokenizer is trained here",
-        f"{needs}: name a folder in config.{key}.tokenizer",
+        f"config.{key} has a tokenizer trained on all of them; name a folder "
+        f"in config.{key}.tokenizer"
       )
   if method.mismatched:
     yield (
-      f"config.loss.name={config.loss.name!r}",
-      "takes responses of other prompts from all pairs",
+      f"config.loss.name={config.loss.name!r} takes responses of other prompts "
+      "from all of them; name another loss"
     )
   if method.measures:
-    yield "config.loss", "measures the references on pairs before the first"
+    yield (
+      "config.loss measures the references on pairs before the first step; "
+      "choose other config.loss.scale and weights"
+    )
 
 
 @dataclasses.dataclass
@@ -263,7 +267,7 @@ class Feed:
     position, total = self._ended[step], self._setup.stream.pairs.order.total
     why = ", ".join(f"{n:,} {reason}" for reason, n in position.dropped.items())
     logger.info(
-      f"train: {position.rows:,} of {total:,} rows used, "
-      f"{position.truncated:,} pairs truncated"
+      f"train: {position.rows:,} rows used ({position.rows / total:.3g} "
+      f"epochs), {position.truncated:,} pairs truncated"
       + (f"; dropped: {why}" if why else "")
     )

@@ -4,6 +4,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
 import logging
 
@@ -112,7 +113,8 @@ class PairStream:
     counts = [one.counts for one in sources]
     self._first = np.cumsum([0, *map(len, counts)])  # block of each source
     self.order = Order(np.concatenate(counts), seed, buffer)
-    self.mark = ",".join(one.mark for one in sources)
+    marks = "".join(one.mark for one in sources)
+    self.mark = hashlib.sha256(marks.encode()).hexdigest()
 
   def sample(self):
     """(place in words, pairs) of rows of the block that a run begins with."""
