@@ -5,9 +5,10 @@
 
 The pairs are the shorter ones of the embedded human preferences, again and
 again with a running number; the policy is tiny.  Printed are the seconds from
-the command to the line of the first step, the peak of resident memory, and
-pairs a second, beside a run that reads the first rows of the same file into
-memory.  The files stay in DIR: remove them afterwards.
+the command to the line of the first step, what the processors worked until
+then, the peak of resident memory, pairs a second, and the share of the time in
+which steps waited for their rows, beside runs on the first rows of the same
+file, streamed and in memory.  The files stay in DIR: remove them afterwards.
 """
 
 import argparse
@@ -49,15 +50,18 @@ def main():
   if given.make:
     return
   (model, *_), _ = material.random_models(workdir, "tiny", "float32", 1, pairs)
-  print("| run | size | first step | peak memory | pairs/s | for input |")
-  print("|---|---|---|---|---|---|")
+  print(
+    "| run | size | first step | of processors | peak memory | pairs/s | wait |"
+  )
+  print("|---|---|---|---|---|---|---|")
   whole, small = paths
   for what, path, streams in (
     ("streamed", whole, True),
     ("streamed", small, True),
     ("in memory", small, False),
   ):
-    print(row(what, path, run(workdir, model, path, streams, given.steps)))
+    found = run(workdir, model, path, streams, given.steps)
+    print(row(what, path, *found), flush=True)
 
 
 def embedded():
@@ -114,7 +118,7 @@ def sides(pair):
 
 
 def run(workdir, model, path, streams, steps):
-  """(seconds to the first line, peak bytes, lines of metrics.jsonl)."""
+  """(seconds and processor seconds to the first line, peak bytes, lines)."""
   to = workdir / f"run-{time.time_ns()}"
   command = [
     *(sys.executable, "-m", "mrpo_jax", "train", "dpo", f"--workdir={to}"),
@@ -125,27 +129,35 @@ def run(workdir, model, path, streams, steps):
   started = time.perf_counter()
   with open(workdir / "run.log", "w") as log:
     process = subprocess.Popen(command, stdout=log, stderr=log)
-  metrics, first = to / "metrics.jsonl", None
+  metrics, first, worked = to / "metrics.jsonl", None, None
   while True:
     if first is None and metrics.exists() and metrics.stat().st_size:
       first = time.perf_counter() - started
+      worked = processor_seconds(process.pid)
     pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     if pid:
       break
     time.sleep(0.05)
   if status:
     raise SystemExit((workdir / "run.log").read_text())
-  return first, usage.ru_maxrss * 1024, files.read_lines(metrics)
+  return first, worked, usage.ru_maxrss * 1024, files.read_lines(metrics)
 
 
-def row(what, path, found):
-  first, peak, lines = found
+def processor_seconds(pid):
+  """What a process has worked so far, all its threads together; Linux."""
+  fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+  user, system = fields.split()[11:13]
+  return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def row(what, path, first, worked, peak, lines):
+  """The line of the table of one run."""
   late = lines[len(lines) // 2 :]
   seconds = sum(line["seconds"] for line in late)
   waited = sum(line["seconds/input"] for line in late)
   return (
     f"| {what}, {path.name} | {path.stat().st_size / 1e9:.2f} GB "
-    f"| {first:.1f} s | {peak / 1e9:.2f} GB "
+    f"| {first:.1f} s | {worked:.1f} s | {peak / 1e9:.2f} GB "
     f"| {BATCH * len(late) / seconds:.0f} | {waited / seconds:.0%} |"
   )
 
