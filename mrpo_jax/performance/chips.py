@@ -34,9 +34,10 @@ CHIPS = {
   "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9),
   # https://docs.cloud.google.com/tpu/docs/tpu7x (1,200 GB/s both ways)
   "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 600e9),
-  # https://www.nvidia.com/en-us/data-center/a100/ (SXM of 80 GB; NVLink 600 GB/s
-  # both ways); a node of https://www.nvidia.com/en-us/data-center/dgx-a100/ has
-  # an InfiniBand of 200 Gbit/s for each
+  # https://www.nvidia.com/en-us/data-center/a100/ (SXM of 80 GB; NVLink 600
+  # GB/s both ways); a node of
+  # https://www.nvidia.com/en-us/data-center/dgx-a100/ has an InfiniBand of 200
+  # Gbit/s for each
   "A100": Chip(85100068864, 312e12, 2039.04e9, 300e9, 25e9),
   # https://www.nvidia.com/en-us/data-center/h100/ (SXM; its products are given
   # with sparsity, twice these; NVLink 900 GB/s both ways); a node of

@@ -37,8 +37,7 @@ class Description:
 
 # XLA's own descriptions, read off such GPUs, of 2026-11: a100_sxm_80.txtpb,
 # h100_sxm.txtpb, h200.txtpb, b200.txtpb of github.com/openxla/xla,
-# xla/backends/gpu/target_config/specs.  They agree with NVIDIA's white papers
-# of the A100 (table 4) and the H100 (table 3).
+# xla/backends/gpu/target_config/specs.
 DESCRIPTIONS = {
   "a100": Description(
     *("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 167936, 41943040, 1.41)
@@ -78,10 +77,11 @@ device_description_str: "{one.name}"
 """
 
 
-def devices(name, nodes, each):
+def devices(topology, name, nodes, each):
   """Devices to compile for: `each` of every node, node by node.
 
   Args:
+    topology: as on the command line, for errors.
     name: of DESCRIPTIONS.
     nodes: how many.
     each: GPUs of a node that take part.
@@ -91,10 +91,10 @@ def devices(name, nodes, each):
   """
   if not 1 <= each <= NODE or nodes < 1:
     raise InputError(
-      f"--topology={name}: NVLink joins 1 to {NODE} of a node, not {each}; "
-      f"{name}:2x{NODE} are two nodes"
+      f"--topology={topology}: want 1 to {NODE} GPUs of a node, which NVLink "
+      f"joins, like {name}:{NODE}, or of two nodes {name}:2x{NODE}"
     )
-  _check_plugin(name)
+  _check_plugin(topology)
   # Before jax starts: the compiler is all that is wanted, and a GPU that is
   # here is left alone.
   os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
@@ -113,10 +113,10 @@ def devices(name, nodes, each):
     ).devices
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
     reason = " ".join(str(error).split())
-    raise InputError(f"--topology={name}: {reason}") from None
+    raise InputError(f"--topology={topology}: {reason}") from None
 
 
-def _check_plugin(name):
+def _check_plugin(topology):
   """Raises InputError without the plug-in that belongs to this jaxlib."""
   jaxlib = importlib.metadata.version("jaxlib")
   try:
@@ -126,8 +126,8 @@ def _check_plugin(name):
   if found is None or found.split(".")[:3] != jaxlib.split(".")[:3]:
     beside = f" {jaxlib}, not {found}" if found else ""
     raise InputError(
-      f"--topology={name} needs jax's compiler for GPUs{beside}, which runs "
-      f"without a GPU: pip install mrpo-jax[plan-gpu]"
+      f"--topology={topology} needs jax's compiler for GPUs{beside}, which "
+      "runs without a GPU: pip install mrpo-jax[plan-gpu]"
     )
 
 
@@ -154,7 +154,7 @@ def _answer_for_cudnn(capability):
 def usable_bytes(memory):
   """Bytes that jax takes of a GPU's memory.
 
-  Three quarters, unless XLA_CLIENT_MEM_FRACTION, which jax reads too, says otherwise.
+  Three quarters, unless XLA_CLIENT_MEM_FRACTION says otherwise, to jax too.
   """
   names = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
   given = next(filter(None, map(os.environ.get, names)), FRACTION)

@@ -66,7 +66,7 @@ def find_target(topology, hbm=None):
     share = int(np.prod(sizes)) / len(devices)
   elif kind in nvidia.DESCRIPTIONS and len(sizes) < 3:
     chip = kind.upper()
-    devices = nvidia.devices(kind, *[1, *sizes][-2:])
+    devices = nvidia.devices(topology, kind, *[1, *sizes][-2:])
   else:
     raise InputError(
       f"--topology={topology}: not known; want local, cpu:8, a TPU slice like "
