@@ -117,12 +117,17 @@ def section(platform, plans):
   body = [row for name in plans for row in rows(given[name], plans[name])]
   parts += [without_empty(HEADER, body), ""]
   parts += [
-    "Exchanges of the train steps, sent by each device in one step:",
+    "Exchanges of the train steps, sent by each device in one step, those of a",
+    "config that are the same once:",
     "",
   ]
   header = ("config", "devices", "exchange", "mesh axes", "times", "sent")
   header = (*header, "of it to other nodes")
-  body = [row for name in plans for row in exchanges(given[name], plans[name])]
+  once = {}  # by all but the name of the devices and more flags
+  for name in plans:
+    for row in exchanges(given[name], plans[name]):
+      once.setdefault((given[name][0], *row[2:]), row)
+  body = list(once.values())
   return "\n".join([*parts, without_empty(header, body)]) + "\n"
 
 
