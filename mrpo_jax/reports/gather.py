@@ -86,7 +86,7 @@ def gather(workdir):
   be read of a run is left out and said.
   """
   runs, notes = [], []
-  for name, folder in _folders(pathlib.Path(workdir)).items():
+  for name, folder in _folders(files.path_of(workdir)).items():
     try:
       lines, no_metrics, no_figures = _lines(folder / METRICS)
       pairs, no_pairs = _pairs(folder / PAIRS)

@@ -52,6 +52,9 @@ class Events:
     event = self._event(step=step, wall_time=time.time(), summary=found)
     self._file.add_event(event)
 
+  def flush(self):
+    self._file.flush()
+
   def close(self):
     self._file.close()
 

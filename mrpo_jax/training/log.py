@@ -5,12 +5,12 @@ import itertools
 import logging
 import math
 import os
-import pathlib
 import time
 
 import jax
 
 from mrpo_jax import files, processes
+from mrpo_jax.buckets import Staged
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.progress import Progress
 from mrpo_jax.training.events import SAMPLES, are_samples, open_events
@@ -32,7 +32,7 @@ def metrics_until(workdir, step):
 
   What is nothing of that kind is left out and said.
   """
-  path = pathlib.Path(workdir) / FILE
+  path = files.path_of(workdir) / FILE
   lines, strange = files.readable_lines(path)
   kept, left_out = [], 0
   for line in lines:
@@ -81,7 +81,8 @@ class Metrics:
       step: how many are done.
       logged: logged(step): was there a line of it?  What is gone is said.
     """
-    path = pathlib.Path(workdir) / FILE
+    self._staged = Staged(workdir)
+    path = self._staged.folder / FILE
     kept = metrics_until(workdir, step) if step else []
     _say_gaps(path, kept, [one for one in range(1, step + 1) if logged(one)])
     if kept:
@@ -89,7 +90,7 @@ class Metrics:
     elif path.exists():
       path.unlink()
     self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    self._events = open_events(workdir)
+    self._events = open_events(self._staged.folder)
 
   def write(self, step, values):
     line = files.as_json({"step": step, **values}, self._file.name)
@@ -101,11 +102,15 @@ class Metrics:
   def sync(self):
     """Waits until what is written survives the machine too."""
     os.fsync(self._file.fileno())
+    if self._events is not None:
+      self._events.flush()
+    self._staged.sync()
 
   def close(self):
     self._file.close()
     if self._events is not None:
       self._events.close()
+    self._staged.close()
 
 
 class Log:
