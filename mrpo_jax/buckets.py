@@ -146,7 +146,7 @@ def marks_of(path):
   return [
     [inside, about["size"], about.get("generation") or about.get("ETag")]
     for one, about in sorted(found.items())
-    if (inside := one.removeprefix(f"{name}/")) != one
+    if (inside := one.removeprefix(f"{name}/")) not in (one, "")
   ]
 
 

@@ -78,6 +78,14 @@ def matching(pattern):
   return sorted(path_of(f"{scheme}://{one}") for one in system.glob(name))
 
 
+def below(folder):
+  """All that stands below a folder, at any depth, in order."""
+  if not buckets.is_bucket(folder):
+    return sorted(pathlib.Path(folder).rglob("*"))
+  folder = path_of(folder)
+  return [folder / inside for inside, *_ in buckets.marks_of(folder)]
+
+
 # Folders.
 
 

@@ -112,7 +112,7 @@ def _folders(workdir):
   """{name: folder} of runs: the folder itself, or all below it."""
   if (workdir / PAIRS).exists():
     return {workdir.resolve().name: workdir}
-  paths = sorted(path.parent for path in workdir.rglob(CONFIG))
+  paths = [one.parent for one in files.below(workdir) if one.name == CONFIG]
   runs = [
     path
     for path in paths

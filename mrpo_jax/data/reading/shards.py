@@ -7,7 +7,7 @@ import re
 
 from mrpo_jax.data.reading.row_files import SUFFIXES
 from mrpo_jax.errors import InputError
-from mrpo_jax.files import is_link, matching, path_of
+from mrpo_jax.files import below, is_link, matching, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _inside(folder):
   circle; what stands in a hidden folder counts as nothing.
   """
   found, others, passed = [], [], []
-  for path in sorted(folder.rglob("*")):
+  for path in below(folder):
     *above, name = path.relative_to(folder).parts
     if any(part.startswith((".", "_")) for part in above):
       continue

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services of objects on this machine, and a proxy before them with faults.
+
+gs:// is gcp-storage-emulator, s3:// is moto; each is a process of its own, all
+in memory.  The proxy adds what the emulator leaves out: ifGenerationMatch, and
+the generation in the headers of a content, without which TensorStore does not
+read it.
+"""
+
+import contextlib
+import http.client
+import http.server
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+BUCKET = "bucket-of-tests"
+# What must never be said.
+SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
+PACKAGES = {
+  "gs": ("gcsfs", "gcp_storage_emulator"),
+  "s3": ("s3fs", "moto", "flask"),
+}
+
+
+def missing(kind):
+  """Packages that its tests need and that are not installed."""
+  return [one for one in PACKAGES[kind] if not importlib.util.find_spec(one)]
+
+
+def _free_port():
+  with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    return one.getsockname()[1]
+
+
+def _command(kind, port):
+  if kind == "s3":
+    return [sys.executable, "-m", "moto.server", "-H127.0.0.1", f"-p{port}"]
+  return [
+    *(sys.executable, "-m", "gcp_storage_emulator", "start"),
+    *("--host=127.0.0.1", f"--port={port}", "--in-memory"),
+    f"--default-bucket={BUCKET}",
+  ]
+
+
+def environment(kind, port):
+  """What clients need to find the service."""
+  url = f"http://127.0.0.1:{port}"
+  if kind == "gs":
+    return {
+      "STORAGE_EMULATOR_HOST": url,
+      "TENSORSTORE_GCS_HTTP_URL": url,
+      "GOOGLE_CLOUD_PROJECT": "tests",
+      # Which asks Google what kind of a bucket it is.
+      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+  return {
+    "AWS_ENDPOINT_URL": url,
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+  }
+
+
+class Faults:
+  """What goes wrong with requests: of each `every`-th one of these."""
+
+  def __init__(self):
+    self.kinds, self.every = (), 3
+    self._asked, self._lock, self.done = 0, threading.Lock(), []
+
+  @contextlib.contextmanager
+  def of(self, *kinds, every=3):
+    """Inside, of "unavailable", "slow", "cut" and "lost" each in turn."""
+    self.kinds, self.every, self.done = kinds, every, []
+    try:
+      yield self.done
+    finally:
+      self.kinds = ()
+
+  def next(self):
+    with self._lock:
+      self._asked += 1
+      if not self.kinds or self._asked % self.every:
+        return None
+      kind = self.kinds[self._asked // self.every % len(self.kinds)]
+      self.done.append(kind)
+      return kind
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  protocol_version = "HTTP/1.1"
+
+  def log_message(self, *_):
+    pass
+
+  def _handle(self):
+    size = int(self.headers.get("Content-Length") or 0)
+    body = self._chunked() if self._is_chunked() else self.rfile.read(size)
+    fault = self.server.faults.next()
+    if fault == "slow":
+      time.sleep(0.5)
+    if fault == "unavailable":
+      self._answer(503, {}, b"try again")
+      return
+    with self._alone() as passes:
+      status, headers, content = (
+        self._forward(body) if passes(body) else (412, {}, b"{}")
+      )
+    if fault == "lost":  # it was done, and nobody hears of it
+      self.close_connection = True
+      return
+    self._answer(status, headers, content, cut=fault == "cut")
+
+  def _is_chunked(self):
+    return self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+
+  def _chunked(self):
+    parts = []
+    while size := int(self.rfile.readline().split(b";")[0], 16):
+      parts.append(self.rfile.read(size))
+      self.rfile.readline()
+    self.rfile.readline()
+    return b"".join(parts)
+
+  @contextlib.contextmanager
+  def _alone(self):
+    url = urllib.parse.urlsplit(self.path)
+    asked = dict(urllib.parse.parse_qsl(url.query))
+    wanted = asked.get("ifGenerationMatch")
+
+    def passes(body):
+      name = (
+        asked.get("name")
+        or json.loads(
+          body.split(b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n", 1)[
+            1
+          ].split(b"--==0==")[0]
+        )["name"]
+      )
+      path = url.path.removeprefix("/upload") + "/"
+      path += urllib.parse.quote(name, safe="")
+      status, _, content = self._ask("GET", path, b"", {})
+      there = json.loads(content)["generation"] if status == 200 else "0"
+      return there == wanted
+
+    if wanted is None:
+      yield lambda body: True
+    else:
+      with self.server.lock:
+        yield passes
+
+  def _forward(self, body):
+    headers = {
+      name: value
+      for name, value in self.headers.items()
+      if name.lower() not in ("connection", "transfer-encoding", "expect")
+    }
+    headers["Content-Length"] = str(len(body))
+    status, found, content = self._ask(self.command, self.path, body, headers)
+    path, media, _ = self.path.partition("?alt=media")
+    if media and status in (200, 206):
+      about = json.loads(self._ask("GET", path, b"", {})[2])
+      found["x-goog-generation"] = about["generation"]
+    return status, found, content
+
+  def _ask(self, method, path, body, headers):
+    to = http.client.HTTPConnection("127.0.0.1", self.server.behind)
+    to.request(method, path, body, headers)
+    answer = to.getresponse()
+    content = answer.read()
+    to.close()
+    return answer.status, dict(answer.getheaders()), content
+
+  def _answer(self, status, headers, content, cut=False):
+    self.send_response_only(status)
+    length = len(content)
+    for name, value in headers.items():
+      if name.lower() == "content-length" and self.command == "HEAD":
+        length = value
+      elif name.lower() not in (
+        *("connection", "transfer-encoding", "content-length"),
+      ):
+        self.send_header(name, value)
+    self.send_header("Content-Length", str(length))
+    self.end_headers()
+    if self.command != "HEAD":
+      self.wfile.write(content[: len(content) // 2] if cut else content)
+    if cut:
+      self.close_connection = True
+
+  do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _handle
+
+
+class _Proxy(http.server.ThreadingHTTPServer):
+  daemon_threads = True
+  request_queue_size = 128
+
+  def __init__(self, behind):
+    super().__init__(("127.0.0.1", 0), _Handler)
+    self.behind, self.faults = behind, Faults()
+    self.lock = threading.Lock()
+
+  def handle_error(self, *_):  # a client that was killed
+    pass
+
+
+@contextlib.contextmanager
+def service(kind):
+  """(environment of its clients, Faults) of a service with a bucket."""
+  port = _free_port()
+  process = subprocess.Popen(
+    _command(kind, port),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    env={**os.environ, **environment(kind, port)},
+  )
+  proxy = _Proxy(port)
+  threading.Thread(target=proxy.serve_forever, daemon=True).start()
+  try:
+    _wait(port, process)
+    if kind == "s3":
+      to = http.client.HTTPConnection("127.0.0.1", port)
+      to.request("PUT", f"/{BUCKET}")
+      to.getresponse().read()
+    yield environment(kind, proxy.server_address[1]), proxy.faults
+  finally:
+    proxy.shutdown()
+    process.kill()
+    process.wait()
+
+
+def _wait(port, process):
+  end = time.monotonic() + 60
+  while time.monotonic() < end and process.poll() is None:
+    with contextlib.suppress(OSError):
+      socket.create_connection(("127.0.0.1", port), 1).close()
+      return
+    time.sleep(0.1)
+  raise RuntimeError("the service of the test does not start")
