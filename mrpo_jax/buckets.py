@@ -161,6 +161,15 @@ def fetch_folder(path, folder):
       system.get_file(one, str(to))
 
 
+def move_tree(path, to):
+  """Gives all that stands below a path other names: first copies, then ends."""
+  system, name = system_of(path)
+  _, name_there = system_of(to)
+  for one in system.find(name):
+    system.cp_file(one, name_there + one.removeprefix(name))
+  remove_tree(path)
+
+
 def remove_tree(path):
   """Removes all that stands below a path: first what says that it is whole."""
   system, name = system_of(path)

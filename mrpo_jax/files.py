@@ -103,6 +103,14 @@ def remove_folder(path):
     shutil.rmtree(path)
 
 
+def move_folder(path, to):
+  """Gives a folder another name; nothing is there under that."""
+  if buckets.is_bucket(path):
+    buckets.move_tree(path, to)
+  else:
+    path.rename(to)
+
+
 def refuse_read_only(path):
   """PermissionError where nothing can be written into a folder.
 

@@ -265,7 +265,7 @@ def _set_aside(path):
   while to.exists():
     count += 1
     to = path.with_name(f"broken-{path.name}-{count}")
-  path.rename(to)
+  files.move_folder(path, to)
 
 
 def read(path, abstract_state):

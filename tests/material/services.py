@@ -2,9 +2,10 @@
 """Services of objects on this machine, and a proxy before them with faults.
 
 gs:// is gcp-storage-emulator, s3:// is moto; each is a process of its own, all
-in memory.  The proxy adds what the emulator leaves out: ifGenerationMatch, and
-the generation in the headers of a content, without which TensorStore does not
-read it.
+in memory.  The proxy adds what Google does and the emulator leaves out:
+ifGenerationMatch; the generation in the headers of a content, without which
+TensorStore does not read it; and the answer to the end of an upload that is
+sent again.
 """
 
 import contextlib
@@ -164,9 +165,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       if name.lower() not in ("connection", "transfer-encoding", "expect")
     }
     headers["Content-Length"] = str(len(body))
+    uploads = self.server.uploads
+    upload = "upload_id=" in self.path and self.path
+    if upload in uploads:
+      return uploads[upload]
     status, found, content = self._ask(self.command, self.path, body, headers)
-    path, media, _ = self.path.partition("?alt=media")
-    if media and status in (200, 206):
+    if upload and status == 200:
+      uploads[upload] = status, found, content
+    url = urllib.parse.urlsplit(self.path)
+    if status in (200, 206) and "alt=media" in url.query:
+      path = url.path.removeprefix("/download")
       about = json.loads(self._ask("GET", path, b"", {})[2])
       found["x-goog-generation"] = about["generation"]
     return status, found, content
@@ -206,7 +214,7 @@ class _Proxy(http.server.ThreadingHTTPServer):
   def __init__(self, behind):
     super().__init__(("127.0.0.1", 0), _Handler)
     self.behind, self.faults = behind, Faults()
-    self.lock = threading.Lock()
+    self.lock, self.uploads = threading.Lock(), {}
 
   def handle_error(self, *_):  # a client that was killed
     pass
