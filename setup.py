@@ -14,6 +14,8 @@ PLOT = ["matplotlib>=3.10"]
 GGUF = ["gguf>=0.18"]
 REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
 DIFFUSION = ["pillow>=10.4", "scikit-learn>=1.5"]
+GCS = ["gcsfs>=2026.8"]
+S3 = ["s3fs>=2026.4"]
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4"]
 
 
@@ -73,6 +75,8 @@ setuptools.setup(
     "gguf": GGUF,
     "rewards": REWARDS,
     "diffusion": DIFFUSION,
+    "gcs": GCS,
+    "s3": S3,
     "test": [
       "pytest>=8",
       "filelock>=3.16",
@@ -85,6 +89,10 @@ setuptools.setup(
       *GGUF,
       *REWARDS,
       *DIFFUSION,
+      *GCS,
+      *S3,
+      "gcp-storage-emulator>=2026.7",
+      "moto[server,s3]>=5.1",
     ],
     "hub": ["datasets>=4"],
     "tpu": ["jax[tpu]>=0.10"],

@@ -76,6 +76,8 @@ class Faults:
   def __init__(self):
     self.kinds, self.every = (), 3
     self._asked, self._lock, self.done = 0, threading.Lock(), []
+    self._left = self._kill = None
+    self._after = False
 
   @contextlib.contextmanager
   def of(self, *kinds, every=3):
@@ -85,6 +87,25 @@ class Faults:
       yield self.done
     finally:
       self.kinds = ()
+
+  def kill_at(self, count, after=False, kill=None):
+    """Calls `kill` at the count-th request from now; None: at none.
+
+    Before the service has that request, or `after`, when it has done it.
+    """
+    with self._lock:
+      self._left, self._after, self._kill = count, after, kill
+
+  def killed(self):
+    """(before, after) of this request: functions that kill, or None."""
+    with self._lock:
+      if self._left is None:
+        return None, None
+      self._left -= 1
+      if self._left:
+        return None, None
+      self._left = None
+      return (None, self._kill) if self._after else (self._kill, None)
 
   def next(self):
     with self._lock:
@@ -106,6 +127,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     size = int(self.headers.get("Content-Length") or 0)
     body = self._chunked() if self._is_chunked() else self.rfile.read(size)
     fault = self.server.faults.next()
+    before, after = self.server.faults.killed()
+    if before is not None:
+      before()
+      self.close_connection = True
+      return
     if fault == "slow":
       time.sleep(0.5)
     if fault == "unavailable":
@@ -115,7 +141,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       status, headers, content = (
         self._forward(body) if passes(body) else (412, {}, b"{}")
       )
-    if fault == "lost":  # it was done, and nobody hears of it
+    if after is not None:
+      after()
+    if (
+      fault == "lost" or after is not None
+    ):  # it was done, and nobody hears of it
       self.close_connection = True
       return
     self._answer(status, headers, content, cut=fault == "cut")
