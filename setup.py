@@ -14,8 +14,8 @@ PLOT = ["matplotlib>=3.10"]
 GGUF = ["gguf>=0.18"]
 REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
 DIFFUSION = ["pillow>=10.4", "scikit-learn>=1.5"]
-GCS = ["gcsfs>=2026.8"]
-S3 = ["s3fs>=2026.4"]
+GCS = ["gcsfs>=2026.10.1"]
+S3 = ["s3fs>=2026.9"]
 EVAL = ["lm-eval>=0.4.13,<0.5", "datasets>=4"]
 
 
@@ -91,8 +91,8 @@ setuptools.setup(
       *DIFFUSION,
       *GCS,
       *S3,
-      "gcp-storage-emulator>=2026.7",
-      "moto[server,s3]>=5.1",
+      "gcp-storage-emulator>=2026.7.19",
+      "moto[server,s3]>=5.2",
     ],
     "hub": ["datasets>=4"],
     "tpu": ["jax[tpu]>=0.10"],
