@@ -26,7 +26,7 @@ BUCKET = "bucket-of-tests"
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 PACKAGES = {
   "gs": ("gcsfs", "gcp_storage_emulator"),
-  "s3": ("s3fs", "moto", "flask"),
+  "s3": ("s3fs", "moto", "flask", "flask_cors"),
 }
 
 
