@@ -289,19 +289,18 @@ def test_a_broken_checkpoint_is_set_aside(place):
 
 
 def test_metrics_are_put_whole_at_every_sync(place):
-  log = Metrics(place, step=0)
-  log.write(1, {"loss": 1.0})
-  assert not files.exists(f"{place}/{FILE}")
-  log.sync()
-  log.write(2, {"loss": 2.0})
-  assert [one["step"] for one in files.read_lines(f"{place}/{FILE}")] == [1]
-  # It was killed here; another goes on at step 1.
-  again = Metrics(place, step=1)
-  again.write(2, {"loss": 3.0})
-  again.close()
-  lines = files.read_lines(f"{place}/{FILE}")
-  assert [(one["step"], one["loss"]) for one in lines] == [(1, 1.0), (2, 3.0)]
-  log.close()
+  with Metrics(place, step=0) as log:
+    log.write(1, {"loss": 1.0})
+    assert not files.exists(f"{place}/{FILE}")
+    log.sync()
+    log.write(2, {"loss": 2.0})
+    assert [one["step"] for one in files.read_lines(f"{place}/{FILE}")] == [1]
+    # It was killed here; another goes on at step 1.
+    with Metrics(place, step=1) as again:
+      again.write(2, {"loss": 3.0})
+    lines = files.read_lines(f"{place}/{FILE}")
+    found = [(one["step"], one["loss"]) for one in lines]
+    assert found == [(1, 1.0), (2, 3.0)]
 
 
 def test_one_run_has_a_workdir(place, monkeypatch):

@@ -54,7 +54,7 @@ def check_file(path):
     raise InputError(f"{path}: no such file; check the path") from None
   except OSError as error:
     raise _unreadable(path, error) from None
-  if path.is_dir():
+  if files.path_of(path).is_dir():
     raise InputError(f"{path}: is a directory; name a file in it")
 
 
