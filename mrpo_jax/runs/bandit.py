@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import io
 import logging
-import pathlib
 import time
 
 import jax
@@ -38,7 +37,8 @@ def train_run(config, workdir):
     config: BanditConfig.
     workdir: folder of the run; made if it does not exist.
   """
-  workdir = pathlib.Path(workdir)
+  trackers.check(config.tracking.to_dict())
+  workdir = files.path_of(workdir)
   with owner.owned(workdir, owner.before(workdir)):
     _train_in(workdir, config)
 

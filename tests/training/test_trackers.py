@@ -4,6 +4,7 @@
 import json
 import sqlite3
 import struct
+import sys
 
 import pytest
 
@@ -213,7 +214,18 @@ def test_a_failure_is_said_and_ends_the_service_alone(tmp_path, monkeypatch):
   assert [json.loads(one)["step"] for one in lines] == [1, 2, 3, 4]
 
 
-def test_what_is_not_installed_or_refused_is_one_line(tmp_path, monkeypatch):
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(str(tmp_path))
+  (tmp_path / "mlflow").mkdir()  # as a service leaves it, and no package
+  monkeypatch.setattr(sys, "path", [str(tmp_path)])
+  trackers.check(NONE | {"tensorboard": True})
+  for name in trackers.SERVICES:
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(InputError, match=rf'pip install -e "\.\[{name}\]"'):
+      trackers.check(NONE | {name: "a"})
+
+
+def test_a_service_that_does_not_take_the_run_ends_it(tmp_path, monkeypatch):
   closed = []
 
   class Opens:
@@ -223,20 +235,14 @@ def test_what_is_not_installed_or_refused_is_one_line(tmp_path, monkeypatch):
     def close(self, failed):
       closed.append(failed)
 
-  def missing(project, run):
-    raise ImportError("No module named 'mlflow'")
-
   def refused(project, run):
     raise RuntimeError("api_key not\nconfigured")
 
   monkeypatch.setitem(trackers.SERVICES, "wandb", Opens)
-  monkeypatch.setitem(trackers.SERVICES, "mlflow", missing)
-  with pytest.raises(InputError, match=r"pip install mrpo-jax\[mlflow\]"):
-    run(tmp_path, 1, 1, wandb="a", mlflow="b")
-  assert closed == [True]
   monkeypatch.setitem(trackers.SERVICES, "mlflow", refused)
   with pytest.raises(InputError, match="mlflow='b'.*api_key not configured"):
-    run(tmp_path, 1, 1, mlflow="b")
+    run(tmp_path, 1, 1, wandb="a", mlflow="b")
+  assert closed == [True]
 
 
 def test_no_tracker_leaves_no_file(tmp_path):

@@ -24,6 +24,7 @@ from mrpo_jax.runs.diffusion.scores import scored_errors
 from mrpo_jax.runs.diffusion.setup import START, set_up
 from mrpo_jax.runs.setup import best
 from mrpo_jax.runs.stop import Stop
+from mrpo_jax.training import trackers
 from mrpo_jax.training.loop import Due
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def train_run(config, workdir, *, store=None, allow_changed=False):
   """
   if processes.several():
     raise InputError("a denoiser is trained in one process, on all its devices")
+  trackers.check(config.tracking.to_dict())
   stop = Stop()
   before = owner.before(workdir)
   setup = set_up(config, workdir, allow_changed=allow_changed)

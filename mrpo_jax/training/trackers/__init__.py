@@ -7,11 +7,13 @@ finite figures and perhaps samples, and `close(failed)`.
 
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import pathlib
 import secrets
 
 from mrpo_jax import files, processes
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError, in_one_line
 from mrpo_jax.training.trackers.mlflow import MLflow
 from mrpo_jax.training.trackers.tensorboard import TensorBoard
@@ -34,6 +36,19 @@ class Run:
   config: dict  # content of config.json
 
 
+def check(tracking):
+  """Raises InputError where the library of a service is missing."""
+  for name, project in tracking.items():
+    if name not in SERVICES or not project:
+      continue
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name is none
+      raise InputError(
+        f"config.tracking.{name}={project!r}: {name} is not installed; pip "
+        f'install -e ".[{name}]"'
+      )
+
+
 def opened(workdir, tracking, config, *, name=""):
   """Opens the trackers of a run, which goes on under the id that it had.
 
@@ -47,12 +62,12 @@ def opened(workdir, tracking, config, *, name=""):
     [tracker], on the first process; none on the others.
 
   Raises:
-    InputError: a service's library is missing, or it refuses the run.
+    InputError: a service does not take the run.
   """
   if not processes.is_first():
     return []
   asked = {one: tracking[one] for one in SERVICES if tracking[one]}
-  name = name or workdir.absolute().name
+  name = name or (workdir if is_bucket(workdir) else workdir.absolute()).name
   run = Run(workdir, name, _id(workdir) if asked else "", config)
   found = []
   with contextlib.ExitStack() as on_error:
@@ -70,7 +85,9 @@ def _tensorboard(workdir):
   try:
     return [_Guarded("tensorboard", TensorBoard(workdir))]
   except ImportError:
-    logger.info("no TensorBoard events: pip install mrpo-jax[tensorboard]")
+    logger.info(
+      'no TensorBoard events; for them, pip install -e ".[tensorboard]"'
+    )
     return []
 
 
@@ -90,11 +107,6 @@ def _id(workdir):
 def _service(name, project, run):
   try:
     return SERVICES[name](project, run)
-  except ImportError as error:
-    raise InputError(
-      f"config.tracking.{name}={project!r}: {error}; pip install mrpo-jax"
-      f"[{name}]"
-    ) from None
   except Exception as error:  # each service raises its own, of many kinds
     raise InputError(
       f"config.tracking.{name}={project!r}: {name} does not take the run "
@@ -112,6 +124,12 @@ class _Guarded:
     with self._guard(f"at step {step}"):
       if self._tracker is not None:
         self._tracker.write(step, values)
+
+  def sync(self):
+    """Sends what waits here until a checkpoint; services wait for none."""
+    with self._guard("at a checkpoint"):
+      if isinstance(self._tracker, TensorBoard):
+        self._tracker.sync()
 
   def close(self, failed):
     with self._guard("at its end"):
