@@ -15,6 +15,8 @@ PLOT = ["matplotlib>=3.10"]
 GGUF = ["gguf>=0.18"]
 REWARDS = ["vaderSentiment>=3.3.2", "alt-profanity-check>=1.9"]
 DIFFUSION = ["pillow>=10.4", "scikit-learn>=1.5"]
+GCS = ["gcsfs>=2026.10.1"]
+S3 = ["s3fs>=2026.9"]
 TRACKERS = {
   "wandb": ["wandb>=0.30"],
   "trackio": ["trackio>=0.40"],
@@ -80,6 +82,8 @@ setuptools.setup(
     "gguf": GGUF,
     "rewards": REWARDS,
     "diffusion": DIFFUSION,
+    "gcs": GCS,
+    "s3": S3,
     "test": [
       "pytest>=8",
       "filelock>=3.16",
@@ -93,12 +97,20 @@ setuptools.setup(
       *GGUF,
       *REWARDS,
       *DIFFUSION,
+      *GCS,
+      *S3,
+      "gcp-storage-emulator>=2026.7.19",
+      "moto[s3]>=5.2",
+      "flask>=3.1",
+      "flask-cors>=6",
     ],
     "hub": ["datasets>=4"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda13]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],
     "plan": ["libtpu"],
+    # jax's CUDA plug-in of jaxlib's own version, without CUDA's libraries.
+    "plan-gpu": ["jax[cuda13-local]>=0.10"],
     "docs": [
       "mkdocs-material>=9.6",
       "mkdocstrings[python]>=0.29",

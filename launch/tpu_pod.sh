@@ -12,8 +12,9 @@ ZONE=${ZONE-}               # us-east5-a
 ACCELERATOR=${ACCELERATOR-} # v5p-32
 RUNTIME=${RUNTIME-}         # v2-alpha-tpuv5 (v5p), ...v5-lite (v5e), ...v6e
 CAPACITY=${CAPACITY---spot} # --spot, --reserved, or empty: on demand
-SHARE=${SHARE-}             # NFS export (Filestore) HOST:/DIR, or gs://BUCKET
+SHARE=${SHARE-}             # NFS export HOST:/DIR, gs://BUCKET to mount, or none
 MOUNT=${MOUNT-/mnt/share}   # where it is on every VM; --workdir lies in it
+# With SHARE=none, --workdir is gs://BUCKET/NAME itself, and nothing is mounted.
 ADDRESS=${ADDRESS-}         # internal: VMs without others; iap: through its tunnel
 # HF_TOKEN, where it is set, is copied to a file that only its owner reads.
 set -euo pipefail
@@ -96,7 +97,9 @@ case ${1-}/$# in
   run/1) fail "no command; want bash launch/tpu_pod.sh run mrpo train ..." ;;
   run/*) need ACCELERATOR RUNTIME SHARE && run "${@:2}" ;;
   stage/2)
-    need ACCELERATOR RUNTIME SHARE && up
+    need ACCELERATOR RUNTIME SHARE
+    [ "$SHARE" != none ] || fail "stage needs a SHARE; SHARE=none is none"
+    up
     start 0 hf download "$2" "--local-dir=$MOUNT/models/$2"
     ;;
   logs/1) on 0 "tail -n 100 -F mrpo.log" ;;

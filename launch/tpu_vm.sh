@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # On each VM of a slice, started by tpu_pod.sh: the share, Python, the worker.
 #   bash launch/tpu_vm.sh SHARE MOUNT mrpo train ... --workdir=MOUNT/...
-# SHARE is an NFS export like 10.0.0.2:/share (Filestore) or gs://BUCKET, which
-# Cloud Storage FUSE mounts.  DRY_RUN=1 prints the commands instead.  The run
+# SHARE is an NFS export like 10.0.0.2:/share (Filestore), gs://BUCKET, which
+# Cloud Storage FUSE mounts, or none, where --workdir is in a bucket itself.
+# DRY_RUN=1 prints the commands instead.  The run
 # outlives the connection: started again, this waits for the one that is there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -43,15 +44,15 @@ mount_share() {
   esac
 }
 work() {
-  mountpoint -q "$mount" || mount_share
+  [ "$share" = none ] || mountpoint -q "$mount" || mount_share
   if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     step python3 -m pip install --quiet --user "uv==$UV"
     step ~/.local/bin/uv python install 3.12
     export PYTHON=~/.local/bin/python3.12
   fi
-  # On the share: it outlives the slice.
-  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$mount/xla}
-  exec bash launch/worker.sh tpu,hub,tensorboard "$@"
+  [ "$share" = none ] || # on the share: it outlives the slice
+    export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$mount/xla}
+  exec bash launch/worker.sh tpu,hub,tensorboard,gcs "$@"
 }
 
 [ -z "${DRY_RUN-}" ] || work "$@"

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files written whole or not at all: JSON, JSON lines, new folders."""
+"""Files written whole or not at all: JSON, JSON lines, new folders.
+
+The door to disks and buckets: whatever has a path goes through here, and a path
+in a bucket is one like another.
+"""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import logging
 import os
@@ -13,10 +19,14 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 
+from mrpo_jax import buckets
 from mrpo_jax.errors import InputError, StoppedRun
 
 logger = logging.getLogger(__name__)
+
+BLOCK = 2**20  # bytes that are read of an object at once
 
 
 def at_home(path):
@@ -24,15 +34,106 @@ def at_home(path):
   return os.path.expanduser(path) if isinstance(path, str) else path
 
 
+# Paths.
+
+
+def path_of(path):
+  """The pathlib.Path of a text or a path; that of a bucket has its methods."""
+  if buckets.is_bucket(path):
+    return buckets.path_of(path)
+  return pathlib.Path(path)
+
+
+def absolute(path):
+  """`path_of`, from the root or the bucket on."""
+  if buckets.is_bucket(path):
+    return buckets.path_of(path)
+  return pathlib.Path(os.path.abspath(path))
+
+
+def exists(path):
+  """Is something of that name there?  What may not be looked at is not."""
+  if buckets.is_bucket(path):
+    return buckets.path_of(path).exists()
+  return os.path.exists(path)
+
+
+def is_link(path):
+  return not buckets.is_bucket(path) and os.path.islink(path)
+
+
+def size_of(path):
+  """Bytes of a file."""
+  if buckets.is_bucket(path):
+    return path_of(path).stat().length
+  return os.path.getsize(path)
+
+
+def matching(pattern):
+  """The paths that a glob finds, in order; ** stands for any folders."""
+  if not buckets.is_bucket(pattern):
+    return sorted(map(pathlib.Path, glob.glob(pattern, recursive=True)))
+  system, name = buckets.system_of(pattern)
+  scheme = str(pattern).partition("://")[0]
+  return sorted(path_of(f"{scheme}://{one}") for one in system.glob(name))
+
+
+def below(folder):
+  """All that stands below a folder, at any depth, in order."""
+  if not buckets.is_bucket(folder):
+    return sorted(pathlib.Path(folder).rglob("*"))
+  folder = path_of(folder)
+  return [folder / inside for inside, *_ in buckets.marks_of(folder)]
+
+
+# Folders.
+
+
+def make_folder(path):
+  """Makes a folder, and those above it; a bucket needs none."""
+  if not buckets.is_bucket(path):
+    pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def remove_folder(path):
+  """Removes a folder and all that is in it."""
+  if buckets.is_bucket(path):
+    buckets.remove_tree(path)
+  else:
+    shutil.rmtree(path)
+
+
+def move_folder(path, to):
+  """Gives a folder another name; nothing is there under that."""
+  if buckets.is_bucket(path):
+    buckets.move_tree(path, to)
+  else:
+    path.rename(to)
+
+
+def refuse_read_only(path):
+  """PermissionError where nothing can be written into a folder.
+
+  Of a bucket the first write tells.
+  """
+  if not buckets.is_bucket(path) and not os.access(path, os.W_OK):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextlib.contextmanager
 def new_folder(path):
   """A folder to fill, which gets its name only when all has gone well.
 
-  What commands that were killed here have left of it is removed.
+  What commands that were killed here have left of it is removed.  In a bucket
+  its files appear one by one, what says that it is whole the last.
 
   Raises:
     InputError: it exists and is not empty, or another command makes it.
   """
+  if buckets.is_bucket(path):
+    with _new_folder_of_bucket(path_of(path)) as partial:
+      yield partial
+    return
   path = pathlib.Path(os.path.abspath(path))
   _refuse_taken(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +156,37 @@ def new_folder(path):
 
 
 @contextlib.contextmanager
+def _new_folder_of_bucket(path):
+  """`new_folder`: filled here, and put there; a mark stands there meanwhile."""
+  mark = path.with_name(f".{path.name}.partial")
+  if not mark.exists():
+    _refuse_taken(path)
+  with tempfile.TemporaryDirectory(prefix="mrpo-") as draft:
+    partial = pathlib.Path(draft) / path.name
+    partial.mkdir()
+    yield partial
+    if mark.exists():
+      logger.info(f"removing {path}, which a killed command left")
+      buckets.remove_tree(path)
+    else:
+      _refuse_taken(path)  # by another command
+    write_atomically(mark, "")
+    buckets.put_folder(partial, path)
+    mark.unlink()
+
+
+@contextlib.contextmanager
 def alone(path):
   """One command at a time makes a path; yields whether that is certain.
+
+  In a bucket it never is: nothing there frees the lock of a killed command.
 
   Raises:
     InputError: another command makes it.
   """
+  if buckets.is_bucket(path):
+    yield False
+    return
   path = pathlib.Path(os.path.abspath(path))
   lock = path.with_name(f".{path.name}.lock")
   held, is_alone = _taken(lock, path)
@@ -72,8 +198,12 @@ def alone(path):
 
 
 def _refuse_taken(path):
-  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-  if os.path.lexists(path) and not empty:
+  if buckets.is_bucket(path):
+    taken = path.exists()
+  else:
+    empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    taken = os.path.lexists(path) and not empty
+  if taken:
     raise InputError(f"{path} exists; remove it or name another folder")
 
 
@@ -121,17 +251,22 @@ def write_atomically(path, content):
 def write_together(contents):
   """All of some files or none: none is replaced before there is room for all.
 
+  In a bucket each is whole or not there.
+
   Args:
     contents: {path: text or bytes}.
   """
   drafts = {}
   try:
     for path, content in contents.items():
-      path = pathlib.Path(path)
-      draft = path.with_name(f".{path.name}.{os.getpid()}")
-      drafts[draft] = path
+      path = path_of(path)
       if isinstance(content, str):
         content = content.encode("utf-8")
+      if buckets.is_bucket(path):
+        buckets.write(path, content)
+        continue
+      draft = path.with_name(f".{path.name}.{os.getpid()}")
+      drafts[draft] = path
       with open(draft, "wb") as file:
         file.write(content)
         file.flush()
@@ -142,6 +277,40 @@ def write_together(contents):
     for draft in drafts:
       draft.unlink(missing_ok=True)
     raise
+
+
+def create(path, content):
+  """A new file of a text, whole; FileExistsError where it is there already.
+
+  Whoever creates it is the only one, of all hosts.
+  """
+  if buckets.is_bucket(path):
+    return buckets.create(path, content.encode())
+  with open(path, "x", encoding="utf-8") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_stamped(path):
+  """(text, stamp) of a file; `touch` gives it another stamp.
+
+  Opened anew, past what mounts keep.
+  """
+  if buckets.is_bucket(path):
+    content, stamp = buckets.read_stamped(path)
+    return content.decode("utf-8", "replace"), stamp
+  with opened(path) as file:
+    text = file.read().decode("utf-8", "replace")
+    return text, os.fstat(file.fileno()).st_mtime_ns
+
+
+def touch(path):
+  """Gives a file that is there another stamp, and no other text."""
+  if buckets.is_bucket(path):
+    buckets.touch(path, *buckets.read_stamped(path))
+  else:
+    os.utime(path)
 
 
 def as_json(value, where, **given):
@@ -163,6 +332,8 @@ def json_text(value, where, *, sort_keys=True):
 
 def opened(path):
   """A file, open to read bytes; InputError where reading might never end."""
+  if buckets.is_bucket(path):
+    return io.BufferedReader(path_of(path).open("rb"), BLOCK)
   refuse_endless(path)
   return open(path, "rb")
 
@@ -172,6 +343,10 @@ def refuse_endless(path):
 
   A pipe waits for a writer already when it is opened.
   """
+  if buckets.is_bucket(path):
+    if not path_of(path).exists():
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return
   kind = os.stat(path).st_mode
   if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
     raise InputError(

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of models by name: on this machine, or on the Hugging Face hub."""
+"""Folders of models by name: on disks, in buckets, on the Hugging Face hub."""
 
 import functools
+import hashlib
 import logging
 import os
 import pathlib
 import re
+import time
 
+from mrpo_jax import buckets, files
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError, in_one_line
 
 logger = logging.getLogger(__name__)
 
+PATIENCE, POLL = 3600.0, 0.2  # seconds, while another process copies
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # Safetensors, configs, tokenizers and templates: no pickles, no code.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -18,6 +23,9 @@ PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 def folder_of(path):
   """The folder of a model, an adapter or a tokenizer, as a pathlib.Path.
+
+  Of a folder in a bucket it is a copy in a cache of this machine; see
+  `_copied`.
 
   A path that is not here and reads like a name of the hub, ORG/NAME or
   ORG/NAME@REVISION, is a snapshot of it in the cache of huggingface_hub, which
@@ -27,6 +35,8 @@ def folder_of(path):
   Raises:
     InputError: it is neither here nor to be had from the hub; says why.
   """
+  if is_bucket(path):
+    return _copied(str(path))
   return _snapshot(str(path)) if is_name(path) else pathlib.Path(path)
 
 
@@ -38,7 +48,40 @@ def is_name(path):
 
 def wherever(path):
   """The path as it is named from any folder; a name of the hub stays one."""
-  return str(path) if is_name(path) else os.path.abspath(path)
+  return str(path) if is_name(path) else str(files.absolute(path))
+
+
+@functools.cache
+def _copied(url):
+  """The copy of a bucket's folder; made once for all processes of a machine.
+
+  What the service says of its objects is a part of the copy's name: where one
+  is put again, the next command makes another copy.
+
+  Raises:
+    InputError: the folder is not there, or another process copies it for long.
+  """
+  marks = buckets.marks_of(url)
+  if not marks:
+    raise InputError(f"{url}: no such folder in the bucket")
+  digest = hashlib.sha256(f"{url} {marks}".encode()).hexdigest()
+  copy = _cache() / digest[:32] / url.rpartition("/")[2]
+  end = time.monotonic() + PATIENCE
+  while not copy.is_dir():
+    try:
+      with files.new_folder(copy) as partial:
+        logger.info(f"{url}: copying {len(marks)} files to {copy}")
+        buckets.fetch_folder(url, partial)
+    except InputError:  # another process does so, or has done it
+      if not copy.is_dir() and time.monotonic() > end:
+        raise
+      time.sleep(POLL)
+  return copy
+
+
+def _cache():
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return pathlib.Path(home) / "mrpo_jax" / "buckets"
 
 
 @functools.cache

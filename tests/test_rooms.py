@@ -15,7 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "mrpo_jax"
 # Each may import those before it.
 GROUND = (
-  *("errors", "shapes", "text", "files", "external", "rows"),
+  *("errors", "shapes", "text", "buckets", "files", "external", "rows"),
   *("streams", "meeting", "processes", "progress", "snapshots"),
 )
 WINGS = ("losses", "models", "data")

@@ -16,6 +16,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
 # What XLA quotes of the system in errors of its own.
 QUOTED = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG)
+CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests")
 SMALLER = (
   "give it fewer config.data.rows, a smaller config.data.row_length, "
   "config.policy.remat='full' or more devices; a denoiser a smaller "
@@ -118,6 +119,13 @@ def _of_package(error):
   )
 
 
+def _of_client(error):
+  """What clients of buckets raise beside OSError; None for another fault."""
+  if type(error).__module__.split(".")[0] not in CLIENTS:
+    return None
+  return 1, f"{type(error).__name__}: {first_line(error)}"
+
+
 # The first that fits counts.
 KINDS = {
   ModuleNotFoundError: _of_package,
@@ -128,6 +136,7 @@ KINDS = {
   OSError: _of_system,
   UnicodeError: _of_text,
   RuntimeError: _of_xla,
+  Exception: _of_client,
 }
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 
+from mrpo_jax.buckets import is_bucket, path_of
 from mrpo_jax.cli.commands import COMMANDS
 from mrpo_jax.cli.table import FLAGS, PROCESSES
 from mrpo_jax.errors import InputError, did_you_mean
@@ -35,6 +36,18 @@ PATHS = (
   "[NAME=]DIR",
   "[NAME=]FILE",
 )  # values in which ~ is the user's home
+
+
+# Flags whose folders may be in a bucket, of each command.
+IN_BUCKETS = {
+  "train": ("workdir", "store"),
+  "score": ("workdir", "store"),
+  "store": ("store", "to"),
+  "export": ("workdir", "to"),
+  "report": ("workdir",),
+  "generate": ("workdir",),
+  "chat": ("workdir",),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,6 +182,26 @@ def _names_and_keys(words, flags):
   return names, keys
 
 
+def _check_places(given):
+  """InputError where a folder is a URL that the command does not take."""
+  for name in ("workdir", "store", "to"):
+    folders = getattr(given, name, "")
+    for folder in folders if isinstance(folders, list) else [folders]:
+      if "://" not in folder:
+        continue
+      if not is_bucket(folder):  # else a folder `http:` would be made here
+        raise InputError(
+          f"--{name}={folder} is no folder; name one of a disk, or "
+          "gs://BUCKET/NAME or s3://BUCKET/NAME"
+        )
+      if name not in IN_BUCKETS.get(given.subcommand, ()):
+        raise InputError(
+          f"--{name}={folder}: mrpo {given.subcommand} needs a folder of a "
+          "disk; copy it from the bucket, or to it afterwards"
+        )
+      path_of(folder)
+
+
 def parse(argv):
   """Namespace of a command's flags, checked.
 
@@ -211,13 +244,6 @@ def parse(argv):
   for flag in flags:
     if flag.required and not getattr(given, flag.name):
       raise InputError(f"--{flag.name} is missing; see {command} --help")
-  for name in ("workdir", "store", "to"):
-    folders = getattr(given, name, "")
-    for folder in folders if isinstance(folders, list) else [folders]:
-      if "://" in folder:  # else a folder `gs:` would be made here
-        raise InputError(
-          f"--{name}={folder} is no folder; mount the bucket and name the "
-          "folder where it is"
-        )
+  _check_places(given)
   given.rest = rest
   return given

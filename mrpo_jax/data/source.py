@@ -7,17 +7,18 @@ import hashlib
 import io
 import json
 import logging
-import pathlib
 import re
 import sys
 import tempfile
 
 import numpy as np
 
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.data import formats
 from mrpo_jax.data.chat.messages import is_plain
 from mrpo_jax.data.reading import labels, prepared, shards, values
 from mrpo_jax.errors import InputError, in_one_line
+from mrpo_jax.files import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def _unpaired(pairs, name):
 
 def names_of(name):
   """The names in a text with commas; all of it where that is a file."""
-  if "," in name and not pathlib.Path(name).exists():
+  if "," in name and not path_of(name).exists():
     return [part.strip() for part in name.split(",")]
   return [name]
 
@@ -87,7 +88,12 @@ def _load(name, weights):
     where = files[0] if len(files) == 1 else name
     return list(formats.pairs_of_rows(rows, where, weights))
   split = split or "train"
-  if place and pathlib.Path(place).is_dir():
+  if place and path_of(place).is_dir():
+    if is_bucket(place):
+      raise InputError(
+        f"{place}: a folder of a bucket must hold files of rows; copy a data "
+        "set that TFDS has prepared to a disk"
+      )
     prepared.refuse_outer(place)
     rows, where = prepared.rows_of(place, split), f"{place} split {split}"
     ours = is_prepared(place, weights)
@@ -106,7 +112,7 @@ def is_prepared(place, weights=None):
   Raises:
     InputError: it has, but a WeightColumn is to be read, which it leaves out.
   """
-  ours = "fingerprint" in (_metadata(pathlib.Path(place)) or {})
+  ours = "fingerprint" in (_metadata(path_of(place)) or {})
   if ours and weights:
     raise InputError(
       f"{place}: `mrpo prepare` keeps no column {weights.name!r}; name the "
@@ -141,7 +147,7 @@ def prepare(path, to, *, name="preference_pairs", split="train"):
   from mrpo_jax.data.tfds import PreferencePairs
 
   builder_type = PreferencePairs
-  directory = pathlib.Path(to) / name / str(builder_type.VERSION)
+  directory = path_of(to) / name / str(builder_type.VERSION)
   if not directory.exists():
     content = dict(pairs=pairs, split=split, name=name, metadata=metadata)
     _write(builder_type(**content, data_dir=str(to)), directory)

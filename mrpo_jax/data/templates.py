@@ -5,11 +5,11 @@ import dataclasses
 import datetime
 import itertools
 import json
-import pathlib
 import re
 
 from mrpo_jax.data.chat.sandbox import OverBudget, sandbox
 from mrpo_jax.errors import InputError
+from mrpo_jax.files import path_of
 
 LARGEST = 100_000  # bytes of a template's file
 FIRST_MARK = 0xF0000  # private characters, one for each turn of a frame
@@ -151,7 +151,7 @@ def dated(template, date):
 
 
 def _read(name):
-  path = pathlib.Path(name)
+  path = path_of(name)
   known = ", ".join(TEMPLATES)
   if path.suffix != ".jinja" or not path.is_file():
     raise InputError(

@@ -7,8 +7,6 @@
 """
 
 import logging
-import pathlib
-import shutil
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, StoppedRun, first_line
@@ -30,7 +28,7 @@ class Rounds:
       kind: class of what a line stands for, `pairs.Pair` say: `FILE` is the
         name of its file, `line(round)` makes a line, `of(line)` reads one.
     """
-    self._folder, self._mark = pathlib.Path(workdir) / FOLDER, mark
+    self._folder, self._mark = files.path_of(workdir) / FOLDER, mark
     self._kind = kind
 
   def read(self, number):
@@ -98,8 +96,8 @@ class Rounds:
     if processes.is_first():
       folder = self._folder / str(number)
       if folder.exists():
-        shutil.rmtree(folder)
-      self._folder.mkdir(parents=True, exist_ok=True)
+        files.remove_folder(folder)
+      files.make_folder(self._folder)
       with files.new_folder(folder) as partial:
         lines = [one.line(number) for one in entries]
         files.write_lines(partial / self._kind.FILE, lines)

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 
+from mrpo_jax import files
 from mrpo_jax.references.store import (
   CHOICES,
   ERROR,
@@ -34,7 +35,7 @@ class ErrorColumn:
 
   @property
   def folder(self):
-    return pathlib.Path(self.root) / key_of(self.material)
+    return files.path_of(self.root) / key_of(self.material)
 
   def known(self):
     """The places of all pairs that `read` would find."""

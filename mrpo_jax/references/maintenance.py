@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import os
-import pathlib
 import time
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mrpo_jax import files
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError
 from mrpo_jax.references.store import (
   DRAFT,
@@ -44,11 +44,11 @@ def entries(root):
   """[dict] per key: key, material, pairs, shards, bytes."""
   found = []
   for key in _keys(root):
-    folder = pathlib.Path(root) / key
+    folder = files.path_of(root) / key
     sizes = []
     for path in shard_paths(folder):
       with contextlib.suppress(FileNotFoundError):  # removed since
-        sizes.append(path.stat().st_size)
+        sizes.append(files.size_of(path))
     pairs = [table["pair"] for table in read_tables(folder, ["pair"])]
     found.append(
       {
@@ -66,7 +66,7 @@ def verify(root, keys=()):
   """A sentence for each file that is not as it was written."""
   problems = []
   for key in _keys(root, keys):
-    folder = pathlib.Path(root) / key
+    folder = files.path_of(root) / key
     material = _material(folder)
     if material is None or key_of(material) != key:
       problems.append(
@@ -84,7 +84,7 @@ def prune(root, keys=()):
   named = _keys(root, keys) if keys else []
   removed = []
   for key in _keys(root):
-    folder, whole = pathlib.Path(root) / key, key in named
+    folder, whole = files.path_of(root) / key, key in named
     for path in sorted(folder.iterdir()):
       if _is_ours(path) and (whole or _is_waste(path)):
         path.unlink(missing_ok=True)
@@ -97,16 +97,16 @@ def prune(root, keys=()):
 
 def export(root, key, to):
   """Every pair of one key, in the order of fingerprints, as one file."""
-  to, (key,) = pathlib.Path(to), _keys(root, [key])
+  to, (key,) = files.path_of(to), _keys(root, [key])
   if to.suffix not in EXPORTS:
     raise InputError(f"{to}: the known endings are {', '.join(EXPORTS)}")
   if to.exists():
     raise InputError(f"{to} exists already; name another file")
-  if not to.parent.is_dir():
+  if not is_bucket(to) and not to.parent.is_dir():
     raise InputError(f"{to.parent}: no such folder; make it first")
   # Of a pair that stands in several files, a row with tokens comes first.
   tables = sorted(
-    read_tables(pathlib.Path(root) / key),
+    read_tables(files.path_of(root) / key),
     key=lambda t: layout_of(t.schema) != WITH_TOKENS,
   )
   if not tables:
@@ -133,13 +133,13 @@ EXPORTS = {".parquet": parquet_bytes, ".jsonl": _as_lines, ".csv": _as_csv}
 
 def _keys(root, starts=None):
   """All keys of a store, or those that the given starts name."""
-  root = pathlib.Path(root)
+  root = files.path_of(root)
   if not root.is_dir():
     raise InputError(f"{root}: no store here")
   keys = sorted(
     path.name
     for path in root.iterdir()
-    if KEY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    if KEY.fullmatch(path.name) and path.is_dir() and not files.is_link(path)
   )
   if not starts:
     return keys

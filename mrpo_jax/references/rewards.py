@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 
-from mrpo_jax import processes
+from mrpo_jax import files, processes
 from mrpo_jax.data.chat import messages
 from mrpo_jax.errors import InputError
 from mrpo_jax.progress import Progress
@@ -40,7 +40,7 @@ class RewardColumn:
 
   @property
   def folder(self):
-    return pathlib.Path(self.root) / key_of(self.material)
+    return files.path_of(self.root) / key_of(self.material)
 
   def known(self):
     """The fingerprints of all pairs that `read` would find."""

@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import os
-import pathlib
 import re
 
 import numpy as np
@@ -143,7 +142,7 @@ class Store:
 
   @property
   def folder(self):
-    return pathlib.Path(self.root) / self.key
+    return files.path_of(self.root) / self.key
 
   @property
   def _layout(self):
@@ -196,7 +195,7 @@ class Store:
 def write_table(folder, material, columns, table):
   """Adds a table as one file, beside a manifest of what its key covers."""
   content = parquet_bytes(distinct_pairs(table))
-  folder.mkdir(parents=True, exist_ok=True)
+  files.make_folder(folder)
   if not (folder / MANIFEST).exists():
     files.write_json(folder / MANIFEST, _manifest(material, columns))
   name = hashlib.sha256(content).hexdigest()

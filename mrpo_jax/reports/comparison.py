@@ -2,8 +2,8 @@
 """Comparison of several runs on the same held-out pairs."""
 
 import dataclasses
-import pathlib
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.reports import paired
 from mrpo_jax.reports.figures import reference_apart, result
@@ -65,7 +65,7 @@ def compared(workdir):
   Raises:
     InputError: no run was evaluated, or runs of the same data share no pair.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   runs, damage = gather(workdir)
   evaluated = [run for run in runs if run.pairs]
   if not evaluated:

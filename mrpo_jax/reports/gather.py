@@ -86,7 +86,7 @@ def gather(workdir):
   be read of a run is left out and said.
   """
   runs, notes = [], []
-  for name, folder in _folders(pathlib.Path(workdir)).items():
+  for name, folder in _folders(files.path_of(workdir)).items():
     try:
       lines, no_metrics, no_figures = _lines(folder / METRICS)
       pairs, no_pairs = _pairs(folder / PAIRS)
@@ -112,7 +112,7 @@ def _folders(workdir):
   """{name: folder} of runs: the folder itself, or all below it."""
   if (workdir / PAIRS).exists():
     return {workdir.resolve().name: workdir}
-  paths = sorted(path.parent for path in workdir.rglob(CONFIG))
+  paths = [one.parent for one in files.below(workdir) if one.name == CONFIG]
   runs = [
     path
     for path in paths

@@ -2,7 +2,6 @@
 """The report of a folder of runs: text, results.json and report.html."""
 
 import importlib.util
-import pathlib
 
 from mrpo_jax import files
 from mrpo_jax.reports.comparison import RESULTS, compared
@@ -17,7 +16,7 @@ def report(workdir):
   Raises:
     InputError: see `comparison.compared`.
   """
-  workdir, comparison = pathlib.Path(workdir), compared(workdir)
+  workdir, comparison = files.path_of(workdir), compared(workdir)
   results = workdir / RESULTS
   contents = {results: files.json_text(comparison.results, results)}
   if importlib.util.find_spec("matplotlib") is None:

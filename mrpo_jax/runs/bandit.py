@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import io
 import logging
-import pathlib
 import time
 
 import jax
@@ -39,7 +38,7 @@ def train_run(config, workdir):
     workdir: folder of the run; made if it does not exist.
   """
   trackers.check(config.tracking.to_dict())
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   with owner.owned(workdir, owner.before(workdir)):
     _train_in(workdir, config)
 

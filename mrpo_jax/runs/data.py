@@ -6,11 +6,10 @@ import datetime
 import hashlib
 import itertools
 import logging
-import pathlib
 
 import numpy as np
 
-from mrpo_jax import processes
+from mrpo_jax import files, processes
 from mrpo_jax.data import formats, source
 from mrpo_jax.data.reading.weights import WeightColumn
 from mrpo_jax.data.tokenizer import (
@@ -240,7 +239,7 @@ def abstract_tokenizers(config):
 
 def trained_folder(workdir, key):
   """Where the tokenizer stands that was trained for the model of that key."""
-  return pathlib.Path(workdir) / f"tokenizer-{key}"
+  return files.path_of(workdir) / f"tokenizer-{key}"
 
 
 def _tokenizer(given, workdir, pairs, known, made):

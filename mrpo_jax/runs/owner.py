@@ -2,8 +2,8 @@
 """Owner of a workdir: a lease file, so that one run at a time has it.
 
 <workdir>/owner-<n>.json says which process holds it.  Nothing but the creation
-of a new file has to be atomic, which shared disks give too; no clock of
-another host is trusted.
+of a new file has to be atomic, which shared disks and buckets give too; no
+clock of another host is trusted.
 
 - A lease is alive while its file is touched every BEAT seconds, or while its
   process is there, where this one can look: same kernel, same numbers of
@@ -25,6 +25,7 @@ import time
 from typing import NamedTuple
 
 from mrpo_jax import files, processes
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.runs.workdir import CONFIG, written
 from mrpo_jax.training import checkpoints
@@ -48,7 +49,7 @@ class Lease(NamedTuple):
 
   number: int = 0  # 0: there is none
   text: str = ""
-  touched: int = 0  # nanoseconds, by the clock of the disk
+  touched: object = 0  # `files.read_stamped`: nanoseconds of a disk, say
 
   @property
   def says(self):
@@ -75,7 +76,7 @@ def before(workdir):
     InputError: one does; where it cannot be seen at once, after its next sign
       of life.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   lease = _dead(workdir) if processes.is_first() else Lease()
   return Before(lease, *_content(workdir))
 
@@ -101,10 +102,10 @@ def owned(workdir, before):
     processes.gather(None)  # process 0 has it
     yield lambda: None
     return
-  workdir = pathlib.Path(workdir)
-  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  workdir = files.path_of(workdir)
+  made = [path for path in _folders(workdir) if not path.exists()]
   with written(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(workdir)
     mine = _take(workdir, before.lease)
   left = threading.Event()
   beat = threading.Thread(target=_beat, args=(workdir, mine, left), daemon=True)
@@ -134,6 +135,11 @@ def _content(workdir):
   return config, checkpoints.steps(workdir)
 
 
+def _folders(workdir):
+  """It and those above it; none of a bucket, where nobody makes them."""
+  return () if is_bucket(workdir) else (workdir, *workdir.parents)
+
+
 def _path(workdir, number):
   return workdir / f"owner-{number}.json"
 
@@ -158,11 +164,9 @@ def _numbers(workdir):
 
 
 def _read(workdir, number):
-  """The Lease of that number, or None; opened anew, past what NFS keeps."""
+  """The Lease of that number, or None."""
   try:
-    with files.opened(_path(workdir, number)) as file:
-      text = file.read().decode("utf-8", "replace")
-      return Lease(number, text, os.fstat(file.fileno()).st_mtime_ns)
+    return Lease(number, *files.read_stamped(_path(workdir, number)))
   except FileNotFoundError:
     return None
 
@@ -214,7 +218,7 @@ def _lives(says):
 
 def is_held(workdir):
   """Does a run hold the workdir?  None where that cannot be seen at once."""
-  lease = _newest(pathlib.Path(workdir))
+  lease = _newest(files.path_of(workdir))
   return bool(lease.number) and _lives(lease.says)
 
 
@@ -288,10 +292,7 @@ def _take(workdir, dead):
       dead = _dead(workdir)
     mine = dead.number + 1
     try:
-      with open(_path(workdir, mine), "x", encoding="utf-8") as file:
-        file.write(json.dumps(_me()) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+      files.create(_path(workdir, mine), json.dumps(_me()) + "\n")
     except FileExistsError:  # another was faster
       continue
     lease = _newest(workdir)
@@ -327,7 +328,7 @@ def _beat(workdir, mine, left):
     try:
       lost = not _holds(workdir, mine)
       if not lost:
-        os.utime(_path(workdir, mine.number))
+        files.touch(_path(workdir, mine.number))
     except OSError:  # a disk that does not answer now
       continue
     if lost:

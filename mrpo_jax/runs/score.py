@@ -3,7 +3,6 @@
 
 import dataclasses
 import logging
-import pathlib
 import signal
 
 import numpy as np
@@ -12,6 +11,7 @@ from mrpo_jax import parallel, processes
 from mrpo_jax.data import encode, source
 from mrpo_jax.data.tokenizer import tokenizer_fingerprint
 from mrpo_jax.errors import InputError
+from mrpo_jax.files import path_of
 from mrpo_jax.online.rewards import Combination
 from mrpo_jax.references import rewards as reward_columns
 from mrpo_jax.references import score
@@ -146,7 +146,7 @@ class ScorePlan:
       fresh: does the run start at step 0?  Then the method measures first.
     """
     config, method, tokenizers = setup.config, setup.method, setup.tokenizers
-    root = pathlib.Path(store) if store else setup.workdir / FOLDER
+    root = path_of(store) if store else setup.workdir / FOLDER
     measures = method.measures if fresh else ()
     stores, splits = {}, {}
     for name in config.references.names:
@@ -318,7 +318,7 @@ def score_run(
   """Scores what `train_run` of the same config would, and stops there."""
   if processes.several():  # jax has taken the signal for itself
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  setup = set_up(config, pathlib.Path(workdir), allow_changed=allow_changed)
+  setup = set_up(config, path_of(workdir), allow_changed=allow_changed)
   scores = ScorePlan.of(setup, store, fresh=True)
   if not any(scores.splits.values()) and not setup.rewards:
     raise InputError(
@@ -347,7 +347,7 @@ def score_rewards(text, named, root, *, timeout, part=(0, 1)):
     part: share of the work; see `references.rewards.fill`.
   """
   reward = named_reward(text, flag="--reward", timeout=timeout)
-  column = RewardColumn(pathlib.Path(root), material_of(reward, {}))
+  column = RewardColumn(path_of(root), material_of(reward, {}))
   for where, pairs in named.items():
     ids = [source.pair_id(pair) for pair in pairs]
     done = reward_columns.fill(

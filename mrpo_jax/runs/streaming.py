@@ -5,11 +5,10 @@ import copy
 import dataclasses
 import functools
 import logging
-import pathlib
 
 import numpy as np
 
-from mrpo_jax import parallel
+from mrpo_jax import files, parallel
 from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.reading import oddities
 from mrpo_jax.data.streaming.pair_stream import (
@@ -207,7 +206,7 @@ def position_of(workdir, step):
   """
   if not step:
     return START
-  path = pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
+  path = files.absolute(workdir) / "checkpoints" / str(step)
   found = checkpoints.read_meta(path).get(PLACE)
   if found is None:
     raise InputError(

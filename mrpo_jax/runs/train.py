@@ -5,7 +5,6 @@ import contextlib
 import functools
 import logging
 import math
-import pathlib
 
 import numpy as np
 
@@ -61,7 +60,7 @@ def train_run(
     allow_changed: go on where the config, the data or a reference is not that
       of the steps before?  What the state was made from stays refused.
   """
-  stop, workdir = Stop(), pathlib.Path(workdir)
+  stop, workdir = Stop(), files.path_of(workdir)
   # 1. Everything that can be wrong, before anything is written.
   before = owner.before(workdir)
   trackers.check(config.tracking.to_dict())

@@ -2,11 +2,8 @@
 """Workdir of a run: config.json, whose run it is, what may change in it."""
 
 import contextlib
-import errno
 import fnmatch
 import logging
-import os
-import shutil
 import typing
 
 from mrpo_jax import files, processes
@@ -188,9 +185,8 @@ def written(workdir):
 
 def _write(workdir, values, tokenizers, step):
   with written(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not os.access(workdir, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    files.make_folder(workdir)
+    files.refuse_read_only(workdir)
     write_tokenizers(workdir, tokenizers)
     _write_again(workdir, values)
     if (workdir / CONFIG).exists():
@@ -213,7 +209,7 @@ def write_tokenizers(workdir, tokenizers):
   """Each whole, in the place of what is there and was not trusted."""
   for name, tokenizer in tokenizers.items():
     if (workdir / name).exists():
-      shutil.rmtree(workdir / name)
+      files.remove_folder(workdir / name)
     with (
       files.new_folder(workdir / name) as partial,
       files.of_rust(partial),

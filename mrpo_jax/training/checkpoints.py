@@ -19,10 +19,9 @@ from mrpo_jax.errors import InputError, StoppedRun, first_line
 from mrpo_jax.models import lora
 from mrpo_jax.models.config import VALUED
 from mrpo_jax.models.families.read import config_from_hf, with_value_head
+from mrpo_jax.training import uploaded
 
 logger = logging.getLogger(__name__)
-
-STEP = re.compile("0|[1-9][0-9]*")  # names of their folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,23 +69,18 @@ def manager(workdir, *, keep=2, best=None):
   """The CheckpointManager of <workdir>/checkpoints/<step>/{state,meta}.
 
   Leaving its context waits for what is still being written.  What a killed
-  run left half-written is removed.
+  run left half-written is removed.  At Google a checkpoint counts when Orbax
+  has put its commit_success.txt; of S3, which Orbax cannot write, see
+  `uploaded.Uploaded`.
 
   Args:
     workdir: folder of the run.
     keep: so many of the newest stay, and beside them
     best: the best one by this, a `Best`, where it is not None.
   """
-  folder = pathlib.Path(workdir).absolute() / "checkpoints"
-  return ocp.CheckpointManager(
-    folder,
-    item_names=("state", "meta"),
-    options=ocp.CheckpointManagerOptions(
-      preservation_policy=Kept(folder, keep, best),
-      cleanup_tmp_directories=True,
-      create=True,
-    ),
-  )
+  folder = files.absolute(workdir) / "checkpoints"
+  kept = Kept(folder, keep, best)
+  return uploaded.manager(folder, kept)
 
 
 @jax.jit
@@ -186,10 +180,7 @@ def _digest(meta):
 
 def steps(workdir):
   """Complete checkpoints on disk, newest first; makes nothing."""
-  folder = pathlib.Path(workdir) / "checkpoints"
-  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  found = (int(name) for name in names if STEP.fullmatch(name))
-  return sorted(found, reverse=True)
+  return uploaded.steps_in(files.path_of(workdir) / "checkpoints")
 
 
 def stands_at(workdir):
@@ -197,7 +188,7 @@ def stands_at(workdir):
 
   Their arrays are not read.
   """
-  folder = pathlib.Path(workdir) / "checkpoints"
+  folder = files.path_of(workdir) / "checkpoints"
   for step in steps(workdir):
     if _said_step(folder / str(step)) == step:
       return step
@@ -227,7 +218,7 @@ def restore(workdir, abstract_state):
     workdir: folder of the run.
     abstract_state: TrainState of jax.ShapeDtypeStruct with shardings.
   """
-  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  folder = files.absolute(workdir) / "checkpoints"
   found, broken = steps(workdir), []
   for step in found:
     try:
@@ -274,7 +265,7 @@ def _set_aside(path):
   while to.exists():
     count += 1
     to = path.with_name(f"broken-{path.name}-{count}")
-  path.rename(to)
+  files.move_folder(path, to)
 
 
 def read(path, abstract_state):
@@ -289,8 +280,11 @@ def read(path, abstract_state):
   try:
     meta = read_meta(path)
     _check_arrays(path, _arrays(abstract_state), meta["arrays"])
-    with ocp.StandardCheckpointer() as checkpointer:
-      stored = checkpointer.restore(path / "state", _stored(abstract_state))
+    with (
+      uploaded.readable(path / "state") as folder,
+      ocp.StandardCheckpointer() as checkpointer,
+    ):
+      stored = checkpointer.restore(folder, _stored(abstract_state))
     state = abstract_state.replace(**stored)
   except InputError:  # all processes find the same
     raise
@@ -322,8 +316,11 @@ def _compare(field, tree, meta):
 
 def read_meta(path):
   """The JSON beside a state; ValueError where it is not what was saved."""
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-    meta = checkpointer.restore(path / "meta")
+  with (
+    uploaded.readable(path / "meta") as folder,
+    ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer,
+  ):
+    meta = checkpointer.restore(folder)
   digest = meta.pop("digest")
   if digest != _digest(meta):
     raise ValueError("its meta differs from the checksum")
@@ -356,7 +353,7 @@ def find(workdir, which, best=None):
       raise InputError(
         f"--step best: config.checkpoints.best of {workdir} names no figure"
       )
-    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    folder = files.absolute(workdir) / "checkpoints"
     step = best.step({one: _evaluation(folder / str(one)) for one in found})
     if step is None:
       raise InputError(f"{workdir}: no checkpoint has {best.figure} yet")
@@ -393,15 +390,18 @@ def field(workdir, step, name):
   Raises:
     InputError: it cannot be read; names the checkpoint.
   """
-  path = pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
+  path = files.absolute(workdir) / "checkpoints" / str(step)
   try:
     meta = read_meta(path)
     with (
       warnings.catch_warnings()
     ):  # Orbax asks for shardings: the host is meant
       warnings.simplefilter("ignore", UserWarning)
-      with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(path / "state")[name]
+      with (
+        uploaded.readable(path / "state") as folder,
+        ocp.PyTreeCheckpointer() as checkpointer,
+      ):
+        tree = checkpointer.restore(folder)[name]
     if _by_place(tree) != _saved_by_place(name, meta):
       raise ValueError(f"its {name} differs from the checksum")
     if bad := _not_finite(tree):

@@ -5,12 +5,12 @@ import itertools
 import logging
 import math
 import os
-import pathlib
 import time
 
 import jax
 
 from mrpo_jax import files, processes
+from mrpo_jax.buckets import Staged
 from mrpo_jax.errors import StoppedRun
 from mrpo_jax.progress import Progress
 from mrpo_jax.training.trackers.samples import SAMPLES, are_samples
@@ -32,7 +32,7 @@ def metrics_until(workdir, step):
 
   What is nothing of that kind is left out and said.
   """
-  path = pathlib.Path(workdir) / FILE
+  path = files.path_of(workdir) / FILE
   lines, strange = files.readable_lines(path)
   kept, left_out = [], 0
   for line in lines:
@@ -85,7 +85,8 @@ class Metrics:
       logged: logged(step): was there a line of it?  What is gone is said.
       trackers: are told each new line, and closed in the end.
     """
-    path = pathlib.Path(workdir) / FILE
+    self._staged = Staged(workdir)
+    path = self._staged.folder / FILE
     kept = metrics_until(workdir, step) if step else []
     _say_gaps(path, kept, [one for one in range(1, step + 1) if logged(one)])
     if kept:
@@ -105,12 +106,16 @@ class Metrics:
   def sync(self):
     """Waits until what is written survives the machine too."""
     os.fsync(self._file.fileno())
+    self._staged.sync()
+    for tracker in self._trackers:
+      tracker.sync()
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, *_):
     self._file.close()
+    self._staged.close()
     for tracker in self._trackers:
       tracker.close(failed=kind is not None)
 

@@ -130,7 +130,11 @@ def one_pair(row):
     (said("b", reasoning="hm"), said("b", reasoning_content="hm")),
     (
       said([{"type": "text", "text": "b", "image": None}]),
-      said([{"type": "text", "text": "b"}]),
+      said("b"),
+    ),
+    (
+      said([{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]),
+      said([{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]),
     ),
   ],
 )

@@ -230,7 +230,8 @@ def test_a_model_answers_by_whichever_name():
 
 
 def test_a_prompt_of_parts_and_a_call_are_compared_as_texts():
-  parts = user([{"type": "text", "text": "Name a bird."}])
+  texts = ("Name ", "a bird.")
+  parts = user([{"type": "text", "text": text} for text in texts])
   call = {"function": {"name": "birds", "arguments": {}}}
   called = {"role": "assistant", "content": None, "tool_calls": [call]}
   row = {"chosen": [parts, called], "rejected": [parts, CAT]}

@@ -75,7 +75,7 @@ def test_parts_system_and_tools_stand_beside_a_label():
     label=True,
   )
   assert found == PreferencePair(
-    [{"role": "system", "content": "S"}, user([part])],
+    [{"role": "system", "content": "S"}, user("Name a bird.")],
     [OWL],
     None,
     tools=tools,

@@ -195,6 +195,7 @@ def test_weights_of_references_are_read_beside_the_pairs(tmp_path, kind):
     ("a.json", "can be reached by their place; write it as one"),
     ("missing.jsonl", "no such file"),
     ("org/name", "found no such file and no such directory prepared"),
+    ("gs://bucket/a.jsonl", "reads files of a disk; copy it to one"),
     ("empty.jsonl", "has no rows; give at least one pair"),
     ("blank.jsonl", "has no rows; give at least one pair"),
     ("empty.parquet", "has no rows; give at least one pair"),
@@ -208,7 +209,7 @@ def test_what_cannot_be_read_by_place_is_refused(tmp_path, name, match):
   (tmp_path / "blank.jsonl").write_text("\n \n")
   schema = pyarrow.schema([("prompt", pyarrow.string())])
   pyarrow.parquet.write_table(schema.empty_table(), tmp_path / "empty.parquet")
-  given = name if name == "org/name" else tmp_path / name
+  given = name if "/" in name else tmp_path / name
   with pytest.raises(InputError, match=match):
     row_blocks.opened(given)
 

@@ -173,8 +173,14 @@ def test_a_vm_mounts_the_share_before_it_works(machine, share, mounts):
   lines = machine.dry("launch/tpu_vm.sh", share, "/mnt/no share", *COMMAND)
   assert lines[0] == ["sudo", "mkdir", "-p", "/mnt/no share"]
   assert [*mounts, "/mnt/no share"] in lines[1:-2]
-  extras = "tpu,hub,tensorboard"
+  extras = "tpu,hub,tensorboard,gcs"
   assert lines[-2:] == [["source", "launch/environment.sh", extras], COMMAND]
+
+
+def test_without_a_share_nothing_is_mounted(machine):
+  lines = machine.dry("launch/tpu_vm.sh", "none", "/mnt/share", *COMMAND)
+  assert [line[0] for line in lines] == ["source", COMMAND[0]]
+  assert lines[-1] == COMMAND
 
 
 def test_a_job_installs_once_and_starts_all(machine):
@@ -197,6 +203,7 @@ def test_a_job_installs_once_and_starts_all(machine):
     (["launch/tpu_pod.sh", "up"], {**TPU, "RUNTIME": ""}, "set RUNTIME"),
     (["launch/tpu_pod.sh", "run", "a"], {**TPU, "SHARE": ""}, "set SHARE"),
     (["launch/tpu_pod.sh", "run"], TPU, "no command"),
+    (["launch/tpu_pod.sh", "stage", "a/b"], {**TPU, "SHARE": "none"}, "needs"),
     (["launch/tpu_pod.sh", "up"], {**TPU, "NAME": "a b"}, "want small letters"),
     (["launch/tpu_pod.sh", "up"], {**TPU, "ADDRESS": "x"}, "want internal"),
     (["launch/tpu_pod.sh", "logs", "1"], TPU, "want up, run"),
@@ -387,12 +394,23 @@ def test_the_jobset_asks_for_the_slice():
     assert container["resources"][kind] == {"google.com/tpu": "4"}
   _, _, script = container["command"]
   assert shlex.split(script) == [
-    *("exec", "bash", "launch/worker.sh", "tpu,hub,tensorboard"),
+    *("exec", "bash", "launch/worker.sh", "tpu,hub,tensorboard,gcs"),
     *COMMAND,
   ]
   (share,) = container["volumeMounts"]
   cache = container["env"][0]["value"]
   assert pathlib.Path(cache).is_relative_to(share["mountPath"])
+
+
+def test_a_jobset_without_a_claim_has_no_volume():
+  lines = (LAUNCH / "gke_jobset.yaml").read_text().split("\n")
+  left = "\n".join(line for line in lines if not line.endswith("# share"))
+  jobset = yaml.safe_load(left)
+  (slices,) = jobset["spec"]["replicatedJobs"]
+  pod = slices["template"]["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  assert "volumes" not in pod and "volumeMounts" not in container
+  assert [one["name"] for one in container["env"]] == ["HF_TOKEN"]
 
 
 def pinned_versions() -> dict[str, str]:
@@ -699,11 +717,19 @@ def test_a_model_with_another_checksum_is_refused(machine, registry):
 
 
 @pytest.mark.parametrize("flag", ["workdir", "store"])
-def test_a_bucket_is_no_folder(capsys, tmp_path, monkeypatch, flag):
+def test_a_url_is_no_folder(capsys, tmp_path, monkeypatch, flag):
   monkeypatch.chdir(tmp_path)
   config = ROOT / "configs" / "quickstart.py"
   argv = ["train", f"--config={config}:dpo,debug", f"--workdir={tmp_path}/run"]
-  assert cli.main([*argv, f"--{flag}=gs://bucket/x"]) == 2
+  assert cli.main([*argv, f"--{flag}=http://host/x"]) == 2
   errors = capsys.readouterr().err
-  assert errors.startswith(f"error: --{flag}=gs://bucket/x is no folder")
+  assert errors.startswith(f"error: --{flag}=http://host/x is no folder")
+  assert not list(tmp_path.iterdir())
+
+
+def test_commands_that_need_a_disk_say_so(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  argv = ["sweep", "quickstart", "--vary", "loss.beta=1,2"]
+  assert cli.main([*argv, "--workdir=gs://bucket/x"]) == 2
+  assert "mrpo sweep needs a folder of a disk" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())

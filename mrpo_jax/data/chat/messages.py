@@ -29,7 +29,10 @@ TEXT = "text"  # the one type of part that a language model reads
 
 
 def parts(value, where):
-  """A content given as a list of parts; each is {"type": "text", "text"}."""
+  """A content given as a list of parts, each {"type": "text", "text"}.
+
+  A single one is its text, which every template writes, many no lists.
+  """
   found = []
   for i, part in enumerate(value):
     part = without_nulls(part)
@@ -41,7 +44,7 @@ def parts(value, where):
       )
     _refuse_unread(part, f"{where}[{i}]")
     found.append({"type": TEXT, "text": part["text"]})
-  return found
+  return found[0]["text"] if len(found) == 1 else found
 
 
 def beside_content(turn, role, where):

@@ -2,10 +2,10 @@
 """Rows of a directory that TFDS has prepared; TFDS is imported when used."""
 
 import contextlib
-import pathlib
 
 from mrpo_jax.data.reading import shards
 from mrpo_jax.errors import InputError, in_one_line
+from mrpo_jax.files import path_of
 
 
 def rows_of(directory, split, decoders=None):
@@ -43,9 +43,9 @@ def features_of(directory):
 
 def refuse_outer(place):
   """Raises InputError where data sets stand below a folder that is none."""
-  if (pathlib.Path(place) / shards.TFDS[0]).exists():
+  if (path_of(place) / shards.TFDS[0]).exists():
     return
-  below = [path.parent for path in pathlib.Path(place).rglob(shards.TFDS[0])]
+  below = [path.parent for path in path_of(place).rglob(shards.TFDS[0])]
   # The hub's own folders have no features.json.
   sets = sorted(str(one) for one in below if (one / shards.TFDS[1]).exists())
   if sets:

@@ -5,8 +5,6 @@ import contextlib
 import gzip
 import io
 import json
-import os
-import pathlib
 import zlib
 
 from mrpo_jax import files
@@ -38,7 +36,7 @@ def rows_of(path, known=(), prompts=()):
       iterating: it is damaged, unpacks to far more than text would, or a row
       is not one.
   """
-  path = pathlib.Path(path)
+  path = files.path_of(path)
   if not path.name.lower().endswith(SUFFIXES):
     suffixes = ", ".join(SUFFIXES)
     raise InputError(f"{path}: unknown file type; the known are {suffixes}")
@@ -56,7 +54,7 @@ def check_file(path):
     raise InputError(f"{path}: no such file; check the path") from None
   except OSError as error:
     raise unreadable(path, error) from None
-  if os.path.isdir(path):
+  if files.path_of(path).is_dir():
     raise InputError(f"{path}: is a directory; name a file in it")
 
 
@@ -65,9 +63,9 @@ def check_file(path):
 
 def _json_rows(path):
   name = path.name.lower()
-  most = max(LONGEST, RATIO * path.stat().st_size)
+  most = max(LONGEST, RATIO * files.size_of(path))
   try:
-    with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
+    with _opened(path) as file:
       if name.endswith((".json", ".json.gz")):
         whole = file.read(most + 1)
         _refuse_bomb(path, len(whole), most)
@@ -97,6 +95,17 @@ def json_row(line, path, number):
   row, where = _parsed(line.rstrip(), path, number), f"{path} line {number}"
   values.refuse_deep(row, where)
   return where, row
+
+
+@contextlib.contextmanager
+def _opened(path):
+  """The bytes of a file of rows, unpacked."""
+  with files.opened(path) as file:
+    if path.name.lower().endswith(".gz"):
+      with gzip.open(file) as unpacked:
+        yield unpacked
+    else:
+      yield file
 
 
 def _refuse_bomb(path, unpacked, most):
@@ -134,7 +143,10 @@ def _parquet_rows(path, known, prompts):
 
   number = 0
   with blames_parquet(path, lambda: f"{path} after row {number}"):
-    with pyarrow.parquet.ParquetFile(path) as table:
+    with (
+      files.opened(path) as file,
+      pyarrow.parquet.ParquetFile(file) as table,
+    ):
       columns = parquet_columns(path, table, known, prompts)
       names = table.schema_arrow.names
       for batch in table.iter_batches(batch_size=1024, columns=columns):
@@ -206,7 +218,7 @@ def parquet_columns(path, table, known, prompts):
         metadata.row_group(i).column(j).total_uncompressed_size
         for i in range(metadata.num_row_groups)
       )
-  _refuse_bomb(path, unpacked, max(LONGEST, RATIO * path.stat().st_size))
+  _refuse_bomb(path, unpacked, max(LONGEST, RATIO * files.size_of(path)))
   return found
 
 

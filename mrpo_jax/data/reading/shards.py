@@ -3,11 +3,11 @@
 
 import glob
 import logging
-import pathlib
 import re
 
 from mrpo_jax.data.reading.row_files import SUFFIXES
 from mrpo_jax.errors import InputError
+from mrpo_jax.files import below, is_link, matching, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def resolved(name):
     InputError: as `files_of` does.
   """
   place, split = name, None
-  if not pathlib.Path(name).exists() and (match := SPLIT.fullmatch(name)):
+  if not path_of(name).exists() and (match := SPLIT.fullmatch(name)):
     place, split = match.groups()
   files = files_of(name)
   if files is None and split is not None:
@@ -53,7 +53,7 @@ def files_of(name, split=None):
     InputError: a glob finds nothing; a folder holds files of several kinds or
       of several splits, or not the split.
   """
-  path = pathlib.Path(name)
+  path = path_of(name)
   if not name:
     return None
   if path.is_dir():
@@ -63,7 +63,7 @@ def files_of(name, split=None):
   if path.exists():
     return [path]
   if glob.has_magic(name):
-    found = sorted(map(pathlib.Path, glob.glob(name, recursive=True)))
+    found = matching(name)
     if "**" in name:
       found = [one for one in found if not one.is_dir()]
     if found:
@@ -106,14 +106,14 @@ def _inside(folder):
   circle; what stands in a hidden folder counts as nothing.
   """
   found, others, passed = [], [], []
-  for path in sorted(folder.rglob("*")):
+  for path in below(folder):
     *above, name = path.relative_to(folder).parts
     if any(part.startswith((".", "_")) for part in above):
       continue
     is_data = name.lower().endswith(SUFFIXES) and name not in METADATA
     hidden = name.startswith((".", "_"))
     if path.is_dir():
-      if path.is_symlink() and not hidden:
+      if is_link(path) and not hidden:
         passed.append(path)
     elif not hidden:
       (found if is_data else others).append(path)

@@ -13,6 +13,7 @@ import pathlib
 
 import numpy as np
 
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.data import formats, source
 from mrpo_jax.data.reading import prepared, row_files, shards
 from mrpo_jax.data.reading.prompts import PROMPTS
@@ -47,6 +48,10 @@ def opened(name, weights=None):
 
 
 def _sources(name, weights):
+  if is_bucket(name):
+    raise InputError(
+      f"{name}: config.data.streaming reads files of a disk; copy it to one"
+    )
   files, place, split = shards.resolved(name)
   if files is not None:
     return [_file(path, weights) for path in files]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of pairs.jsonl: their margins, and those of an earlier evaluation."""
 
-import pathlib
-
 import numpy as np
 
 from mrpo_jax import files
@@ -64,7 +62,7 @@ def read_records(folder, margin):
   Raises:
     InputError: it holds none, or margins of another kind.
   """
-  path = pathlib.Path(folder) / PAIRS
+  path = files.path_of(folder) / PAIRS
   records = files.read_lines(path)
   if not records:
     raise InputError(
@@ -115,7 +113,7 @@ def _are_two(values, is_one):
 
 
 def _refuse_other_margin(folder, margin):
-  path = pathlib.Path(folder) / RESULTS
+  path = files.path_of(folder) / RESULTS
   there = files.read_json(path) if path.is_file() else {}
   for name in margin:
     is_right = {

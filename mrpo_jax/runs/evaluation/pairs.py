@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import pathlib
 
 import jax
 
@@ -193,7 +192,7 @@ def _beta(source, beta):
 
 
 def _config_of(source):
-  path = pathlib.Path(source.workdir) / CONFIG
+  path = files.path_of(source.workdir) / CONFIG
   return recorded_config(path, files.read_json(path))
 
 

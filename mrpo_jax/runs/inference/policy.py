@@ -55,7 +55,7 @@ def find_step(workdir, step):
   Raises:
     InputError: the folder holds no run with a model, or no such step.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   if not (workdir / CONFIG).exists():
     raise InputError(f"--workdir {workdir} holds no run (no {CONFIG})")
   config = recorded_config(workdir / CONFIG, files.read_json(workdir / CONFIG))
@@ -66,7 +66,7 @@ def find_step(workdir, step):
 
 def read_checkpoint(workdir, step):
   """The Checkpoint of a run that is meant; see `find_step`."""
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   step = find_step(workdir, step)
   params, model, adapter, meta = checkpoints.policy(workdir, step)
   content = meta["config"]

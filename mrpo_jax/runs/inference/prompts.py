@@ -3,7 +3,6 @@
 
 import dataclasses
 import logging
-import pathlib
 
 from mrpo_jax import files
 from mrpo_jax.data import formats
@@ -65,7 +64,7 @@ def read_prompts(path, *, keys, conversations=""):
 
 
 def _rows(path):
-  name = pathlib.Path(path).name.lower()
+  name = files.path_of(path).name.lower()
   if not name.endswith(SUFFIXES):
     raise InputError(
       f"{path}: unknown file type; prompts are {', '.join(SUFFIXES)}"
@@ -74,7 +73,7 @@ def _rows(path):
     yield from rows_of(path)
     return
   check_file(path)
-  lines = pathlib.Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
+  lines = files.path_of(path).read_bytes().removesuffix(b"\n").split(b"\n")
   for number, line in enumerate(lines, 1):
     where = f"{path} line {number}"
     try:

@@ -13,6 +13,7 @@ import pathlib
 import secrets
 
 from mrpo_jax import files, processes
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError, in_one_line
 from mrpo_jax.training.trackers.mlflow import MLflow
 from mrpo_jax.training.trackers.tensorboard import TensorBoard
@@ -66,7 +67,7 @@ def opened(workdir, tracking, config, *, name=""):
   if not processes.is_first():
     return []
   asked = {one: tracking[one] for one in SERVICES if tracking[one]}
-  name = name or workdir.absolute().name
+  name = name or (workdir if is_bucket(workdir) else workdir.absolute()).name
   run = Run(workdir, name, _id(workdir) if asked else "", config)
   found = []
   with contextlib.ExitStack() as on_error:
@@ -123,6 +124,12 @@ class _Guarded:
     with self._guard(f"at step {step}"):
       if self._tracker is not None:
         self._tracker.write(step, values)
+
+  def sync(self):
+    """Sends what waits here until a checkpoint; services wait for none."""
+    with self._guard("at a checkpoint"):
+      if isinstance(self._tracker, TensorBoard):
+        self._tracker.sync()
 
   def close(self, failed):
     with self._guard("at its end"):

@@ -3,6 +3,7 @@
 
 import time
 
+from mrpo_jax.buckets import Staged
 from mrpo_jax.training.trackers.samples import SAMPLES, markdown
 
 
@@ -22,7 +23,8 @@ class TensorBoard:
 
     self._scalar, self._text = scalar_pb, text_pb
     self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-    self._file = event_file_writer.EventFileWriter(str(workdir))
+    self._staged = Staged(workdir)
+    self._file = event_file_writer.EventFileWriter(str(self._staged.folder))
 
   def write(self, step, values):
     """The values of a line, all of that step."""
@@ -37,5 +39,10 @@ class TensorBoard:
     event = self._event(step=step, wall_time=time.time(), summary=found)
     self._file.add_event(event)
 
+  def sync(self):
+    self._file.flush()
+    self._staged.sync()
+
   def close(self, failed):
     self._file.close()
+    self._staged.close()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights & Biases: the lines of a run in a project of its user."""
 
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.training.trackers.samples import KEYS, SAMPLES
 
 
@@ -33,7 +34,7 @@ class Wandb:
       resume="allow",
       config=run.config,
       allow_val_change=True,  # what may change in a run that goes on
-      dir=str(run.workdir),
+      dir=None if is_bucket(run.workdir) else str(run.workdir),
     )
     # An axis of our own: wandb's drops what it has seen, and a run that was
     # killed tells again what came after its last checkpoint.
