@@ -61,6 +61,7 @@ def _copied(url):
   Raises:
     InputError: the folder is not there, or another process copies it for long.
   """
+  url = str(buckets.path_of(url))  # no slash at its end
   marks = buckets.marks_of(url)
   if not marks:
     raise InputError(f"{url}: no such folder in the bucket")
