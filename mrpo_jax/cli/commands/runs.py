@@ -244,7 +244,8 @@ def plan(given):
   """Compile the steps of a config for devices that need not be here.
 
   Prints memory, operations, exchanges between devices and the least time of a
-  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), cpu:8 or local.
+  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), NVIDIA GPUs (h100:8
+  or, of two nodes, h100:2x8; needs jax's plug-in), cpu:8 or local.
   No weights are loaded and no data is read: models are folders with a
   config.json or names of the hub.
   """
