@@ -39,12 +39,15 @@ def train_run(config, workdir, *, store=None, allow_changed=False):
     workdir: folder of the run; made if it does not exist.
     store: folder for the errors of references that are scored; None: its own.
     allow_changed: go on where the config is not that of the steps before?
+
+  Raises:
+    InputError: what was given is wrong, or the workdir is in a bucket.
   """
   if processes.several():
     raise InputError("a denoiser is trained in one process, on all its devices")
   if is_bucket(workdir):
     raise InputError(
-      f"--workdir={workdir}: a denoiser's run needs a folder of a disk; copy "
+      f"--workdir {workdir}: a denoiser is trained in a folder of a disk; copy "
       "it to the bucket afterwards"
     )
   trackers.check(config.tracking.to_dict())
