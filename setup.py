@@ -109,6 +109,8 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],
     "plan": ["libtpu"],
+    # jax's CUDA plug-in of jaxlib's own version, without CUDA's libraries.
+    "plan-gpu": ["jax[cuda13-local]>=0.10"],
     "docs": [
       "mkdocs-material>=9.6",
       "mkdocstrings[python]>=0.29",

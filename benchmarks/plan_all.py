@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans the configs at paper scale and writes the tables of docs/guide/plan.md.
 
-  pip install -e .[plan] && python -m benchmarks.plan_all [--workdir=DIR]
+  pip install -e .[plan] && python -m benchmarks.plan_all --of=tpu
+  pip install -e .[plan-gpu] && python -m benchmarks.plan_all --of=gpu
 
 A plan whose JSON stands in the workdir is not made again.  Each takes minutes
 of one core; nothing but a CPU is needed.
@@ -17,57 +18,84 @@ from mrpo_jax.text import sized, sized_bytes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "guide" / "plan.md"
-MARK = "<!-- made by benchmarks/plan_all.py -->"
-PLANS = {  # name -> (config, topology)
-  "mrpo_llama2": ("mrpo_llama2_mistral.py", "v5p:2x2x1"),
-  "llama3_online": ("llama3_ultrafeedback.py:online", "v5p:2x2x4"),
-  "llama3_scored": ("llama3_ultrafeedback.py:scored", "v5p:2x2x4"),
-  "seven": ("seven_references.py:vaw,multi", "v5p:2x2x1"),
-  "mallowspo": ("mallowspo_llama3.py", "v5p:2x2x4"),
-  "llama3_70b": ("llama3_70b.py", "v5p:4x4x4"),
+MARK = "<!-- {} made by benchmarks/plan_all.py -->"
+LLAMA3 = "llama3_ultrafeedback.py"
+PLANS = {  # platform -> name -> (config, topology, more flags)
+  "tpu": {
+    "mrpo_llama2": ("mrpo_llama2_mistral.py", "v5p:2x2x1"),
+    "llama3_online": (f"{LLAMA3}:online", "v5p:2x2x4"),
+    "llama3_scored": (f"{LLAMA3}:scored", "v5p:2x2x4"),
+    "seven": ("seven_references.py:vaw,multi", "v5p:2x2x1"),
+    "mallowspo": ("mallowspo_llama3.py", "v5p:2x2x4"),
+    "llama3_70b": ("llama3_70b.py", "v5p:4x4x4"),
+  },
+  "gpu": {
+    "mrpo_llama2_h100": ("mrpo_llama2_mistral.py", "h100:4"),
+    "llama3_scored_h100": (f"{LLAMA3}:scored", "h100:8"),
+    "llama3_blockwise_h100": (
+      *(f"{LLAMA3}:scored", "h100:8", "--config.policy.kernel=blockwise"),
+    ),
+    "llama3_online_a100": (f"{LLAMA3}:online", "a100:8"),
+    "llama3_online_h100": (f"{LLAMA3}:online", "h100:8"),
+    "llama3_online_h200": (f"{LLAMA3}:online", "h200:8"),
+    "llama3_online_b200": (f"{LLAMA3}:online", "b200:8"),
+    "llama3_online_2": (f"{LLAMA3}:online", "h100:2x8"),
+    "mallowspo_h100": ("mallowspo_llama3.py", "h100:8"),
+    "llama3_70b_h100": ("llama3_70b.py", "h100:8x8"),
+  },
 }
 HEADER = (
   *("config", "devices", "step", "arguments", "peak", "of"),
   *("useful / executed, a device", "at least: compute", "memory", "network"),
-  *("MFU at most", "pairs/s at most"),
+  *("between nodes", "MFU at most", "pairs/s at most"),
 )
 
 
-def command(config, topology):
-  return f"mrpo plan --config=configs/{config} --topology={topology}"
+def command(config, topology, *flags):
+  flags = "".join(f" {flag}" for flag in flags)
+  return f"mrpo plan --config=configs/{config} --topology={topology}{flags}"
 
 
-def make(name, workdir):
+def make(name, given, workdir):
   """The figures of one plan, from the workdir or made now; None: it failed."""
-  config, topology = PLANS[name]
   to = workdir / f"{name}.json"
   if not to.exists():
-    flags = command(config, topology).split()[1:]
+    flags = command(*given).split()[1:]
     flags += [f"--json={to}", f"--program={workdir}/{name}.hlo"]
     subprocess.run([sys.executable, "-m", "mrpo_jax", *flags], cwd=ROOT)
   return json.loads(to.read_text()) if to.exists() else None
 
 
-def rows(name, found):
+def label(config, topology, *flags):
+  """Cells that say which plan it is."""
+  flags = "".join(f" `{flag.rpartition('.')[2]}`" for flag in flags)
+  return [f"`{config}`{flags}", topology]
+
+
+def rows(given, found):
   """Cells of each step of a plan."""
   for key, one in found["steps"].items():
-    cells = [f"`{PLANS[name][0]}`", found["topology"], key]
+    cells = [*label(*given), key]
     cells += [sized_bytes(one["bytes"][kind]) for kind in ("argument", "peak")]
     cells.append(sized_bytes(found["device_bytes"]))
     if "flops" in one:
       useful = one["useful_flops"] / found["devices"]
       cells.append(f"{sized(useful, '')} / {sized(one['flops'], '')}")
-      cells += [f"{s:.3g} s" for s in one["seconds"].values()]
+      for kind in ("compute", "memory", "network", "between nodes"):
+        seconds = one["seconds"].get(kind)
+        cells.append("-" if seconds is None else f"{seconds:.3g} s")
       cells.append(f"{one['mfu_bound']:.0%}")
       cells.append(f"{one['pairs_per_second_bound']:.3g}")
     yield cells + ["-"] * (len(HEADER) - len(cells))
 
 
-def exchanges(name, found):
+def exchanges(given, found):
   """Cells of each kind of exchange of the train step of a plan."""
   for row in found["steps"]["train"].get("collectives", []):
-    cells = [f"`{PLANS[name][0]}`", row["kind"], " x ".join(row["axes"])]
-    yield [*cells, f"{row['count']:.0f}", sized_bytes(row["bytes"])]
+    cells = [*label(*given), row["kind"], " x ".join(row["axes"])]
+    cells += [f"{row['count']:.0f}", sized_bytes(row["bytes"])]
+    away = row.get("bytes_away", 0)
+    yield [*cells, sized_bytes(away) if away else "-"]
 
 
 def markdown(header, body):
@@ -75,37 +103,58 @@ def markdown(header, body):
   return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def page(plans):
-  """The part of docs/guide/plan.md that follows from the plans."""
+def section(platform, plans):
+  """The part of docs/guide/plan.md that follows from a platform's plans."""
+  given = PLANS[platform]
   made = {
     ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
     for found in plans.values()
   }
   dates = sorted({found["date"] for found in plans.values()})
-  parts = [MARK, "", f"Made on {' and '.join(dates)} with"]
+  parts = ["", "", f"Made on {' and '.join(dates)} with"]
   parts += [f"{'; '.join(sorted(made))}:", "", "```"]
-  parts += [command(*PLANS[name]) for name in plans] + ["```", ""]
-  body = [cells for name in plans for cells in rows(name, plans[name])]
-  parts += [markdown(HEADER, body), ""]
+  parts += [command(*given[name]) for name in plans] + ["```", ""]
+  body = [row for name in plans for row in rows(given[name], plans[name])]
+  parts += [without_empty(HEADER, body), ""]
   parts += [
-    "Exchanges of the train steps, sent by each device in one step:",
+    "Exchanges of the train steps, sent by each device in one step, those of a",
+    "config that are the same once:",
     "",
   ]
-  header = ("config", "exchange", "mesh axes", "times", "sent")
-  body = [cells for name in plans for cells in exchanges(name, plans[name])]
-  return "\n".join([*parts, markdown(header, body)]) + "\n"
+  header = ("config", "devices", "exchange", "mesh axes", "times", "sent")
+  header = (*header, "of it to other nodes")
+  once = {}  # by all but the name of the devices and more flags
+  for name in plans:
+    for row in exchanges(given[name], plans[name]):
+      once.setdefault((given[name][0], *row[2:]), row)
+  body = list(once.values())
+  return "\n".join([*parts, without_empty(header, body)]) + "\n"
+
+
+def without_empty(header, body):
+  """A table of the columns that say something."""
+  keep = [i for i in range(len(header)) if any(row[i] != "-" for row in body)]
+  return markdown(
+    [header[i] for i in keep], [[row[i] for i in keep] for row in body]
+  )
 
 
 def main(argv=None):
   parser = argparse.ArgumentParser()
   parser.add_argument("--workdir", default="/tmp/plans", type=pathlib.Path)
-  parser.add_argument("--only", default=",".join(PLANS))
+  parser.add_argument("--of", default="tpu", choices=PLANS)
+  parser.add_argument("--only", default="", help="names, with commas")
   given = parser.parse_args(argv)
   given.workdir.mkdir(parents=True, exist_ok=True)
-  plans = {name: make(name, given.workdir) for name in given.only.split(",")}
+  wanted = PLANS[given.of]
+  names = given.only.split(",") if given.only else wanted
+  plans = {name: make(name, wanted[name], given.workdir) for name in names}
   plans = {name: found for name, found in plans.items() if found}
-  before = PAGE.read_text().partition(MARK)[0]
-  PAGE.write_text(before + page(plans))
+  start, end = (MARK.format(word) for word in (given.of, f"end of {given.of}"))
+  before, _, rest = PAGE.read_text().partition(start)
+  _, _, after = rest.partition(end)
+  made = f"{start}{section(given.of, plans)}\n{end}"
+  PAGE.write_text(before + made + after)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,6 @@ is the same divided by the response's token count.
 
 import logging
 
-__version__ = "0.1.0"  # setup.py reads it
+__version__ = "0.2.0"  # setup.py reads it
 # Quiet unless asked; the command `mrpo` prints what is logged here.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -41,7 +41,7 @@ def path_of(text):
   package, extra = EXTRAS[found[1]]
   if importlib.util.find_spec(package) is None:
     raise InputError(
-      f"{text}: {package} is not installed; pip install mrpo-jax[{extra}]"
+      f"{text}: {package} is not installed; pip install 'mrpo-jax[{extra}]'"
     )
   _configure()
   from etils import epath
@@ -59,10 +59,16 @@ def _configure():
 
 
 def system_of(path):
-  """(the fsspec file system of a path in a bucket, its name there)."""
+  """(the fsspec file system of a path in a bucket, its name there).
+
+  The name ends with no slash, which would stand between it and those below it.
+
+  Raises:
+    InputError: see `path_of`.
+  """
   import fsspec
 
-  scheme, name = str(path).split("://", 1)
+  scheme, name = str(path_of(path)).split("://", 1)
   if scheme == "gs":  # the very one of epath
     return fsspec.filesystem("gcs", finalize_on_close=True), name
   return fsspec.filesystem("s3"), name

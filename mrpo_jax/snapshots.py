@@ -63,6 +63,7 @@ def _copied(url):
       another process copies it for long.
     StoppedRun: it was written meanwhile.
   """
+  url = str(buckets.path_of(url))  # no slash at its end
   marks = buckets.marks_of(url)
   if not marks:
     raise InputError(f"{url}: no such folder in the bucket")

@@ -64,7 +64,7 @@ def test_what_is_a_bucket():
 
 def test_a_client_that_is_not_installed_is_named(monkeypatch):
   monkeypatch.setitem(buckets.EXTRAS, "gs", ("no_such_client", "gcs"))
-  with pytest.raises(InputError, match=r"pip install mrpo-jax\[gcs\]"):
+  with pytest.raises(InputError, match=r"pip install 'mrpo-jax\[gcs\]'"):
     files.path_of("gs://a/b")
 
 
@@ -186,6 +186,7 @@ def test_a_model_is_read_from_a_copy_that_is_made_once(place, caplog):
   assert snapshots.folder_of(place) == first
   snapshots._copied.cache_clear()
   jax.tree.map(np.testing.assert_array_equal, params, hub.load(place)[1])
+  assert snapshots.folder_of(f"{place}/") == snapshots.folder_of(place)
   with pytest.raises(InputError, match="no such folder in the bucket"):
     hub.load(f"{place}-none")
 
@@ -352,6 +353,13 @@ def test_one_run_has_a_workdir(place, monkeypatch):
     with pytest.raises(Exception, match=owner.LOST):
       check()
   assert files.exists(f"{place}/owner-2.json")
+
+
+def test_the_hub_is_given_no_folder_of_a_bucket(place, capsys):
+  words = ["export", "--workdir=W", f"--to={place}", "--push=org/name"]
+  assert cli.main(words) == 2
+  said = f"--push=org/name uploads a folder of a disk, and --to={place} is none"
+  assert said in capsys.readouterr().err
 
 
 # Faults.

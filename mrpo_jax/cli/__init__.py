@@ -113,10 +113,21 @@ def _meant_key(*words):
   return ""
 
 
+def _miss_no_cuda(devices=("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")):
+  """Has jax not look for CUDA's libraries where there is no NVIDIA GPU.
+
+  Its compiler for GPUs, which `mrpo plan` takes, comes without them; each other
+  command would begin with a traceback about that, and then run on the CPU.
+  """
+  if not any(map(os.path.exists, devices)):
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
+
 def _run(argv):
   # transformers serves as a tokenizer here and need not ask for torch.
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
   cache.keep_programs()
+  _miss_no_cuda()
   from absl import logging as absl_logging
 
   from mrpo_jax import processes

@@ -299,7 +299,9 @@ FLAGS = {
     "NAME|--config=FILE[:args] --topology=NAME [key=value ...]",
     (
       CONFIG,
-      Flag("topology", "v5p:4x4x4, cpu:8 or local", "NAME", required=True),
+      Flag(
+        "topology", "v5p:4x4x4, h100:2x8, cpu:8 or local", "NAME", required=True
+      ),
       HBM,
       LENGTHS,
       Flag("fit", "search for settings that fit"),

@@ -96,12 +96,7 @@ def _load(name, weights):
       )
     prepared.refuse_outer(place)
     rows, where = prepared.rows_of(place, split), f"{place} split {split}"
-    ours = "fingerprint" in (_metadata(path_of(place)) or {})
-    if ours and weights:
-      raise InputError(
-        f"{place}: `mrpo prepare` keeps no column {weights.name!r}; name the "
-        "file that it was made of"
-      )
+    ours = is_prepared(place, weights)
     return _prepared(rows) if ours else _pairs(rows, where, weights)
   if HUB_NAME.fullmatch(place):
     return _pairs(_hub_rows(place, split), f"{place} split {split}", weights)
@@ -109,6 +104,21 @@ def _load(name, weights):
     f"{name!r}: found no such file, no such directory prepared by TFDS, and it "
     "is no Hugging Face hub name (org/name or org/name:split); check the name"
   )
+
+
+def is_prepared(place, weights=None):
+  """Has `prepare` written that TFDS directory?
+
+  Raises:
+    InputError: it has, but a WeightColumn is to be read, which it leaves out.
+  """
+  ours = "fingerprint" in (_metadata(path_of(place)) or {})
+  if ours and weights:
+    raise InputError(
+      f"{place}: `mrpo prepare` keeps no column {weights.name!r}; name the "
+      "file that it was made of"
+    )
+  return ours
 
 
 def prepare(path, to, *, name="preference_pairs", split="train"):
@@ -229,9 +239,10 @@ def _metadata(directory):
 
 
 def _pairs(rows, where, weights):
-  rows = [(f"{where} row {i}", _row(row)) for i, row in enumerate(rows, 1)]
-  for place, row in rows:
-    values.refuse_deep(row, place)
+  rows = [
+    (f"{where} row {i}", row_of(row, f"{where} row {i}"))
+    for i, row in enumerate(rows, 1)
+  ]
   if not rows:
     raise InputError(f"{where}: holds no pairs; give another split")
   return list(formats.pairs_of_rows(rows, where, weights))
@@ -239,17 +250,26 @@ def _pairs(rows, where, weights):
 
 def _prepared(rows):
   """Pairs as `prepare` has read them: nothing is left to be understood."""
-  pairs = []
-  for row in rows:
-    row = {
-      key: value if key == "label" else values.as_text_or_turns(value, key)
-      for key, value in _row(row).items()
-    }
-    chosen = row["completion"] if "completion" in row else row["chosen"]
-    sides = row["prompt"], chosen, row.get("rejected")
-    label = labels.label(row, f"row {len(pairs) + 1}")
-    pairs.append(formats.PreferencePair(*sides, desirable=label))
-  return pairs
+  return [prepared_pair(row, f"row {i}") for i, row in enumerate(rows, 1)]
+
+
+def prepared_pair(row, where):
+  """The pair of a row of TFDS that `prepare` has written."""
+  row = {
+    key: value if key == "label" else values.as_text_or_turns(value, key)
+    for key, value in _row(row).items()
+  }
+  chosen = row["completion"] if "completion" in row else row["chosen"]
+  sides = row["prompt"], chosen, row.get("rejected")
+  label = labels.label(row, where)
+  return formats.PreferencePair(*sides, desirable=label)
+
+
+def row_of(row, where):
+  """A row of TFDS, or of the hub, as JSON would have given it."""
+  row = _row(row)
+  values.refuse_deep(row, where)
+  return row
 
 
 def _row(row):

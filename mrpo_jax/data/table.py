@@ -67,7 +67,7 @@ def encode_table(
     **limits: max_prompt and max_response, in tokens.
   """
   places = range(len(pairs)) if places is None else places
-  _refuse_others(pairs, places, origin, chosen_only, labelled)
+  _refuse_others(pairs, places, origin, other_kind(chosen_only, labelled))
   ids = [source.pair_id(pair) for pair in pairs]
   if mismatched:
     pairs = beside(pairs, origin)
@@ -83,12 +83,9 @@ def encode_table(
   ):
     logger.info(line)
   if chosen_only:
-    views = [
-      [dataclasses.replace(one, rejected_ids=[]) for one in view]
-      for view in views
-    ]
+    views = [[*map(without_rejected, view)] for view in views]
   reasons = [
-    _unusable(encoded, row_length) for encoded in zip(*views, strict=True)
+    unusable(encoded, row_length) for encoded in zip(*views, strict=True)
   ]
   kept = [i for i, reason in enumerate(reasons) if reason is None]
   truncated = sum(any(view[i].truncated for view in views) for i in kept)
@@ -132,12 +129,44 @@ def _encoded(split, pairs, tokenizers, limits):
     ]
 
 
-def _refuse_others(pairs, places, origin, chosen_only, labelled):
-  """InputError where rows are not what the loss learns from."""
+def other_kind(chosen_only, labelled):
+  """Kinds of pairs that the loss does not learn from; see `encode_table`.
+
+  Of each: is a pair of it?  What it has then, and why that is none.
+  """
   singles = "config.loss.name='kto_unpaired', 'apo_zero_unpaired' or "
   singles += "'bco_unpaired'"
+  if labelled:
+    return [
+      (
+        lambda pair: pair.desirable is None,
+        "no label, true or false, of a single response",
+        f"{singles} learn from rows like prompt, completion, label; "
+        "data.unpair=True makes such rows of pairs",
+      )
+    ]
+  found = [
+    (
+      lambda pair: pair.desirable is not None,
+      "one response with a label",
+      f"{singles} learn from those alone",
+    )
+  ]
+  if not chosen_only:
+    found.append(
+      (
+        lambda pair: pair.rejected is None,
+        "no rejected response",
+        "without one there is supervised training alone, "
+        "config.loss.name='nll'",
+      )
+    )
+  return found
 
-  def refuse(is_other, have, why):
+
+def _refuse_others(pairs, places, origin, kinds):
+  """InputError where rows are not what the loss learns from."""
+  for is_other, have, why in kinds:
     some = zip(places, pairs, strict=True)
     others = [place for place, pair in some if is_other(pair)]
     if others:
@@ -145,26 +174,6 @@ def _refuse_others(pairs, places, origin, chosen_only, labelled):
         f"{origin}: {len(others)} of {len(pairs)} pairs have {have}, the first "
         f"is pair {others[0]}; {why}"
       )
-
-  if labelled:
-    refuse(
-      lambda pair: pair.desirable is None,
-      "no label, true or false, of a single response",
-      f"{singles} learn from rows like prompt, completion, label; "
-      "data.unpair=True makes such rows of pairs",
-    )
-    return
-  refuse(
-    lambda pair: pair.desirable is not None,
-    "one response with a label",
-    f"{singles} learn from those alone",
-  )
-  if not chosen_only:
-    refuse(
-      lambda pair: pair.rejected is None,
-      "no rejected response",
-      "without one there is supervised training alone, config.loss.name='nll'",
-    )
 
 
 def _plain_notes(split, pairs, tokenizers):
@@ -248,7 +257,12 @@ def _first_reason(views, tokenizers):
   return ""
 
 
-def _unusable(encoded, row_length):
+def without_rejected(encoded):
+  """An Encoded with its chosen response alone."""
+  return dataclasses.replace(encoded, rejected_ids=[])
+
+
+def unusable(encoded, row_length):
   """Why a pair cannot be trained on, from its encoding in every view."""
   for one in encoded:
     if one.dropped:

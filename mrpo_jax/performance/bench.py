@@ -40,13 +40,18 @@ def bench_setup(config, workdir):
   """setup.Setup without held-out pairs, unless the method learns from them.
 
   Raises:
-    InputError: the run makes its pairs as it goes.
+    InputError: the run makes its pairs as it goes, or reads them so.
   """
   if config.online.prompts:
     raise InputError(
       "config.online.prompts: a run of rounds has no pairs to time before it "
       "samples them; mrpo train says pairs/s, and its rounds/<n>/pairs.jsonl "
       "can be config.data.train here"
+    )
+  if config.data.streaming:
+    raise InputError(
+      "config.data.streaming: what is timed here are steps on pairs in memory; "
+      "leave it out, and name a file of fewer pairs in config.data.train"
     )
   if not chosen_method(config).learns:
     config = config.changed({"data.eval": ""})

@@ -2,7 +2,8 @@
 """Peak figures of chips: memory, operations, bandwidth, network.
 
 Those of the v4's interconnect and of the GPUs are as commonly given; the pages
-named beside them were not read for it.
+named beside them were not read for it.  Memory and bandwidth of GPUs are what
+the driver says of them (nvidia.py); of what jax takes see nvidia.usable_bytes.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ class Chip:
   flops: float  # bfloat16 products, without sparsity, operations a second
   bandwidth: float  # of the HBM, bytes a second
   network: float  # to other chips of the slice or node, one way, bytes a second
+  between: float | None = None  # to other nodes, one way, bytes a second
 
 
 # Interconnects are given for both ways together: `network` is half of that.
@@ -32,25 +34,38 @@ CHIPS = {
   "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9),
   # https://docs.cloud.google.com/tpu/docs/tpu7x (1,200 GB/s both ways)
   "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 600e9),
+  # https://www.nvidia.com/en-us/data-center/a100/ (SXM of 80 GB; NVLink 600
+  # GB/s both ways); a node of
+  # https://www.nvidia.com/en-us/data-center/dgx-a100/ has an InfiniBand of 200
+  # Gbit/s for each
+  "A100": Chip(85100068864, 312e12, 2039.04e9, 300e9, 25e9),
   # https://www.nvidia.com/en-us/data-center/h100/ (SXM; its products are given
-  # with sparsity, twice these; NVLink 900 GB/s both ways)
-  "H100": Chip(80e9, 989.5e12, 3350e9, 450e9),
+  # with sparsity, twice these; NVLink 900 GB/s both ways); a node of
+  # https://www.nvidia.com/en-us/data-center/dgx-h100/ has an InfiniBand of 400
+  # Gbit/s for each
+  "H100": Chip(84929347584, 989.5e12, 3352.32e9, 450e9, 50e9),
   # https://www.nvidia.com/en-us/data-center/h200/ (SXM, likewise)
-  "H200": Chip(141e9, 989.5e12, 4800e9, 450e9),
+  "H200": Chip(150754820096, 989.5e12, 4800e9, 450e9, 50e9),
+  # https://www.nvidia.com/en-us/data-center/dgx-b200/ (72 PFLOPS in FP8 of 8
+  # with sparsity, four times these; NVLink 1.8 TB/s both ways; 400 Gbit/s)
+  "B200": Chip(191514411008, 2250e12, 7672.32e9, 900e9, 50e9),
 }
 
 
-# What jax calls them; of GPUs it is a part of the name.
+# What jax calls them: an H100 PCIe, an H200 NVL, a GB200 are others.
 KINDS = {
   "TPU v4": "v4",
   "TPU v5 lite": "v5e",
   "TPU v5": "v5p",
   "TPU v6 lite": "v6e",
   "TPU7x": "tpu7x",
+  "NVIDIA A100-SXM4-80GB": "A100",
+  "NVIDIA H100 80GB HBM3": "H100",
+  "NVIDIA H200": "H200",
+  "NVIDIA B200": "B200",
 }
 
 
 def of_kind(kind):
   """The name in CHIPS of a device_kind of jax, or None."""
-  gpus = (name for name in CHIPS if name in kind)
-  return KINDS.get(kind) or next(gpus, None)
+  return KINDS.get(kind)

@@ -122,8 +122,14 @@ def _begun(done, here):
 
 
 def _taken(one, here):
-  """Numbers of its results that something takes: a kernel's scratch is not."""
+  """Numbers of its results that something takes: a kernel's scratch is not.
+
+  cuDNN's attention writes what it was asked for, taken or not: its scratch is
+  bytes.
+  """
   parts = set(range(len(one.shapes)))
+  if "__cudnn$fmha" in one.target:
+    return {part for part in parts if one.shapes[part][0] != "u8"}
   if one.opcode != "custom-call" or one.is_root or len(parts) == 1:
     return parts
   users = [user for user in here.values() if one.name in user.operands]

@@ -14,6 +14,9 @@ import numpy as np
 
 from mrpo_jax.performance import hlo_text, hlo_traffic
 
+# Of attention, or of somebody's own, as parts of a custom call's target: Pallas
+# on TPUs, cuDNN, Pallas on GPUs.
+KERNELS = "tpu_custom_call", "__cudnn$fmha", "mosaic_gpu", "triton"
 COLLECTIVES = (
   *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
   *("collective-permute", "ragged-all-to-all", "collective-broadcast"),
@@ -27,6 +30,7 @@ class Collective:
   kind: str
   axes: tuple[str, ...]  # of the mesh
   bytes: float  # that each device sends in one exchange, at least
+  away: float  # of these, to devices of other nodes
   times: float
   scope: str
   shapes: tuple  # of the result, see Instruction
@@ -40,10 +44,14 @@ class Work:
   bytes: float = 0.0  # read from and written to its memory
   collectives: list = dataclasses.field(default_factory=list)
   kernels: dict = dataclasses.field(default_factory=dict)  # target -> calls
+  # Of what is called by name too: attention whose shapes tell its operations,
+  # and what nothing is known of but the bytes that it is given and gives.
+  whole_kernels: dict = dataclasses.field(default_factory=dict)
+  unknown_calls: dict = dataclasses.field(default_factory=dict)
   unknown_loops: set = dataclasses.field(default_factory=set)
 
 
-def work(text, mesh_shape, trips=None):
+def work(text, mesh_shape, trips=None, nodes=None):
   """The Work of a compiled program.
 
   Args:
@@ -51,24 +59,28 @@ def work(text, mesh_shape, trips=None):
     mesh_shape: {axis: size} in the order of the devices.
     trips: scope of a loop -> how often it runs, where the data decide; called
       with the name of the scope, None where nobody knows: then once.
+    nodes: the node of each device, in the order of the mesh; one by default.
   """
   computations, entry = hlo_text.parse(text)
   done = Work()
-  _walk(computations, entry, 1.0, mesh_shape, trips or (lambda _: None), done)
+  count = math.prod(mesh_shape.values())
+  nodes = np.zeros(count, int) if nodes is None else np.asarray(nodes)
+  place = mesh_shape, nodes
+  _walk(computations, entry, 1.0, place, trips or (lambda _: None), done)
   return done
 
 
-def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
+def _walk(computations, name, times, place, trips, done, fused=False):
   here = computations[name]
   for one in here.values():
     done.flops += times * _flops(one, here)
-    if _is_kernel(one.target):
-      done.kernels[one.target] = done.kernels.get(one.target, 0) + times
+    if one.opcode == "custom-call":
+      _note_call(one, times, computations, done)
     kind = one.opcode.removesuffix("-start")
     if kind == "all-reduce" and "all-reduce-scatter" in name:
       kind = "reduce-scatter"  # as a TPU writes it
     if kind in COLLECTIVES:
-      exchange = _collective(one, here, kind, times, mesh_shape)
+      exchange = _collective(one, here, kind, times, *place)
       done.collectives += [exchange] if exchange.bytes else []
     if not fused:
       done.bytes += times * hlo_traffic.traffic(one, here, computations)
@@ -83,7 +95,7 @@ def _walk(computations, name, times, mesh_shape, trips, done, fused=False):
       runs = times * count
     in_fusion = fused or not hlo_traffic.runs(one, computations)
     for called in one.called:
-      _walk(computations, called, runs, mesh_shape, trips, done, in_fusion)
+      _walk(computations, called, runs, place, trips, done, in_fusion)
 
 
 def _known_trips(one, computations):
@@ -137,8 +149,25 @@ def _step(body, part, computations):
   return None
 
 
-def _is_kernel(target):
-  return target == "tpu_custom_call" or "fmha" in target.lower()
+# Products of matrices.
+
+
+def _note_call(one, times, computations, done):
+  """Writes down what a program calls by name, where it is not seen into."""
+  target = one.target
+  if "__cudnn$fmha" in target and _sees_all(one):
+    found = done.whole_kernels
+  elif any(part in target for part in KERNELS):
+    found = done.kernels
+  elif (
+    target in hlo_traffic.FREE_TARGETS
+    or "__cublas" in target
+    or hlo_traffic.runs(one, computations)
+  ):
+    return
+  else:
+    found = done.unknown_calls
+  found[target] = found.get(target, 0) + times
 
 
 def _flops(one, here):
@@ -150,11 +179,36 @@ def _flops(one, here):
     return _convolution_flops(one, here)
   elif "__cublas" in one.rest and '"dot_dimension_numbers"' in one.rest:
     left = here[one.operands[0]].shapes[0][1]
-    summed = _numbers(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.rest)
+    summed = _numbers(r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', one.rest)
+  elif "__cudnn$fmha" in one.target and _sees_all(one):
+    return _attention_flops(one, here)
   else:
     return 0.0
   out = one.shapes[0][1]
   return 2.0 * math.prod(out) * math.prod(left[axis] for axis in summed)
+
+
+def _sees_all(one):
+  """Does cuDNN's attention compute every query with every key?
+
+  A mask that is an array (a bias) hides keys, and saves nothing; a causal one
+  and one of lengths skip blocks, how many is up to cuDNN and to the lengths.
+  """
+  return bool(
+    re.search(r'"mask_type": ?"NO_MASK"', one.rest)
+    and not re.search(r'"sliding_window_length": ?"?[1-9]', one.rest)
+    and not re.search(r'"max_seg_per_batch": ?"?([2-9]|1\d)', one.rest)
+  )
+
+
+def _attention_flops(one, here):
+  """Two products forward; backward the scores again, and four gradients."""
+  B, H, T, S = _numbers(
+    r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]', one.rest
+  )
+  head_dim = hlo_text.size(here[one.operands[0]].shapes[0]) / (B * H * T)
+  products = 5 if "Backward" in one.target else 2
+  return products * 2.0 * B * H * T * S * head_dim
 
 
 def _numbers(pattern, text):
@@ -195,9 +249,14 @@ def _convolution_flops(one, here):
   return total
 
 
-def _collective(one, here, kind, times, mesh_shape):
+# Exchanges.
+
+
+def _collective(one, here, kind, times, mesh_shape, nodes):
   groups, axes = _axes(one.rest, mesh_shape)
-  n = groups.shape[1] if groups is not None else math.prod(mesh_shape.values())
+  if groups is None:
+    groups = np.arange(len(nodes))[None]
+  n = groups.shape[1]
   given = sum(here[name].all_bytes for name in one.operands if name in here)
   share = (n - 1) / n
   sent = {
@@ -206,9 +265,31 @@ def _collective(one, here, kind, times, mesh_shape):
     "reduce-scatter": share * given,
     "collective-permute": given,
   }.get(kind, share * given)
+  away = sent * _share_away(kind, nodes[groups])
   return Collective(
-    kind, axes, sent, times, one.scope, tuple(map(tuple, one.shapes))
+    kind, axes, sent, away, times, one.scope, tuple(map(tuple, one.shapes))
   )
+
+
+def _share_away(kind, node_NG):
+  """Of what a device sends, what goes to other nodes: the most of any group.
+
+  Where all of a group are to have the same, or add to it, a piece enters each
+  node once, by one of its devices, which hands it on there: of the G - 1 pieces
+  that a device gets as many come from outside as there are other nodes.  Of an
+  all-to-all those for the devices of other nodes do; a permutation waits for
+  the device that sends all it has to another.
+  """
+  most, G = 0.0, node_NG.shape[1]
+  for node_G in node_NG:
+    _, counts = np.unique(node_G, return_counts=True)
+    if len(counts) == 1:
+      continue
+    if kind == "collective-permute":
+      return 1.0
+    others = G - counts.min() if "all-to-all" in kind else len(counts) - 1
+    most = max(most, others / (G - 1))
+  return most
 
 
 def _axes(rest, mesh_shape):

@@ -13,7 +13,7 @@ import logging
 import pathlib
 
 from mrpo_jax.models.attention import kernels
-from mrpo_jax.performance import flops, plan_text
+from mrpo_jax.performance import flops, nvidia, plan_text
 from mrpo_jax.performance.abstract import (
   assume,
   scored_names,
@@ -76,9 +76,11 @@ def plan(config, target, lengths, keep=""):
       figures["flops"] += in_kernels[key] / len(target.devices)
     figures |= _judged(figures, useful[key], config.batch, target)
   verdicts = [figures["fits"] for figures in steps.values()]
+  platform = target.devices[0].platform
   return {
     "topology": target.topology,
     "chip": target.chip,
+    "platform": platform,
     "devices": len(target.devices),
     "mesh": dict(mesh.shape),
     "device_bytes": target.memory,
@@ -90,7 +92,7 @@ def plan(config, target, lengths, keep=""):
     "steps": steps,
     "useful_flops_formula": flops.FORMULA,
     "fits": None if None in verdicts else all(verdicts),
-    "versions": versions(),
+    "versions": versions(platform),
     "date": datetime.date.today().isoformat(),
   }
 
@@ -120,10 +122,11 @@ def _kernel(setup):
   return kernels.fastest(model.config, dtype, how.partition)
 
 
-def versions():
-  """{package: version} of the compilers."""
+def versions(platform):
+  """{package: version} of the compilers of a platform."""
   found = {}
-  for name in ("jax", "jaxlib", "libtpu"):
+  compiler = {"tpu": ["libtpu"], "gpu": [nvidia.PLUGIN]}.get(platform, [])
+  for name in ("jax", "jaxlib", *compiler):
     try:
       found[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text of a plan: a table for each step."""
 
+from mrpo_jax.performance import nvidia
 from mrpo_jax.performance.abstract import SPREAD
 from mrpo_jax.runs.memory import verdict
 from mrpo_jax.text import aligned, counted, sized, sized_bytes
+
+CALLS = {  # of what a program calls by name -> how it was counted
+  "kernels": "counted as their useful work",
+  "whole_kernels": "counted as every query with every key, masked or not",
+  "unknown_calls": "whose operations are not known, and not counted",
+}
 
 
 def lines(found):
@@ -33,6 +40,7 @@ def lines(found):
       yield aligned(list(_work_rows(figures, found)))
       yield aligned(list(_collective_rows(figures)))
   yield ""
+  yield from _of_gpus(found)
   yield f"useful: {found['useful_flops_formula']}"
   yield (
     "executed, moved and exchanged: read from the compiled program, a loop as "
@@ -56,8 +64,9 @@ def _work_rows(figures, found):
   yield "  executed", sized(figures["flops"], "FLOP") + beside
   yield "  useful", sized(figures["useful_flops"] / devices, "FLOP")
   yield "  moved", sized_bytes(figures["bytes_moved"])
-  for name, calls in figures["kernels"].items():
-    yield f"  {name}", f"{calls:.0f} calls, counted as their useful work"
+  for key, how in CALLS.items():
+    for name, calls in figures[key].items():
+      yield f"  {name}", f"{calls:.0f} calls, {how}"
   for scope in figures["unknown_loops"]:
     yield "  counted once", scope
   for name, seconds in figures["seconds"].items():
@@ -68,11 +77,26 @@ def _work_rows(figures, found):
 
 
 def _collective_rows(figures):
-  yield "  collective", "mesh axes", "times", "sent"
+  many = figures["nodes"] > 1
+  head = "  collective", "mesh axes", "times", "sent"
+  yield (*head, "to other nodes") if many else head
   for row in figures["collectives"]:
-    yield (
+    cells = (
       f"  {row['kind']}",
       " x ".join(row["axes"]) or "-",
       f"{row['count']:.0f}",
       sized_bytes(row["bytes"]),
     )
+    yield (*cells, sized_bytes(row["bytes_away"])) if many else cells
+
+
+def _of_gpus(found):
+  """Lines about what is not known of GPUs before a program runs on them."""
+  if found["platform"] != "gpu":
+    return
+  yield (
+    "compiled for GPUs that are not here: no kernel was tried out (autotuned), "
+    "and the scratch of cuBLAS, cuDNN's workspace and NCCL's buffers are not "
+    "known and not in the peak; a device's memory is what jax takes of it, "
+    f"{nvidia.FRACTION:.0%} unless XLA_CLIENT_MEM_FRACTION says otherwise"
+  )

@@ -13,7 +13,7 @@ import numpy as np
 from mrpo_jax import hub
 from mrpo_jax.errors import InputError
 from mrpo_jax.models.families.read import config_from_hf
-from mrpo_jax.performance import chips
+from mrpo_jax.performance import chips, nvidia
 from mrpo_jax.performance.model_shapes import MODELS
 
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -35,38 +35,49 @@ class Target:
     """chips.Chip of one device, or None."""
     if self.chip is None:
       return None
-    whole = dataclasses.astuple(chips.CHIPS[self.chip])
-    return chips.Chip(*(self.share * figure for figure in whole))
+    whole = dataclasses.asdict(chips.CHIPS[self.chip])
+    return chips.Chip(**{key: n and self.share * n for key, n in whole.items()})
 
 
 def find_target(topology, hbm=None):
-  """The Target that a topology names: "v5p:4x4x4", "cpu:8" or "local".
+  """The Target that a topology names.
+
+  "v5p:4x4x4", a slice of TPUs; "h100:8", a node of GPUs, "h100:2x8", two of
+  them; "cpu:8" or "local".
 
   Args:
     topology: as on the command line.
     hbm: bytes of a device, in place of the chip's own.
 
   Raises:
-    InputError: nobody knows it, or libtpu is not installed.
+    InputError: nobody knows it, or its compiler is not installed.
   """
   name, chip, share = topology, None, 1.0
+  found = TOPOLOGY.fullmatch(topology)
+  kind = found.group(1) if found else None
+  sizes = [int(n) for n in found.group(2).split("x")] if found else []
   if topology == "local":
     devices = jax.devices()
     chip = chips.of_kind(devices[0].device_kind)
   elif topology.startswith("cpu:") and topology[4:].isdecimal():
     devices = _cpu_devices(int(topology[4:]))
+  elif kind in TPUS:
+    chip, devices = kind, _tpu_devices(topology)
+    share = int(np.prod(sizes)) / len(devices)
+  elif kind in nvidia.DESCRIPTIONS and len(sizes) < 3:
+    chip = kind.upper()
+    devices = nvidia.devices(topology, kind, *[1, *sizes][-2:])
   else:
-    found = TOPOLOGY.fullmatch(topology)
-    if not found or found.group(1) not in TPUS:
-      raise InputError(
-        f"--topology={topology}: not known; want local, cpu:8, or a TPU slice "
-        f"like v5p:4x4x4 of {', '.join(TPUS)}"
-      )
-    chip = found.group(1)
-    devices = _tpu_devices(topology)
-    count = int(np.prod([int(n) for n in found.group(2).split("x")]))
-    share = count / len(devices)
-  memory = hbm or (chips.CHIPS[chip].memory * share if chip else None)
+    raise InputError(
+      f"--topology={topology}: not known; want local, cpu:8, a TPU slice like "
+      f"v5p:4x4x4 of {', '.join(TPUS)}, or GPUs like h100:8 or, of several "
+      f"nodes, h100:2x8 of {', '.join(nvidia.DESCRIPTIONS)}"
+    )
+  memory = hbm
+  if hbm is None and chip is not None:
+    memory = chips.CHIPS[chip].memory * share
+    if devices[0].platform == "gpu":
+      memory = nvidia.usable_bytes(memory)
   return Target(name, devices, chip, share, memory)
 
 
@@ -90,7 +101,7 @@ def _tpu_devices(topology):
   except ImportError:
     raise InputError(
       f"--topology={topology} needs the TPU's compiler, which runs without a "
-      "TPU: pip install mrpo-jax[plan]"
+      "TPU: pip install 'mrpo-jax[plan]'"
     ) from None
   # There is no TPU here to ask, nor one that two programs could both take.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"

@@ -58,7 +58,7 @@ def all_pairs(by_file):
 
 def load_by_file(config, splits=SPLITS):
   """The same, of each split a list for each file that has its own weight."""
-  data, column = config.data, _weight_column(config)
+  data, column = config.data, weight_column(config)
   found = {}
   for split in splits:
     name = getattr(data, split)
@@ -111,7 +111,7 @@ def file_weights_of(config, lists, places):
   return weights, file_N
 
 
-def _weight_column(config):
+def weight_column(config):
   """The WeightColumn that the config names; None where it names none."""
   column = config.data.reference_weights
   if column in formats.KNOWN:

@@ -197,22 +197,44 @@ def check_ids(described, tokenizers, tables):
     tokenizers: runs.data.Tokenizers.
     tables: {split: data.table.Table}.
   """
-  for one in described.values():
-    view, size = one.model.view, one.model.config.vocab_size
-    tokenizer = tokenizers.views[view]
-    if id_count(tokenizer) <= size:
-      continue
-    for split, table in tables.items():
-      for place, pair in zip(table.places, table.views[view], strict=True):
-        ids = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
-        largest = max(max(some, default=0) for some in ids)
-        if largest >= size:
-          token = tokenizer.convert_ids_to_tokens(largest)
-          raise InputError(
-            f"config.{one.section.key}: pair {place} of config.data.{split} "
-            f"has the token {token!r}, id {largest}; the model has only "
-            f"{size} ids: give it its own tokenizer, or leave the pair out"
-          )
+  models = larger_tokenizers(described, tokenizers)
+  for split, table in tables.items() if models else ():
+    views = zip(*table.views, strict=True)
+    for place, encoded in zip(table.places, views, strict=True):
+      where = f"pair {place} of config.data.{split}"
+      refuse_ids(models, tokenizers, where, encoded)
+
+
+def larger_tokenizers(described, tokenizers):
+  """The Described models with fewer embeddings than their tokenizers' ids."""
+  return [
+    one
+    for one in described.values()
+    if id_count(tokenizers.views[one.model.view]) > one.model.config.vocab_size
+  ]
+
+
+def refuse_ids(models, tokenizers, where, encoded):
+  """InputError where one of these models cannot read a pair.
+
+  Args:
+    models: as of `larger_tokenizers`.
+    tokenizers: runs.data.Tokenizers.
+    where: the pair in words.
+    encoded: of the pair an Encoded per tokenizer.
+  """
+  for one in models:
+    pair, size = encoded[one.model.view], one.model.config.vocab_size
+    ids = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
+    largest = max(max(some, default=0) for some in ids)
+    if largest >= size:
+      tokenizer = tokenizers.views[one.model.view]
+      token = tokenizer.convert_ids_to_tokens(largest)
+      raise InputError(
+        f"config.{one.section.key}: {where} has the token {token!r}, id "
+        f"{largest}; the model has only {size} ids: give it its own "
+        "tokenizer, or leave the pair out"
+      )
 
 
 def starts_alike(policy, adapter, reference):

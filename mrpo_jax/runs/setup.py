@@ -31,6 +31,7 @@ from mrpo_jax.runs.data import (
 from mrpo_jax.runs.inference.reward import rewards_of
 from mrpo_jax.runs.models import check_folders, check_ids, describe_models
 from mrpo_jax.runs.rounds.labels import Labels
+from mrpo_jax.runs.streaming import Streaming, check_streaming
 from mrpo_jax.runs.workdir import (
   FIXED,
   check_length,
@@ -64,6 +65,7 @@ class Setup:
   rewards: dict  # name in data.rewards -> reward
   labels: Labels | None = None  # of an online run
   file_weights: tuple | None = None  # see data.batches.mixed
+  stream: Streaming | None = None  # of a run that reads pairs as it goes
 
   def views(self, split):
     """The split's pairs under each tokenizer whose rows the step reads."""
@@ -79,13 +81,15 @@ def set_up(config, workdir, *, allow_changed=False):
   check_length(workdir, config)
   method = chosen_method(config)
   check_best(config, method)
+  check_streaming(config, method)
   rewards = rewards_of(config)
   mesh = mesh_of(config)
   processes.connect(mesh)
   check_folders(config)  # and names in rules, before any data is read
   packing = _packing(config, mesh, method)
   memory.check_rows(config, packing)
-  given = [] if config.online.prompts else ["train"]
+  is_streamed = config.data.streaming
+  given = [] if config.online.prompts or is_streamed else ["train"]
   read = [*given, *(["eval"] if config.data.eval else [])]
   measured = ["validation"] if "validation" in method.measures else []
   by_file, places = load_by_file(config, read + measured), {}
@@ -94,6 +98,7 @@ def set_up(config, workdir, *, allow_changed=False):
   if given:
     places = {"train": subset(config, pairs["train"])}
     pairs["train"] = [pairs["train"][place] for place in places["train"]]
+  stream = Streaming.of(config, method, tokenizers) if is_streamed else None
   tables = _tables(config, method, tokenizers, pairs, places)
   file_weights = None
   if given:
@@ -103,9 +108,13 @@ def set_up(config, workdir, *, allow_changed=False):
     content = config.to_dict()
   described = describe_models(config, tokenizers, mesh)
   check_ids(described, tokenizers, tables)
+  if stream is not None:
+    stream.check_ids(described)
   labels = _labels(config, mesh, method, tokenizers, described)
   objective = _objective(config, method, described)
   identity = _identity(pairs, tokenizers, described, labels, rewards, mesh)
+  if stream is not None:
+    identity["data.train"] = stream.mark
   _agree(
     {"config": content, "identity": identity}
     | {"checkpoints": checkpoints.steps(workdir)}
@@ -127,6 +136,7 @@ def set_up(config, workdir, *, allow_changed=False):
     labels=labels,
     file_weights=file_weights,
     rewards=rewards,
+    stream=stream,
   )
 
 
@@ -187,7 +197,7 @@ def _tables(config, method, tokenizers, pairs, places):
     for split, rows in pairs.items()
   }
   sandbox.close()
-  if method.unpaired:
+  if method.unpaired and "train" in tables:
     _say_labels(method, tables["train"])
   return tables
 

@@ -23,6 +23,7 @@ from mrpo_jax.runs.rounds.driver import RoundDriver, with_figures
 from mrpo_jax.runs.score import ScorePlan
 from mrpo_jax.runs.setup import best, set_up
 from mrpo_jax.runs.stop import Stop
+from mrpo_jax.runs.streaming import Feed
 from mrpo_jax.runs.workdir import (
   PAIRS,
   claim,
@@ -121,8 +122,11 @@ def _run(setup, looks, rounds, store, refusal, stop, check_owner):
     scores.fill()
   if start:
     logger.info(f"resuming at step {start}")
-  due, run_step = _due(config), program.step
-  if rounds is None:
+  due, run_step, feed = _due(config), program.step, None
+  if setup.stream is not None:
+    feed = Feed(setup, start)
+    next_batch = feed.next_batch
+  elif rounds is None:
     next_batch = _batches(setup, scores, start)
   else:  # which looks for the round that the run stands in
     next_batch, run_step = rounds.of(program, start), with_figures(run_step)
@@ -145,10 +149,13 @@ def _run(setup, looks, rounds, store, refusal, stop, check_owner):
       watch=watch,
       logged=_logged(workdir, config),
       trackers=trackers.opened(workdir, config.tracking.to_dict(), content),
+      counts=feed and feed.figures,
     ) as log,
+    feed or contextlib.nullcontext(),
   ):
     policy = setup.objective.policy.config
-    save = _saving(manager, content, policy, adapter, check_owner)
+    place = feed.about if feed else lambda step: {}
+    save = _saving(manager, content, policy, adapter, check_owner, place)
     if not start and due.looks(0):
       log.begin(look(0, state))
     step, _ = train(
@@ -159,6 +166,8 @@ def _run(setup, looks, rounds, store, refusal, stop, check_owner):
       save=save,
       stop=stop,
     )
+  if feed is not None:
+    feed.say(step)
   _say_end(setup, step)
   if step < config.steps and stop.interrupted:
     raise KeyboardInterrupt
@@ -263,11 +272,11 @@ def _evaluation(setup, scores, program, watch):
   return evaluate
 
 
-def _saving(manager, content, policy, adapter, check_owner):
+def _saving(manager, content, policy, adapter, check_owner, place):
   """(step, state, figures of an evaluation or None) -> a checkpoint.
 
   With the seed of its config, the pairs that are done are the place in the
-  data.
+  data; what else tells it is `place` of a step, a dict.
   """
   plain, _ = parameters.language_model(policy, {})
   about = {
@@ -282,6 +291,7 @@ def _saving(manager, content, policy, adapter, check_owner):
   def save(step, state, figures):
     check_owner()
     meta = {"step": step, "pairs": step * content["batch"], **about}
+    meta |= place(step)
     if figures is not None:
       meta["evaluation"] = figures
     checkpoints.save(manager, step, state, meta)

@@ -44,6 +44,7 @@ HARMLESS = {
 FIXED = (
   *("seed", "batch", "rounds", "references.names", "policy.new"),
   *("policy.adapter", "identity.policy"),
+  *("data.streaming", "data.shuffle_buffer"),
 )
 
 

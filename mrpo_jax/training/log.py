@@ -114,10 +114,14 @@ class Metrics:
     return self
 
   def __exit__(self, kind, *_):
-    self._file.close()
-    self._staged.close()
-    for tracker in self._trackers:
-      tracker.close(failed=kind is not None)
+    failed = True
+    try:
+      self._file.close()
+      self._staged.close()
+      failed = kind is not None
+    finally:
+      for tracker in self._trackers:
+        tracker.close(failed=failed)
 
 
 class Log:
@@ -139,6 +143,7 @@ class Log:
     logged=None,
     unit="pairs",
     trackers=(),
+    counts=None,
   ):
     """Opens the files, on the first process, and starts the progress.
 
@@ -153,7 +158,9 @@ class Log:
         None: as `due` says.
       unit: of the constants, how many examples a step takes.
       trackers: of the first process; see `Metrics`.
+      counts: step -> figures that stand in its line; None: there are none.
     """
+    self._counts = counts or (lambda step: {})
     self._due, self._constants, self._unit = due, constants, unit
     self._rate, self._watch = rate, watch
     self._metrics = None
@@ -234,6 +241,7 @@ class Log:
           "learning_rate": self._rate(step),
           **tokens,
           **self._constants,
+          **self._counts(step),
           "seconds": round(seconds, 4),
           "seconds/input": round(waited, 4),
         },

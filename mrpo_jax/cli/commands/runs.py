@@ -3,6 +3,7 @@
 
 import tempfile
 
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError
 
 
@@ -188,6 +189,11 @@ def export(given):
 
   if given.public and not given.push:
     raise InputError("--public is of --push=ORG/NAME; give that, too")
+  if given.push and is_bucket(given.to):
+    raise InputError(
+      f"--push={given.push} uploads a folder of a disk, and --to={given.to} is "
+      "none; export to a disk, or without --push"
+    )
   if given.push:
     push.check(given.push)
   _export(given)
@@ -238,7 +244,8 @@ def plan(given):
   """Compile the steps of a config for devices that need not be here.
 
   Prints memory, operations, exchanges between devices and the least time of a
-  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), cpu:8 or local.
+  step on a topology: a TPU slice (v5p:4x4x4; needs libtpu), NVIDIA GPUs (h100:8
+  or, of two nodes, h100:2x8; needs jax's plug-in), cpu:8 or local.
   No weights are loaded and no data is read: models are folders with a
   config.json or names of the hub.
   """

@@ -17,10 +17,22 @@ def rows_of(directory, split, decoders=None):
   Raises:
     InputError: there is no such split, or it cannot be read.
   """
+  rows = data_source(directory, split, decoders)
   with _blames(directory, f" in array_record format, split {split}"):
-    rows = _builder(directory).as_data_source(split=split, decoders=decoders)
     for i in range(len(rows)):
       yield rows[i]
+
+
+def data_source(directory, split, decoders=None):
+  """The rows of a split by their places, a sequence; InputError as above."""
+  with _blames(directory, f" in array_record format, split {split}"):
+    return _builder(directory).as_data_source(split=split, decoders=decoders)
+
+
+def row_of(rows, place, directory):
+  """One row of a `data_source`; InputError where it cannot be read."""
+  with _blames(directory, f", row {place + 1}"):
+    return rows[place]
 
 
 def features_of(directory):

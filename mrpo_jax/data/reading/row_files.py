@@ -53,7 +53,7 @@ def check_file(path):
   except FileNotFoundError:
     raise InputError(f"{path}: no such file; check the path") from None
   except OSError as error:
-    raise _unreadable(path, error) from None
+    raise unreadable(path, error) from None
   if files.path_of(path).is_dir():
     raise InputError(f"{path}: is a directory; name a file in it")
 
@@ -81,15 +81,20 @@ def _json_rows(path):
       for i, line in enumerate(lines, 1):
         _refuse_bomb(path, file.tell(), most)
         if len(line) > LONGEST:
-          raise InputError(f"{path} line {i}: more than {LONGEST} bytes")
+          raise long_line(path, i)
         if line.strip():
-          row = _parsed(line.rstrip(), path, i)
-          values.refuse_deep(row, f"{path} line {i}")
-          yield f"{path} line {i}", row
+          yield json_row(line, path, i)
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise _damaged(path, "gzip", error) from None
   except OSError as error:
-    raise _unreadable(path, error) from None
+    raise unreadable(path, error) from None
+
+
+def json_row(line, path, number):
+  """(place in words, row) of the bytes of one line of JSON lines."""
+  row, where = _parsed(line.rstrip(), path, number), f"{path} line {number}"
+  values.refuse_deep(row, where)
+  return where, row
 
 
 @contextlib.contextmanager
@@ -134,39 +139,55 @@ def _twice(names):
 
 
 def _parquet_rows(path, known, prompts):
-  import pyarrow
   import pyarrow.parquet
 
   number = 0
-  try:
+  with blames_parquet(path, lambda: f"{path} after row {number}"):
     with (
       files.opened(path) as file,
       pyarrow.parquet.ParquetFile(file) as table,
     ):
-      columns = _columns(path, table, known, prompts)
-      unread = dict.fromkeys(table.schema_arrow.names)
+      columns = parquet_columns(path, table, known, prompts)
+      names = table.schema_arrow.names
       for batch in table.iter_batches(batch_size=1024, columns=columns):
         for row in batch.to_pylist(maps_as_pydicts="strict"):
           number += 1
           where = f"{path} row {number}"
-          values.refuse_deep(row, where)
-          yield where, unread | values.as_in_json(row)
+          yield where, parquet_row(row, names, where)
+
+
+def parquet_row(row, names, where):
+  """A row as JSON would have given it; columns that were not read are null."""
+  values.refuse_deep(row, where)
+  return dict.fromkeys(names) | values.as_in_json(row)
+
+
+@contextlib.contextmanager
+def blames_parquet(path, where):
+  """InputError where a Parquet file is damaged, or a column cannot be read.
+
+  Args:
+    path: of the file.
+    where: () -> the place in words that was reached.
+  """
+  import pyarrow
+
+  try:
+    yield
   except InputError:
     raise
   except UnicodeDecodeError:
-    where = f"{path} after row {number}"
-    raise InputError(f"{where}: a text is not UTF-8; write it anew") from None
+    raise InputError(f"{where()}: a text is not UTF-8; write it anew") from None
   except (pyarrow.ArrowException, OSError) as error:
     raise _damaged(path, "Parquet", error) from None
   except (ValueError, TypeError, OverflowError, LookupError) as error:
     reason = " ".join(str(error).split())
     raise InputError(
-      f"{path} after row {number}: a column cannot be read ({reason}); leave "
-      "it out of the file"
+      f"{where()}: a column cannot be read ({reason}); leave it out of the file"
     ) from None
 
 
-def _columns(path, table, known, prompts):
+def parquet_columns(path, table, known, prompts):
   """Paths of the leaves to read; refuses a name that stands twice."""
   names = table.schema_arrow.names
   _refuse_twice(path, "", table.schema_arrow)
@@ -221,7 +242,12 @@ def _refuse_twice(path, where, fields):
 # Refusals.
 
 
-def _unreadable(path, error):
+def long_line(path, number):
+  """The InputError of a line that is longer than LONGEST."""
+  return InputError(f"{path} line {number}: more than {LONGEST} bytes")
+
+
+def unreadable(path, error):
   return InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 

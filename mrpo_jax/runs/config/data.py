@@ -22,6 +22,8 @@ from mrpo_jax.runs.config.section import (
 )
 from mrpo_jax.runs.config.sections import Listed, Names
 
+BUFFER = 16_384  # rows; of preference pairs some 30 MB
+
 
 def _numbers(given):
   """A tuple of numbers, or text with commas, as a flag has it."""
@@ -131,6 +133,17 @@ class Data(Listed):
     "training pairs at most, the first of the same sequence; 0: all",
     0,
     exclude_if=lambda limit: not limit,  # as above
+  )
+  streaming: bool = key(
+    "read the training pairs as they are reached: Parquet, JSON lines or TFDS, "
+    "more than memory holds",
+    False,
+    exclude_if=lambda streams: not streams,  # as above
+  )
+  shuffle_buffer: Count = key(
+    "rows that streaming shuffles together",
+    BUFFER,
+    exclude_if=lambda rows: rows == BUFFER,  # as above
   )
   weights: Weights = key(
     "of each file of train, by which their pairs are mixed; empty: all pairs "
