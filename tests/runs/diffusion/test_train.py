@@ -284,13 +284,6 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     diffusion.train_run(config_of(), tmp_path / "w")
 
 
-def test_a_bucket_is_refused(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(InputError, match="in a folder of a disk"):
-    diffusion.train_run(config_of(), "gs://bucket/run")
-  assert not list(tmp_path.iterdir())  # no folder "gs:" either
-
-
 def test_a_reward_is_told_that_there_is_no_class(tmp_path):
   pictures = Pictures(set_up(config_of(data__classes=()), tmp_path / "w"))
   assert pictures._class_N.tolist() == [-1]
