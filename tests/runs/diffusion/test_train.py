@@ -162,7 +162,7 @@ def test_export_is_trained_on(whole, tmp_path):
 
 def test_a_bucket_is_no_workdir_of_it(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(InputError, match="needs a folder of a disk"):
+  with pytest.raises(InputError, match="in a folder of a disk"):
     diffusion.train_run(config_of(), "gs://bucket/run")
   assert not [*tmp_path.iterdir()]  # no folder gs:
 
