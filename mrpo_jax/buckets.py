@@ -41,7 +41,7 @@ def path_of(text):
   package, extra = EXTRAS[found[1]]
   if importlib.util.find_spec(package) is None:
     raise InputError(
-      f"{text}: {package} is not installed; pip install mrpo-jax[{extra}]"
+      f"{text}: {package} is not installed; pip install 'mrpo-jax[{extra}]'"
     )
   _configure()
   from etils import epath
@@ -59,10 +59,16 @@ def _configure():
 
 
 def system_of(path):
-  """(the fsspec file system of a path in a bucket, its name there)."""
+  """(the fsspec file system of a path in a bucket, its name there).
+
+  The name ends with no slash, which would stand between it and those below it.
+
+  Raises:
+    InputError: see `path_of`.
+  """
   import fsspec
 
-  scheme, name = str(path).split("://", 1)
+  scheme, name = str(path_of(path)).split("://", 1)
   if scheme == "gs":  # the very one of epath
     return fsspec.filesystem("gcs", finalize_on_close=True), name
   return fsspec.filesystem("s3"), name
@@ -139,23 +145,40 @@ def _place_in_time(path):
   return place, -len(path.parts), str(path)
 
 
+def _below(path):
+  """[(object, its name below a path, what the service says of it)], in order.
+
+  Raises:
+    InputError: such a name leads out of a folder, as "../x" does.
+  """
+  system, name = system_of(path)
+  found = [
+    (one, one.removeprefix(f"{name}/"), about)
+    for one, about in sorted(system.find(name, detail=True).items())
+    if one.startswith(f"{name}/") and one != f"{name}/"
+  ]
+  for _, inside, _ in found:
+    # An object may have any name, and who put it may be a stranger.
+    if inside.startswith("/") or ".." in inside.split("/"):
+      raise InputError(
+        f"{path}: its object {inside!r} leaves the folder; remove it"
+      )
+  return found
+
+
 def marks_of(path):
   """[name, size, mark] of each object below a path; [] where there is none."""
-  system, name = system_of(path_of(path))
-  found = system.find(name, detail=True)
   return [
     [inside, about["size"], about.get("generation") or about.get("ETag")]
-    for one, about in sorted(found.items())
-    if (inside := one.removeprefix(f"{name}/")) not in (one, "")
+    for _, inside, about in _below(path_of(path))
   ]
 
 
 def fetch_folder(path, folder):
   """Copies all that stands below a path into a folder here."""
-  system, name = system_of(path)
-  for one in system.find(name):
-    inside = one.removeprefix(f"{name}/")
-    if inside and not inside.endswith("/"):
+  system, _ = system_of(path)
+  for one, inside, _ in _below(path):
+    if not inside.endswith("/"):
       to = folder / inside
       to.parent.mkdir(parents=True, exist_ok=True)
       system.get_file(one, str(to))

@@ -11,7 +11,7 @@ import time
 
 from mrpo_jax import buckets, files
 from mrpo_jax.buckets import is_bucket
-from mrpo_jax.errors import InputError, in_one_line
+from mrpo_jax.errors import InputError, StoppedRun, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,11 @@ def _copied(url):
   is put again, the next command makes another copy.
 
   Raises:
-    InputError: the folder is not there, or another process copies it for long.
+    InputError: the folder is not there, has a name in it that leaves it, or
+      another process copies it for long.
+    StoppedRun: it was written meanwhile.
   """
+  url = str(buckets.path_of(url))  # no slash at its end
   marks = buckets.marks_of(url)
   if not marks:
     raise InputError(f"{url}: no such folder in the bucket")
@@ -72,6 +75,11 @@ def _copied(url):
       with files.new_folder(copy) as partial:
         logger.info(f"{url}: copying {len(marks)} files to {copy}")
         buckets.fetch_folder(url, partial)
+        if buckets.marks_of(url) != marks:
+          raise StoppedRun(
+            f"{url} was written while it was copied; give the same command "
+            "again"
+          )
     except InputError:  # another process does so, or has done it
       if not copy.is_dir() and time.monotonic() > end:
         raise

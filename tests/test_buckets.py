@@ -15,7 +15,7 @@ import pytest
 
 from mrpo_jax import buckets, cli, files, hub, snapshots
 from mrpo_jax.data import source
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models import parameters
 from mrpo_jax.references.store import COLUMNS, Store
 from mrpo_jax.runs import owner
@@ -64,7 +64,7 @@ def test_what_is_a_bucket():
 
 def test_a_client_that_is_not_installed_is_named(monkeypatch):
   monkeypatch.setitem(buckets.EXTRAS, "gs", ("no_such_client", "gcs"))
-  with pytest.raises(InputError, match=r"pip install mrpo-jax\[gcs\]"):
+  with pytest.raises(InputError, match=r"pip install 'mrpo-jax\[gcs\]'"):
     files.path_of("gs://a/b")
 
 
@@ -186,8 +186,39 @@ def test_a_model_is_read_from_a_copy_that_is_made_once(place, caplog):
   assert snapshots.folder_of(place) == first
   snapshots._copied.cache_clear()
   jax.tree.map(np.testing.assert_array_equal, params, hub.load(place)[1])
+  assert snapshots.folder_of(f"{place}/") == snapshots.folder_of(place)
   with pytest.raises(InputError, match="no such folder in the bucket"):
     hub.load(f"{place}-none")
+
+
+def test_what_leads_out_of_a_folder_is_not_copied(place, tmp_path):
+  system, name = buckets.system_of(place)
+  for inside in ("../../x.txt", "a/../../../x.txt", "/x.txt"):
+    if place.startswith("gs") and ".." in inside:
+      continue  # the emulator does not take it
+    system.pipe_file(f"{name}/{inside}", b"{}")
+    with pytest.raises(InputError, match="leaves the folder"):
+      snapshots.folder_of(place)
+    with pytest.raises(InputError, match="leaves the folder"):
+      buckets.fetch_folder(place, tmp_path / "one" / "two")
+    system.rm_file(f"{name}/{inside}")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_changes_while_it_is_copied_is_refused(
+  place, tmp_path, monkeypatch
+):
+  write = buckets.fetch_folder
+  files.write_atomically(files.path_of(f"{place}/config.json"), "{}")
+
+  def fetch(url, folder):
+    write(url, folder)
+    files.write_atomically(files.path_of(f"{place}/config.json"), "{ }")
+
+  monkeypatch.setattr(buckets, "fetch_folder", fetch)
+  with pytest.raises(StoppedRun, match="was written while it was copied"):
+    snapshots.folder_of(place)
+  assert not [one for one in tmp_path.rglob("*") if one.is_file()]
 
 
 def test_data_are_read_where_they_are(place, tmp_path):
@@ -322,6 +353,13 @@ def test_one_run_has_a_workdir(place, monkeypatch):
     with pytest.raises(Exception, match=owner.LOST):
       check()
   assert files.exists(f"{place}/owner-2.json")
+
+
+def test_the_hub_is_given_no_folder_of_a_bucket(place, capsys):
+  words = ["export", "--workdir=W", f"--to={place}", "--push=org/name"]
+  assert cli.main(words) == 2
+  said = f"--push=org/name uploads a folder of a disk, and --to={place} is none"
+  assert said in capsys.readouterr().err
 
 
 # Faults.

@@ -6,7 +6,6 @@ holds that of all layers.
 """
 
 import dataclasses
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +84,6 @@ def load(path):
   Raises:
     InputError: names the file or the tensor that is wrong.
   """
-  path = pathlib.Path(path)
   config, names = read_config(path)
   infos = hub_folder.tensor_infos(path)
   specs = named(table(config))

@@ -13,7 +13,12 @@ logger = logging.getLogger(__name__)
 
 # What another model may have left in the repository, and would be read in the
 # place of this one.
-STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+STALE = (
+  *("*.safetensors", "*.safetensors.index.json"),
+  *("config.json", "adapter_config.json", "generation_config.json"),
+  *("chat_template.jinja", "added_tokens.json", "special_tokens_map.json"),
+  "tokenizer.model",
+)
 
 
 def check(name):
@@ -35,7 +40,7 @@ def check(name):
 def push(folder, name, *, public=False, message):
   """Uploads a folder as one commit to a repository, made if there is none.
 
-  Weights of another model that are there are removed by the same commit.
+  What another model has left there of STALE is removed by the same commit.
 
   Args:
     folder: of a model or an adapter.

@@ -127,7 +127,7 @@ def _check_plugin(topology):
     beside = f" {jaxlib}, not {found}" if found else ""
     raise InputError(
       f"--topology={topology} needs jax's compiler for GPUs{beside}, which "
-      "runs without a GPU: pip install mrpo-jax[plan-gpu]"
+      "runs without a GPU: pip install 'mrpo-jax[plan-gpu]'"
     )
 
 

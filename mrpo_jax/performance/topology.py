@@ -101,7 +101,7 @@ def _tpu_devices(topology):
   except ImportError:
     raise InputError(
       f"--topology={topology} needs the TPU's compiler, which runs without a "
-      "TPU: pip install mrpo-jax[plan]"
+      "TPU: pip install 'mrpo-jax[plan]'"
     ) from None
   # There is no TPU here to ask, nor one that two programs could both take.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"

@@ -197,7 +197,7 @@ def _draw(results, bandit, path):
   try:
     from matplotlib import figure
   except ImportError:
-    logger.info(f"no {path.name}: pip install mrpo-jax[plot]")
+    logger.info(f"no {path.name}: pip install 'mrpo-jax[plot]'")
     return
   links, betas = bandit.links.names, bandit.betas
   sheet = figure.Figure(

@@ -114,10 +114,14 @@ class Metrics:
     return self
 
   def __exit__(self, kind, *_):
-    self._file.close()
-    self._staged.close()
-    for tracker in self._trackers:
-      tracker.close(failed=kind is not None)
+    failed = True
+    try:
+      self._file.close()
+      self._staged.close()
+      failed = kind is not None
+    finally:
+      for tracker in self._trackers:
+        tracker.close(failed=failed)
 
 
 class Log:

@@ -56,6 +56,7 @@ def refused(capsys, *argv):
     (["train", "--config=none.py", "--workdir=W"], "none.py: no such file"),
     (["train", f"--config={CONFIG}:grpo", "--workdir=W"], "grpo"),
     (["export", "--workdir=W", "--to=X"], "W holds no run"),
+    (["export", "--workdir=W", "--to=X", "--public"], "--public is of --push="),
     (["import-gguf", "--to=X"], "give one file: mrpo import-gguf FILE --to="),
     (["import-gguf", "a.gguf"], "--to is missing; see mrpo import-gguf --help"),
     (["import-gguf", "a.gguf", "--to=X"], "a.gguf: No such file or directory"),

@@ -688,6 +688,7 @@ def test_a_message_that_says_two_things_is_refused():
     {"is_desirable": False},
     {"accepted": True},
     {"desirable": False},
+    {"Label": False},
     {"reward": -3},
     {"overall_score": 0.0},
     {"upvotes": 0},

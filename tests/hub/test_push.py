@@ -33,6 +33,8 @@ OLD = {
   "model-00002-of-00002.safetensors": b"old",
   "model.safetensors.index.json": b"{}",
   "adapter_config.json": b"{}",
+  "generation_config.json": b"{}",
+  "chat_template.jinja": b"of another",
   "LICENSE": b"kept",
 }
 
@@ -80,7 +82,7 @@ def test_it_is_private_unless_it_shall_be_public(hub, folder):
   assert hub.private == {"org/new"}
 
 
-def test_weights_of_another_model_go_with_the_same_commit(hub, folder):
+def test_what_another_model_left_goes_with_the_same_commit(hub, folder):
   pushed(hub, folder, "org/old")
   assert hub.repositories["org/old"] == FILES | {"LICENSE": b"kept"}
   assert len(hub.commits) == 1

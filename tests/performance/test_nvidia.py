@@ -71,7 +71,7 @@ def test_without_the_plugin_one_line_says_what_to_install(
   monkeypatch.setattr(nvidia.importlib.metadata, "version", version)
   with pytest.raises(InputError, match=match) as caught:
     find_target("h100:8")
-  assert "pip install mrpo-jax[plan-gpu]" in str(caught.value)
+  assert "pip install 'mrpo-jax[plan-gpu]'" in str(caught.value)
 
 
 def test_a_description_has_the_figures_of_its_chip():

@@ -162,7 +162,9 @@ def test_logging_more_often_changes_no_result(tmp_path):
 def test_without_matplotlib_the_rest_is_written(capsys, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib", None)
   assert train(tmp_path, DPO_ALONE, "--config.steps=2") == 0
-  assert "no bandit.png: pip install mrpo-jax[plot]" in capsys.readouterr().out
+  assert (
+    "no bandit.png: pip install 'mrpo-jax[plot]'" in capsys.readouterr().out
+  )
   names = {path.name for path in tmp_path.iterdir()}
   assert FILES - names == {"bandit.png"}
 

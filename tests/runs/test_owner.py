@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from mrpo_jax import configs, processes
+from mrpo_jax import configs, files, processes
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.runs import owner
 from tests.material.runs import mrpo, train_debug
@@ -227,6 +227,24 @@ def test_who_has_lost_it_ends(tmp_path, monkeypatch, lost):
   assert said[0][0] == 1 and "no longer this run's" in said[0][1]
   if lost == "taken":
     assert other.exists()
+
+
+def test_a_beat_goes_on_after_any_error(tmp_path, monkeypatch):
+  class HttpError(Exception):  # as gcsfs has one, no OSError
+    pass
+
+  touch, left, beaten = files.touch, [HttpError("503")], threading.Event()
+
+  def touch_later(path):
+    if left:
+      raise left.pop()
+    touch(path)
+    beaten.set()
+
+  monkeypatch.setattr(files, "touch", touch_later)
+  with owner.owned(tmp_path, owner.before(tmp_path)) as check:
+    assert beaten.wait(10)
+    check()
 
 
 def test_only_process_0_has_it(tmp_path, monkeypatch):

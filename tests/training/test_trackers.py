@@ -221,7 +221,7 @@ def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
   trackers.check(NONE | {"tensorboard": True})
   for name in trackers.SERVICES:
     monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(InputError, match=rf'pip install -e "\.\[{name}\]"'):
+    with pytest.raises(InputError, match=rf"pip install 'mrpo-jax\[{name}\]'"):
       trackers.check(NONE | {name: "a"})
 
 

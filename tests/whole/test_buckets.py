@@ -48,7 +48,8 @@ def test_a_run_that_goes_on_in_a_bucket_is_that_of_a_disk(
     assert {one.split(".")[0] for one in here} == {
       one.split(".")[0] for one in there
     }
-    # The model that a run exports there, another one starts from.
+    # The model that a run exports there, another one starts from; what is
+    # scored of it lies there, too.
     assert mrpo("export", f"--workdir={place}/run", f"--to={place}/model") == 0
     assert mrpo("export", f"--workdir={place}/run", f"--to={place}/model") == 2
     assert "exists; remove it" in capsys.readouterr().err
@@ -60,9 +61,13 @@ def test_a_run_that_goes_on_in_a_bucket_is_that_of_a_disk(
       *("train", f"--config={CONFIG}:dpo,inputs={inputs}", "steps=1"),
       f"--workdir={place}/next",
       *(f"policy.path={place}/model", f"data.train={place}/pairs.jsonl"),
+      *(f"--store={place}/store", "references.base.mode=scored"),
+      f"references.base.path={place}/model",
     )
+    assert mrpo("store", "verify", f"--store={place}/store") == 0
   said = "".join(capsys.readouterr())
   assert services.SECRET not in said and "next stands at step 1" in said
+  assert "store: every file is as it was written" in said
 
 
 @pytest.mark.slow

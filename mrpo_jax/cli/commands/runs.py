@@ -3,6 +3,7 @@
 
 import tempfile
 
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError
 
 
@@ -188,6 +189,11 @@ def export(given):
 
   if given.public and not given.push:
     raise InputError("--public is of --push=ORG/NAME; give that, too")
+  if given.push and is_bucket(given.to):
+    raise InputError(
+      f"--push={given.push} uploads a folder of a disk, and --to={given.to} is "
+      "none; export to a disk, or without --push"
+    )
   if given.push:
     push.check(given.push)
   _export(given)

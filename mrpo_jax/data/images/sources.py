@@ -9,6 +9,7 @@ import numpy as np
 from mrpo_jax.data.images import classes
 from mrpo_jax.data.reading import prepared, row_files, shards, values
 from mrpo_jax.errors import InputError
+from mrpo_jax.files import opened
 
 
 def rows_of(name, columns):
@@ -58,7 +59,8 @@ def _label_names(path):
   import pyarrow.parquet
 
   try:
-    noted = pyarrow.parquet.read_schema(path).metadata or {}
+    with opened(path) as file:
+      noted = pyarrow.parquet.read_schema(file).metadata or {}
     features = json.loads(noted[b"huggingface"])["info"]["features"]
     return {
       column: feature["names"]

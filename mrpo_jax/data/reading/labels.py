@@ -47,7 +47,8 @@ def refuse_judged(row, beside, where):
     beside: the key of the response.
     where: place of the row, in words.
   """
-  judged = [name for name in JUDGED if name in row]
+  names = {name.lower(): name for name in row}
+  judged = [names[name] for name in JUDGED if name in names]
   if label(row, where) is not None and not {*OTHER} & {*judged}:
     return
   if judged:

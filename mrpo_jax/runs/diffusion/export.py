@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of a denoiser's checkpoint as a folder of safetensors."""
 
-import pathlib
-
 from mrpo_jax import files
 from mrpo_jax.diffusion import folder
 from mrpo_jax.diffusion.denoiser import DenoiserConfig
@@ -15,7 +13,7 @@ from mrpo_jax.training import checkpoints
 
 def config_of(workdir):
   """The DiffusionConfig of a workdir; None where it is of another run."""
-  path = pathlib.Path(workdir) / CONFIG
+  path = files.path_of(workdir) / CONFIG
   if not path.exists():
     return None
   config = recorded_config(path, files.read_json(path))

@@ -16,6 +16,7 @@ from mrpo_jax.diffusion import errors, folder
 from mrpo_jax.diffusion.denoiser import DenoiserConfig, table
 from mrpo_jax.diffusion.step import PairObjective
 from mrpo_jax.errors import InputError, blames
+from mrpo_jax.files import path_of
 from mrpo_jax.hub.folder import fingerprint
 from mrpo_jax.runs.config import DiffusionConfig
 from mrpo_jax.runs.config.models import POLICY
@@ -76,7 +77,7 @@ class DenoiserSetup:
     """Folder of the policy's start."""
     if self.config.start.images:
       return self.workdir / START / "model"
-    return pathlib.Path(self.config.denoiser.path)
+    return path_of(self.config.denoiser.path)
 
   def shardings(self, config=None):
     """Of the policy's weights, or of another denoiser's."""

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mrpo_jax import processes
+from mrpo_jax.buckets import is_bucket
 from mrpo_jax.diffusion import folder
 from mrpo_jax.diffusion.denoiser import table
 from mrpo_jax.diffusion.step import ImageBatch, denoising_step, preference_step
@@ -38,9 +39,17 @@ def train_run(config, workdir, *, store=None, allow_changed=False):
     workdir: folder of the run; made if it does not exist.
     store: folder for the errors of references that are scored; None: its own.
     allow_changed: go on where the config is not that of the steps before?
+
+  Raises:
+    InputError: what was given is wrong, or the workdir is in a bucket.
   """
   if processes.several():
     raise InputError("a denoiser is trained in one process, on all its devices")
+  if is_bucket(workdir):
+    raise InputError(
+      f"--workdir {workdir}: a denoiser is trained in a folder of a disk; copy "
+      "it to the bucket afterwards"
+    )
   trackers.check(config.tracking.to_dict())
   stop = Stop()
   before = owner.before(workdir)

@@ -45,7 +45,7 @@ def check(tracking):
     if spec is None or spec.origin is None:  # a folder of that name is none
       raise InputError(
         f"config.tracking.{name}={project!r}: {name} is not installed; pip "
-        f'install -e ".[{name}]"'
+        f"install 'mrpo-jax[{name}]'"
       )
 
 
@@ -85,9 +85,7 @@ def _tensorboard(workdir):
   try:
     return [_Guarded("tensorboard", TensorBoard(workdir))]
   except ImportError:
-    logger.info(
-      'no TensorBoard events; for them, pip install -e ".[tensorboard]"'
-    )
+    logger.info("no TensorBoard events: pip install 'mrpo-jax[tensorboard]'")
     return []
 
 

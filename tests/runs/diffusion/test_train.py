@@ -160,6 +160,13 @@ def test_export_is_trained_on(whole, tmp_path):
   assert {one["material"]["draws"] for one in stored} == {3}
 
 
+def test_a_bucket_is_no_workdir_of_it(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match="in a folder of a disk"):
+    diffusion.train_run(config_of(), "gs://bucket/run")
+  assert not [*tmp_path.iterdir()]  # no folder gs:
+
+
 @pytest.mark.parametrize(
   "changes,message",
   [
