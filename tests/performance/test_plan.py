@@ -203,7 +203,7 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
     raise topology.importlib.metadata.PackageNotFoundError(name)
 
   monkeypatch.setattr(topology.importlib.metadata, "version", absent)
-  with pytest.raises(InputError, match=r"pip install mrpo-jax\[plan\]"):
+  with pytest.raises(InputError, match=r"pip install 'mrpo-jax\[plan\]'"):
     find_target("v5p:2x2x1")
 
 

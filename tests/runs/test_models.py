@@ -34,12 +34,13 @@ def test_ids_are_counted_to_the_largest(tokenizer):
 def test_only_an_id_that_a_pair_uses_must_be_known(tokenizer, side):
   def check(size, **ids):
     pair = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
-    table = Stand(places=[4, 7], views=[[], [Encoded(**pair), Encoded(**pair)]])
+    views = [[None] * 2, [Encoded(**pair), Encoded(**pair)]]
+    table = Stand(places=[4, 7], views=views)
     table.views[1][1] = Encoded(**(pair | ids))
     model = Stand(view=1, config=Stand(vocab_size=size))
     one = Stand(model=model, section=Stand(key="references.first"))
-    views = Stand(views=[None, tokenizer])
-    check_ids({"first": one}, views, {"train": table})
+    tokenizers = Stand(views=[None, tokenizer])
+    check_ids({"first": one}, tokenizers, {"train": table})
 
   check(SIZE)
   check(SIZE, **{side: []})  # supervised training reads no rejected ones

@@ -42,9 +42,13 @@ def test_a_checkpoint_keeps_the_value_head(tmp_path, head):
   state = train_state.create(params, optax.sgd(0.1), {})
   with checkpoints.manager(tmp_path) as manager:
     save = _saving(
-      manager, config_of().to_dict(), config, None, check_owner=lambda: None
+      *(manager, config_of().to_dict(), config, None),
+      check_owner=lambda: None,
+      place=lambda step: {"stream": {"rows": step}},
     )
     save(1, state, None)
+  meta = checkpoints.read_meta(tmp_path / "checkpoints" / "1")
+  assert meta["stream"] == {"rows": 1}
   found, model, adapter, _ = checkpoints.policy(tmp_path, 1)
   assert dataclasses.replace(model, source="") == config and adapter is None
   assert found.keys() == params.keys()
