@@ -13,7 +13,7 @@ from mrpo_jax.data.reading import dialogues
 from mrpo_jax.errors import InputError
 
 
-def beside(pairs, origin):
+def with_mismatched(pairs, origin):
   """Pairs of a row's own response and, as the rejected one, another prompt's.
 
   Which one depends on the rows alone, neither on their order nor on a seed:

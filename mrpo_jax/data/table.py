@@ -6,7 +6,7 @@ import logging
 import time
 
 from mrpo_jax.data import encode, pack, source, truncate
-from mrpo_jax.data.mismatched import beside
+from mrpo_jax.data.mismatched import with_mismatched
 from mrpo_jax.data.reading import dialogues
 from mrpo_jax.data.templates import DEFAULT, chat_template, check_syntax
 from mrpo_jax.errors import InputError
@@ -63,14 +63,14 @@ def encode_table(
       not read them.
     labelled: are they single responses with a label?
     mismatched: are those given the responses of other prompts to stand beside
-      them?  See `mismatched.beside`.
+      them?  See `mismatched.with_mismatched`.
     **limits: max_prompt and max_response, in tokens.
   """
   places = range(len(pairs)) if places is None else places
   _refuse_others(pairs, places, origin, other_kind(chosen_only, labelled))
   ids = [source.pair_id(pair) for pair in pairs]
   if mismatched:
-    pairs = beside(pairs, origin)
+    pairs = with_mismatched(pairs, origin)
   chats = sum(not isinstance(pair.prompt, str) for pair in pairs)
   if chats:
     _check_templates(tokenizers)

@@ -146,7 +146,7 @@ class Streaming:
 
     Args:
       setup: setup.Setup.
-      position: Position after `start`,
+      position: Position after `start`.
       start: steps already done.
     """
     packing, every = setup.packing, np.arange(setup.packing.batch)

@@ -122,14 +122,8 @@ def _run(setup, looks, rounds, store, refusal, stop, check_owner):
     scores.fill()
   if start:
     logger.info(f"resuming at step {start}")
-  due, run_step, feed = _due(config), program.step, None
-  if setup.stream is not None:
-    feed = Feed(setup, start)
-    next_batch = feed.next_batch
-  elif rounds is None:
-    next_batch = _batches(setup, scores, start)
-  else:  # which looks for the round that the run stands in
-    next_batch, run_step = rounds.of(program, start), with_figures(run_step)
+  due, feed = _due(config), Feed(setup, start) if setup.stream else None
+  next_batch, run_step = _source(setup, scores, program, start, rounds, feed)
   # 5. The workdir says whose it is.
   content = {**config.to_dict(), "identity": setup.identity}
   claim(workdir, content, setup.tokenizers.made, step=start)
@@ -214,6 +208,15 @@ def _logged(workdir, config):
     return due is not None and due.logs(step)
 
   return logged
+
+
+def _source(setup, scores, program, start, rounds, feed):
+  """(state -> (state, step, batch on the mesh), step) of a run of any kind."""
+  if feed is not None:
+    return feed.next_batch, program.step
+  if rounds is not None:  # which looks for the round that the run stands in
+    return rounds.of(program, start), with_figures(program.step)
+  return _batches(setup, scores, start), program.step
 
 
 def _batches(setup, scores, start):

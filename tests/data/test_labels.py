@@ -194,14 +194,14 @@ def rows(*numbers):
 @pytest.mark.parametrize("numbers", [(1, 2), (1, 1, 2, 2, 3, 4), (1, 2, 3, 1)])
 def test_every_response_is_given_once_to_another_prompt(numbers):
   pairs = rows(*numbers)
-  found = mismatched.beside(pairs, "a.jsonl")
+  found = mismatched.with_mismatched(pairs, "a.jsonl")
   prompt_of = {pair.chosen: pair.prompt for pair in pairs}
   assert sorted(one.rejected for one in found) == sorted(prompt_of)
   for pair, one in zip(pairs, found, strict=True):
     assert prompt_of[one.rejected] != pair.prompt
     assert dataclasses.replace(one, rejected=None) == pair
   # In another order of the rows each has the same.
-  assert mismatched.beside(pairs[::-1], "a.jsonl") == found[::-1]
+  assert mismatched.with_mismatched(pairs[::-1], "a.jsonl") == found[::-1]
 
 
 def test_texts_go_to_texts_and_turns_to_turns():
@@ -210,19 +210,19 @@ def test_texts_go_to_texts_and_turns_to_turns():
     for n in range(3)
   ]
   mixed = [*turns, *rows(1, 2, 3)]
-  for one in mismatched.beside(mixed, "a.jsonl"):
+  for one in mismatched.with_mismatched(mixed, "a.jsonl"):
     assert isinstance(one.prompt, str) is isinstance(one.rejected, str)
 
 
 def test_more_than_half_of_one_prompt_is_refused():
   message = "a.jsonl: 2 of 3 rows have one prompt"
   with pytest.raises(InputError, match=message):
-    mismatched.beside(rows(1, 1, 2), "a.jsonl")
+    mismatched.with_mismatched(rows(1, 1, 2), "a.jsonl")
 
 
 def test_an_empty_response_is_nobodys(tokenizer):
   pairs = [*rows(1, 2), PreferencePair("p", " ", None, desirable=True)]
-  found = mismatched.beside(pairs, "a.jsonl")
+  found = mismatched.with_mismatched(pairs, "a.jsonl")
   assert [one.rejected for one in found] == [" r1", " r0", None]
   kept = table(tokenizer, pairs, labelled=True, mismatched=True)
   assert kept.places == [0, 1] and kept.dropped == 1
@@ -236,7 +236,7 @@ def test_a_mismatched_response_may_be_the_same_text(tokenizer):
   found = table(tokenizer, pairs, labelled=True, mismatched=True)
   for one in found.views[0]:
     assert one.chosen_ids == one.rejected_ids != []
-  beside = mismatched.beside(pairs, "a.jsonl")[0]
+  beside = mismatched.with_mismatched(pairs, "a.jsonl")[0]
   unlabelled = dataclasses.replace(beside, desirable=None)
   one = encode.encode(tokenizer, unlabelled, **LIMITS)
   assert one.dropped == "equal responses"

@@ -22,9 +22,7 @@ from mrpo_jax.errors import InputError
 BLOCK = 256  # rows, where any row can be read by itself
 PARTS = 256  # of a row group of Parquet: reading one decodes those before it
 PART = 1024  # rows of one, at least
-PIECE = (
-  2**20
-)  # bytes of JSON lines that are looked at together: a cache holds them
+PIECE = 2**20  # bytes of JSON lines that are looked at together
 SAMPLES, SAMPLE = 256, 2**12  # pieces of a file that its hash covers; bytes
 EDGE = 2**20  # bytes at each end that it covers
 
