@@ -11,9 +11,11 @@ from mrpo_jax.models.partition import WHOLE, Partition
 from mrpo_jax.text import counted
 
 AXES = ("data", "fsdp", "context", "model")
-RULES = {  # logical axis -> mesh axes
+# Logical axis of a weight -> mesh axes.  `context` serves the first axis of an
+# array that names it: vocabulary of embedding and head, else the width.
+RULES = {
   "vocab": ("model", "context"),
-  "embed": ("fsdp",),
+  "embed": ("fsdp", "context"),
   "heads": ("model",),
   "kv_heads": ("model",),
   "mlp": ("model",),
@@ -78,9 +80,12 @@ def rules_of(changes=None, where="rules"):
   return rules
 
 
-def _spec_of(leaf, array, rules):
-  """PartitionSpec of an ArraySpec; a mesh axis may serve one axis only."""
+def _split_over(leaf, array, rules):
+  """Mesh axes of each axis of an ArraySpec; each may serve one axis only."""
   entries = [rules[axis] if axis else () for axis in array.axes]
+  of_context = [i for i, entry in enumerate(entries) if "context" in entry]
+  for i in of_context[1:]:
+    entries[i] = tuple(name for name in entries[i] if name != "context")
   used = [name for entry in entries for name in entry]
   for name in used:
     if used.count(name) > 1:
@@ -89,7 +94,7 @@ def _spec_of(leaf, array, rules):
         f"{leaf}: rules use mesh.{name} twice, for its axes "
         f"{' and '.join(split)}"
       )
-  return PartitionSpec(*(entry or None for entry in entries))
+  return entries
 
 
 def param_shardings(config, mesh, rules=None):
@@ -116,16 +121,16 @@ def table_shardings(table, mesh, rules=None):
 
   def sharding(path, array):
     leaf = jax.tree_util.keystr(path, simple=True, separator=".")
-    spec = _spec_of(leaf, array, rules)
-    for size, axis in zip(array.shape, array.axes, strict=True):
-      names = [name for name in rules.get(axis, ()) if mesh.shape[name] > 1]
+    entries = _split_over(leaf, array, rules)
+    for size, axis, of in zip(array.shape, array.axes, entries, strict=True):
+      names = [name for name in of if mesh.shape[name] > 1]
       if size % int(np.prod([mesh.shape[name] for name in names])):
         over = " * ".join(f"mesh.{name}={mesh.shape[name]}" for name in names)
         raise InputError(
           f"{leaf}: {size} does not divide over {over}; in a "
           f"config, an empty mesh.rules.{axis} keeps it whole"
         )
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec(*(of or None for of in entries)))
 
   return jax.tree.map_with_path(sharding, table)
 
@@ -133,22 +138,23 @@ def table_shardings(table, mesh, rules=None):
 def partition_of(mesh, rules=None):
   """The models' Partition: how activations follow from the rules of weights.
 
-  Rows take their axes first: a rule that splits heads or vocabulary over one
-  of those holds for the weights alone.
+  Rows take their axes first, then tokens: a rule that splits heads or
+  vocabulary over one of those holds for the weights alone, but for vocabulary
+  over `context`.
   """
   if mesh.size == 1:
     return WHOLE
   rules = rules_of(rules)
 
-  def beside(axis):
-    return tuple(name for name in rules[axis] if name not in ROWS)
+  def beside(axis, *taken):
+    return tuple(name for name in rules[axis] if name not in (*ROWS, *taken))
 
   return Partition(
     mesh,
     rows=ROWS,
     context=("context",),
-    heads=beside("heads"),
-    kv_heads=beside("kv_heads"),
+    heads=beside("heads", "context"),
+    kv_heads=beside("kv_heads", "context"),
     vocab=beside("vocab"),
     embed=tuple(name for name in rules["embed"] if name in ROWS),
   )

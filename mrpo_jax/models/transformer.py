@@ -210,8 +210,12 @@ def looked_up(leaf_ND, places_RT, dtype, partition, axes):
   """x_RTD: the rows at these places of an embedding, split over those axes.
 
   Each device looks up, in what it has, the tokens of all devices that have
-  other widths of the same rows; then these exchange widths for tokens.
+  other widths of the same rows; then these exchange widths for tokens.  Where
+  others have more of N, tokens are summed; where these share rows, they look
+  all of them up, and each keeps the sums of its own tokens.
   """
+  shared = tuple(axis for axis in axes if axis in partition.context)
+  summed = tuple(axis for axis in axes if axis not in shared)
 
   def here(leaf_ND, places_RT):
     if partition.embed:
@@ -224,16 +228,22 @@ def looked_up(leaf_ND, places_RT, dtype, partition, axes):
     x_RTD = rows_of(leaf_ND, places_RT, dtype)
     if axes:
       x_RTD = jnp.where(is_here_RT[:, :, None], x_RTD, 0)
-      x_RTD = jax.lax.psum(x_RTD, axes)
+    if shared:
+      x_RTD = jax.lax.psum_scatter(
+        x_RTD, shared, scatter_dimension=1, tiled=True
+      )
+    if summed:
+      x_RTD = jax.lax.psum(x_RTD, summed)
     if partition.embed:
       x_RTD = jax.lax.all_to_all(x_RTD, partition.embed, 0, 2, tiled=True)
     return x_RTD
 
   if partition.mesh is not None and isinstance(leaf_ND, Summed):
     leaf_ND = leaf_ND.array  # its gradient is summed over devices before
-  rows = PartitionSpec(partition.rows)
+  own = PartitionSpec(partition.rows, partition.context)
+  looked = PartitionSpec(partition.rows) if shared else own
   specs = partition.of_weights(leaf_ND, axes)
-  return partition.run(here, (specs, rows), rows)(leaf_ND, places_RT)
+  return partition.run(here, (specs, looked), own)(leaf_ND, places_RT)
 
 
 def head(params):

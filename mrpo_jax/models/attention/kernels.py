@@ -2,12 +2,12 @@
 """The attention kernels by name; every one equals `layout.dense`."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from mrpo_jax.models.attention import ulysses
 from mrpo_jax.models.attention.blockwise import blockwise
 from mrpo_jax.models.attention.layout import dense, sees
 from mrpo_jax.models.attention.splash import splash
@@ -41,8 +41,9 @@ KERNELS = {
 
 
 def divided(kernel, partition):
-  """The kernel on each device's own rows and heads, without any exchange.
+  """The kernel on whole rows, each device with its own rows and heads.
 
+  Nothing is exchanged but where the tokens of a row are split, see `ulysses`.
   Where the heads of keys are not split as those of queries are, every device
   has them all and takes those that its queries look at.
   """
@@ -51,18 +52,17 @@ def divided(kernel, partition):
 
   def run(query_RTHE, key_RSGE, value_RSGE, layout, window=None, **numbers):
     H, G = query_RTHE.shape[2], key_RSGE.shape[2]
-    together = partition.heads == partition.kv_heads
 
     def here(query_RTHE, key_RSGE, value_RSGE, layout, window):
-      if not together:
-        own_G = own_keys(partition, H, G)
-        key_RSGE, value_RSGE = key_RSGE[:, :, own_G], value_RSGE[:, :, own_G]
-      return kernel(query_RTHE, key_RSGE, value_RSGE, layout, window, **numbers)
+      given = ulysses.to_heads(
+        partition, H, G, query_RTHE, key_RSGE, value_RSGE
+      )
+      out_RTHE = kernel(*given, layout, window, **numbers)
+      return ulysses.to_tokens(partition, out_RTHE)
 
-    rows = PartitionSpec(partition.rows)
-    of_heads = PartitionSpec(partition.rows, None, partition.heads)
-    of_keys = of_heads if together else rows
-    in_specs = (of_heads, of_keys, of_keys, rows, PartitionSpec())
+    of_heads, of_keys = ulysses.specs(partition)
+    of_layout = PartitionSpec(partition.rows)
+    in_specs = (of_heads, of_keys, of_keys, of_layout, PartitionSpec())
     return partition.run(here, in_specs, of_heads)(
       query_RTHE, key_RSGE, value_RSGE, layout, window
     )
@@ -71,24 +71,21 @@ def divided(kernel, partition):
 
 
 def own_keys(partition, H, G):
-  """Which of G heads of keys the queries of this device look at, in order.
-
-  Equally many queries in a row look at each; where a device has a part of
-  such a group and more, its keys stand there more than once.
-  """
-  here, group = H // partition.size(partition.heads), H // G
-  run = math.gcd(here, group)
-  first = partition.place(partition.heads) * here
-  return (first + run * jnp.arange(here // run)) // group
+  """Which of G heads of keys the queries of this device look at, in order."""
+  place = partition.place(partition.heads)
+  return ulysses.keys_of(place, partition.size(partition.heads), H, G)
 
 
 def check(name, config, dtype, platform=None, partition=WHOLE):
   """Raises ValueError where that kernel cannot run this model."""
   platform = platform or jax.default_backend()
-  if _context(partition) > 1 and name not in ("auto", "xla"):
+  context = partition.size(partition.context)
+  heads = config.heads // partition.size(partition.heads)
+  if name != "xla" and heads % context:
     raise ValueError(
-      f"{name!r} wants whole rows, and the mesh splits them over context="
-      f"{_context(partition)}; 'xla' does not"
+      f"{name!r} gives each device that shares a row some of its {heads} heads "
+      f"of queries, and mesh.context={context} does not divide them; choose "
+      "one that does"
     )
   needed = {"cudnn": "gpu", "splash": "tpu"}.get(name, platform)
   if platform != needed:
@@ -102,8 +99,8 @@ def check(name, config, dtype, platform=None, partition=WHOLE):
 def choose(name, config, dtype, partition=WHOLE):
   """The kernel of that name; "auto" is what is fast where this runs.
 
-  A GPU takes cuDNN's in half precision, a TPU Splash, all else `blockwise`;
-  rows that are split, the oracle, which XLA divides by itself.
+  A GPU takes cuDNN's in half precision, a TPU Splash, all else `blockwise`.
+  The oracle XLA divides by itself.
   """
   if name == "auto":
     name = fastest(config, dtype, partition)
@@ -116,8 +113,6 @@ def choose(name, config, dtype, partition=WHOLE):
 
 def fastest(config, dtype, partition):
   """The name of the kernel that "auto" is on these devices."""
-  if _context(partition) > 1:
-    return "xla"
   platform = jax.default_backend()
   if partition.mesh is not None:  # whose devices need not be here
     platform = partition.mesh.devices.flat[0].platform
@@ -134,7 +129,3 @@ def of_siblings(name, config, dtype, partition=WHOLE):
   if name == "auto":
     name = fastest(config, dtype, partition)
   return "blockwise" if name == "splash" else name
-
-
-def _context(partition):
-  return partition.size(partition.context)
