@@ -66,7 +66,6 @@ def token_figures(
 
   def scored(config, params, how):
     hidden_RTD = _hidden(config, params, rows, how)
-    hidden_RTD = how.partition.gathered(hidden_RTD)
     hidden_RMD = jnp.take_along_axis(
       hidden_RTD, rows.places_RM[:, :, None], axis=1
     )

@@ -66,13 +66,28 @@ class Partition:
     """
     return self._placed(x_RTD, PartitionSpec(self.rows, self.context, None))
 
-  def gathered(self, x_RTD):
-    """Activations with all tokens of a row, for what takes them by place.
+  def joined(self, array_RT):
+    """The rows of a device as one where their tokens are split.
 
-    Without it the partitioner sums what each device has of those places, which
-    sends twice the bytes.
+    So a device has a run of tokens, of however many rows.  Of parts of several
+    rows no axis can be made, which products do: the partitioner would collect
+    the tokens before each.
     """
-    return self._placed(x_RTD, PartitionSpec(self.rows, None, None))
+    if self.size(self.context) == 1:
+      return array_RT
+    return array_RT.reshape(self.size(self.rows), -1, *array_RT.shape[2:])
+
+  def apart(self, x_RTD, shape):
+    """Activations of `joined` tokens as rows of that shape, on every device.
+
+    What takes them by place finds all: the partitioner would sum what each
+    device has of those places, which sends twice the bytes.
+    """
+    if self.size(self.context) == 1:
+      return x_RTD
+    whole = PartitionSpec(self.rows, None, None)
+    x_RTD = self._placed(self.kept(x_RTD), whole)
+    return x_RTD.reshape(*shape, -1)
 
   def _placed(self, array, spec):
     if self.mesh is None:

@@ -151,6 +151,7 @@ def hidden(
   check(
     tokens_RT=tokens_RT, positions_RT=positions_RT, segments_RT=layout.segments
   )
+  tokens_RT, positions_RT = map(partition.joined, (tokens_RT, positions_RT))
   dtype = jnp.dtype(dtype or params["norm"].dtype)
   wide = jnp.promote_types(dtype, jnp.float32)
   cos_KRT1E, sin_KRT1E = rotary(
@@ -192,7 +193,8 @@ def hidden(
     ]
     x_RTD, _ = jax.lax.scan(layer, x_RTD, (params["blocks"], *per_layer))
   x_RTD = norm(config, x_RTD, params, "norm")
-  return x_RTD * jnp.asarray(config.logits_scale, dtype)
+  x_RTD *= jnp.asarray(config.logits_scale, dtype)
+  return partition.apart(x_RTD, layout.positions.shape)
 
 
 def embed(config, params, tokens_RT, positions_RT, dtype, partition):

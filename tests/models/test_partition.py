@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs on each device by itself equals the whole, on eight devices."""
 
+import dataclasses
 import functools
 import re
 
@@ -65,6 +66,15 @@ def attention_case(rng, H, G):
     ("blockwise", (12, 6), dict(data=2, model=4), dict(kv_heads="")),
     # Eight devices and two keys: each takes the one it needs.
     ("splash", (8, 2), dict(data=1, model=8), dict(kv_heads="")),
+    ("blockwise", (8, 4), dict(data=4, context=2), {}),
+    ("splash", (8, 4), dict(data=2, context=4), {}),
+    # Two devices share each key.
+    ("blockwise", (8, 2), dict(data=2, context=4), {}),
+    ("blockwise", (8, 2), dict(data=2, context=2, model=2), {}),
+    # Two keys on every device, each of which sends the other what it needs.
+    ("splash", (8, 2), dict(data=1, context=2, model=4), dict(kv_heads="")),
+    # As above: three queries of a device, two keys.
+    ("blockwise", (12, 6), dict(data=1, context=4, fsdp=2), {}),
   ],
 )
 def test_kernels_divide_over_rows_and_heads(rng, kernel, heads, sizes, rules):
@@ -73,7 +83,9 @@ def test_kernels_divide_over_rows_and_heads(rng, kernel, heads, sizes, rules):
   pulled, arrays = attention_case(rng, *heads)
   want = jax.jit(functools.partial(pulled, dense))(*arrays)
   many = functools.partial(pulled, kernels.divided(kernel, partition))
-  assert_close(jax.jit(many)(*arrays), want)
+  found = jax.jit(many)(*map(partition.joined, arrays))
+  shapes = [array.shape for array in jax.tree.leaves(want)]
+  assert_close(jax.tree.map(jnp.reshape, jax.tree.leaves(found), shapes), want)
 
 
 def test_a_divided_kernel_exchanges_nothing(rng):
@@ -103,12 +115,18 @@ def test_which_keys_a_device_takes(monkeypatch):
   assert keys(8, 4, 2, 1) == [2, 3]  # two runs of two
 
 
-def test_auto_takes_what_rows_over_context_leave():
+def test_rows_over_context_want_enough_heads():
   partition = partition_of(dict(data=2, context=2, model=2))
-  assert kernels.choose("auto", CONFIG, "float32", partition) is dense
+  eight = dataclasses.replace(CONFIG, heads=8, kv_heads=1)
+  for name in ("auto", "blockwise"):
+    kernels.check(name, eight, "float32", "cpu", partition)
+    with pytest.raises(
+      ValueError, match=f"{name}.* its 1 heads of queries, and mesh.context=2 "
+    ):
+      kernels.check(name, CONFIG, "float32", "cpu", partition)
+  # The oracle is divided by XLA, whatever there is.
   kernels.check("xla", CONFIG, "float32", "cpu", partition)
-  with pytest.raises(ValueError, match="'blockwise' wants whole rows.*=2"):
-    kernels.check("blockwise", CONFIG, "float32", "cpu", partition)
+  assert kernels.fastest(eight, "float32", partition) == "blockwise"
 
 
 # Head and embedding.
@@ -119,6 +137,7 @@ MESHES = [
   (THREE, {}, {}),
   (dict(data=1, model=8), {}, {}),
   (dict(data=2, fsdp=2, context=2), {}, dict(embed="")),
+  (dict(data=1, context=4, model=2), dict(vocab="model"), {}),
   (dict(data=2, fsdp=2, model=2), dict(embed=""), dict(embed="fsdp,data")),
 ]
 

@@ -55,7 +55,7 @@ def divided(kernel, partition):
 
     def here(query_RTHE, key_RSGE, value_RSGE, layout, window):
       given = ulysses.to_heads(
-        partition, H, G, query_RTHE, key_RSGE, value_RSGE
+        partition, H, G, layout, query_RTHE, key_RSGE, value_RSGE
       )
       out_RTHE = kernel(*given, layout, window, **numbers)
       return ulysses.to_tokens(partition, out_RTHE)
@@ -66,6 +66,18 @@ def divided(kernel, partition):
     return partition.run(here, in_specs, of_heads)(
       query_RTHE, key_RSGE, value_RSGE, layout, window
     )
+
+  return run
+
+
+def _by_rows(kernel):
+  """The kernel where rows come `Partition.joined`, left to the partitioner."""
+
+  def run(query_RTHE, key_RSGE, value_RSGE, layout, window=None, **numbers):
+    given = (query_RTHE, key_RSGE, value_RSGE)
+    given = [ulysses.in_rows(layout, array) for array in given]
+    out_RTHE = kernel(*given, layout, window, **numbers)
+    return out_RTHE.reshape(query_RTHE.shape)
 
   return run
 
@@ -108,7 +120,9 @@ def choose(name, config, dtype, partition=WHOLE):
   if name == "splash":
     windows = tuple(sorted(set(config.layer_windows))) or (0,)
     kernel = functools.partial(splash, windows=windows)
-  return kernel if name == "xla" else divided(kernel, partition)
+  if name != "xla":
+    return divided(kernel, partition)
+  return kernel if partition.size(partition.context) == 1 else _by_rows(kernel)
 
 
 def fastest(config, dtype, partition):

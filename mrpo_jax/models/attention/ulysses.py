@@ -24,7 +24,7 @@ def specs(partition):
   return of_heads, PartitionSpec(partition.rows, partition.context)
 
 
-def to_heads(partition, H, G, query_RTHE, key_RTGE, value_RTGE):
+def to_heads(partition, H, G, layout, query_RTHE, key_RTGE, value_RTGE):
   """All tokens of this device's heads, from its own tokens.
 
   Of keys a device gets those that its queries look at, and no others.
@@ -32,23 +32,37 @@ def to_heads(partition, H, G, query_RTHE, key_RTGE, value_RTGE):
   Args:
     partition: Partition; this runs on each of its devices.
     H, G: heads of queries and of keys on all devices.
-    query_RTHE, key_RTGE, value_RTGE: what `specs` gives this device.
+    layout: RowLayout [R, T] of this device's rows, whole.
+    query_RTHE, key_RTGE, value_RTGE: what `specs` gives this device, of rows
+      that are `Partition.joined`.
   """
   sent_G = _sent(partition, H, G)
   if sent_G is not None:
     key_RTGE, value_RTGE = key_RTGE[:, :, sent_G], value_RTGE[:, :, sent_G]
-  given = query_RTHE, key_RTGE, value_RTGE
-  return [_exchanged(partition, array, 2, 1) for array in given]
+
+  def exchanged(array_RTHE):
+    if partition.size(partition.context) == 1:
+      return array_RTHE
+    return in_rows(layout, _all_to_all(partition, array_RTHE, 2, 1))
+
+  return [exchanged(array) for array in (query_RTHE, key_RTGE, value_RTGE)]
 
 
 def to_tokens(partition, out_RTHE):
   """All heads of this device's tokens, from all tokens of its heads."""
-  return _exchanged(partition, out_RTHE, 1, 2)
-
-
-def _exchanged(partition, array, split, joined):
   if partition.size(partition.context) == 1:
-    return array
+    return out_RTHE
+  return _all_to_all(
+    partition, out_RTHE.reshape(1, -1, *out_RTHE.shape[2:]), 1, 2
+  )
+
+
+def in_rows(layout, array_RTHE):
+  """The rows of a RowLayout, which may be `Partition.joined`, one by one."""
+  return array_RTHE.reshape(*layout.segments.shape, *array_RTHE.shape[2:])
+
+
+def _all_to_all(partition, array, split, joined):
   with jax.named_scope("ulysses"):
     return jax.lax.all_to_all(
       array, partition.context, split, joined, tiled=True
