@@ -38,6 +38,7 @@ def alone(adapter):
   [
     ("fsdp 4 x model 2", None),
     pytest.param("data 2 x context 2 x model 2", None, marks=SLOW),
+    pytest.param("fsdp 2 x context 4", meshes.ADAPTER, marks=SLOW),
     pytest.param("whole policy, split references", meshes.ADAPTER, marks=SLOW),
   ],
 )
@@ -173,7 +174,7 @@ def test_a_folder_is_read_into_its_parts(tmp_path, monkeypatch):
   "sizes,kernel,message",
   [
     (dict(model=2), "auto", r"config.policy: .*blocks.key: 1 does not divide"),
-    (dict(context=2), "blockwise", "config.policy.kernel: .*whole rows.*=2"),
+    (dict(context=4), "auto", "config.policy.kernel: .* 2 heads .*=4 does"),
   ],
 )
 def test_what_a_mesh_cannot_do_is_said_before_weights_are_read(

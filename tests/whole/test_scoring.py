@@ -88,6 +88,21 @@ def test_online_and_scored_give_the_same_curve(inputs, tmp_path):
 
 
 @pytest.mark.slow
+def test_tokens_over_devices_give_the_same_curves(inputs, tmp_path):
+  """Two references, online and scored, where devices share rows."""
+  with on_one_device():
+    assert cli.main(command("train", inputs, tmp_path / "one")) == 0
+  alone = [line["loss"] for line in lines_of(tmp_path / "one")]
+  assert abs(alone[-1] - alone[0]) > 1e-3
+  shared = ("--config.mesh.context=2", "--config.policy.kernel=auto")
+  for mode in MODES:
+    argv = command("train", inputs, tmp_path / mode, *shared, mode=mode)
+    assert cli.main(argv) == 0
+    curve = [line["loss"] for line in lines_of(tmp_path / mode)]
+    np.testing.assert_allclose(curve, alone, atol=1e-5)
+
+
+@pytest.mark.slow
 @one_device
 def test_what_methods_need_of_tokens_is_stored(inputs, tmp_path):
   """Entropies of reference 0, and what it gives every single token."""
