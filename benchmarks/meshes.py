@@ -65,9 +65,7 @@ CASES = {
   "data 2 x fsdp 2 x model 2": Case(dict(data=2, fsdp=2, model=2)),
   "data 2 x context 2 x model 2": Case(dict(data=2, context=2, model=2)),
   "fsdp 2 x context 4": Case(dict(data=1, fsdp=2, context=4)),
-  "context 2, the oracle": Case(
-    dict(data=2, context=2, model=2), kernel="xla"
-  ),
+  "context 2, the oracle": Case(dict(data=2, context=2, model=2), kernel="xla"),
   "whole policy, split references": Case(
     dict(data=2, fsdp=2, model=2),
     rules=dict(embed="", kv_heads=""),

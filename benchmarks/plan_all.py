@@ -4,6 +4,8 @@
   pip install -e .[plan] && python -m benchmarks.plan_all --of=tpu
   pip install -e .[plan-gpu] && python -m benchmarks.plan_all --of=gpu
 
+`--of=tpu_long` and `--of=gpu_long`: rows of many tokens, which devices share.
+
 A plan whose JSON stands in the workdir is not made again.  Each takes minutes
 of one core; nothing but a CPU is needed.
 """
@@ -20,6 +22,23 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "guide" / "plan.md"
 MARK = "<!-- {} made by benchmarks/plan_all.py -->"
 LLAMA3 = "llama3_ultrafeedback.py"
+LONG = "llama31_long.py"
+FULL = "--lengths=24576,4096"  # pairs of 28k tokens on average, at most 32k
+FOUR = (  # times as many
+  "--config.data.row_length=131072",
+  "--config.data.max_prompt=98304",
+  "--config.data.max_response=16384",
+  "--config.batch=8",
+  "--config.policy.kernel=blockwise",
+  "--lengths=98304,16384",
+)
+
+
+def shared(topology, context, *flags):
+  """The plan of long rows, each of which so many devices share."""
+  return LONG, topology, f"--config.mesh.context={context}", *(flags or (FULL,))
+
+
 PLANS = {  # platform -> name -> (config, topology, more flags)
   "tpu": {
     "mrpo_llama2": ("mrpo_llama2_mistral.py", "v5p:2x2x1"),
@@ -42,6 +61,12 @@ PLANS = {  # platform -> name -> (config, topology, more flags)
     "llama3_online_2": (f"{LLAMA3}:online", "h100:2x8"),
     "mallowspo_h100": ("mallowspo_llama3.py", "h100:8"),
     "llama3_70b_h100": ("llama3_70b.py", "h100:8x8"),
+  },
+  "tpu_long": {f"v5p_{n}": shared("v5p:2x2x4", n) for n in (1, 2, 4, 8)},
+  "gpu_long": {
+    **{f"h100_{n}": shared("h100:8", n) for n in (1, 2, 4, 8)},
+    **{f"h100_2_{n}": shared("h100:2x8", n) for n in (2, 8)},
+    **{f"h100_128k_{n}": shared("h100:8", n, *FOUR) for n in (1, 4, 8)},
   },
 }
 HEADER = (
@@ -68,7 +93,8 @@ def make(name, given, workdir):
 
 def label(config, topology, *flags):
   """Cells that say which plan it is."""
-  flags = "".join(f" `{flag.rpartition('.')[2]}`" for flag in flags)
+  flags = [flag.rpartition(".")[2] for flag in flags if "." in flag]
+  flags = "".join(f" `{flag}`" for flag in flags)
   return [f"`{config}`{flags}", topology]
 
 
