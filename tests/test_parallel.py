@@ -75,6 +75,23 @@ def test_a_mesh_axis_serves_one_axis_of_an_array():
     parallel.param_shardings(CONFIG, mesh, rules)
 
 
+def test_context_serves_the_first_axis_that_names_it():
+  mesh = parallel.make_mesh(data=1, fsdp=2, context=2, model=2)
+  split = parallel.param_shardings(CONFIG, mesh)
+  assert split["embed"].shard_shape((64, 16)) == (16, 8)
+  assert split["blocks"]["gate"].shard_shape((2, 16, 32)) == (2, 4, 16)
+  assert split["blocks"]["out"].shard_shape((2, 4, 4, 16)) == (2, 2, 4, 4)
+  split = parallel.param_shardings(CONFIG, mesh, dict(mlp="model,context"))
+  assert split["blocks"]["gate"].shard_shape((2, 16, 32)) == (2, 4, 16)
+  assert split["blocks"]["down"].shard_shape((2, 32, 16)) == (2, 8, 8)
+  # Of activations it splits tokens, and vocabulary where they are whole.
+  rules = dict(heads="model,context", kv_heads="context")
+  partition = parallel.partition_of(mesh, rules)
+  assert (partition.heads, partition.kv_heads) == (("model",), ())
+  assert (partition.context, partition.embed) == (("context",), ("fsdp",))
+  assert partition.vocab == ("model", "context")
+
+
 @pytest.mark.parametrize(
   "changes,message",
   [

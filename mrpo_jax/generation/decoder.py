@@ -92,6 +92,7 @@ class Decoder:
     self.config, self.sampling = config, sampling
     self.stop_ids, self.block = tuple(stop_ids), block
     self.longest = longest
+    self._collected = partition.rows, partition.context
     partition = dataclasses.replace(partition, context=(), embed=())
     self._partition = partition
     self.rows = partition.size(partition.rows)
@@ -132,7 +133,7 @@ class Decoder:
 
   def use(self, params):
     """Takes other parameters of the same shapes; nothing compiles anew."""
-    self.params = self._layers = _together(params, self._partition.rows)
+    self.params = self._layers = _together(params, *self._collected)
     if _on_one_cpu(params):
       self._layers = apart(self.params)
 
@@ -389,23 +390,27 @@ def _on_one_cpu(params):
   return [device.platform for device in devices] == ["cpu"]
 
 
-def _together(params, rows):
-  """The tree without its split over the rows of the mesh.
+def _together(params, rows, context):
+  """The tree without its split over the rows of the mesh, and over context.
 
   Once, where each token would else collect the weights of every layer anew.
+  The vocabulary stays split, as the logits are.
   """
 
-  def one(array):
+  def one(path, array):
     to = getattr(array, "sharding", None)
     if not isinstance(to, NamedSharding):
       return array
-    spec = PartitionSpec(*(_without(names, rows) for names in to.spec))
+    taken = [(*rows, *context)] * array.ndim
+    if path[0].key in ("embed", "head"):
+      taken[0] = rows
+    spec = PartitionSpec(*map(_without, to.spec, taken))
     to = NamedSharding(to.mesh, spec)
     if isinstance(array, jax.ShapeDtypeStruct):
       return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=to)
     return jax.device_put(array, to)
 
-  return jax.tree.map(one, params)
+  return jax.tree.map_with_path(one, params)
 
 
 def _without(names, rows):
