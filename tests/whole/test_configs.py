@@ -31,6 +31,7 @@ NAMES = sorted(
 )
 # Their parts run in tests of their own; all of them is planned here.
 PAPER = {
+  "llama31_long": ("",),
   "llama3_70b": ("",),
   "llama3_ultrafeedback": ("online", "scored"),
   "mallowspo_llama3": ("",),
