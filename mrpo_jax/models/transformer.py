@@ -16,17 +16,20 @@ from mrpo_jax.models.rope import rotary, rotate
 from mrpo_jax.models.weights import Summed, dense, project, rows_of
 from mrpo_jax.shapes import check, widen
 
-# jax's own call of cuDNN, which gives what its backward pass needs.
-CUDNN = "dot_product_attention_fwd_wrapper"
+# jax's own call of cuDNN, which gives what its backward pass needs, and the
+# number of the argument that says where packed sequences start.
+CUDNN, STARTS = "dot_product_attention_fwd_wrapper", 6
 
 
 def _products_and_attention(primitive, *avals, **params):
   policies = jax.checkpoint_policies
-  return (
-    primitive.name == CUDNN
-    or policies.dots_with_no_batch_dims_saveable(primitive, *avals, **params)
-    or policies.save_only_these_names(SAVED)(primitive, *avals, **params)
-  )
+  if primitive.name == CUDNN:
+    # Of packed sequences as many sums of each token as there may be sequences:
+    # they would take a fifth of a step's memory, and save a hundredth of it.
+    return avals[STARTS].size == 0
+  return policies.dots_with_no_batch_dims_saveable(
+    primitive, *avals, **params
+  ) or policies.save_only_these_names(SAVED)(primitive, *avals, **params)
 
 
 REMAT = {

@@ -28,6 +28,7 @@ LONGEST = 4  # rows: so many times the longest pair
 ROWS = 1, 2, 4  # of a micro-batch on each device
 NEARLY = 0.02  # of the tokens that are computed
 COMPILED = 3  # shapes of rows, the fullest first
+WORTH = 1.005  # so much faster than the best, or it stays
 MODEL = 1, 2, 4  # sizes of the axis `model`
 KERNELS = {  # that "auto" does not take first
   "gpu": ("cudnn", "blockwise"),
@@ -123,7 +124,7 @@ class _Search:
     flags = {**self._flags, **flags}
     found = self._planned(flags, scoring=False)
     speed = found and found["fits"] and pairs_per_second(_training(found), 1)
-    if speed and speed > self._speed:
+    if speed and speed > WORTH * self._speed:
       self._flags, self._plan, self._speed = flags, found, speed
       logger.info("the best so far")
 
