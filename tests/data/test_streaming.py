@@ -86,6 +86,14 @@ def test_the_order_of_a_version_is_that_of_the_next():
   assert permutation(10, 0, 1).tolist() == [1, 2, 4, 5, 9, 7, 8, 6, 0, 3]
   assert sorted(permutation(1000, 7, 0, 3).tolist()) == [*range(1000)]
   assert permutation(1, 0, 0).tolist() == [0]
+  found = [*itertools.islice(order().windows(), 3)]
+  assert [window.start for window in found] == [0, 6, 15]
+  assert [window.blocks.tolist() for window in found] == [
+    *([2, 3], [1, 0, 4], [1, 2, 4])
+  ]
+  rows = [window.rows_N2.tolist() for window in found[:2]]
+  assert rows[0] == [[1, 1], [0, 3], [0, 1], [0, 0], [1, 0], [0, 2]]
+  assert rows[1][:5] == [[1, 2], [0, 0], [2, 2], [1, 1], [2, 3]]
 
 
 # Sources.
