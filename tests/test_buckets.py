@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from mrpo_jax import buckets, cli, files, hub, snapshots
+from mrpo_jax.cli import ends
 from mrpo_jax.data import source
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models import parameters
@@ -425,6 +426,34 @@ def test_a_service_that_is_gone_sets_no_checkpoint_aside(
         checkpoints.restore(place, _abstract())
   assert [str(one) for one in files.below(place)] == before
   assert checkpoints.restore(place, _abstract())[0] == 2
+
+
+@pytest.mark.parametrize("code", ["403", "507"])
+def test_a_service_that_takes_nothing_ends_a_command_with_one_line(
+  served, place, code
+):
+  _save(place, 1)
+  before = [str(one) for one in files.below(place)]
+
+  def export():
+    with files.new_folder(f"{place}/export") as partial:
+      (partial / "config.json").write_text("{}")
+      (partial / "z.safetensors").write_bytes(b"z")
+
+  for write in (
+    lambda: files.write_atomically(f"{place}/a", b"a"),
+    lambda: _save(place, 2),
+    export,
+  ):
+    with pytest.raises(Exception) as caught, served[1].of(code, every=1):
+      write()
+    assert ends.said(caught.value) is not None, repr(caught.value)
+  found = [str(one) for one in files.below(place)]
+  assert [one for one in found if ".partial" not in one] == before
+  assert checkpoints.restore(place, _abstract())[0] == 1
+  _save(place, 2)
+  export()
+  assert checkpoints.steps(place) == [2, 1]
 
 
 def test_no_secret_is_said(served, place, capfd):

@@ -12,6 +12,7 @@ import threading
 from mrpo_jax.errors import (
   FULL,
   PASSING,
+  STATUS,
   InputError,
   StoppedRun,
   first_line,
@@ -124,7 +125,9 @@ def _of_package(error):
 
 def _of_client(error):
   """What clients of buckets raise beside OSError; None for another fault."""
-  if not is_of_client(error):
+  # TensorStore's are ValueErrors that begin with a status.
+  is_status = isinstance(error, ValueError) and STATUS.match(str(error))
+  if not is_of_client(error) and not is_status:
     return None
   return 1, f"{type(error).__name__}: {first_line(error)}"
 

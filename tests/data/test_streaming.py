@@ -13,7 +13,7 @@ import pytest
 from mrpo_jax import configs
 from mrpo_jax.data import source
 from mrpo_jax.data.reading.weights import WeightColumn
-from mrpo_jax.data.streaming import row_blocks
+from mrpo_jax.data.streaming import pair_stream, row_blocks
 from mrpo_jax.data.streaming.order import Order, permutation
 from mrpo_jax.data.streaming.pair_stream import (
   START,
@@ -336,7 +336,8 @@ def mixed_rows():
   return rows
 
 
-def test_any_position_is_resumed_exactly(tmp_path, tokenizer):
+def test_any_position_is_resumed_exactly(tmp_path, tokenizer, monkeypatch):
+  monkeypatch.setattr(pair_stream, "ROWS", 16)
   path = tmp_path / "a.jsonl"
   write_lines(path, mixed_rows())
   whole = batches(path, tokenizer, 40, size=5)
@@ -441,7 +442,10 @@ def test_rows_of_another_kind_are_refused_with_their_place(
     (dict(prompt="a", responses=["b", "c"], scores=[1, 1]), "no row prefers"),
   ],
 )
-def test_data_of_which_nothing_is_left_ends(tmp_path, tokenizer, row, match):
+def test_data_of_which_nothing_is_left_ends(
+  tmp_path, tokenizer, row, match, monkeypatch
+):
+  monkeypatch.setattr(pair_stream, "ROWS", 4)
   path = tmp_path / "a.jsonl"
   write_lines(path, [row] * 3)
   with pytest.raises(InputError, match=match):
