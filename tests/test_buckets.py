@@ -432,6 +432,7 @@ def test_a_service_that_is_gone_sets_no_checkpoint_aside(
 def test_a_service_that_takes_nothing_ends_a_command_with_one_line(
   served, place, code
 ):
+  place = f"{place}/{code}"
   _save(place, 1)
   before = [str(one) for one in files.below(place)]
 
