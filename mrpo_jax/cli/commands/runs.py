@@ -195,7 +195,7 @@ def export(given):
       "none; export to a disk, or without --push"
     )
   if given.push:
-    push.check(given.push)
+    push.check(given.push, given.to, public=given.public)
   _export(given)
   if given.push:
     message = f"{given.step} checkpoint of {given.workdir}, by mrpo_jax"
