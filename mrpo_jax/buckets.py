@@ -9,6 +9,7 @@ path is one of these, but for what there is no door to.
 
 import functools
 import importlib.util
+import json
 import pathlib
 import re
 import tempfile
@@ -137,6 +138,32 @@ def put_folder(folder, path):
   for one in sorted(found, key=_place_in_time):
     inside = one.relative_to(folder).as_posix()
     system.put_file(str(one), f"{name}/{inside}")
+
+
+def put_marked(folder, path, mark):
+  """`put_folder`; meanwhile a mark stands there; see `is_half_put`."""
+  found = [one for one in folder.rglob("*") if one.is_file()]
+  sizes = {
+    one.relative_to(folder).as_posix(): one.stat().st_size for one in found
+  }
+  write(mark, json.dumps(sizes).encode())
+  put_folder(folder, path)
+  mark.unlink()
+
+
+def is_half_put(path, mark):
+  """Has a command that was killed put a part of a folder's files alone?
+
+  Where it put all that its mark lists, the folder is whole; then the mark goes.
+  """
+  if not mark.exists():
+    return False
+  sizes = json.loads(mark.read_bytes() or "null")
+  there = {inside: size for inside, size, _ in marks_of(path)}
+  if sizes is None or any(there.get(one) != n for one, n in sizes.items()):
+    return True
+  mark.unlink()
+  return False
 
 
 def _place_in_time(path):

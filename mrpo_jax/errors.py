@@ -3,6 +3,20 @@
 
 import contextlib
 import difflib
+import errno
+import re
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# No fault of what was given: the same command may succeed later.
+PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+# Packages of clients of buckets, and what they stand on.
+CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests")
+CLIENTS += ("socket", "ssl", "urllib", "urllib3")
+# By these TensorStore and XLA say that the thing was not reached.
+STATUS = re.compile(
+  r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|UNAUTHENTICATED"
+  r"|PERMISSION_DENIED|RESOURCE_EXHAUSTED)\b|[Oo]ut of memory|CURL error"
+)
 
 
 class InputError(ValueError):
@@ -22,9 +36,16 @@ def first_line(error):
   return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def in_one_line(error):
-  """An exception's kind and all of its message, at most 300 letters."""
-  return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def in_one_line(error, hidden=None):
+  """An exception's kind and all of its message, at most 300 letters.
+
+  Args:
+    hidden: {regular expression: what stands in its place}.
+  """
+  text = " ".join(f"{type(error).__name__}: {error}".split())
+  for pattern, instead in (hidden or {}).items():
+    text = re.sub(pattern, instead, text)
+  return text[:300]
 
 
 def did_you_mean(name, known):
@@ -32,6 +53,30 @@ def did_you_mean(name, known):
   known = {one.lower(): one for one in known}
   near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
   return f" did you mean {known[near[0]]}?" if near else ""
+
+
+def is_of_client(error):
+  """Does a client of buckets, or of the network, raise it as its own?"""
+  return type(error).__module__.split(".")[0] in CLIENTS
+
+
+def says_nothing_of_content(error):
+  """Was something not reached, so that it may be whole all the same?
+
+  The network, a full disk, no memory or no right to look: of the exception, or
+  of what it was raised from.
+  """
+  while error is not None:
+    if isinstance(error, ConnectionError | TimeoutError | PermissionError):
+      return True
+    if isinstance(error, OSError) and error.errno in (*PASSING, *FULL):
+      return True
+    if isinstance(error, MemoryError) or is_of_client(error):
+      return True
+    if STATUS.search(str(error)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 @contextlib.contextmanager

@@ -159,20 +159,18 @@ def new_folder(path):
 def _new_folder_of_bucket(path):
   """`new_folder`: filled here, and put there; a mark stands there meanwhile."""
   mark = path.with_name(f".{path.name}.partial")
-  if not mark.exists():
+  if not buckets.is_half_put(path, mark):
     _refuse_taken(path)
   with tempfile.TemporaryDirectory(prefix="mrpo-") as draft:
     partial = pathlib.Path(draft) / path.name
     partial.mkdir()
     yield partial
-    if mark.exists():
+    if buckets.is_half_put(path, mark):
       logger.info(f"removing {path}, which a killed command left")
       buckets.remove_tree(path)
     else:
       _refuse_taken(path)  # by another command
-    write_atomically(mark, "")
-    buckets.put_folder(partial, path)
-    mark.unlink()
+    buckets.put_marked(partial, path, mark)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def _snapshot(name):
   except huggingface_hub.errors.GatedRepoError:
     reason = "it is gated; ask for access there, and set HF_TOKEN"
   except Exception as error:  # It raises many kinds, and wraps the network's.
-    reason = in_one_line(error)
+    reason = in_one_line_of_hub(error)
   else:
     folder = pathlib.Path(folder)
     logger.info(f"{name}: commit {folder.name} of the Hugging Face hub")
@@ -113,3 +113,18 @@ def _snapshot(name):
     f"{name}: no such folder, and not to be had from the Hugging Face hub: "
     f"{reason}"
   ) from None
+
+
+def in_one_line_of_hub(error):
+  """`in_one_line` of what huggingface_hub raises, and of what that came from.
+
+  Without secrets: servers quote a token that they refuse, and addresses of
+  uploads are signed.
+  """
+  import huggingface_hub
+
+  causes = [error] if error.__cause__ is None else [error, error.__cause__]
+  token = huggingface_hub.get_token()
+  hidden = {re.escape(token): "***"} if token else {}
+  hidden[r"(https?://[^\s?'\"]+\?)[^\s'\"]+"] = r"\1..."
+  return ": ".join(in_one_line(one, hidden) for one in causes)

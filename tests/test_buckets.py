@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from mrpo_jax import buckets, cli, files, hub, snapshots
+from mrpo_jax.cli import ends
 from mrpo_jax.data import source
 from mrpo_jax.errors import InputError, StoppedRun
 from mrpo_jax.models import parameters
@@ -161,6 +162,31 @@ def test_a_new_folder_comes_whole_and_what_marks_it_last(place, monkeypatch):
   with pytest.raises(InputError, match="exists; remove it"):
     with files.new_folder(place):
       pass
+
+
+def test_a_folder_of_which_the_mark_alone_was_left_is_whole(place, monkeypatch):
+  path = files.path_of(place)
+  mark = path.with_name(f".{path.name}.partial")
+  system, _ = buckets.system_of(place)
+  with monkeypatch.context() as patch:
+    patch.setattr(type(mark), "unlink", _killed)
+    with pytest.raises(KeyboardInterrupt), files.new_folder(place) as partial:
+      (partial / "config.json").write_text("{}")
+      (partial / "z.safetensors").write_bytes(b"z")
+  assert mark.exists()
+  with pytest.raises(InputError, match="exists; remove it"):
+    with files.new_folder(place):
+      pass
+  assert not mark.exists()
+  assert (path / "z.safetensors").read_bytes() == b"z"
+  files.write_atomically(mark, "")  # of a version whose mark lists nothing
+  with files.new_folder(place) as partial:
+    (partial / "config.json").write_text("[]")
+  assert [one.name for one in files.below(place)] == ["config.json"]
+
+
+def _killed(*_, **__):
+  raise KeyboardInterrupt
 
 
 # Models and data.
@@ -386,6 +412,49 @@ def test_checkpoints_survive_faults(served, place):
     step, state = checkpoints.restore(place, _abstract())
   assert step == 2 and (state.params["a"] == jnp.arange(8.0) + 2).all()
   assert {"unavailable", "cut"} <= {*done}
+
+
+def test_a_service_that_is_gone_sets_no_checkpoint_aside(
+  served, place, monkeypatch
+):
+  _save(place, 1, 2)
+  before = [str(one) for one in files.below(place)]
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, "steps", lambda workdir: [2, 1])
+    with served[1].of("unavailable", every=1):
+      with pytest.raises(StoppedRun, match="2: checkpoint cannot be reached"):
+        checkpoints.restore(place, _abstract())
+  assert [str(one) for one in files.below(place)] == before
+  assert checkpoints.restore(place, _abstract())[0] == 2
+
+
+@pytest.mark.parametrize("code", ["403", "507"])
+def test_a_service_that_takes_nothing_ends_a_command_with_one_line(
+  served, place, code
+):
+  place = f"{place}/{code}"
+  _save(place, 1)
+  before = [str(one) for one in files.below(place)]
+
+  def export():
+    with files.new_folder(f"{place}/export") as partial:
+      (partial / "config.json").write_text("{}")
+      (partial / "z.safetensors").write_bytes(b"z")
+
+  for write in (
+    lambda: files.write_atomically(f"{place}/a", b"a"),
+    lambda: _save(place, 2),
+    export,
+  ):
+    with pytest.raises(Exception) as caught, served[1].of(code, every=1):
+      write()
+    assert ends.said(caught.value) is not None, repr(caught.value)
+  found = [str(one) for one in files.below(place)]
+  assert [one for one in found if ".partial" not in one] == before
+  assert checkpoints.restore(place, _abstract())[0] == 1
+  _save(place, 2)
+  export()
+  assert checkpoints.steps(place) == [2, 1]
 
 
 def test_no_secret_is_said(served, place, capfd):

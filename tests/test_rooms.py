@@ -47,7 +47,7 @@ MAY["__main__"] = {"cli"}
 # Outside libraries, of the rooms that have to stay light.
 PLAIN = {"jax", *sys.stdlib_module_names}
 LIBRARIES = {
-  "errors": {"contextlib", "difflib"},
+  "errors": {"contextlib", "difflib", "errno", "re"},
   "shapes": PLAIN,
   "losses": PLAIN,
   "models": PLAIN | {"flax", "numpy", "qwix"},

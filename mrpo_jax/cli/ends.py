@@ -9,14 +9,18 @@ import errno
 import os
 import threading
 
-from mrpo_jax.errors import InputError, StoppedRun, first_line
+from mrpo_jax.errors import (
+  FULL,
+  PASSING,
+  STATUS,
+  InputError,
+  StoppedRun,
+  first_line,
+  is_of_client,
+)
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-# No fault of what was given: the same command may succeed later.
-PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
 # What XLA quotes of the system in errors of its own.
 QUOTED = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG)
-CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests")
 SMALLER = (
   "give it fewer config.data.rows, a smaller config.data.row_length, "
   "config.policy.remat='full' or more devices; a denoiser a smaller "
@@ -121,7 +125,9 @@ def _of_package(error):
 
 def _of_client(error):
   """What clients of buckets raise beside OSError; None for another fault."""
-  if type(error).__module__.split(".")[0] not in CLIENTS:
+  # TensorStore's are ValueErrors that begin with a status.
+  is_status = isinstance(error, ValueError) and STATUS.match(str(error))
+  if not is_of_client(error) and not is_status:
     return None
   return 1, f"{type(error).__name__}: {first_line(error)}"
 

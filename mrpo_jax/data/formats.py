@@ -226,6 +226,11 @@ def _answer(row, key, prompt, where):
     response = values.as_text_or_turns(
       row[answers[0]], f"{where}: {answers[0]}", empty=False
     )
+    if isinstance(response, list) and not dialogues.has_answer(response[-1:]):
+      raise InputError(
+        f"{where}: the last turn of {answers[0]} is none of the assistant's; "
+        "end it with the answer that is trained on"
+      )
     prompt = repeated.without_answer(prompt, [response], where)
     return _explicit(row, key, prompt, response, response, where)
   return _last_answer(row, turns[0], where)

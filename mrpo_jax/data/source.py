@@ -19,6 +19,7 @@ from mrpo_jax.data.chat.messages import is_plain
 from mrpo_jax.data.reading import labels, prepared, shards, values
 from mrpo_jax.errors import InputError, in_one_line
 from mrpo_jax.files import path_of
+from mrpo_jax.snapshots import in_one_line_of_hub
 
 logger = logging.getLogger(__name__)
 
@@ -314,6 +315,6 @@ def _hub_rows(name, split):
   except Exception as error:  # It raises many kinds, and wraps the network's.
     raise InputError(
       f"{name}: cannot be had from the Hugging Face hub, split {split} "
-      f"({in_one_line(error)}); check name, split and network"
+      f"({in_one_line_of_hub(error)}); check name, split and network"
     ) from error
   return rows

@@ -2,12 +2,17 @@
 """Upload of a model's folder to the Hugging Face hub, by huggingface_hub."""
 
 import contextlib
+import fnmatch
 import logging
+import pathlib
+import shlex
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from mrpo_jax.errors import InputError, in_one_line
-from mrpo_jax.snapshots import NAME
+from mrpo_jax.errors import InputError
+from mrpo_jax.snapshots import NAME, in_one_line_of_hub
 
 logger = logging.getLogger(__name__)
 
@@ -21,19 +26,33 @@ STALE = (
 )
 
 
-def check(name):
+def check(name, folder, *, public=False):
   """Refuses what `push` could not do, before anything is written.
 
   Args:
     name: ORG/NAME of a repository.
+    folder: that is going to be written and pushed.
+    public: see `push`.
 
   Raises:
-    InputError: that is no such name, or the hub knows no token or cannot be
-      reached.
+    InputError: that is no such name, the folder is there already, or the hub
+      knows no token or cannot be reached.
   """
   if not NAME.fullmatch(name) or "@" in name:
     raise InputError(f"--push={name}: name a repository as ORG/NAME")
-  with _refused(f"--push={name}", "see `hf auth login`, or set HF_TOKEN"):
+  try:
+    validate_repo_id(name)
+  except HFValidationError as error:
+    raise InputError(f"--push={name}: {error}") from None
+  folder = pathlib.Path(folder)
+  if folder.is_dir() and any(folder.iterdir()):
+    again = _again(name, folder, public)
+    raise InputError(
+      f"{folder} exists; if its push was stopped, {again} sends it again; else "
+      "remove it or name another folder"
+    )
+  advice = "where it is the token, see `hf auth login`, or set HF_TOKEN"
+  with _refused(f"--push={name}", advice):
     huggingface_hub.HfApi().whoami()
 
 
@@ -52,17 +71,46 @@ def push(folder, name, *, public=False, message):
     InputError: the hub takes it not; the folder stays.
   """
   api = huggingface_hub.HfApi()
-  again = f"{folder} is whole; `hf upload {name} {folder}` sends it again"
-  with _refused(f"--push={name}", again):
+  advice = f"{folder} is whole; {_again(name, folder, public)} sends it again"
+  with _refused(f"--push={name}", advice):
     # One that is there keeps who may read it.
     api.create_repo(name, private=not public, exist_ok=True)
-    made = api.upload_folder(
-      repo_id=name,
-      folder_path=folder,
-      commit_message=message,
-      delete_patterns=[*STALE],
+    # `upload_folder` may make several commits, of which the first is no model.
+    made = api.create_commit(
+      name, _operations(api, folder, name), commit_message=message
     )
   logger.info(f"{folder} is now {name} at commit {made.oid}")
+
+
+def _operations(api, folder, name):
+  """What one commit has: all files of a folder, and no STALE ones beside."""
+  added = {
+    path.relative_to(folder).as_posix(): path
+    for path in sorted(pathlib.Path(folder).rglob("*"))
+    if path.is_file()
+  }
+  stale = [
+    there
+    for there in api.list_repo_files(name)
+    if there not in added
+    and any(fnmatch.fnmatch(there, pattern) for pattern in STALE)
+  ]
+  return [
+    *(huggingface_hub.CommitOperationDelete(there) for there in stale),
+    *(
+      huggingface_hub.CommitOperationAdd(there, str(path))
+      for there, path in added.items()
+    ),
+  ]
+
+
+def _again(name, folder, public):
+  """The command of huggingface_hub that does what `push` does."""
+  words = ["hf", "upload", name, str(folder), "."]
+  # Which would be everybody's otherwise.
+  words += [] if public else ["--private"]
+  words += [f"--delete={pattern}" for pattern in STALE]
+  return f"`{shlex.join(words)}`"
 
 
 @contextlib.contextmanager
@@ -70,4 +118,5 @@ def _refused(what, advice):
   try:
     yield
   except Exception as error:  # It raises many kinds, and wraps the network's.
-    raise InputError(f"{what}: {in_one_line(error)}; {advice}") from None
+    said = in_one_line_of_hub(error)
+    raise InputError(f"{what}: {said}; {advice}") from None

@@ -9,7 +9,12 @@
 import logging
 
 from mrpo_jax import files, processes
-from mrpo_jax.errors import InputError, StoppedRun, first_line
+from mrpo_jax.errors import (
+  InputError,
+  StoppedRun,
+  first_line,
+  says_nothing_of_content,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +74,8 @@ class Rounds:
         raise ValueError("it has no figures")
       return record
     except (InputError, KeyError, TypeError, ValueError, OSError) as error:
+      if says_nothing_of_content(error):
+        raise
       raise InputError(
         f"{folder} is not as it was written ({first_line(error)}); put its "
         "files back, or remove it, and the newest checkpoints if the run "

@@ -155,10 +155,15 @@ def _keys(root, starts=None):
 
 
 def _material(folder):
-  """The material of a key by its manifest; None if it is not readable."""
+  """The material of a key by its manifest; None if it is none.
+
+  A disk or a network that fails says nothing of it: OSError.
+  """
   try:
     material = files.read_json(folder / MANIFEST)["key covers"]
-  except (OSError, ValueError, KeyError, TypeError):
+  except (FileNotFoundError, IsADirectoryError):
+    return None
+  except (ValueError, KeyError, TypeError):
     return None
   return material if isinstance(material, dict) else None
 

@@ -238,10 +238,13 @@ def read_tables(folder, columns=None, *, layouts=tuple(LAYOUTS)):
   """
   for path in shard_paths(folder):
     try:
-      # Read once: what is parsed is what was verified.
-      table = _verified(path.read_bytes(), path.stem, columns, layouts)
+      # Read once: what is parsed is what was verified.  A disk or a network
+      # that fails says nothing of the file.
+      content = path.read_bytes()
     except FileNotFoundError:  # removed since the folder was listed
       continue
+    try:
+      table = _verified(content, path.stem, columns, layouts)
     except (ValueError, pa.ArrowException, OSError) as error:
       raise InputError(
         f"{path}: cannot be read ({one_line(error)}); mrpo store verify lists "

@@ -247,10 +247,15 @@ class ScorePlan:
     return compile_to_fit(what, step_of, self.setup, scored=name)
 
   def read(self, name, split):
-    """Scores of every pair of the split, in its order."""
-    table = self.setup.tables[split]
+    """Scores of every pair of the split, in its order.
+
+    Raises:
+      InputError: some are not there, or there as single responses are, of which
+        the other one has no tokens.
+    """
+    table, store = self.setup.tables[split], self.stores[name]
     try:
-      return self.stores[name].read(table.fingerprints)
+      found = store.read(table.fingerprints)
     except MissingRows as error:
       count, place = len(error.indices), table.places[error.indices[0]]
       origin = getattr(self.setup.config.data, split)
@@ -259,6 +264,15 @@ class ScorePlan:
         f"are not scored under reference {name!r}, the first is pair {place}; "
         "run mrpo score"
       ) from None
+    empty_P = (found.token_PC == 0).any(axis=1)
+    if empty_P.any() and not self.setup.method.unpaired:
+      raise InputError(
+        f"{store.folder}: {empty_P.sum()} pairs of {split} have a response "
+        "without tokens there, as single responses have; the first is pair "
+        f"{table.places[int(np.argmax(empty_P))]}; `mrpo store prune` with "
+        f"{store.key[:16]} removes them, then run mrpo score"
+      )
+    return found
 
   def known(self, split):
     """batches.Known of the split: what the step reads of scored references."""

@@ -195,7 +195,24 @@ def _sampled(pairs, encoder, tokenizers, name):
     **encoder.limits,
   )
   sandbox.close()
+  if encoder.labelled:
+    _say_labels(table)
   return table
+
+
+def _say_labels(table):
+  """Says how many of a few responses are good; of all nobody knows."""
+  good, total = sum(table.labels), len(table.labels)
+  logger.info(
+    f"train, a few of all: {good:,} of {total:,} responses are desirable; the "
+    "others are not read yet: `desirable` in the metrics is each step's share"
+  )
+  if good in (0, total):
+    logger.warning(
+      f"warning: these {total:,} responses, of one block of the data, all have "
+      f"the label {'true' if good else 'false'}: if the data is sorted by "
+      "label, shuffle its rows, or give a larger config.data.shuffle_buffer"
+    )
 
 
 def position_of(workdir, step):

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mrpo_jax import files, processes
-from mrpo_jax.errors import InputError, StoppedRun, first_line
+from mrpo_jax.errors import (
+  InputError,
+  StoppedRun,
+  first_line,
+  says_nothing_of_content,
+)
 from mrpo_jax.models import lora
 from mrpo_jax.models.config import VALUED
 from mrpo_jax.models.families.read import config_from_hf, with_value_head
@@ -213,6 +218,7 @@ def restore(workdir, abstract_state):
   `broken-<step>` and said; when none can be read, InputError names them and
   nothing is moved.  So it does where the arrays of a checkpoint are others than
   those asked for.  What is under another name than its step is set aside, too.
+  Where the disk, the network or the memory fails, nothing is: StoppedRun.
 
   Args:
     workdir: folder of the run.
@@ -223,7 +229,7 @@ def restore(workdir, abstract_state):
   for step in found:
     try:
       state = read(folder / str(step), abstract_state)
-    except InputError:
+    except (InputError, StoppedRun):
       raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
       broken.append((folder / str(step), first_line(error)))
@@ -275,6 +281,7 @@ def read(path, abstract_state):
 
   Raises:
     InputError: its arrays have other shapes.
+    StoppedRun: a process did not reach it, so that it may be whole.
   """
   state = meta = stored = reason = None
   try:
@@ -289,15 +296,25 @@ def read(path, abstract_state):
   except InputError:  # all processes find the same
     raise
   except Exception as error:  # Orbax and TensorStore raise many kinds
-    reason = first_line(error)
+    reason = [first_line(error), says_nothing_of_content(error)]
   reasons = [one for one in processes.gather(reason) if one is not None]
+  for said, is_unreached in reasons:
+    if is_unreached:
+      raise StoppedRun(_unreached(path, said))
   if reasons:
-    raise ValueError(reasons[0])
+    raise ValueError(reasons[0][0])
   for field, tree in _stored(state).items():
     _compare(field, tree, meta)
   if bad := _not_finite(state):
     raise ValueError(f"it has {bad}")
   return state
+
+
+def _unreached(path, reason):
+  return (
+    f"{path}: checkpoint cannot be reached ({reason}); it is left as it is: "
+    "give the same command again"
+  )
 
 
 def _check_arrays(path, here, there):
@@ -330,11 +347,17 @@ def read_meta(path):
 
 
 def _evaluation(path):
-  """Figures of the evaluation at a checkpoint; none where it was not judged."""
+  """Figures of the evaluation at a checkpoint; none where it was not judged.
+
+  Raises:
+    StoppedRun: it was not reached, so that it may be the best.
+  """
   try:
     return read_meta(path).get("evaluation", {})
-  except Exception:  # as in `restore`: what cannot be read is not the best
-    return {}
+  except Exception as error:  # Orbax raises many kinds
+    if says_nothing_of_content(error):
+      raise StoppedRun(_unreached(path, first_line(error))) from error
+    return {}  # as in `restore`: what cannot be read is not the best
 
 
 def find(workdir, which, best=None):

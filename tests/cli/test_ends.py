@@ -87,6 +87,11 @@ SAID = [
     "/ro/x: Read-only file system",
   ),
   (InputError("wrong\nhere"), 2, "wrong here"),
+  (
+    ValueError("UNAVAILABLE: CURL error: no route\nmore"),
+    1,
+    "ValueError: UNAVAILABLE: CURL error: no route",
+  ),
   (KeyboardInterrupt(), 130, "interrupted"),
   (
     ModuleNotFoundError("No module named 'absl'", name="absl"),

@@ -13,7 +13,7 @@ import pytest
 from mrpo_jax import configs
 from mrpo_jax.data import source
 from mrpo_jax.data.reading.weights import WeightColumn
-from mrpo_jax.data.streaming import row_blocks
+from mrpo_jax.data.streaming import pair_stream, row_blocks
 from mrpo_jax.data.streaming.order import Order, permutation
 from mrpo_jax.data.streaming.pair_stream import (
   START,
@@ -86,6 +86,14 @@ def test_the_order_of_a_version_is_that_of_the_next():
   assert permutation(10, 0, 1).tolist() == [1, 2, 4, 5, 9, 7, 8, 6, 0, 3]
   assert sorted(permutation(1000, 7, 0, 3).tolist()) == [*range(1000)]
   assert permutation(1, 0, 0).tolist() == [0]
+  found = [*itertools.islice(order().windows(), 3)]
+  assert [window.start for window in found] == [0, 6, 15]
+  assert [window.blocks.tolist() for window in found] == [
+    *([2, 3], [1, 0, 4], [1, 2, 4])
+  ]
+  rows = [window.rows_N2.tolist() for window in found[:2]]
+  assert rows[0] == [[1, 1], [0, 3], [0, 1], [0, 0], [1, 0], [0, 2]]
+  assert rows[1][:5] == [[1, 2], [0, 0], [2, 2], [1, 1], [2, 3]]
 
 
 # Sources.
@@ -328,7 +336,8 @@ def mixed_rows():
   return rows
 
 
-def test_any_position_is_resumed_exactly(tmp_path, tokenizer):
+def test_any_position_is_resumed_exactly(tmp_path, tokenizer, monkeypatch):
+  monkeypatch.setattr(pair_stream, "ROWS", 16)
   path = tmp_path / "a.jsonl"
   write_lines(path, mixed_rows())
   whole = batches(path, tokenizer, 40, size=5)
@@ -433,7 +442,10 @@ def test_rows_of_another_kind_are_refused_with_their_place(
     (dict(prompt="a", responses=["b", "c"], scores=[1, 1]), "no row prefers"),
   ],
 )
-def test_data_of_which_nothing_is_left_ends(tmp_path, tokenizer, row, match):
+def test_data_of_which_nothing_is_left_ends(
+  tmp_path, tokenizer, row, match, monkeypatch
+):
+  monkeypatch.setattr(pair_stream, "ROWS", 4)
   path = tmp_path / "a.jsonl"
   write_lines(path, [row] * 3)
   with pytest.raises(InputError, match=match):

@@ -95,6 +95,14 @@ def test_the_layouts_of_one_response(row, pair):
     ({"messages": [Q, OWL], "prompt": "Name a fish."}, "are not the prompt's"),
     ({"prompt": "p", "completion": [OWL]}, ""),
     ({"prompt": [Q], "completion": "c"}, "mix strings and message lists"),
+    (
+      {"prompt": [Q], "completion": [OWL, user("More.")]},
+      "the last turn of completion is none of the assistant's; end it with",
+    ),
+    (
+      {"question": "Name a bird.", "output": [Q], "label": True},
+      "the last turn of output is none of the assistant's",
+    ),
   ],
 )
 def test_what_is_not_certainly_one_response_is_refused(row, message):

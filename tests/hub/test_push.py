@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """mrpo export --push: one commit on the hub, and what is refused."""
 
+import json
+import shlex
+
 import pytest
 
-from tests.material.hub_server import Hub
+from mrpo_jax.errors import InputError
+from mrpo_jax.hub import push
+from tests.material.hub_server import TOKEN, Hub
 
 PUSH = """
 import logging, sys
@@ -14,7 +19,8 @@ from mrpo_jax.hub import push
 from mrpo_jax.snapshots import folder_of
 name, folder, public, back = sys.argv[1:]
 try:
-  push.check(name)
+  if not back:
+    push.check(name, folder + "-to-be", public=bool(public))
   push.push(folder, name, public=bool(public), message="step 6")
   if back:
     for one in sorted(folder_of(name).iterdir()):
@@ -95,12 +101,49 @@ def test_what_the_hub_does_not_take_is_refused_in_one_line(hub, folder):
   (line,) = pushed(hub, folder, "org/new", HF_TOKEN="hf_of_another")
   assert line.startswith("error: --push=org/new: ") and "HF_TOKEN" in line
   (line,) = pushed(hub, folder, "others/new")
-  assert line.endswith(
-    f"{folder} is whole; `hf upload others/new {folder}` sends it again"
-  )
+  assert f"{folder} is whole; `hf upload others/new {folder} . " in line
   (line,) = pushed(hub, folder, "org/new", HF_HUB_OFFLINE="1")
   assert line.startswith("error: --push=org/new: ")
   assert hub.repositories == {"org/old": OLD} and not hub.commits
+
+
+@pytest.mark.parametrize(
+  "name", ["org/a--b", "org/a..b", "org/a.git", f"org/{'a' * 96}"]
+)
+def test_a_name_that_no_hub_takes_is_refused_before_it_is_asked(name):
+  with pytest.raises(InputError, match=f"^--push={name}: "):
+    push.check(name, "nowhere")
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_of_a_folder_that_is_there_it_is_said_how_to_send_it(folder, public):
+  with pytest.raises(InputError) as caught:
+    push.check("org/new", folder, public=public)
+  said = str(caught.value)
+  assert said.startswith(f"{folder} exists; if its push was stopped, `hf up")
+  command = shlex.split(said.split("`")[1])
+  assert command[:5] == ["hf", "upload", "org/new", str(folder), "."]
+  assert ("--private" in command) == (not public)
+  deleted = [one[9:] for one in command if one.startswith("--delete=")]
+  assert deleted == [*push.STALE]
+
+
+@pytest.mark.parametrize("part", ["whoami", "repos/create", "/commit/"])
+def test_a_token_that_the_hub_quotes_is_hidden(hub, folder, part):
+  quoted = dict(error=f"your token {TOKEN} is none")
+  hub.answers = {part: (413, json.dumps(quoted).encode())}
+  (line,) = pushed(hub, folder, "org/old")
+  assert line.startswith("error: --push=org/old: ")
+  assert "your token *** is none" in line
+  assert hub.repositories["org/old"] == OLD and not hub.commits
+
+
+def test_why_a_file_was_not_taken_is_said_without_its_signature(hub, folder):
+  hub.answers = {"/object/": (413, b"")}
+  (line,) = pushed(hub, folder, "org/old")
+  assert "Error while uploading 'model.safetensors'" in line
+  assert "413 Request Entity Too Large" in line and "?..." in line
+  assert hub.repositories["org/old"] == OLD
 
 
 def test_half_an_upload_leaves_the_repository_as_it_was(hub, folder):

@@ -15,6 +15,7 @@ import threading
 ROOT = pathlib.Path(__file__).parents[2]
 TOKEN = "hf_of_a_test"
 GATED = "org/gated"
+SIGNED = "Signature=secret"  # of the address of an upload
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -27,6 +28,7 @@ class Hub(http.server.ThreadingHTTPServer):
     asked: paths of the requests.
     tokens: that came with them.
     fails: a part of a path; requests with it get code 503.
+    answers: {a part of a path: (code, bytes)} that requests with it get.
   """
 
   daemon_threads = True
@@ -36,6 +38,7 @@ class Hub(http.server.ThreadingHTTPServer):
     self.repositories = dict(repositories)
     self.private, self.commits, self.objects = set(), [], {}
     self.asked, self.tokens, self.fails = [], set(), None
+    self.answers = {}
     threading.Thread(target=self.serve_forever, daemon=True).start()
 
   @property
@@ -67,6 +70,7 @@ class Hub(http.server.ThreadingHTTPServer):
       text=True,
     )
     assert TOKEN not in done.stdout + done.stderr
+    assert SIGNED not in done.stdout + done.stderr
     return done
 
 
@@ -89,9 +93,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
   def _answer(self, found, body=True):
     self.server.asked.append(self.path)
     self.server.tokens.add(self.headers.get("Authorization"))
-    fails = self.server.fails
+    fails, answers = self.server.fails, self.server.answers
+    given = [one for part, one in answers.items() if part in self.path]
     if fails and fails in self.path:
       code, headers, content = 503, {}, b""
+    elif given:
+      self._content()
+      (code, content), headers = given[0], {}
     else:
       code, headers, content = found()
     if isinstance(content, dict | list):
@@ -184,7 +192,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         "size": one["size"],
         "authenticated": True,
         "actions": {
-          "upload": {"href": f"{self.server.address}/object/{one['oid']}"}
+          "upload": {
+            "href": f"{self.server.address}/object/{one['oid']}?{SIGNED}"
+          }
         },
       }
       for one in given["objects"]
@@ -194,8 +204,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
   def _stored(self):
     content = self._content()
-    assert self.path == f"/object/{hashlib.sha256(content).hexdigest()}"
-    self.server.objects[self.path] = content
+    path = f"/object/{hashlib.sha256(content).hexdigest()}"
+    assert self.path == f"{path}?{SIGNED}"
+    self.server.objects[path] = content
     return 200, {}, b""
 
   def _committed(self, name, content):

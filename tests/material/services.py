@@ -81,7 +81,7 @@ class Faults:
 
   @contextlib.contextmanager
   def of(self, *kinds, every=3):
-    """Inside, of "unavailable", "slow", "cut" and "lost" each in turn."""
+    """Inside, of "unavailable", "slow", "cut", "lost", "403" each in turn."""
     self.kinds, self.every, self.done = kinds, every, []
     try:
       yield self.done
@@ -136,6 +136,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       time.sleep(0.5)
     if fault == "unavailable":
       self._answer(503, {}, b"try again")
+      return
+    if fault is not None and fault.isdigit():
+      self._answer(int(fault), {}, b"{}")
       return
     with self._alone() as passes:
       status, headers, content = (

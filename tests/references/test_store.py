@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mrpo_jax import cli
+from mrpo_jax import cli, files
 from mrpo_jax.errors import InputError
 from mrpo_jax.references import maintenance, store
 
@@ -496,6 +496,31 @@ def test_a_changed_manifest_is_found(tmp_path, text):
   assert problem.startswith(f"{path}: missing, or not of this key")
   (entry,) = maintenance.entries(tmp_path)
   assert isinstance(entry["material"], dict)
+
+
+@pytest.mark.parametrize("name", [store.MANIFEST, "shard"])
+def test_a_disk_that_fails_is_no_broken_store(tmp_path, monkeypatch, name):
+  one = filled(tmp_path)
+  (shard,) = shards(one)
+  failing = shard if name == "shard" else one.folder / name
+  read, opened = type(shard).read_bytes, files.opened
+
+  def fails(path, do):
+    if path == failing:
+      raise ConnectionResetError(errno.ECONNRESET, "reset", str(path))
+    return do(path)
+
+  path_type = type(shard)
+  monkeypatch.setattr(path_type, "read_bytes", lambda path: fails(path, read))
+  monkeypatch.setattr(files, "opened", lambda path: fails(path, opened))
+  with pytest.raises(ConnectionResetError):
+    maintenance.verify(tmp_path)
+  if name == "shard":
+    with pytest.raises(ConnectionResetError):
+      one.read(names([1]))
+    with pytest.raises(ConnectionResetError):
+      maintenance.prune(tmp_path)
+    assert shard.exists()
 
 
 def test_entries_count_a_pair_once(tmp_path):

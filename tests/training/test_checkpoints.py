@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which checkpoints stay, which one is read, and on which mesh."""
 
+import errno
 import shutil
 
 import jax
@@ -172,6 +173,41 @@ def test_no_harm_to_one_file_gives_another_state(two, tmp_path, harm):
       assert said == []
   assert "meta/metadata" in fell_back
   assert any(name.startswith("state/d/") for name in fell_back)
+
+
+UNREACHED = [
+  ConnectionResetError(104, "Connection reset by peer"),
+  TimeoutError("timed out"),
+  OSError(errno.EIO, "Input/output error"),
+  OSError(errno.ENOSPC, "No space left on device"),
+  PermissionError(errno.EACCES, "Permission denied"),
+  MemoryError("Unable to allocate 8 EiB"),
+  ValueError("UNAVAILABLE: CURL error: Couldn't connect to server"),
+  ValueError("RESOURCE_EXHAUSTED: Out of memory on device 0"),
+]
+
+
+@pytest.mark.parametrize("error", UNREACHED, ids=repr)
+@pytest.mark.parametrize("item", ["state", "meta"])
+def test_one_that_is_not_reached_is_left_as_it_is(
+  two, monkeypatch, error, item
+):
+  before = sorted(two.rglob("*"))
+  readable = checkpoints.uploaded.readable
+
+  def fails(folder):
+    if folder.name == item and folder.parent.name == "2":
+      raise RuntimeError("a library's own") from error
+    return readable(folder)
+
+  monkeypatch.setattr(checkpoints.uploaded, "readable", fails)
+  said = "checkpoints/2: checkpoint cannot be reached .* left as it is: give"
+  with pytest.raises(StoppedRun, match=said):
+    checkpoints.restore(two, abstract_of(state_of(0)))
+  if item == "meta":  # the best is not another one, which makes it go
+    with pytest.raises(StoppedRun, match=said):
+      checkpoints.find(two, "best", LOSS)
+  assert sorted(two.rglob("*")) == before
 
 
 def test_a_state_that_is_not_what_was_saved_is_not_used(two, tmp_path):

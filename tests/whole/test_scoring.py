@@ -16,7 +16,7 @@ import pytest
 
 from mrpo_jax import cli, hub, progress
 from mrpo_jax.errors import InputError
-from mrpo_jax.references import maintenance
+from mrpo_jax.references import maintenance, store
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.score import ScorePlan
@@ -173,6 +173,26 @@ def test_a_missing_row_is_named(inputs, tmp_path):
   # The third pair becomes another, which nobody has scored.
   setup.tables["train"].fingerprints[2] = 64 * "0"
   with pytest.raises(InputError, match="1 of 40 pairs.*the first is pair 2;"):
+    plan.known("train")
+
+
+@one_device
+def test_a_pair_is_not_a_single_response_in_the_store(
+  inputs, tmp_path, monkeypatch
+):
+  def found(self, pairs):
+    P = len(pairs)
+    token_PC = np.full((P, 2), 3, np.int32)
+    token_PC[4:6, 1] = 0
+    logp_PC = -1.0 * token_PC
+    return store.Scores(logp_PC, token_PC, token_PC, -logp_PC)
+
+  monkeypatch.setattr(store.Store, "read", found)
+  config = get_config(f"mrpo,inputs={inputs}").to_dict()
+  config["references"]["base"]["mode"] = "scored"
+  plan = ScorePlan.of(set_up(read(config), tmp_path / "w"), "", fresh=True)
+  match = "2 pairs of train have a response without tokens.* first is pair 4;"
+  with pytest.raises(InputError, match=match):
     plan.known("train")
 
 

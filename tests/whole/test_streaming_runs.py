@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -226,9 +227,27 @@ def test_a_tokenizer_is_not_trained_on_a_stream(tmp_path, inputs, capsys):
 
 
 @pytest.mark.parametrize("name", ["nll", "apo_zero_unpaired", "bco_unpaired"])
-def test_supervised_rows_and_labels_are_streamed(inputs, tmp_path, name):
+def test_supervised_rows_and_labels_are_streamed(
+  inputs, tmp_path, capsys, name
+):
   assert train(inputs, tmp_path / "run", name=name) == 0
   assert len(lines_of(tmp_path / "run")) == 5
+  said = "".join(capsys.readouterr())
+  found = re.search("a few of all: ([0-9]+) of ([0-9]+) responses are", said)
+  assert (found is not None) == (name != "nll")
+  assert found is None or 0 < int(found[1]) < int(found[2])
+  assert "all have the label" not in said
+
+
+def test_labels_that_are_all_the_same_are_said(inputs, tmp_path, capsys):
+  rows = files.read_lines(inputs / "labelled.jsonl")
+  path = tmp_path / "labelled.jsonl"
+  files.write_lines(path, [{**row, "label": False} for row in rows])
+  more = (f"data.train={path}", "steps=1")
+  assert train(inputs, tmp_path / "run", *more, name="bco_unpaired") == 0
+  said = "".join(capsys.readouterr())
+  assert re.search("a few of all: 0 of [0-9]+ responses are desirable;", said)
+  assert re.search("warning: these .* all have the label false: if", said)
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def export(given):
       "none; export to a disk, or without --push"
     )
   if given.push:
-    push.check(given.push)
+    push.check(given.push, given.to, public=given.public)
   _export(given)
   if given.push:
     message = f"{given.step} checkpoint of {given.workdir}, by mrpo_jax"
@@ -258,6 +258,7 @@ def plan(given):
     hbm=given.hbm and given.hbm * 2**30,
     lengths=given.lengths,
     fits=given.fit,
+    fastest=given.tune,
     to=given.json,
     keep=given.program,
   )
