@@ -29,7 +29,6 @@ FOUR = (  # times as many
   "--config.data.max_prompt=98304",
   "--config.data.max_response=16384",
   "--config.batch=8",
-  "--config.policy.kernel=blockwise",
   "--lengths=98304,16384",
 )
 
@@ -65,8 +64,8 @@ PLANS = {  # platform -> name -> (config, topology, more flags)
   "tpu_long": {f"v5p_{n}": shared("v5p:2x2x4", n) for n in (1, 2, 4, 8)},
   "gpu_long": {
     **{f"h100_{n}": shared("h100:8", n) for n in (1, 2, 4, 8)},
-    **{f"h100_2_{n}": shared("h100:2x8", n) for n in (2, 8)},
-    **{f"h100_128k_{n}": shared("h100:8", n, *FOUR) for n in (1, 4, 8)},
+    **{f"h100x2_{n}": shared("h100:2x8", n) for n in (2, 8)},
+    **{f"h100_128k_{n}": shared("h100:8", n, *FOUR) for n in (1, 8)},
   },
 }
 HEADER = (
