@@ -24,7 +24,7 @@ MARK = "<!-- {} made by benchmarks/plan_all.py -->"
 LLAMA3 = "llama3_ultrafeedback.py"
 LONG = "llama31_long.py"
 FULL = "--lengths=24576,4096"  # pairs of 28k tokens on average, at most 32k
-FOUR = (  # times as many
+LONGER = (  # times as many
   "--config.data.row_length=131072",
   "--config.data.max_prompt=98304",
   "--config.data.max_response=16384",
@@ -65,7 +65,7 @@ PLANS = {  # platform -> name -> (config, topology, more flags)
   "gpu_long": {
     **{f"h100_{n}": shared("h100:8", n) for n in (1, 2, 4, 8)},
     **{f"h100x2_{n}": shared("h100:2x8", n) for n in (2, 8)},
-    **{f"h100_128k_{n}": shared("h100:8", n, *FOUR) for n in (1, 8)},
+    **{f"h100_128k_{n}": shared("h100:8", n, *LONGER) for n in (1, 8)},
   },
 }
 HEADER = (
