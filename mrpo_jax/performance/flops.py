@@ -17,7 +17,8 @@ from mrpo_jax.models import parameters
 from mrpo_jax.models.config import VALUED
 
 FORMULA = (
-  "forward = tokens x 2 x matrix parameters of the blocks"
+  "forward = tokens x 2 x matrix parameters of the blocks (of experts: those"
+  " of the ones that a token is sent to)"
   " + sum over layers of 4 x heads x head_dim x visible keys"
   " + scored tokens (of a scalar head: responses) x 2 x width x vocabulary"
   " (of a scalar head: 1; a value head: 1 more); policy x 3, references x 1"
@@ -46,10 +47,20 @@ def pair_lengths(view):
 
 
 def block_parameters(config):
-  """Weights of all layers that take part in a product of matrices."""
+  """Weights of all layers with which a token is multiplied.
+
+  Of experts those that it is sent to.
+  """
+
+  def used(spec):
+    size = math.prod(spec.shape)
+    if "experts" in spec.axes:
+      return size // config.experts * config.experts_per_token
+    return size
+
   blocks = parameters.table(config)["blocks"]
   specs = jax.tree.leaves(blocks, is_leaf=parameters.is_spec)
-  return sum(math.prod(one.shape) for one in specs if one.inputs)
+  return sum(used(one) for one in specs if one.inputs)
 
 
 def visible_keys(length_N3, window=0):

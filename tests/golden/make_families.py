@@ -39,6 +39,8 @@ MATTERS = 0.01  # of the largest logit
 EAGER = dict(attn_implementation="eager")
 # model_type -> its key of what `tiny` calls rms_norm_eps.
 EPSILON = dict(gpt_neox="layer_norm_eps", stablelm="layer_norm_eps")
+# model_type -> {key: its name in transformers 4}.
+BEFORE = dict(qwen3_moe=dict(num_local_experts="num_experts"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +285,71 @@ MODELS = dict(
       sliding_window=None,
       vocab_size=67,
     ),
+  ),
+  mixtral_window=Golden(
+    "mixtral",
+    tiny(
+      num_local_experts=4,
+      num_experts_per_tok=2,
+      sliding_window=5,
+      vocab_size=67,
+      **rope(),
+    ),
+    without=dict(
+      window=dict(sliding_window=None),
+      fewer=dict(num_experts_per_tok=1),
+      more=dict(num_experts_per_tok=3),
+      act=dict(hidden_act="relu"),
+    ),
+  ),
+  mixtral_tied=Golden(
+    "mixtral",
+    tiny(
+      num_local_experts=3,
+      num_experts_per_tok=3,
+      num_key_value_heads=3,
+      tie_word_embeddings=True,
+      **rope(rope_theta=1e6),
+    ),
+    without=dict(fewer=dict(num_experts_per_tok=2)),
+    dtype=BFLOAT16,
+  ),
+  qwen3_moe_shares=Golden(
+    "qwen3_moe",
+    tiny(
+      head_dim=10,
+      num_experts=5,
+      num_experts_per_tok=2,
+      moe_intermediate_size=20,
+      norm_topk_prob=True,
+      attention_bias=True,
+      vocab_size=67,
+      **rope(rope_theta=1e6),
+    ),
+    without=dict(
+      shares=dict(norm_topk_prob=False),
+      bias=dict(attention_bias=False),
+      fewer=dict(num_experts_per_tok=1),
+    ),
+  ),
+  qwen3_moe_window=Golden(
+    "qwen3_moe",
+    tiny(
+      num_experts=4,
+      num_experts_per_tok=2,
+      moe_intermediate_size=28,
+      norm_topk_prob=False,
+      use_sliding_window=True,
+      sliding_window=5,
+      num_key_value_heads=3,
+      tie_word_embeddings=True,
+    ),
+    without=dict(
+      shares=dict(norm_topk_prob=True),
+      window=dict(use_sliding_window=False),
+      less=dict(sliding_window=4),
+    ),
+    dtype=BFLOAT16,
   ),
   qwen2_untied=Golden("qwen2", tiny(vocab_size=67, **rope(rope_theta=1e6))),
   qwen2_tied=Golden(
@@ -756,6 +823,8 @@ def version_4(golden, values):
   for key in ("layer_types", "no_rope_layers", "use_bidirectional_attention"):
     if key not in golden.settings:
       values.pop(key, None)
+  for key, old in BEFORE.get(golden.model_type, {}).items():
+    values[old] = values.pop(key)
   turning = values.pop("rope_parameters", None)
   if turning:
     rope_4(golden, values, turning)

@@ -50,7 +50,7 @@ def config_from_hf(values):
       raise UnsupportedModel(
         f"{key}={values[key]!r} is not computed here; want {allowed[0]!r}"
       )
-  given = Values(values, family.defaults)
+  given = Values(_renamed(family, values), family.defaults)
   fields = _sizes(family, keys, given)
   if family.ropes:
     rope = read_rope(given, fields, rope_parameters(given), family.ropes)
@@ -145,7 +145,9 @@ def config_to_hf(config, dtype_name):
     family = FAMILIES[config.family]
     if config.head == "tokens":
       values["architectures"] = [family.architectures[0]]
-    return {**values, **dtype}
+    named = _renamed(family, values)
+    old = {old: named[key] for key, old in family.before.items()}
+    return {**values, **old, **dtype}
   (rope,) = config.ropes if len(config.ropes) == 1 else (None,)
   values = {
     "architectures": [FAMILIES["llama"].architectures[0]],
@@ -185,6 +187,18 @@ def _family(values):
         f"{family.architectures[0]} and {family.classifier} are"
       )
   return name, family
+
+
+def _renamed(family, values):
+  """The values with those of names of transformers 4 under their new ones."""
+  for key, old in family.before.items():
+    if old in values:
+      if values.get(key, values[old]) != values[old]:
+        raise InputError(
+          f"{key}={values[key]!r}, but {old}={values[old]!r}; want one of them"
+        )
+      values = {**values, key: values[old]}
+  return values
 
 
 def _sizes(family, keys, given):
