@@ -155,7 +155,8 @@ def _by_blocks(expected, rows, weight_GDF, size_G, transposed=False):
   def body(group, first, count, out):
     here = _rows(given, first, count, block)
     einsum = "bF,DF->bD" if transposed else "bD,DF->bF"
-    new = jnp.einsum(einsum, here, weight_GDF[group])
+    own = jax.lax.dynamic_index_in_dim(weight_GDF, group, keepdims=False)
+    new = jnp.einsum(einsum, here, own)
     # Where a group ends within the block, the next one writes what follows.
     return jax.lax.dynamic_update_slice_in_dim(out, new, first, 0)
 

@@ -22,7 +22,7 @@ from mrpo_jax.runs.config import Folder
 LAYOUT = ("positions", "segments", "branches")  # of layout.RowLayout
 SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
 LOOPS = re.compile(
-  r"micro_batches_of_(?P<tokens>\d+)"
+  r"micro_batches_of_(?P<tokens>\d+)|\bblocks_of_experts_(?P<blocks>\d+)"
   r"|\b(?P<name>head_gradient|head|blockwise_gradient|blockwise)\b"
 )
 
@@ -38,6 +38,8 @@ class Assumed:
     """Trip count of a loop of that scope, where the data decide; or None."""
     tokens = name = None
     for found in LOOPS.finditer(scope):
+      if found["blocks"]:  # what the program itself says, see `models.grouped`
+        return int(found["blocks"])
       if found["tokens"]:
         tokens, name = int(found["tokens"]), "micro_batches"
       else:

@@ -9,6 +9,7 @@
 Each folder is a random model, with config.json as transformers 5 writes it and
 config_v4.json as transformers 4 did.  <name>.npz holds tokens, and masks and
 float32 logits of torch for whole, left-padded and right-padded sequences.
+With experts there are gradients of the whole sequences, too.
 Where the logits of a sequence depend on the others in its batch (RoPE that
 looks at the longest), left_alone_logits and right_alone_logits are those of
 each padded sequence by itself.  families.json: the versions and the date.
@@ -744,6 +745,24 @@ def logits(model, tokens, mask):
   return out.logits.numpy()
 
 
+def gradients(model, tokens):
+  """Of the summed loss of predicting each token: what experts may get wrong."""
+  model, tokens = copy.deepcopy(model), torch.tensor(tokens)
+  out = model(input_ids=tokens).logits[:, :-1]
+  torch.nn.functional.cross_entropy(
+    out.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
+  ).backward()
+  layers = [layer.mlp for layer in model.model.layers]
+  found = dict(
+    router=[mlp.gate.weight for mlp in layers],
+    gate_up=[mlp.experts.gate_up_proj for mlp in layers],
+    down=[mlp.experts.down_proj for mlp in layers],
+  )
+  found = {k: torch.stack([one.grad for one in v]) for k, v in found.items()}
+  found["embed"] = model.model.embed_tokens.weight.grad
+  return {f"gradient_{k}": grad.numpy() for k, grad in found.items()}
+
+
 def read(folder, **others):
   return transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, output_loading_info=True, **EAGER, **others
@@ -894,6 +913,8 @@ def write_numbers(name):
     if difference(batch, alone) > 1e-5:
       arrays[f"{kind}_alone_logits"] = alone
   assert_everything_matters(name, model, arrays)
+  if "num_experts_per_tok" in golden.settings and golden.dtype != BFLOAT16:
+    arrays |= gradients(model, tokens)
   if golden.version_4 is not None:
     file = folder / "config_v4.json"
     config = transformers.AutoConfig.from_pretrained(file)
