@@ -215,3 +215,20 @@ def count_parameters(config):
   """Number of weights, the embedding counted once where it is tied."""
   specs = jax.tree.leaves(table(config), is_leaf=is_spec)
   return sum(math.prod(spec.shape) for spec in specs)
+
+
+def count_active(config, specs=None):
+  """The same of those that one token meets: of experts, its own.
+
+  `specs` are some of the table's; None is all of them.
+  """
+
+  def active(spec):
+    size = math.prod(spec.shape)
+    if "experts" in spec.axes:
+      return size // config.experts * config.experts_per_token
+    return size
+
+  if specs is None:
+    specs = jax.tree.leaves(table(config), is_leaf=is_spec)
+  return sum(map(active, specs))

@@ -8,9 +8,6 @@ matrices has 2 operations for each multiplication; norms, rotations, softmax
 and the optimizer are left out.
 """
 
-import math
-
-import jax
 import numpy as np
 
 from mrpo_jax.models import parameters
@@ -51,16 +48,8 @@ def block_parameters(config):
 
   Of experts those that it is sent to.
   """
-
-  def used(spec):
-    size = math.prod(spec.shape)
-    if "experts" in spec.axes:
-      return size // config.experts * config.experts_per_token
-    return size
-
-  blocks = parameters.table(config)["blocks"]
-  specs = jax.tree.leaves(blocks, is_leaf=parameters.is_spec)
-  return sum(used(one) for one in specs if one.inputs)
+  blocks = parameters.table(config)["blocks"].values()
+  return parameters.count_active(config, [one for one in blocks if one.inputs])
 
 
 def visible_keys(length_N3, window=0):
