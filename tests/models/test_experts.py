@@ -3,17 +3,22 @@
 
 import dataclasses
 import functools
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from mrpo_jax import hub, parallel
 from mrpo_jax.errors import InputError
+from mrpo_jax.hub import inspect, peft
 from mrpo_jax.models import experts, lora, parameters, transformer, weights
 from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.families.read import config_from_hf, config_to_hf
 from mrpo_jax.models.partition import WHOLE
 from tests.material.folders import GOLDEN
 
@@ -275,6 +280,62 @@ def test_an_adapter_is_of_the_attention():
       lora.adapter_table(table, lora.Adapter(2, 4.0, (target,)))
   with pytest.raises(ValueError, match="'up' is no matrix of this model"):
     lora.adapter_table(table, lora.Adapter(2, 4.0, ("up",)))
+
+
+def test_an_adapter_goes_through_a_folder_of_peft(tmp_path):
+  config, params = hub.load(GOLDEN / "mixtral_window")
+  adapter = lora.Adapter(2, 4.0, ("query", "key", "value", "out"))
+  table = lora.adapter_table(parameters.table(config), adapter)
+  arrays = jax.tree.map(
+    lambda array: array + 0.5, lora.init_adapters(table, jax.random.key(2))
+  )
+  folder = tmp_path / "a"
+  peft.save(folder, config, adapter, arrays)
+  values = json.loads((folder / peft.CONFIG).read_text())
+  assert values["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+  again, read = peft.load(folder, config)
+  assert_close(read, arrays)
+  # What stands on an expert, as PEFT wrote it before transformers 5.
+  tensors = safetensors.numpy.load_file(folder / peft.WEIGHTS)
+  name = "model.layers.0.block_sparse_moe.experts.0.w1.lora_A.weight"
+  tensors[peft.PREFIX + name] = np.zeros((2, config.width), np.float32)
+  safetensors.numpy.save_file(tensors, folder / peft.WEIGHTS)
+  with pytest.raises(InputError, match="unexpected tensors: .*experts.0.w1"):
+    peft.load(folder, config)
+  values["target_parameters"] = ["mlp.experts.down_proj"]
+  (folder / peft.CONFIG).write_text(json.dumps(values))
+  with pytest.raises(InputError, match="target_parameters=.* not computed"):
+    peft.load(folder, config)
+
+
+def test_fused_experts_are_refused_by_name(tmp_path):
+  source = GOLDEN / "mixtral_window"
+  tensors = safetensors.numpy.load_file(source / "model.safetensors")
+  fused = {k: one for k, one in tensors.items() if ".experts." not in k}
+  fused["model.layers.0.mlp.experts.down_proj"] = np.zeros((4, 24, 36), "f4")
+  safetensors.numpy.save_file(fused, tmp_path / "model.safetensors")
+  shutil.copy(source / "config.json", tmp_path)
+  with pytest.raises(InputError, match=r"missing tensors: .*experts\.0\.w"):
+    hub.load(tmp_path)
+
+
+def test_a_config_made_by_hand_is_written_as_a_mixtral():
+  config = dataclasses.replace(CONFIG, family="mixtral")
+  written = config_to_hf(config, "float32")
+  assert written["architectures"] == ["MixtralForCausalLM"]
+  assert config_from_hf(written) == config
+  other = dataclasses.replace(config, shares_sum_to_one=False)
+  with pytest.raises(hub.UnsupportedModel, match="Llama or a Mixtral only"):
+    config_to_hf(other, "float32")
+
+
+def test_an_inspection_says_what_a_token_meets():
+  _, line, *_ = inspect.lines(GOLDEN / "mixtral_window", dict(data=1))
+  # Of 2 layers each: 2 of 4 experts of 3 * 24 * 36 less.
+  config = hub.read_config(GOLDEN / "mixtral_window")
+  count = parameters.count_parameters(config) - 2 * 2 * 3 * 24 * 36
+  assert line.startswith("4 experts, 2 for each token")
+  assert f"{count:,}" in line
 
 
 @pytest.mark.parametrize(
