@@ -65,7 +65,7 @@ def measured(folder, model, remat, target):
   }
   config = material.settings_of(job, 1, "scored")
   config["policy"]["remat"] = remat
-  found = plan.plan(read(config), target, None)
+  found = plan.plan(read(config), target, plan.usual_lengths(read(config)))
   return found["steps"]["train"]["bytes"]["peak"]
 
 

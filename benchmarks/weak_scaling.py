@@ -32,7 +32,8 @@ def main(argv=None):
     fsdp = given.fsdp or n
     flags = {"batch": given.pairs * n, "data.rows": n}
     flags |= {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.model": 1}
-    found = plan.plan(config.changed(flags), target, None)
+    lengths = plan.usual_lengths(config)
+    found = plan.plan(config.changed(flags), target, lengths)
     figures = found["steps"]["train"]
     sent = sum(row["bytes"] for row in figures["collectives"])
     for row in figures["collectives"]:

@@ -26,6 +26,15 @@ class Rows:
   differs_RM: jax.Array | None = None
 
 
+def most_pairs(length):
+  """Pairs that a row of so many tokens holds at most, where that is bounded.
+
+  Packed cuDNN keeps sums of every sequence that there may be; pairs of 64
+  tokens and more fill their rows.
+  """
+  return max(8, length // 64)
+
+
 def scope(rows):
   """The name scope of a loop over the micro-batches of [A, R, T].
 

@@ -305,6 +305,7 @@ FLAGS = {
       HBM,
       LENGTHS,
       Flag("fit", "search for settings that fit"),
+      Flag("tune", "search for the fastest settings that fit"),
       JSON,
       Flag("program", "write the compiled step here", "FILE", type=new_file),
     ),

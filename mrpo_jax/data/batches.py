@@ -21,6 +21,7 @@ class Packing:
   process: int = 0
   processes: int = 1
   mark_differences: bool = False  # see `pack.pack`
+  few_pairs: bool = False
 
   def __post_init__(self):
     for name in ("batch", "rows"):
@@ -55,6 +56,7 @@ class Packing:
         batch=share,
         first_slot=2 * first,
         mark_differences=self.mark_differences,
+        few_pairs=self.few_pairs,
       )
       for view in views
     )

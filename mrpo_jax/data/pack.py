@@ -5,7 +5,7 @@ import difflib
 
 import numpy as np
 
-from mrpo_jax.rows import Rows
+from mrpo_jax.rows import Rows, most_pairs
 from mrpo_jax.shapes import CHOSEN, REJECTED
 
 SHORTER = 4  # so many times shorter than long rows are the short ones
@@ -17,15 +17,22 @@ def size(encoded):
   return sum(map(len, ids))
 
 
-def first_fit(sizes, length):
-  """Longest first, each into the first row with room: row of each item."""
+def first_fit(sizes, length, most=None):
+  """Longest first, each into the first row with room: row of each item.
+
+  `most` is how many items a row may hold; None is any number.
+  """
   free = np.full(len(sizes), length)
+  count = np.zeros(len(sizes), int)
   row_of = np.empty(len(sizes), int)
   for item in np.argsort(np.negative(sizes), kind="stable"):
     if sizes[item] > length:
       raise ValueError(f"{sizes[item]} tokens do not fit a row of {length}")
     row = np.argmax(free >= sizes[item])
     free[row] -= sizes[item]
+    count[row] += 1
+    if count[row] == most:
+      free[row] = -1
     row_of[item] = row
   return row_of
 
@@ -50,7 +57,14 @@ def differing(*lists):
 
 
 def pack(
-  pairs, *, length, rows=1, batches=None, slots=None, mark_differences=False
+  pairs,
+  *,
+  length,
+  rows=1,
+  batches=None,
+  slots=None,
+  mark_differences=False,
+  few_pairs=False,
 ):
   """Lays pairs out as [prompt | chosen | rejected] in rows of fixed length.
 
@@ -61,6 +75,7 @@ def pack(
     batches: A, micro-batches, full or not; None means enough for any pairs.
     slots: number of each pair's chosen response; None means 0, 2, 4, ...
     mark_differences: fill `differs_RM`; see `differences`.
+    few_pairs: are there kernels that want `rows.most_pairs` of a row at most?
 
   Returns:
     Rows of int32 NumPy arrays [A, R, T].
@@ -70,7 +85,8 @@ def pack(
   """
   batches = -(-len(pairs) // rows) if batches is None else batches
   slots = 2 * np.arange(len(pairs)) if slots is None else slots
-  row_of = first_fit([size(pair) for pair in pairs], length)
+  most = most_pairs(length) if few_pairs else None
+  row_of = first_fit([size(pair) for pair in pairs], length, most)
   shape = (batches * rows, length)
   if len(pairs) and row_of.max() >= shape[0]:
     raise ValueError(f"{row_of.max() + 1} rows, but room for {shape[0]}")
@@ -100,9 +116,7 @@ def pack(
   )
 
 
-def pack_step(
-  pairs, *, length, rows, batch, first_slot=0, mark_differences=False
-):
+def pack_step(pairs, *, length, rows, batch, first_slot=0, **more):
   """One optimizer step's pairs: long rows, and short ones for what is left.
 
   The last micro-batch of long rows is rarely full; where its pairs fit into
@@ -116,7 +130,7 @@ def pack_step(
     rows: R, rows of one micro-batch.
     batch: B, pairs of a full batch.
     first_slot: number of the first response, for a slice of a larger batch.
-    mark_differences: see `pack`.
+    **more: mark_differences, few_pairs; see `pack`.
 
   Returns:
     (long, short): Rows of [ceil(B / R), R, T] and [3, R, T // 4].
@@ -128,7 +142,7 @@ def pack_step(
     raise ValueError(f"{len(pairs)} pairs, but a batch is {batch}")
   sizes = np.array([size(pair) for pair in pairs], int)
   slots = first_slot + 2 * np.arange(len(pairs))
-  is_left = _left_over(sizes, length, rows)
+  is_left = _left_over(sizes, length, rows, more.get("few_pairs", False))
   short = (is_left, length // SHORTER, 3)
   parts = ((~is_left, length, -(-batch // rows)), short)
   return tuple(
@@ -138,19 +152,36 @@ def pack_step(
       rows=rows,
       batches=batches,
       slots=slots[here],
-      mark_differences=mark_differences,
+      **more,
     )
     for here, one, batches in parts
   )
 
 
-def _left_over(sizes, length, rows):
+def computed_tokens(sizes, *, length, rows, few_pairs=False):
+  """Tokens of the micro-batches that `pack_step` fills, of pairs so long."""
+  most = most_pairs(length) if few_pairs else None
+  is_left = _left_over(sizes, length, rows, few_pairs)
+  long_rows = first_fit(sizes[~is_left], length, most).max(initial=-1) + 1
+  short = length // SHORTER
+  most = most_pairs(short) if few_pairs else None
+  short_rows = first_fit(sizes[is_left], short, most).max(initial=-1) + 1
+  return rows * (
+    -(-long_rows // rows) * length + -(-short_rows // rows) * short
+  )
+
+
+def _left_over(sizes, length, rows, few_pairs):
   """Which pairs stand in short rows: those of the last micro-batch, or none."""
-  row_of = first_fit(sizes, length)
+
+  def fitted(sizes, length):
+    return first_fit(sizes, length, most_pairs(length) if few_pairs else None)
+
+  row_of = fitted(sizes, length)
   is_left = row_of // rows == row_of.max(initial=0) // rows
   if sizes[is_left].max(initial=0) > length // SHORTER:
     return np.zeros_like(is_left)
-  short_rows = first_fit(sizes[is_left], length // SHORTER).max(initial=-1) + 1
+  short_rows = fitted(sizes[is_left], length // SHORTER).max(initial=-1) + 1
   return is_left if short_rows <= 3 * rows else np.zeros_like(is_left)
 
 

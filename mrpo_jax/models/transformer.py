@@ -11,20 +11,32 @@ from jax.sharding import PartitionSpec
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import experts
 from mrpo_jax.models.attention import kernels
-from mrpo_jax.models.attention.blockwise import SAVED
-from mrpo_jax.models.attention.layout import RowLayout, capped
+from mrpo_jax.models.attention.layout import SAVED, RowLayout, capped
 from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.models.rope import rotary, rotate
 from mrpo_jax.models.weights import Summed, dense, project, rows_of
 from mrpo_jax.shapes import check, widen
 
+# jax's own call of cuDNN, which gives what its backward pass needs, and the
+# number of the argument that says where packed sequences start.
+CUDNN, STARTS = "dot_product_attention_fwd_wrapper", 6
+
+
+def _products_and_attention(primitive, *avals, **params):
+  policies = jax.checkpoint_policies
+  if primitive.name == CUDNN:
+    # Of packed sequences as many sums of each token as there may be sequences:
+    # they would take a fifth of a step's memory, and save a hundredth of it.
+    return avals[STARTS].size == 0
+  return policies.dots_with_no_batch_dims_saveable(
+    primitive, *avals, **params
+  ) or policies.save_only_these_names(SAVED)(primitive, *avals, **params)
+
+
 REMAT = {
   "none": None,  # keep every activation
   # Keep the products and what attention gave, compute the rest again.
-  "dots": jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(SAVED),
-  ),
+  "dots": _products_and_attention,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 ACTIVATIONS = {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batch of pairs that a plan assumes, and which references it scores.
+"""The batches of pairs that a plan assumes, and which references it scores.
 
 What memory a step takes does not depend on the data; how long it takes does,
-and comes from a batch of pairs of assumed lengths that is packed as a run
+and comes from batches of pairs of assumed lengths that are packed as a run
 packs its own.
 """
 
@@ -16,26 +16,39 @@ from mrpo_jax.data.encode import Encoded
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import head
 from mrpo_jax.models.attention import blockwise
+from mrpo_jax.models.attention.expansion import expansion
 from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.runs.config import Folder
 
 LAYOUT = ("positions", "segments", "branches")  # of layout.RowLayout
 SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
+DRAWS = 8  # batches: of one alone the last micro-batch is full or empty by luck
 LOOPS = re.compile(
   r"micro_batches_of_(?P<tokens>\d+)|\bblocks_of_experts_(?P<blocks>\d+)"
-  r"|\b(?P<name>head_gradient|head|blockwise_gradient|blockwise)\b"
+  r"|\b(?P<name>head_gradient|head|blockwise_gradient|blockwise|cudnn_packed)\b"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-  """A batch of pairs of assumed lengths, and how long it keeps each loop."""
+  """Batches of pairs of assumed lengths, and how long they keep each loop."""
 
-  rows: tuple  # per view, as the step takes them
-  trips: dict  # (tokens of a row, name of the loop) -> how often it runs
+  draws: list  # of each batch, per view, the rows as the step takes them
+  # (tokens of a row, name of the loop) -> how often it runs on average; of
+  # "cudnn_packed" the share of its products that are computed
+  trips: dict
+
+  @property
+  def rows(self):
+    """Those of one batch: all have the same shapes."""
+    return self.draws[0]
+
+  def mean(self, figure):
+    """The mean of a figure of one batch's rows over all of them."""
+    return float(np.mean([figure(views) for views in self.draws]))
 
   def of(self, scope):
-    """Trip count of a loop of that scope, where the data decide; or None."""
+    """What the data decide of that scope, see `hlo_work.work`; or None."""
     tokens = name = None
     for found in LOOPS.finditer(scope):
       if found["blocks"]:  # what the program itself says, see `models.grouped`
@@ -48,32 +61,54 @@ class Assumed:
 
 
 def assume(setup, lengths):
-  """The Assumed batch of a run.
+  """The Assumed batches of a run.
 
   Args:
     setup: setup.Setup.
     lengths: (prompt, response), means in tokens.
+
+  Raises:
+    InputError: a pair of such lengths does not fit a row.
   """
+  draws = []
+  for seed in range(DRAWS):
+    length_N3 = drawn_lengths(setup, lengths, seed)
+    if length_N3.sum(1).max() > setup.packing.length:
+      raise InputError(
+        f"--lengths={lengths[0]},{lengths[1]}: some pairs are longer than "
+        f"config.data.row_length={setup.packing.length}"
+      )
+    pairs = [Encoded(*([0] * n for n in one)) for one in length_N3.tolist()]
+    views = [pairs] * setup.objective.views
+    draws.append(setup.packing.of(views, np.arange(len(pairs))))
+  shards, chunk = parallel.row_shards(setup.mesh), setup.config.policy.chunk
+  found = {}  # key -> (value, weight) of each draw
+  for views in draws:
+    for part in views[0]:
+      one = _trips(part, 2 * setup.config.batch, shards, chunk)
+      T = part.tokens_RT.shape[-1]
+      used = one[T, "micro_batches"]
+      for key, value in one.items():
+        weight = 1 if key[1] == "micro_batches" else used
+        found.setdefault(key, []).append((value, weight))
+  trips = {}
+  for key, some in found.items():
+    values, weights = zip(*some, strict=True)
+    trips[key] = float(np.dot(values, weights) / max(1, sum(weights)))
+  return Assumed(draws, trips)
+
+
+def drawn_lengths(setup, lengths, seed):
+  """length_N3: tokens of prompt, chosen and rejected of a drawn batch."""
   data, batch = setup.config.data, setup.config.batch
   most = np.array([data.max_prompt, data.max_response, data.max_response])
   mean = np.array([lengths[0], lengths[1], lengths[1]])
-  spread = np.random.default_rng(0).uniform(*SPREAD, (batch, 3))
+  spread = np.random.default_rng(seed).uniform(*SPREAD, (batch, 3))
   length_N3 = np.clip(np.round(mean * spread).astype(int), 1, most)
   method = setup.method
   if method.supervised or method.unpaired and not method.mismatched:
     length_N3[:, 2] = 0
-  if length_N3.sum(1).max() > data.row_length:
-    raise InputError(
-      f"--lengths={lengths[0]},{lengths[1]}: some pairs are longer than "
-      f"config.data.row_length={data.row_length}"
-    )
-  pairs = [Encoded(*([0] * n for n in counts)) for counts in length_N3.tolist()]
-  views = setup.packing.of([pairs] * setup.objective.views, np.arange(batch))
-  chunk = setup.config.policy.chunk
-  shards, trips = parallel.row_shards(setup.mesh), {}
-  for part in views[0]:
-    trips |= _trips(part, 2 * batch, shards, chunk)
-  return Assumed(views, trips)
+  return length_N3
 
 
 def _trips(rows, slots, shards, chunk):
@@ -93,10 +128,30 @@ def _trips(rows, slots, shards, chunk):
 
   blocks_A = [max(counts(a, n) for n in range(shards)) for a in range(used)]
   return {
+    (T, "cudnn_packed"): _share_seen(rows, used),
     (T, "micro_batches"): used,
     (T, "head"): float(np.mean(chunks_A)) if used else 0,
     (T, "blockwise"): float(np.mean(blocks_A)) if used else 0,
   }
+
+
+def _share_seen(rows, used):
+  """Share of queries with keys that are causal within expanded rows' pairs.
+
+  Of rows [A, R, T] of which the first `used` micro-batches are run.
+  """
+  layout = RowLayout(
+    *(
+      np.concatenate(getattr(rows, f"{name}_RT")[: max(used, 1)])
+      for name in LAYOUT
+    )
+  )
+  _, _, segments_RX = expansion(layout)
+  seen, (R, X) = 0, segments_RX.shape
+  for segments_X in np.asarray(segments_RX):
+    length_N = np.bincount(segments_X)[1:]
+    seen += (length_N * (length_N + 1) // 2).sum()
+  return float(seen / (R * X * X))
 
 
 def scored_names(setup):

@@ -61,8 +61,9 @@ def work(text, mesh_shape, trips=None, nodes=None):
   Args:
     text: of the compiled program (`compiled.as_text()`).
     mesh_shape: {axis: size} in the order of the devices.
-    trips: scope of a loop -> how often it runs, where the data decide; called
-      with the name of the scope, None where nobody knows: then once.
+    trips: what the data decide, called with the name of a scope: how often a
+      loop runs, of packed attention the share of its products that lengths
+      leave.  None where nobody knows: then a loop runs once.
     nodes: the node of each device, in the order of the mesh; one by default.
   """
   computations, entry = hlo_text.parse(text)
@@ -77,9 +78,9 @@ def work(text, mesh_shape, trips=None, nodes=None):
 def _walk(computations, name, times, place, trips, done, fused=False):
   here = computations[name]
   for one in here.values():
-    done.flops += times * _flops(one, here)
+    done.flops += times * _flops(one, here, trips)
     if one.opcode == "custom-call":
-      _note_call(one, times, computations, done)
+      _note_call(one, times, computations, trips, done)
     kind = one.opcode.removesuffix("-start")
     if kind == "all-reduce" and "all-reduce-scatter" in name:
       kind = "reduce-scatter"  # as a TPU writes it
@@ -156,12 +157,12 @@ def _step(body, part, computations):
 # Products of matrices.
 
 
-def _note_call(one, times, computations, done):
+def _note_call(one, times, computations, trips, done):
   """Writes down what a program calls by name, where it is not seen into."""
   target = one.target
   if RAGGED.search(one.scope):
     return  # counted as a product
-  if "__cudnn$fmha" in target and _sees_all(one):
+  if "__cudnn$fmha" in target and _share_seen(one, trips) is not None:
     found = done.whole_kernels
   elif any(part in target for part in KERNELS):
     found = done.kernels
@@ -176,7 +177,7 @@ def _note_call(one, times, computations, done):
   found[target] = found.get(target, 0) + times
 
 
-def _flops(one, here):
+def _flops(one, here, trips):
   """Operations of one product of matrices; 0 of all else."""
   if one.opcode == "dot":
     left = here[one.operands[0]].shapes[0][1]
@@ -186,8 +187,9 @@ def _flops(one, here):
   elif "__cublas" in one.rest and '"dot_dimension_numbers"' in one.rest:
     left = here[one.operands[0]].shapes[0][1]
     summed = _numbers(r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', one.rest)
-  elif "__cudnn$fmha" in one.target and _sees_all(one):
-    return _attention_flops(one, here)
+  elif "__cudnn$fmha" in one.target:
+    share = _share_seen(one, trips)
+    return _attention_flops(one, here) * share if share else 0.0
   elif "ragged_dot_tiling" in one.rest:
     return _ragged_flops(one, here)
   else:
@@ -197,7 +199,7 @@ def _flops(one, here):
 
 
 def _ragged_flops(one, here):
-  """A TPU's product by group: of the rows that the program expects to have one.
+  """A TPU's product by group: of the rows that are expected to have a group.
 
   Its last operands are what it multiplies: rows, and a matrix for each group
   or, for the gradient of these, other rows.
@@ -210,17 +212,20 @@ def _ragged_flops(one, here):
   return 2.0 * rows * width * out[-1]
 
 
-def _sees_all(one):
-  """Does cuDNN's attention compute every query with every key?
+def _share_seen(one, trips):
+  """The share of queries with keys that cuDNN's attention computes, or None.
 
-  A mask that is an array (a bias) hides keys, and saves nothing; a causal one
-  and one of lengths skip blocks, how many is up to cuDNN and to the lengths.
+  A mask that is an array (a bias) hides keys, and saves nothing; of packed
+  sequences what is causal within each is computed, to its blocks.  Of others
+  that skip blocks nobody knows.
   """
-  return bool(
-    re.search(r'"mask_type": ?"NO_MASK"', one.rest)
-    and not re.search(r'"sliding_window_length": ?"?[1-9]', one.rest)
-    and not re.search(r'"max_seg_per_batch": ?"?([2-9]|1\d)', one.rest)
-  )
+  if re.search(r'"sliding_window_length": ?"?[1-9]', one.rest):
+    return None
+  is_packed = re.search(r'"max_seg_per_batch": ?"?([2-9]|1\d)', one.rest)
+  if is_packed and re.search(r'"mask_type": ?"PADDING_CAUSAL"', one.rest):
+    return trips(one.scope)
+  is_whole = re.search(r'"mask_type": ?"NO_MASK"', one.rest) and not is_packed
+  return 1.0 if is_whole else None
 
 
 def _attention_flops(one, here):

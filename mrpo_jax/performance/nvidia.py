@@ -131,7 +131,7 @@ def _check_plugin(topology):
     )
 
 
-def _answer_for_cudnn(capability):
+def _answer_for_cudnn(capability, put=setattr):
   """Lets jax write calls of cuDNN's attention where there is no cuDNN.
 
   It asks the library its version and the first GPU its capability, once for
@@ -144,11 +144,13 @@ def _answer_for_cudnn(capability):
   def parsed(text):
     return tuple(int(part) for part in text.split("."))
 
-  asked.check_cudnn_version = lambda: 10000 * major + 100 * minor
-  asked.check_compute_capability = lambda least: capability >= parsed(least)
-  asked.is_cuda_compute_capability_equal = lambda other: (
-    capability == parsed(other)
-  )
+  answers = {
+    "check_cudnn_version": lambda: 10000 * major + 100 * minor,
+    "check_compute_capability": lambda least: capability >= parsed(least),
+    "is_cuda_compute_capability_equal": lambda one: capability == parsed(one),
+  }
+  for name, answer in answers.items():
+    put(asked, name, answer)
 
 
 def usable_bytes(memory):

@@ -12,8 +12,11 @@ import json
 import logging
 import pathlib
 
+import numpy as np
+
+from mrpo_jax.errors import InputError
 from mrpo_jax.models.attention import kernels
-from mrpo_jax.performance import flops, nvidia, plan_text
+from mrpo_jax.performance import flops, nvidia, plan_text, tune
 from mrpo_jax.performance.abstract import (
   assume,
   scored_names,
@@ -21,7 +24,12 @@ from mrpo_jax.performance.abstract import (
 from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.topology import find_target, read_shape
 from mrpo_jax.progress import stage
-from mrpo_jax.runs.memory import as_flags, changes, first_that_fits
+from mrpo_jax.runs.memory import (
+  argument_bytes,
+  as_flags,
+  changes,
+  first_that_fits,
+)
 from mrpo_jax.runs.program import abstract_train_step
 from mrpo_jax.runs.score import abstract_scoring_step
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
@@ -36,27 +44,44 @@ def _attention(setup, length_N3):
   return sum(flops.forward(m.config, length_N3)["attention"] for m in models)
 
 
-def plan(config, target, lengths, keep=""):
+def usual_lengths(config):
+  """(prompt, response), means in tokens: half of their limits."""
+  limits = config.data.max_prompt, config.data.max_response
+  return tuple(max(1, n // 2) for n in limits)
+
+
+def plan(config, target, lengths, keep="", *, scoring=True):
   """dict of all that is known of a run on a Target.
 
   Args:
     config: Config of the run.
     target: topology.Target.
-    lengths: (prompt, response), means in tokens; None is half of the limits.
+    lengths: (prompt, response), means in tokens.
     keep: file for the text of the compiled train step, or "".
+    scoring: the steps that score references, too?  Else, in a search, a train
+      step is not compiled whose arguments alone are too large.
   """
-  limits = config.data.max_prompt, config.data.max_response
-  lengths = lengths or tuple(max(1, n // 2) for n in limits)
   mesh = mesh_of(config, target.devices)
   setup = abstract_setup(config, mesh, read_shape)
   assumed = assume(setup, lengths)
   step, arguments, adapter = abstract_train_step(setup, assumed.rows)
-  with stage("compiling the train step"):
-    steps = {"train": measured(step, arguments, mesh, assumed.of, keep)}
-  length_N3 = flops.pair_lengths(assumed.rows[0])
-  useful = {"train": flops.step(setup.objective, assumed.rows, adapter)}
-  in_kernels = {"train": _attention(setup, length_N3)}
-  for names in scored_names(setup):
+  needed, _ = argument_bytes(arguments)
+  if not scoring and target.memory is not None and needed > target.memory:
+    figures = {"bytes": {"argument": needed, "peak": needed}}
+  else:
+    with stage("compiling the train step"):
+      figures = measured(step, arguments, mesh, assumed.of, keep)
+  steps = {"train": figures}
+  lengths_DN3 = [flops.pair_lengths(views[0]) for views in assumed.draws]
+  useful = {
+    "train": assumed.mean(
+      lambda views: flops.step(setup.objective, views, adapter)
+    )
+  }
+  in_kernels = {
+    "train": np.mean([_attention(setup, one_N3) for one_N3 in lengths_DN3])
+  }
+  for names in scored_names(setup) if scoring else ():
     step, arguments = abstract_scoring_step(
       setup.described[names[0]],
       mesh,
@@ -68,8 +93,9 @@ def plan(config, target, lengths, keep=""):
     with stage(f"compiling the {key} step"):
       steps[key] = measured(step, arguments, mesh, assumed.of)
     model = setup.described[names[0]].model.config
-    parts = flops.forward(model, length_N3)
-    useful[key], in_kernels[key] = sum(parts.values()), parts["attention"]
+    parts = [flops.forward(model, one_N3) for one_N3 in lengths_DN3]
+    useful[key] = np.mean([sum(one.values()) for one in parts])
+    in_kernels[key] = np.mean([one["attention"] for one in parts])
   for key, figures in steps.items():
     if figures.get("kernels"):
       # A kernel is closed to the count: at least what it cannot do without.
@@ -145,6 +171,28 @@ def fit(config, target, lengths):
   return first_that_fits(config, changes(config, len(target.devices)), judge)
 
 
+def _tuned(config, target, lengths, found):
+  """What `tune.tune` found beside a plan, and the lines about it."""
+
+  def judge(changed, scoring):
+    if changed == config:
+      return found
+    return plan(changed, target, lengths, scoring=scoring)
+
+  tuned = tune.tune(config, target, lengths, judge)
+  if tuned["plan"] is None:
+    logger.info("nothing of that fits: more devices, or a smaller model")
+    return tuned
+  for line in plan_text.lines(tuned["plan"]):
+    logger.info(line)
+  logger.info(
+    f"fastest of {len(tuned['tried'])} plans, at most "
+    f"{tuned['pairs_per_second']:.1f} pairs/s: "
+    + (as_flags(tuned["flags"]) or "as it is")
+  )
+  return tuned
+
+
 def run(
   config,
   topology,
@@ -152,6 +200,7 @@ def run(
   hbm=None,
   lengths=None,
   fits=False,
+  fastest=False,
   to="",
   keep="",
 ):
@@ -161,16 +210,24 @@ def run(
     config: Config of the run.
     topology: see `topology.find_target`.
     hbm: bytes of a device, or None for the chip's.
-    lengths: see `plan`.
+    lengths: (prompt, response), means in tokens; None is `usual_lengths`.
     fits: search for what fits, where it does not?
+    fastest: search for what is fastest of what fits?
     to: file for the figures, or "".
     keep: see `plan`.
   """
   target = find_target(topology, hbm)
+  if fits and fastest:
+    raise InputError("--fit and --tune: what is fastest fits, so give one")
+  if fastest:
+    tune.check(target)
+  lengths = lengths or usual_lengths(config)
   found = plan(config, target, lengths, keep)
   for line in plan_text.lines(found):
     logger.info(line)
-  if found["fits"] is False and fits:
+  if fastest:
+    found["tune"] = _tuned(config, target, lengths, found)
+  elif found["fits"] is False and fits:
     flags, fitting = fit(config, target, lengths)
     found["fit"] = {"flags": flags, "plan": fitting}
     if flags is None:

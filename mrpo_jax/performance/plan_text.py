@@ -8,7 +8,10 @@ from mrpo_jax.text import aligned, counted, sized, sized_bytes
 
 CALLS = {  # of what a program calls by name -> how it was counted
   "kernels": "counted as their useful work",
-  "whole_kernels": "counted as every query with every key, masked or not",
+  "whole_kernels": (
+    "counted as every query with every key, masked or not; of packed sequences "
+    "as what is causal in each"
+  ),
   "unknown_calls": "whose operations are not known, and not counted",
 }
 

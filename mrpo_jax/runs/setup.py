@@ -331,6 +331,9 @@ def _packing(config, mesh, method):
       f"config.data.row_length={length} and the quarter of it that short rows "
       f"have do not divide over mesh.context={context}"
     )
+  # Which "auto" may be on these devices.
+  kernel, device = config.policy.kernel, mesh.devices.flat[0]
+  is_packed = device.platform == "gpu" and kernel in ("auto", "cudnn_packed")
   with blames("config"):
     return Packing(
       batch=config.batch,
@@ -339,6 +342,7 @@ def _packing(config, mesh, method):
       process=share,
       processes=shares,
       mark_differences=method.reads_differences,
+      few_pairs=is_packed,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from mrpo_jax.data import pack
 from mrpo_jax.data.encode import Encoded
-from mrpo_jax.rows import token_counts
+from mrpo_jax.rows import most_pairs, token_counts
 
 
 def pair(prompt, chosen, rejected):
@@ -45,6 +45,21 @@ def test_a_missing_rejected_response_takes_no_room():
   rows = pack.pack([pair([1, 2], [3], [])], length=4)
   assert rows.tokens_RT.tolist() == [[[1, 2, 3, 0]]]
   assert (rows.slots_RM < 2).sum() == 1
+
+
+def test_some_kernels_want_few_pairs_in_a_row():
+  pairs = [pair([1], [2], [3])] * 30
+  most = most_pairs(128)
+  assert most == 8 and most_pairs(4096) == 64
+  rows = pack.pack(pairs, length=128, few_pairs=True)
+  assert rows.segments_RT.max(axis=2)[:5].tolist() == [[8], [8], [8], [6], [0]]
+  assert pack.pack(pairs, length=128).segments_RT.max() == 30
+  long, short = pack.pack_step(
+    pairs, length=128, rows=2, batch=30, few_pairs=True
+  )
+  # The last micro-batch's pairs, 14 of them, stand in two short rows.
+  assert long.segments_RT.max(axis=2).tolist()[0] == [8, 8]
+  assert short.segments_RT.max(axis=2).tolist()[0] == [8, 6]
 
 
 @pytest.mark.parametrize("rows,batch", [(1, 30), (4, 30), (4, 32)])

@@ -170,7 +170,7 @@ def test_products_by_group_on_this_backend():
     for shape, kind in (((N, D), "f4"), ((G, D, F), "f4"), ((G,), "i4"))
   ]
   compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile()
-  trips = Assumed((), {}).of
+  trips = Assumed([], {}).of
   work = hlo_work.work(compiled.as_text(), {"data": 1}, trips)
   # Blocks of 128 rows: 32, and half a block for each group.
   assert work.flops == 3 * 36 * 2 * 128 * D * F

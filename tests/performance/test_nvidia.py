@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans for NVIDIA's GPUs: topologies, exchanges of nodes, cuDNN, cuBLAS."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -11,12 +12,22 @@ import numpy as np
 import pytest
 
 from mrpo_jax import cli, parallel
+from mrpo_jax.data import pack
+from mrpo_jax.data.encode import Encoded
 from mrpo_jax.errors import InputError
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.attention.layout import RowLayout
-from mrpo_jax.performance import chips, hlo_work, nvidia, plan_text, topology
+from mrpo_jax.performance import (
+  abstract,
+  chips,
+  hlo_work,
+  nvidia,
+  plan_text,
+  topology,
+)
 from mrpo_jax.performance.compiled import measured, roofline
 from mrpo_jax.performance.topology import find_target
+from tests.material.attention import CONFIG
 
 MESH = {"data": 2, "fsdp": 4}
 TWO_NODES = [0, 0, 0, 0, 1, 1, 1, 1]
@@ -244,6 +255,29 @@ def test_what_cudnn_leaves_out_is_not_guessed(old, new):
   assert work.kernels[name] == 1 and name not in work.whole_kernels
 
 
+def test_packed_sequences_count_as_what_is_causal_in_each():
+  packed = FMHA.replace('"max_seg_per_batch": 1', '"max_seg_per_batch": 12')
+  packed = packed.replace('"NO_MASK", "sliding', '"PADDING_CAUSAL", "sliding')
+  name = "__cudnn$fmhaScaleBiasSoftmax"
+  work = hlo_work.work(packed, {"data": 1}, lambda scope: 0.25)
+  product = 2 * B * H * T * T * E
+  assert work.flops == (0.25 * 2 + 5) * product
+  assert work.whole_kernels[name] == 1 and name not in work.kernels
+  work = hlo_work.work(packed, {"data": 1})  # nobody knows the lengths
+  assert work.flops == 5 * product and work.kernels[name] == 1
+
+
+def test_the_share_of_packed_sequences_by_hand():
+  # A pair of (2, 1, 3): sequences of 3 and of 5 tokens; one of (4, 0, 0), whose
+  # prompt stands alone and again.  Rows of 10, expanded to 128.
+  pairs = [(2, 1, 3), (4, 0, 0)]
+  rows = pack.pack(
+    [Encoded(*([0] * n for n in one)) for one in pairs], length=10
+  )
+  seen = sum(n * (n + 1) // 2 for n in (3, 5, 4, 4))
+  assert abstract._share_seen(rows, 1) == pytest.approx(seen / 128**2)
+
+
 def test_what_nobody_knows_is_said():
   text = """ENTRY %main (x: f32[64,64]) -> f32[64,64] {
   %x = f32[64,64]{1,0} parameter(0)
@@ -325,6 +359,54 @@ def test_cudnn_compiles_where_there_is_none(gpus):
   figures = measured(step, (query, key, layout), mesh, lambda _: None)
   assert figures["flops"] == (2 + 5) * 2 * 2 * 4 * 256 * 256 * 256
   assert sum(figures["whole_kernels"].values()) == 2
+
+
+def test_packed_cudnn_compiles_where_there_is_none(gpus):
+  mesh = parallel.make_mesh(devices=find_target("h100:1").devices)
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+  def argument(shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+  query, key = argument((2, 256, 4, 64)), argument((2, 256, 2, 64))
+  layout = RowLayout(*[argument((2, 256), jnp.int32)] * 3)
+
+  def total(query, key, layout):
+    out = kernels.cudnn_packed(query, key, key, layout, scale=0.1, softcap=None)
+    return out.astype(jnp.float32).sum()
+
+  step = jax.jit(jax.grad(total, (0, 1)))
+  figures = measured(
+    step,
+    (query, key, layout),
+    mesh,
+    lambda scope: 0.1 if "cudnn_packed" in scope else None,
+  )
+  # Rows are twice as long inside, where a prompt stands before each response.
+  product = 2 * 2 * 4 * 512 * 512 * 64
+  assert figures["flops"] == pytest.approx(0.1 * (2 + 5) * product)
+  assert sum(figures["whole_kernels"].values()) == 2 and not figures["kernels"]
+
+
+@pytest.mark.parametrize(
+  "name,windows,want",
+  [
+    ("a100", (), "cudnn"),
+    ("h100", (), "cudnn_packed"),
+    ("b200", (0, 0), "cudnn_packed"),
+    ("h100", (0, 512), "cudnn"),
+  ],
+)
+def test_auto_is_packed_where_it_can_be(gpus, name, windows, want):
+  mesh = parallel.make_mesh(devices=find_target(f"{name}:2").devices)
+  config = dataclasses.replace(CONFIG, layer_windows=windows)
+  partition = parallel.partition_of(mesh)
+  assert kernels.fastest(config, "bfloat16", partition) == want
+  kernels.check(want, config, "bfloat16", "gpu", partition)
+  if want == "cudnn":
+    match = "knows no windows" if any(windows) else "from Hopper on"
+    with pytest.raises(ValueError, match=match):
+      kernels.check("cudnn_packed", config, "bfloat16", "gpu", partition)
 
 
 def test_a_plan_says_what_is_not_known(gpus, capsys, tmp_path, monkeypatch):

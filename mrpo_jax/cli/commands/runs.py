@@ -258,6 +258,7 @@ def plan(given):
     hbm=given.hbm and given.hbm * 2**30,
     lengths=given.lengths,
     fits=given.fit,
+    fastest=given.tune,
     to=given.json,
     keep=given.program,
   )

@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from mrpo_jax.models.attention.layout import RowLayout, capped, sees
+from mrpo_jax.models.attention.layout import SAVED, RowLayout, capped, sees
 
 BLOCK = 64  # tokens; with 128 short sequences waste more than loops cost
 NEVER = -1e30  # a score that has no share; finite, so that no difference is nan
-SAVED = "attention"  # what the backward pass needs, for `transformer.REMAT`
 
 
 def blockwise(

@@ -9,35 +9,20 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mrpo_jax.models.attention.blockwise import blockwise
-from mrpo_jax.models.attention.layout import dense, sees
+from mrpo_jax.models.attention.cudnn import cudnn, cudnn_packed
+from mrpo_jax.models.attention.layout import dense
 from mrpo_jax.models.attention.splash import splash
 from mrpo_jax.models.partition import WHOLE
-
-
-def cudnn(
-  query_RTHE, key_RSGE, value_RSGE, layout, window=None, *, scale, softcap
-):
-  """cuDNN's fused attention, on GPUs, in half precision; knows no softcap."""
-  if softcap is not None:
-    raise ValueError("'cudnn' knows no softcap")
-  place_T = jnp.arange(query_RTHE.shape[1])
-  mask_RTS = sees(layout, layout, place_T, place_T, window)
-  return jax.nn.dot_product_attention(
-    query_RTHE,
-    key_RSGE,
-    value_RSGE,
-    mask=mask_RTS[:, None],
-    scale=scale,
-    implementation="cudnn",
-  )
-
 
 KERNELS = {
   "xla": dense,
   "blockwise": blockwise,
   "cudnn": cudnn,
+  "cudnn_packed": cudnn_packed,
   "splash": splash,
 }
+PLATFORMS = {"cudnn": "gpu", "cudnn_packed": "gpu", "splash": "tpu"}
+HOPPER = 9.0  # compute capability
 
 
 def divided(kernel, partition):
@@ -90,20 +75,37 @@ def check(name, config, dtype, platform=None, partition=WHOLE):
       f"{name!r} wants whole rows, and the mesh splits them over context="
       f"{_context(partition)}; 'xla' does not"
     )
-  needed = {"cudnn": "gpu", "splash": "tpu"}.get(name, platform)
+  needed = PLATFORMS.get(name, platform)
   if platform != needed:
     raise ValueError(f"{name!r} runs on a {needed}, this is a {platform}")
-  if name == "cudnn" and jnp.dtype(dtype).itemsize != 2:
-    raise ValueError(f"'cudnn' computes in half precision, not in {dtype}")
-  if name == "cudnn" and config.attention_softcap is not None:
-    raise ValueError("'cudnn' knows no softcap, and this model has one")
+  if needed == "gpu" and name in PLATFORMS:
+    _check_cudnn(name, config, dtype, partition)
+
+
+def _check_cudnn(name, config, dtype, partition):
+  if jnp.dtype(dtype).itemsize != 2:
+    raise ValueError(f"{name!r} computes in half precision, not in {dtype}")
+  if config.attention_softcap is not None:
+    raise ValueError(f"{name!r} knows no softcap, and this model has one")
+  if name == "cudnn_packed":
+    if any(config.layer_windows):
+      raise ValueError(
+        "'cudnn_packed' knows no windows, and this model has them; 'cudnn' does"
+      )
+    device = _device(partition)
+    if device.platform == "gpu" and not _is_hopper(device):
+      raise ValueError(
+        "'cudnn_packed' wants a GPU from Hopper on (compute capability "
+        f"{HOPPER}), this is a {device.device_kind}; 'cudnn' does not"
+      )
 
 
 def choose(name, config, dtype, partition=WHOLE):
   """The kernel of that name; "auto" is what is fast where this runs.
 
-  A GPU takes cuDNN's in half precision, a TPU Splash, all else `blockwise`;
-  rows that are split, the oracle, which XLA divides by itself.
+  A GPU takes cuDNN's in half precision, packed where it can be, a TPU Splash,
+  all else `blockwise`; rows that are split, the oracle, which XLA divides by
+  itself.
   """
   if name == "auto":
     name = fastest(config, dtype, partition)
@@ -118,22 +120,35 @@ def fastest(config, dtype, partition):
   """The name of the kernel that "auto" is on these devices."""
   if _context(partition) > 1:
     return "xla"
-  platform = jax.default_backend()
-  if partition.mesh is not None:  # whose devices need not be here
-    platform = partition.mesh.devices.flat[0].platform
-  half = jnp.dtype(dtype).itemsize == 2
+  device = _device(partition)
+  platform, half = device.platform, jnp.dtype(dtype).itemsize == 2
   if platform == "gpu" and half and config.attention_softcap is None:
-    return "cudnn"
+    is_packed = _is_hopper(device) and not any(config.layer_windows)
+    return "cudnn_packed" if is_packed else "cudnn"
   # The partitioner cannot look into Splash.
   alone = partition.mesh is not None or jax.device_count() == 1
   return "splash" if platform == "tpu" and alone else "blockwise"
 
 
 def of_siblings(name, config, dtype, partition=WHOLE):
-  """The kernel's name for rows of more than two branches: Splash knows two."""
+  """The kernel's name for rows of more than two branches, or of many pairs.
+
+  Splash and packed cuDNN know two branches, and of pairs a few.
+  """
   if name == "auto":
     name = fastest(config, dtype, partition)
-  return "blockwise" if name == "splash" else name
+  return {"splash": "blockwise", "cudnn_packed": "cudnn"}.get(name, name)
+
+
+def _device(partition):
+  """One of those that this runs on, which need not be here."""
+  if partition.mesh is not None:
+    return partition.mesh.devices.flat[0]
+  return jax.local_devices()[0]
+
+
+def _is_hopper(device):
+  return float(device.compute_capability) >= HOPPER
 
 
 def _context(partition):

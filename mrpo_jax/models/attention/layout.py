@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from mrpo_jax.shapes import widen
 
+SAVED = "attention"  # what the backward pass needs, for `transformer.REMAT`
+
 
 @flax.struct.dataclass
 class RowLayout:

@@ -310,9 +310,9 @@ class Policy(ModelKeys):
   compute: Literal["", "float32", "bfloat16"] = key(
     "type of all models' activations; empty: as stored", ""
   )
-  kernel: Literal["auto", "xla", "blockwise", "cudnn", "splash"] = key(
-    "how all models compute attention", "auto"
-  )
+  kernel: Literal[
+    "auto", "xla", "blockwise", "cudnn", "cudnn_packed", "splash"
+  ] = key("how all models compute attention", "auto")
   remat: Literal["none", "dots", "full"] = key(
     "none keeps all for the backward pass, full nothing", "dots"
   )

@@ -285,6 +285,7 @@ def _packing(mesh, longest):
     rows=max(TOKENS // length // shards, 1) * shards,
     process=share,
     processes=shares,
+    few_pairs=True,  # of which few are much shorter than the longest
   )
 
 

@@ -188,7 +188,7 @@ class ResponseScorer:
     """Floats of at most BATCH Encoded."""
     longest = max(map(pack.size, encoded))
     length = max(SHORTEST, 2 ** math.ceil(math.log2(longest)))
-    rows = pack.pack(encoded, length=length, rows=ROWS)
+    rows = pack.pack(encoded, length=length, rows=ROWS, few_pairs=True)
     value_BC = sum(
       np.asarray(self._step(self._params, micro_batch(rows, a), BATCH))
       for a in range(int(micro_batches(rows)))

@@ -51,13 +51,14 @@ def test_blocks_equal_the_oracle_on_any_number_of_branches(rows, window):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_splash_is_not_for_more_than_two_branches(monkeypatch):
+def test_some_kernels_are_not_for_more_than_two_branches(monkeypatch):
   monkeypatch.setattr(kernels, "fastest", lambda *_: "splash")
   for name, want in {
     "auto": "blockwise",
     "splash": "blockwise",
     "xla": "xla",
     "cudnn": "cudnn",
+    "cudnn_packed": "cudnn",
   }.items():
     assert kernels.of_siblings(name, CONFIG, "bfloat16") == want
 

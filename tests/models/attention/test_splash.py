@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import jax.numpy as jnp
 
-from mrpo_jax.models.attention.splash import _expansion
+from mrpo_jax.models.attention.expansion import _expansion
 
 
 def test_expansion_by_hand():

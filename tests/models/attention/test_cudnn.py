@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cuDNN's packed attention, with another kernel where cuDNN would stand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrpo_jax.models import transformer
+from mrpo_jax.models.attention import cudnn, kernels
+from mrpo_jax.models.attention.layout import RowLayout, dense
+from mrpo_jax.performance import nvidia
+from mrpo_jax.rows import most_pairs
+from tests.material.attention import ROWS, layout_of, value_and_gradients
+
+
+def attend(query_RXHE, key_RXGE, value_RXGE, starts_RM, lengths_RM, scale):
+  """What cuDNN promises of sequences; beside them is nan, in gradients too."""
+
+  def of_row(starts_M, lengths_M):
+    place_X = jnp.arange(query_RXHE.shape[1])
+    number_X = jnp.zeros_like(place_X)
+    start_X = jnp.zeros_like(place_X)
+    for m, start in enumerate(starts_M):
+      is_in_X = (place_X >= start) & (place_X < start + lengths_M[m])
+      number_X = jnp.where(is_in_X, m + 1, number_X)
+      start_X = jnp.where(is_in_X, start, start_X)
+    return RowLayout(place_X - start_X, number_X, jnp.zeros_like(place_X))
+
+  layout = jax.vmap(of_row)(starts_RM, lengths_RM)
+  inside_RX11 = (layout.segments > 0)[:, :, None, None]
+
+  @jax.custom_vjp
+  def unwritten(array_RXHE):
+    return jnp.where(inside_RX11, array_RXHE, jnp.nan)
+
+  unwritten.defvjp(
+    lambda array: (unwritten(array), None),
+    # Nothing past the sequences is read.
+    lambda _, grad: (jnp.where(inside_RX11, grad, 0),),
+  )
+
+  @jax.custom_vjp
+  def unwritten_gradient(array_RXHE):
+    return array_RXHE
+
+  unwritten_gradient.defvjp(
+    lambda array: (array, None),
+    lambda _, grad: (jnp.where(inside_RX11, grad, jnp.nan),),
+  )
+  given = map(unwritten_gradient, (query_RXHE, key_RXGE, value_RXGE))
+  return unwritten(dense(*given, layout, scale=scale, softcap=None))
+
+
+KERNEL = functools.partial(cudnn.cudnn_packed, attend=attend)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_packed_equals_the_oracle(rows):
+  layout = layout_of(*ROWS[rows])
+  got, got_grads = value_and_gradients(KERNEL, layout, None, None)
+  want, want_grads = value_and_gradients(dense, layout, None, None)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+  for a, b in zip(got_grads, want_grads, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_places_and_lengths_by_hand():
+  # Two pairs of (2, 1, 2) and (1, 2, 1), a token of padding.
+  segments_RX = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 4, 0, 0]])
+  starts_RM, lengths_RM, fits_R = cudnn._sequences(segments_RX, 5)
+  assert starts_RM.tolist() == [[0, 3, 7, 10, -1]]
+  assert lengths_RM.tolist() == [[3, 4, 3, 2, -1]]
+  assert fits_R.tolist() == [True]
+  *_, fits_R = cudnn._sequences(segments_RX, 3)
+  assert fits_R.tolist() == [False]
+
+
+def test_a_row_of_too_many_pairs_is_nan_and_the_others_are_not():
+  most = most_pairs(64)
+  layout = layout_of([[(1, 1, 1)] * (most + 1), [(1, 1, 1)] * most], 64)
+  one_RTHE = jnp.ones((2, 64, 1, 8))
+  out_RTHE = KERNEL(one_RTHE, one_RTHE, one_RTHE, layout, scale=1, softcap=None)
+  assert np.isnan(out_RTHE[0]).all()
+  assert not np.isnan(out_RTHE[1]).any()
+
+
+@pytest.mark.parametrize(
+  "name,remat,calls",
+  [
+    *(("cudnn", "dots", 1), ("cudnn", "full", 2)),
+    ("cudnn_packed", "dots", 2),  # which gives many sums
+  ],
+)
+def test_dots_keep_what_cudnn_gave(monkeypatch, name, remat, calls):
+  nvidia._answer_for_cudnn((9, 0), monkeypatch.setattr)
+  layout = layout_of(*ROWS["several"])
+
+  @functools.partial(jax.checkpoint, policy=transformer.REMAT[remat])
+  def layer(x_RTHE, key_RTGE):
+    given = x_RTHE, key_RTGE, key_RTGE, layout
+    return jnp.sin(kernels.KERNELS[name](*given, scale=0.3, softcap=None))
+
+  query_RTHE, key_RTGE = (
+    jnp.ones((2, 200, heads, 16), jnp.bfloat16) for heads in (4, 2)
+  )
+  gradient = jax.grad(lambda *given: layer(*given).astype(float).sum(), (0, 1))
+  text = str(jax.make_jaxpr(gradient)(query_RTHE, key_RTGE))
+  assert text.count(f"{transformer.CUDNN}[") == calls
+  assert text.count(f"{transformer.CUDNN.replace('fwd', 'bwd')}[") == 1
+
+
+def test_what_it_does_not_know_is_refused():
+  layout = layout_of(*ROWS["several"])
+  one_RTHE = jnp.ones((2, 200, 1, 8))
+  given = one_RTHE, one_RTHE, one_RTHE, layout
+  with pytest.raises(ValueError, match="no windows"):
+    KERNEL(*given, jnp.int32(3), scale=1, softcap=None)
+  for kernel in (KERNEL, cudnn.cudnn):
+    with pytest.raises(ValueError, match="no softcap"):
+      kernel(*given, scale=1, softcap=30.0)
