@@ -222,6 +222,39 @@ def test_what_is_computed_anew_is_the_same(remat):
   assert_close(run(random(CONFIG), SEGMENTS), alone())
 
 
+def loops(config, remat, adapter=None):
+  """Loops of the gradient's program, whose attention has none."""
+  params = parameters.abstract(config)
+  table = parameters.table(config)
+  zeros = jnp.zeros(TOKENS.shape, jnp.int32)
+
+  def total(trained, frozen):
+    if adapter is not None:
+      trained = lora.attach(frozen, trained, adapter)
+    layout = RowLayout(zeros, zeros + 1, zeros)
+    how = dict(kernel="xla", remat=remat)
+    return jnp.sum(transformer.hidden(config, trained, TOKENS, layout, **how))
+
+  trained = params
+  if adapter is not None:
+    specs = lora.adapter_table(table, adapter)
+    trained = jax.eval_shape(
+      lambda: lora.init_adapters(specs, jax.random.key(0))
+    )
+  program = jax.jit(jax.grad(total)).lower(trained, params).as_text()
+  return program.count("stablehlo.while")
+
+
+def test_what_is_kept_is_not_computed_again():
+  # Two scans over the layers, three products of each and their two gradients.
+  assert loops(CONFIG, "none") == loops(CONFIG, "dots") == 2 + 9
+  assert loops(CONFIG, "full") == 2 + 12
+
+
+def test_frozen_experts_have_no_gradient():
+  assert loops(CONFIG, "dots", lora.Adapter(2, 4.0)) == 2 + 6
+
+
 @pytest.mark.parametrize(
   "sizes, rules",
   [
