@@ -78,9 +78,10 @@ def adapter_table(table, adapter):
       a rank that is larger than a matrix.
   """
   known = adaptable(table)
+  fixed = {parameters.ROUTER, *weights.matrices(table)} - known.keys()
   targets = tuple(known) if "all" in adapter.targets else adapter.targets
   for target in targets:
-    if target in table["blocks"] and target not in known:
+    if target in fixed:
       raise ValueError(
         f"targets: no adapter of {target!r} is computed here; known of this "
         f"model: {', '.join(known)}"

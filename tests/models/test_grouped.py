@@ -77,19 +77,18 @@ def test_gradients_are_slopes(rng):
 
 
 def test_a_gradient_of_half_precision_is_summed_in_float32():
-  # 1 + 2^-9 is 1 in bfloat16: added one by one such steps would be lost.
+  # Four blocks: 1 and three times 2^-9, each of which bfloat16 would lose.
   n = 1024
-  rows = jnp.full((n, 1), 2**-9, jnp.bfloat16).at[0].set(1)
-  weight = jnp.zeros((1, 1, 1), jnp.bfloat16)
+  assert grouped.block_rows(n, 1) == 256
+  rows = jnp.zeros((n, 1), jnp.bfloat16).at[::256].set(2**-9).at[0].set(1)
 
   def total(weight):
-    return jnp.sum(
-      grouped.product(rows, weight, jnp.asarray([n]), n).astype(jnp.float32)
-    )
+    out = grouped.product(rows, weight, jnp.asarray([n]), n)
+    return jnp.sum(out.astype(jnp.float32))
 
-  grad = jax.grad(total)(weight)
+  grad = jax.grad(total)(jnp.zeros((1, 1, 1), jnp.bfloat16))
   assert grad.dtype == jnp.bfloat16
-  np.testing.assert_allclose(float(grad[0, 0, 0]), 1 + 1023 * 2**-9, rtol=4e-3)
+  assert float(grad[0, 0, 0]) == 1 + 2**-7  # of 1 + 3 * 2^-9 the nearest
 
 
 @pytest.mark.parametrize(
