@@ -76,6 +76,7 @@ def route(config, x_ND, router_DX):
     "ND,DX->NX",
     x_ND,
     router_DX.astype(x_ND.dtype),
+    precision="highest",
     preferred_element_type=wide,
   )
   share_NA, expert_NA = jax.lax.top_k(
