@@ -94,11 +94,11 @@ def mlp_weights(config):
   """{name: ArraySpec} of one layer's MLP, its norms among them."""
   width = (config.width,), ("embed",)
   inner = (config.mlp_width,), ("mlp",)
-  specs = _mlp_norms(config)
+  specs = {}
   for name in ("gate", "up") if config.gated else ("up",):
     specs |= _matrix(name, width, inner, config.mlp_bias)
   specs |= _matrix("down", inner, width, config.mlp_bias, _branch(config))
-  return specs
+  return _between_norms(config, specs)
 
 
 def expert_weights(config):
@@ -108,25 +108,24 @@ def expert_weights(config):
   each = _matrix("expert_gate", width, inner, False)
   each |= _matrix("expert_up", width, inner, False)
   each |= _matrix("expert_down", inner, width, False, _branch(config))
-  specs = _mlp_norms(config)
-  specs |= _matrix(ROUTER, width, ((config.experts,), (None,)), False)
+  specs = _matrix(ROUTER, width, ((config.experts,), (None,)), False)
   for name, spec in each.items():
     specs[name] = dataclasses.replace(
       spec,
       shape=(config.experts, *spec.shape),
       axes=("experts", *spec.axes),
     )
-  return specs
+  return _between_norms(config, specs)
 
 
-def _mlp_norms(config):
-  """{name: ArraySpec} of the norms around the MLP's branch."""
-  specs = {}
+def _between_norms(config, specs):
+  """The ArraySpecs of an MLP with the norms before and after it."""
+  before, after = {}, {}
   if config.norms != "after" and config.parallel != "one":
-    specs |= norm_weights(config, "mlp_norm")
+    before = norm_weights(config, "mlp_norm")
   if config.norms != "before":
-    specs |= norm_weights(config, "mlp_out_norm")
-  return specs
+    after = norm_weights(config, "mlp_out_norm")
+  return before | specs | after
 
 
 def norm_weights(config, name):
