@@ -113,21 +113,12 @@ def _say_start(config, section):
 
 
 def _say_experts(model, section):
-  """Says that nothing but the preferences trains a router, or nothing at all.
-
-  Load balancing, with which such models are pretrained, would pull the router
-  from what was preferred; TRL and transformers leave it out, too, by default.
-  """
-  stays = section.adapter is not None
-  logger.info(
-    f"policy: {model.experts} experts, {model.experts_per_token} for each "
-    "token; "
-    + (
-      "an adapter leaves them and their router as they are"
-      if stays
-      else "no router loss (load balancing) is added"
-    )
-  )
+  """Says that no loss of pretraining pulls a router from what is preferred."""
+  what = "no router loss (load balancing) is added"
+  if section.adapter is not None:
+    what = "an adapter leaves them and their router as they are"
+  each = f"{model.experts} experts, {model.experts_per_token} for each token"
+  logger.info(f"policy: {each}; {what}")
 
 
 def load_models(described, mesh):
