@@ -17,6 +17,8 @@ RULES = {  # logical axis -> mesh axes
   "heads": ("model",),
   "kv_heads": ("model",),
   "mlp": ("model",),
+  "experts": ("model",),
+  "expert_mlp": (),
   "layers": (),
 }
 ROWS = ("data", "fsdp")  # packed rows are split over both
@@ -150,6 +152,8 @@ def partition_of(mesh, rules=None):
     heads=beside("heads"),
     kv_heads=beside("kv_heads"),
     vocab=beside("vocab"),
+    experts=beside("experts"),
+    expert_mlp=beside("expert_mlp"),
     embed=tuple(name for name in rules["embed"] if name in ROWS),
   )
 
