@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from mrpo_jax.models import grouped
-from mrpo_jax.models.attention.blockwise import SAVED
+from mrpo_jax.models.attention.layout import SAVED
 from mrpo_jax.models.weights import dense
 
 
