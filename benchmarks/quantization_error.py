@@ -36,7 +36,10 @@ SIZES = dict(  # fields of ModelConfig
   kv_heads=4,
   mlp_width=768,
 )
-ALSO = dict(granite=dict(attention_multiplier=1 / 64))
+ALSO = dict(
+  granite=dict(attention_multiplier=1 / 64),
+  qwen3_moe=dict(num_experts=16, num_experts_per_tok=4),
+)
 LENGTH = 128  # tokens of a sequence, at most
 
 

@@ -33,14 +33,14 @@ def get_config(arg=""):
     eval="HuggingFaceH4/ultrafeedback_binarized:test_prefs",
     max_prompt=1024,  # tokens
     max_response=1024,
-    row_length=4096,
+    row_length=3328,
   )
   c.mesh = dict(data=1, fsdp=-1, model=4)
   c.policy = dict(
     path="meta-llama/Meta-Llama-3-70B-Instruct",
     dtype="float32",  # master weights
     compute="bfloat16",
-    remat="full",
+    remat="dots",
   )
   reference = dict(mode="online", dtype="bfloat16", tokenizer="policy")
   c.references = dict(

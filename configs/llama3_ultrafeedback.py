@@ -51,14 +51,14 @@ def get_config(arg="online"):
     eval="HuggingFaceH4/ultrafeedback_binarized:test_prefs",
     max_prompt=1024,  # tokens
     max_response=1024,
-    row_length=4096,
+    row_length=3328,
   )
   c.mesh = dict(data=1, fsdp=-1)
   c.policy = dict(
     path="princeton-nlp/Llama-3-Base-8B-SFT",
     dtype="float32",  # master weights
     compute="bfloat16",
-    remat="full",
+    remat="dots",
   )
   reference = dict(mode=arg.run, dtype="bfloat16")
   c.references = dict(

@@ -37,14 +37,14 @@ def get_config(arg=""):
     eval="princeton-nlp/llama3-ultrafeedback-armorm:test",
     max_prompt=1024,  # tokens
     max_response=1024,
-    row_length=4096,
+    row_length=3328,
   )
   c.mesh = dict(data=1, fsdp=-1)
   c.policy = dict(
     path="meta-llama/Meta-Llama-3-8B-Instruct",
     dtype="float32",  # master weights
     compute="bfloat16",
-    remat="full",
+    remat="dots",
   )
   c.references = dict(
     names=("start",),

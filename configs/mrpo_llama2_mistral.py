@@ -41,13 +41,13 @@ def get_config(arg=""):
     eval="HuggingFaceH4/ultrafeedback_binarized:test_prefs",
     max_prompt=512,  # tokens; with a response the code's 1,024
     max_response=512,
-    row_length=2048,
+    row_length=1792,
   )
   c.policy = dict(
     path="meta-llama/Llama-2-7b-chat-hf",
     dtype="bfloat16",
     adapter=dict(rank=8, alpha=16.0, targets=("query", "value"), dropout=0.0),
-    remat="full",
+    remat="dots",
   )
   c.references = dict(
     names=("base", "mistral"),

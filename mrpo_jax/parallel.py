@@ -19,6 +19,8 @@ RULES = {
   "heads": ("model",),
   "kv_heads": ("model",),
   "mlp": ("model",),
+  "experts": ("model",),
+  "expert_mlp": (),
   "layers": (),
 }
 ROWS = ("data", "fsdp")  # packed rows are split over both
@@ -138,24 +140,26 @@ def table_shardings(table, mesh, rules=None):
 def partition_of(mesh, rules=None):
   """The models' Partition: how activations follow from the rules of weights.
 
-  Rows take their axes first, then tokens: a rule that splits heads or
-  vocabulary over one of those holds for the weights alone, but for vocabulary
+  Rows take their axes first, then tokens: a rule that splits
+  another axis over one of those holds for the weights alone, but for vocabulary
   over `context`.
   """
   if mesh.size == 1:
     return WHOLE
   rules = rules_of(rules)
 
-  def beside(axis, *taken):
-    return tuple(name for name in rules[axis] if name not in (*ROWS, *taken))
+  def beside(axis, taken=(*ROWS, "context")):
+    return tuple(name for name in rules[axis] if name not in taken)
 
   return Partition(
     mesh,
     rows=ROWS,
     context=("context",),
-    heads=beside("heads", "context"),
-    kv_heads=beside("kv_heads", "context"),
-    vocab=beside("vocab"),
+    heads=beside("heads"),
+    kv_heads=beside("kv_heads"),
+    vocab=beside("vocab", ROWS),
+    experts=beside("experts"),
+    expert_mlp=beside("expert_mlp"),
     embed=tuple(name for name in rules["embed"] if name in ROWS),
   )
 

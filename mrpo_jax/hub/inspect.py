@@ -24,8 +24,9 @@ def lines(path, sizes, rules=None):
     rules: changes to `parallel.RULES`.
 
   Returns:
-    Iterator over lines: family, parameters, the longest sequence that batching
-    leaves alone, every array with its logical axes, bytes on each device.
+    Iterator over lines: family, parameters, experts, the longest sequence
+    that batching leaves alone, every array with its logical axes, bytes on
+    each device.
 
   Raises:
     InputError: the folder cannot be read, or does not divide over the mesh.
@@ -38,6 +39,11 @@ def lines(path, sizes, rules=None):
   shardings = dict(_named(parallel.table_shardings(table, mesh, rules)))
   count = parameters.count_parameters(config)
   yield f"{path}: {config.family}, {count:,} parameters, {dtype.name}"
+  if config.experts:
+    yield (
+      f"{config.experts} experts, {config.experts_per_token} for each token, "
+      f"which so meets {parameters.count_active(config):,} of them"
+    )
   if config.longest:
     yield f"sequences beyond {config.longest} tokens are refused in training"
   split = ", ".join(f"{axis}={size}" for axis, size in sizes.items())

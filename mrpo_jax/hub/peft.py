@@ -26,7 +26,9 @@ from mrpo_jax.hub.folder import (
   whole,
 )
 from mrpo_jax.hub.write import finite, write_beside, write_tensors
+from mrpo_jax.models import lora
 from mrpo_jax.models.config import VALUED
+from mrpo_jax.models.parameters import table
 from mrpo_jax.snapshots import folder_of, is_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -164,7 +166,7 @@ def fingerprint(path):
 def _matrices(config):
   """{leaf: Stored} of the matrices that a LoRA may change."""
   blocks = stored(config)["blocks"]
-  return {leaf: one for leaf, one in blocks.items() if one.spec.inputs}
+  return {leaf: blocks[leaf] for leaf in lora.adaptable(table(config))}
 
 
 # Reading.

@@ -54,6 +54,10 @@ class ModelConfig:
   gated: bool = True
   activation: str = "silu"  # a key of transformer.ACTIVATIONS
   mlp_bias: bool = False
+  # Experts: so many MLPs of mlp_width in place of one; 0 for a dense model.
+  experts: int = 0
+  experts_per_token: int = 0
+  shares_sum_to_one: bool = True  # of a token's experts; else of all experts
   # Factors.
   embedding_scale: float = 1.0
   residual_scale: float = 1.0  # of each branch
@@ -77,8 +81,19 @@ class ModelConfig:
       raise ValueError(
         f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
       )
+    if self.experts:
+      self._check_experts()
     for rope in filter(None, self.ropes):
       check_rope(rope, self.head_dim)
+
+  def _check_experts(self):
+    if not 0 < self.experts_per_token <= self.experts:
+      raise ValueError(
+        f"experts_per_token={self.experts_per_token}; want 1 to experts="
+        f"{self.experts}"
+      )
+    if not self.gated or self.mlp_bias:
+      raise ValueError("experts without a gate, or with biases, are not known")
 
   @property
   def longest(self):

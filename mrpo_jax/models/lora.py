@@ -74,12 +74,18 @@ def adapter_table(table, adapter):
     "score" or "value_head" where it has such a head, which is trained whole.
 
   Raises:
-    ValueError: a target that is no matrix of the blocks, or a rank that is
-      larger than a matrix.
+    ValueError: a target that is no matrix of the blocks or one of experts, or
+      a rank that is larger than a matrix.
   """
-  known = weights.matrices(table)
+  known = adaptable(table)
+  fixed = {parameters.ROUTER, *weights.matrices(table)} - known.keys()
   targets = tuple(known) if "all" in adapter.targets else adapter.targets
   for target in targets:
+    if target in fixed:
+      raise ValueError(
+        f"targets: no adapter of {target!r} is computed here; known of this "
+        f"model: {', '.join(known)}"
+      )
     if target not in known:
       raise ValueError(
         f"targets: {target!r} is no matrix of this model; known: all, "
@@ -89,9 +95,22 @@ def adapter_table(table, adapter):
   return {"blocks": pairs, **parameters.numbers(table)}
 
 
+def adaptable(table):
+  """{name: ArraySpec} of the matrices that an adapter may change.
+
+  Those of experts stay: what their adapters are called in a folder, and
+  whether all share one, differs between versions of PEFT.
+  """
+  return {
+    name: spec
+    for name, spec in weights.matrices(table).items()
+    if "experts" not in spec.axes
+  }
+
+
 def _pair(spec, name, rank):
-  cut = 1 + spec.inputs
-  inputs, outputs = spec.shape[1:cut], spec.shape[cut:]
+  first, cut = spec.cut
+  inputs, outputs = spec.shape[first:cut], spec.shape[cut:]
   smaller = min(math.prod(inputs), math.prod(outputs))
   if rank > smaller:
     raise ValueError(f"rank={rank} is larger than {name}, of rank {smaller}")

@@ -15,6 +15,8 @@ from mrpo_jax.models.config import VALUED
 
 # Heads of one number: trained whole beside an adapter, and never quantised.
 NUMBERS = ("score", "value_head")
+# Chooses experts: neither adapted nor quantised, since it would choose others.
+ROUTER = "router"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +25,28 @@ class ArraySpec:
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]  # logical; `parallel.RULES` maps them to a mesh
-  inputs: int = 0  # leading axes (after the layers) that a product sums over
+  # Leading axes (after layers and experts) that a product sums over.
+  inputs: int = 0
   scale: float | None = None  # standard deviation at the start; None: constant
   start: float = 1.0  # that constant
+
+  @property
+  def cut(self):
+    """(first, end): the axes that a product of one layer's matrix sums over.
+
+    Before them stand the layers, and where there are some the experts, each
+    with a matrix of its own.
+    """
+    first = 1 + ("experts" in self.axes)
+    return first, first + self.inputs
 
 
 def table(config):
   """The nested dict of ArraySpec that is the model."""
   L, width, vocabulary = config.layers, config.width, config.vocab_size
   tokens = ArraySpec((vocabulary, width), ("vocab", "embed"), scale=0.02)
-  layer = attention_weights(config) | mlp_weights(config)
+  branch = expert_weights if config.experts else mlp_weights
+  layer = attention_weights(config) | branch(config)
   specs = {"embed": tokens}
   if config.learned_positions:
     places = (config.max_positions, width)
@@ -81,14 +95,37 @@ def mlp_weights(config):
   width = (config.width,), ("embed",)
   inner = (config.mlp_width,), ("mlp",)
   specs = {}
-  if config.norms != "after" and config.parallel != "one":
-    specs |= norm_weights(config, "mlp_norm")
   for name in ("gate", "up") if config.gated else ("up",):
     specs |= _matrix(name, width, inner, config.mlp_bias)
   specs |= _matrix("down", inner, width, config.mlp_bias, _branch(config))
+  return _between_norms(config, specs)
+
+
+def expert_weights(config):
+  """{name: ArraySpec} of one layer's experts and their router, norms too."""
+  width = (config.width,), ("embed",)
+  inner = (config.mlp_width,), ("expert_mlp",)
+  each = _matrix("expert_gate", width, inner, False)
+  each |= _matrix("expert_up", width, inner, False)
+  each |= _matrix("expert_down", inner, width, False, _branch(config))
+  specs = _matrix(ROUTER, width, ((config.experts,), (None,)), False)
+  for name, spec in each.items():
+    specs[name] = dataclasses.replace(
+      spec,
+      shape=(config.experts, *spec.shape),
+      axes=("experts", *spec.axes),
+    )
+  return _between_norms(config, specs)
+
+
+def _between_norms(config, specs):
+  """The ArraySpecs of an MLP with the norms before and after it."""
+  before, after = {}, {}
+  if config.norms != "after" and config.parallel != "one":
+    before = norm_weights(config, "mlp_norm")
   if config.norms != "before":
-    specs |= norm_weights(config, "mlp_out_norm")
-  return specs
+    after = norm_weights(config, "mlp_out_norm")
+  return before | specs | after
 
 
 def norm_weights(config, name):
@@ -177,3 +214,20 @@ def count_parameters(config):
   """Number of weights, the embedding counted once where it is tied."""
   specs = jax.tree.leaves(table(config), is_leaf=is_spec)
   return sum(math.prod(spec.shape) for spec in specs)
+
+
+def count_active(config, specs=None):
+  """The same of those that one token meets: of experts, its own.
+
+  `specs` are some of the table's; None is all of them.
+  """
+
+  def active(spec):
+    size = math.prod(spec.shape)
+    if "experts" in spec.axes:
+      return size // config.experts * config.experts_per_token
+    return size
+
+  if specs is None:
+    specs = jax.tree.leaves(table(config), is_leaf=is_spec)
+  return sum(map(active, specs))

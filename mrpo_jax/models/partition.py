@@ -24,6 +24,8 @@ class Partition:
   heads: tuple[str, ...] = ()
   kv_heads: tuple[str, ...] = ()
   vocab: tuple[str, ...] = ()  # of the logits
+  experts: tuple[str, ...] = ()  # each has whole ones
+  expert_mlp: tuple[str, ...] = ()  # of what stands within an expert
   # Of the width of embedding and head, among those of the rows: what a device
   # lacks it collects or exchanges, and gradients are scattered.
   embed: tuple[str, ...] = ()
@@ -57,6 +59,21 @@ class Partition:
       return PartitionSpec(axes, self.embed if array.shape[1] > 1 else None)
 
     return jax.tree.map(of, leaf_ND)
+
+  def of_experts(self, leaf, inner):
+    """PartitionSpecs of the experts' matrices, whose axis `inner` is theirs."""
+
+    def of(array):  # scales of integers have axes of 1
+      names = [self.experts, None, None]
+      names[inner] = self.expert_mlp
+      return PartitionSpec(
+        *(
+          name if size > 1 else None
+          for name, size in zip(names, array.shape, strict=True)
+        )
+      )
+
+    return jax.tree.map(of, leaf)
 
   def kept(self, x_RTD):
     """Activations with whole widths, whatever the weights are split over.

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from mrpo_jax.errors import InputError
+from mrpo_jax.models import experts
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.attention.layout import SAVED, RowLayout, capped
 from mrpo_jax.models.partition import WHOLE
@@ -96,10 +97,15 @@ def attend(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, *of_whom):
   return affine(seen_RTHE, weights, "out", "RTHE,HED->RTD")
 
 
-def mlp(config, x_RTD, weights):
+def mlp(config, x_RTD, weights, layout, partition):
   """The feed-forward branch of one layer: y_RTD."""
-  y_RTF = affine(x_RTD, weights, "up", "RTD,DF->RTF")
   activation = ACTIVATIONS[config.activation]
+  if config.experts:
+    is_real_RT = partition.joined(layout.segments > 0)
+    return experts.mlp(
+      *(config, activation, x_RTD, weights, is_real_RT, partition)
+    )
+  y_RTF = affine(x_RTD, weights, "up", "RTD,DF->RTF")
   if config.gated:
     y_RTF *= activation(affine(x_RTD, weights, "gate", "RTD,DF->RTF"))
   else:
@@ -107,11 +113,18 @@ def mlp(config, x_RTD, weights):
   return affine(y_RTF, weights, "down", "RTF,FD->RTD")
 
 
-def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, *of_whom):
-  """One layer: attention and MLP, each a branch that is added to x.
-
-  `of_whom`: the RowLayout of the rows and the layer's window, for the kernel.
-  """
+def block(
+  config,
+  kernel,
+  partition,
+  x_RTD,
+  weights,
+  cos_RT1E,
+  sin_RT1E,
+  layout,
+  window,
+):
+  """One layer: attention and MLP, each a branch that is added to x."""
 
   def add(x_RTD, y_RTD):
     return x_RTD + jnp.asarray(config.residual_scale, x_RTD.dtype) * y_RTD
@@ -119,7 +132,7 @@ def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, *of_whom):
   with jax.named_scope("attention"):
     y_RTD = norm(config, x_RTD, weights, "attention_norm")
     seen_RTD = attend(
-      config, kernel, y_RTD, weights, cos_RT1E, sin_RT1E, *of_whom
+      config, kernel, y_RTD, weights, cos_RT1E, sin_RT1E, layout, window
     )
     seen_RTD = norm(config, seen_RTD, weights, "attention_out_norm")
     middle_RTD = add(x_RTD, seen_RTD)
@@ -127,8 +140,8 @@ def block(config, kernel, x_RTD, weights, cos_RT1E, sin_RT1E, *of_whom):
     if config.parallel != "one":  # which shares the norm of the attention
       from_RTD = x_RTD if config.parallel else middle_RTD
       y_RTD = norm(config, from_RTD, weights, "mlp_norm")
-    y_RTD = norm(config, mlp(config, y_RTD, weights), weights, "mlp_out_norm")
-    return add(middle_RTD, y_RTD)
+    y_RTD = mlp(config, y_RTD, weights, layout, partition)
+    return add(middle_RTD, norm(config, y_RTD, weights, "mlp_out_norm"))
 
 
 def hidden(
@@ -178,7 +191,7 @@ def hidden(
 
   def layer(x_RTD, xs):
     weights, number, rope, window = xs
-    step = functools.partial(block, config, of_layer(number))
+    step = functools.partial(block, config, of_layer(number), partition)
     if remat != "none":
       # prevent_cse is needless under scan and would cost fusions.
       step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)

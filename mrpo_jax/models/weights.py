@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import qwix
 
+from mrpo_jax.models.parameters import ROUTER
+
 KINDS = ("int8", "int4")
 GROUP = 32  # weights that share a scale in int4
 
@@ -181,7 +183,11 @@ def _layer(array, number):
 
 def matrices(table):
   """{name: ArraySpec} of the blocks' matrices: they may be more than arrays."""
-  return {name: spec for name, spec in table["blocks"].items() if spec.inputs}
+  return {
+    name: spec
+    for name, spec in table["blocks"].items()
+    if spec.inputs and name != ROUTER
+  }
 
 
 # Quantised weights.
@@ -215,7 +221,8 @@ def quantize(params, table, kind, *, group=GROUP):
   }
   blocks = dict(params["blocks"])
   for name, spec in names.items():
-    blocks[name] = _quantized(blocks[name], 1, spec.inputs, tiles[name])
+    first, _ = spec.cut
+    blocks[name] = _quantized(blocks[name], first, spec.inputs, tiles[name])
   params = {**params, "blocks": blocks}
   for name in ("embed", "head"):
     if name in params:
@@ -225,9 +232,10 @@ def quantize(params, table, kind, *, group=GROUP):
 
 def _tiles(name, spec, group):
   """(axis, inputs that share a scale) of the innermost inputs, outwards."""
-  sizes, rest, tiles = spec.shape[1 : 1 + spec.inputs], group, []
-  for axis in range(len(sizes), 0, -1):
-    size = sizes[axis - 1]
+  first, end = spec.cut
+  sizes, rest, tiles = spec.shape[first:end], group, []
+  for axis in reversed(range(first, end)):
+    size = spec.shape[axis]
     tile = min(rest, size)
     if size % tile or rest % tile:
       break

@@ -24,7 +24,7 @@ LAYOUT = ("positions", "segments", "branches")  # of layout.RowLayout
 SPREAD = (0.5, 1.5)  # lengths of the assumed pairs, of their means
 DRAWS = 8  # batches: of one alone the last micro-batch is full or empty by luck
 LOOPS = re.compile(
-  r"micro_batches_of_(?P<tokens>\d+)"
+  r"micro_batches_of_(?P<tokens>\d+)|\bblocks_of_experts_(?P<blocks>\d+)"
   r"|\b(?P<name>head_gradient|head|blockwise_gradient|blockwise|cudnn_packed)\b"
 )
 
@@ -51,6 +51,8 @@ class Assumed:
     """What the data decide of that scope, see `hlo_work.work`; or None."""
     tokens = name = None
     for found in LOOPS.finditer(scope):
+      if found["blocks"]:  # what the program itself says, see `models.grouped`
+        return int(found["blocks"])
       if found["tokens"]:
         tokens, name = int(found["tokens"]), "micro_batches"
       else:

@@ -8,16 +8,14 @@ matrices has 2 operations for each multiplication; norms, rotations, softmax
 and the optimizer are left out.
 """
 
-import math
-
-import jax
 import numpy as np
 
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import VALUED
 
 FORMULA = (
-  "forward = tokens x 2 x matrix parameters of the blocks"
+  "forward = tokens x 2 x matrix parameters of the blocks (of experts: those"
+  " of the ones that a token is sent to)"
   " + sum over layers of 4 x heads x head_dim x visible keys"
   " + scored tokens (of a scalar head: responses) x 2 x width x vocabulary"
   " (of a scalar head: 1; a value head: 1 more); policy x 3, references x 1"
@@ -46,10 +44,12 @@ def pair_lengths(view):
 
 
 def block_parameters(config):
-  """Weights of all layers that take part in a product of matrices."""
-  blocks = parameters.table(config)["blocks"]
-  specs = jax.tree.leaves(blocks, is_leaf=parameters.is_spec)
-  return sum(math.prod(one.shape) for one in specs if one.inputs)
+  """Weights of all layers with which a token is multiplied.
+
+  Of experts those that it is sent to.
+  """
+  blocks = parameters.table(config)["blocks"].values()
+  return parameters.count_active(config, [one for one in blocks if one.inputs])
 
 
 def visible_keys(length_N3, window=0):

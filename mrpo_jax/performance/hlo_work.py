@@ -17,6 +17,10 @@ from mrpo_jax.performance import hlo_text, hlo_traffic
 # Of attention, or of somebody's own, as parts of a custom call's target: Pallas
 # on TPUs, cuDNN, Pallas on GPUs.
 KERNELS = "tpu_custom_call", "__cudnn$fmha", "mosaic_gpu", "triton"
+# A TPU's products by group, see `models.grouped`, and how many rows they have.
+RAGGED = re.compile(
+  r"(rows_of_experts_(?P<rows>\d+)/\S*)?ragged-dot-(none|metadata)"
+)
 COLLECTIVES = (
   *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
   *("collective-permute", "ragged-all-to-all", "collective-broadcast"),
@@ -156,6 +160,8 @@ def _step(body, part, computations):
 def _note_call(one, times, computations, trips, done):
   """Writes down what a program calls by name, where it is not seen into."""
   target = one.target
+  if RAGGED.search(one.scope):
+    return  # counted as a product
   if "__cudnn$fmha" in target and _share_seen(one, trips) is not None:
     found = done.whole_kernels
   elif any(part in target for part in KERNELS):
@@ -184,10 +190,26 @@ def _flops(one, here, trips):
   elif "__cudnn$fmha" in one.target:
     share = _share_seen(one, trips)
     return _attention_flops(one, here) * share if share else 0.0
+  elif "ragged_dot_tiling" in one.rest:
+    return _ragged_flops(one, here)
   else:
     return 0.0
   out = one.shapes[0][1]
   return 2.0 * math.prod(out) * math.prod(left[axis] for axis in summed)
+
+
+def _ragged_flops(one, here):
+  """A TPU's product by group: of the rows that are expected to have a group.
+
+  Its last operands are what it multiplies: rows, and a matrix for each group
+  or, for the gradient of these, other rows.
+  """
+  rows, width = here[one.operands[-2]].shapes[0][1]
+  expected = RAGGED.search(one.scope)
+  if expected and expected["rows"]:
+    rows = min(rows, int(expected["rows"]))
+  out = one.shapes[0][1]
+  return 2.0 * rows * width * out[-1]
 
 
 def _share_seen(one, trips):

@@ -53,6 +53,14 @@ _QWEN = dict(
   rope_theta=1000000.0,
   tie_word_embeddings=True,
 )
+_MIXTRAL = _LLAMA | dict(
+  model_type="mixtral",
+  vocab_size=32000,
+  max_position_embeddings=32768,
+  rope_theta=1000000.0,
+  num_local_experts=8,
+  num_experts_per_tok=2,
+)
 MODELS = {  # name on the Hugging Face hub -> config.json
   "meta-llama/Llama-2-7b-chat-hf": _LLAMA2_7B,
   "mistralai/Mistral-7B-v0.1": _MISTRAL_7B,
@@ -60,6 +68,8 @@ MODELS = {  # name on the Hugging Face hub -> config.json
   "teknium/OpenHermes-2.5-Mistral-7B": _MISTRAL_7B | dict(vocab_size=32002),
   "mistralai/Mistral-7B-Instruct-v0.3": _MISTRAL_7B
   | dict(vocab_size=32768, rope_theta=1000000.0, sliding_window=None),
+  "mistralai/Mixtral-8x7B-v0.1": _MIXTRAL,
+  "mistralai/Mixtral-8x7B-Instruct-v0.1": _MIXTRAL,
   "meta-llama/Meta-Llama-3-8B": _LLAMA3_8B,
   "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
   "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA3_70B,
@@ -92,6 +102,21 @@ MODELS = {  # name on the Hugging Face hub -> config.json
     intermediate_size=9728,
     max_position_embeddings=262144,
     rope_theta=5000000.0,
+  ),
+  "Qwen/Qwen3-30B-A3B": _QWEN
+  | dict(
+    model_type="qwen3_moe",
+    hidden_size=2048,
+    num_hidden_layers=48,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=128,
+    moe_intermediate_size=768,
+    num_experts=128,
+    num_experts_per_tok=8,
+    norm_topk_prob=True,
+    max_position_embeddings=40960,
+    tie_word_embeddings=False,
   ),
   "01-ai/Yi-1.5-9B-Chat": _LLAMA
   | dict(

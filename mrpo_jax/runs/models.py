@@ -81,6 +81,8 @@ def describe_models(
     _say_start(config, section)
     view = tokenizers.view_of[name]
     model = _model_config(section, tokenizers, read)
+    if section.is_policy and model.experts:
+      _say_experts(model, section)
     _check_length(config.data, section, model)
     with blames(f"config.{section.key}", InputError):
       parallel.param_shardings(model, mesh, dict(section.base.rules))
@@ -108,6 +110,15 @@ def _say_start(config, section):
       f"{section.key}: the policy's model with the adapter "
       f"{section.adapter.path} in place of {start}"
     )
+
+
+def _say_experts(model, section):
+  """Says that no loss of pretraining pulls a router from what is preferred."""
+  what = "no router loss (load balancing) is added"
+  if section.adapter is not None:
+    what = "an adapter leaves them and their router as they are"
+  each = f"{model.experts} experts, {model.experts_per_token} for each token"
+  logger.info(f"policy: {each}; {what}")
 
 
 def load_models(described, mesh):
@@ -431,9 +442,12 @@ def _model_config(section, tokenizers, read):
       f"heads={new.heads}"
     )
   shape = ("layers", "width", "heads", "kv_heads", "mlp_width")
+  if new.experts:
+    shape += ("experts", "experts_per_token")
   with blames(f"config.{made.key}.new"):
     return ModelConfig(
       **{name: getattr(new, name) for name in shape},
+      family="mixtral" if new.experts else "llama",
       head_dim=new.width // new.heads,
       vocab_size=id_count(tokenizer),
       tied=True,

@@ -23,7 +23,10 @@ SLOW = pytest.mark.slow
 NEW = 12  # tokens
 STOP = 7
 # Of every kind of layer.
-QUICK = ("llama_gqa_tied", "gemma3_pattern", "gpt_neox_parallel")
+QUICK = (
+  *("llama_gqa_tied", "gemma3_pattern", "gpt_neox_parallel"),
+  "qwen3_moe_shares",
+)
 NAMES = sorted(
   path.stem
   for path in GOLDEN.glob("*.npz")

@@ -9,6 +9,7 @@
 Each folder is a random model, with config.json as transformers 5 writes it and
 config_v4.json as transformers 4 did.  <name>.npz holds tokens, and masks and
 float32 logits of torch for whole, left-padded and right-padded sequences.
+With experts there are gradients of the whole sequences, too.
 Where the logits of a sequence depend on the others in its batch (RoPE that
 looks at the longest), left_alone_logits and right_alone_logits are those of
 each padded sequence by itself.  families.json: the versions and the date.
@@ -39,6 +40,8 @@ MATTERS = 0.01  # of the largest logit
 EAGER = dict(attn_implementation="eager")
 # model_type -> its key of what `tiny` calls rms_norm_eps.
 EPSILON = dict(gpt_neox="layer_norm_eps", stablelm="layer_norm_eps")
+# model_type -> {key: its name in transformers 4}.
+BEFORE = dict(qwen3_moe=dict(num_local_experts="num_experts"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +286,71 @@ MODELS = dict(
       sliding_window=None,
       vocab_size=67,
     ),
+  ),
+  mixtral_window=Golden(
+    "mixtral",
+    tiny(
+      num_local_experts=4,
+      num_experts_per_tok=2,
+      sliding_window=5,
+      vocab_size=67,
+      **rope(),
+    ),
+    without=dict(
+      window=dict(sliding_window=None),
+      fewer=dict(num_experts_per_tok=1),
+      more=dict(num_experts_per_tok=3),
+      act=dict(hidden_act="relu"),
+    ),
+  ),
+  mixtral_tied=Golden(
+    "mixtral",
+    tiny(
+      num_local_experts=3,
+      num_experts_per_tok=3,
+      num_key_value_heads=3,
+      tie_word_embeddings=True,
+      **rope(rope_theta=1e6),
+    ),
+    without=dict(fewer=dict(num_experts_per_tok=2)),
+    dtype=BFLOAT16,
+  ),
+  qwen3_moe_shares=Golden(
+    "qwen3_moe",
+    tiny(
+      head_dim=10,
+      num_experts=5,
+      num_experts_per_tok=2,
+      moe_intermediate_size=20,
+      norm_topk_prob=True,
+      attention_bias=True,
+      vocab_size=67,
+      **rope(rope_theta=1e6),
+    ),
+    without=dict(
+      shares=dict(norm_topk_prob=False),
+      bias=dict(attention_bias=False),
+      fewer=dict(num_experts_per_tok=1),
+    ),
+  ),
+  qwen3_moe_window=Golden(
+    "qwen3_moe",
+    tiny(
+      num_experts=4,
+      num_experts_per_tok=2,
+      moe_intermediate_size=28,
+      norm_topk_prob=False,
+      use_sliding_window=True,
+      sliding_window=5,
+      num_key_value_heads=3,
+      tie_word_embeddings=True,
+    ),
+    without=dict(
+      shares=dict(norm_topk_prob=True),
+      window=dict(use_sliding_window=False),
+      less=dict(sliding_window=4),
+    ),
+    dtype=BFLOAT16,
   ),
   qwen2_untied=Golden("qwen2", tiny(vocab_size=67, **rope(rope_theta=1e6))),
   qwen2_tied=Golden(
@@ -677,6 +745,24 @@ def logits(model, tokens, mask):
   return out.logits.numpy()
 
 
+def gradients(model, tokens):
+  """Of the summed loss of predicting each token: what experts may get wrong."""
+  model, tokens = copy.deepcopy(model), torch.tensor(tokens)
+  out = model(input_ids=tokens).logits[:, :-1]
+  torch.nn.functional.cross_entropy(
+    out.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
+  ).backward()
+  layers = [layer.mlp for layer in model.model.layers]
+  found = dict(
+    router=[mlp.gate.weight for mlp in layers],
+    gate_up=[mlp.experts.gate_up_proj for mlp in layers],
+    down=[mlp.experts.down_proj for mlp in layers],
+  )
+  found = {k: torch.stack([one.grad for one in v]) for k, v in found.items()}
+  found["embed"] = model.model.embed_tokens.weight.grad
+  return {f"gradient_{k}": grad.numpy() for k, grad in found.items()}
+
+
 def read(folder, **others):
   return transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, output_loading_info=True, **EAGER, **others
@@ -756,6 +842,8 @@ def version_4(golden, values):
   for key in ("layer_types", "no_rope_layers", "use_bidirectional_attention"):
     if key not in golden.settings:
       values.pop(key, None)
+  for key, old in BEFORE.get(golden.model_type, {}).items():
+    values[old] = values.pop(key)
   turning = values.pop("rope_parameters", None)
   if turning:
     rope_4(golden, values, turning)
@@ -825,6 +913,8 @@ def write_numbers(name):
     if difference(batch, alone) > 1e-5:
       arrays[f"{kind}_alone_logits"] = alone
   assert_everything_matters(name, model, arrays)
+  if "num_experts_per_tok" in golden.settings and golden.dtype != BFLOAT16:
+    arrays |= gradients(model, tokens)
   if golden.version_4 is not None:
     file = folder / "config_v4.json"
     config = transformers.AutoConfig.from_pretrained(file)

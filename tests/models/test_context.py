@@ -33,6 +33,7 @@ FEW_KEYS = dataclasses.replace(CONFIG, kv_heads=2)
 WINDOWS = dataclasses.replace(
   CONFIG, layer_windows=(20, 0), qk_norm="head", attention_softcap=2.0
 )
+EXPERTS = dataclasses.replace(CONFIG, experts=4, experts_per_token=2)
 PAIRS = 8
 SLOW = pytest.mark.slow
 
@@ -98,6 +99,9 @@ def alone(config):
   [
     (FEW_KEYS, dict(data=1, fsdp=2, context=4), None),
     pytest.param(*(CONFIG, dict(data=2, fsdp=2, context=2), None), marks=SLOW),
+    pytest.param(
+      *(EXPERTS, dict(data=2, context=2, model=2), None), marks=SLOW
+    ),
     pytest.param(
       *(WINDOWS, dict(data=1, context=4, model=2), dict(kv_heads="")),
       marks=SLOW,

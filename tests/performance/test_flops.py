@@ -41,6 +41,14 @@ def test_a_forward_pass_by_hand():
   }
 
 
+def test_of_experts_a_token_s_own_count():
+  config = dataclasses.replace(SMALL, experts=4, experts_per_token=3)
+  # 48 of the attention, 2*4 of the router, three experts of 18.
+  assert flops.block_parameters(config) == 3 * (48 + 8 + 3 * 18)
+  one = dataclasses.replace(SMALL, experts=1, experts_per_token=1)
+  assert flops.block_parameters(one) == 3 * (66 + 2)
+
+
 def test_a_step_by_hand():
   views = [pack.pack_step(PAIRS, length=16, rows=1, batch=4)]
   online, scored = Model(SMALL), Model(SMALL, scored=True)

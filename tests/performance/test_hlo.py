@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from mrpo_jax import parallel
+from mrpo_jax.models import grouped
 from mrpo_jax.performance import hlo_work
+from mrpo_jax.performance.abstract import Assumed
 
 MESH = {"data": 2, "fsdp": 4, "model": 1}
 # As libtpu writes it: a loop of 6 whose bound stands in its condition, products
@@ -155,6 +157,62 @@ def test_a_compiled_scan_on_this_backend():
   assert work.flops == 5 * 2 * 128 * 64 * 64
   once = compiled.cost_analysis()["flops"]
   assert once < 2 * 2 * 128 * 64 * 64  # which is why it is counted here
+
+
+def test_products_by_group_on_this_backend():
+  N, G, D, F = 4096, 8, 32, 64
+
+  def loss(rows, weight, sizes):
+    return jnp.sum(jnp.square(grouped.product(rows, weight, sizes, N)))
+
+  arrays = [
+    jax.ShapeDtypeStruct(shape, kind)
+    for shape, kind in (((N, D), "f4"), ((G, D, F), "f4"), ((G,), "i4"))
+  ]
+  compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile()
+  trips = Assumed([], {}).of
+  work = hlo_work.work(compiled.as_text(), {"data": 1}, trips)
+  # Blocks of 128 rows: 32, and half a block for each group.
+  assert work.flops == 3 * 36 * 2 * 128 * D * F
+  assert not work.unknown_loops
+  dense = jax.jit(jax.lax.ragged_dot).lower(*arrays).compile()
+  whole = hlo_work.work(dense.as_text(), {"data": 1})
+  assert whole.flops == G * 2 * N * D * F  # which is why it is not taken
+
+
+# As libtpu 0.0.52 writes the product of 4,096 rows with 8 matrices of 512 by
+# 1,024, and the gradient of these, of which 1,024 rows are expected here.
+RAGGED = """HloModule m
+
+ENTRY %main (g: s32[8], x: bf16[4096,512], w: bf16[8,512,1024], \
+y: bf16[4096,1024]) -> f32[8,512,1024] {
+  %g = s32[8]{0} parameter(0)
+  %x = bf16[4096,512]{1,0} parameter(1)
+  %w = bf16[8,512,1024]{2,1,0} parameter(2)
+  %y = bf16[4096,1024]{1,0} parameter(3)
+  %ragged-dot-metadata = (s32[9]{0}, s32[1]{0}) custom-call(%g), \
+custom_call_target="tpu_custom_call", metadata={op_name="ragged-dot-metadata"}
+  %n = s32[1]{0} get-tuple-element(%ragged-dot-metadata), index=1
+  %ragged-dot-none = bf16[4096,1024]{1,0} custom-call(%n, /*index=1*/%x, %w), \
+custom_call_target="tpu_custom_call", \
+frontend_attributes={ragged_dot_tiling="128,512,1024"}, \
+metadata={op_name="jit(f)/ragged_dot_general/ragged-dot-none"}
+  ROOT %r = f32[8,512,1024]{2,1,0} custom-call(%n, %x, %y), \
+custom_call_target="tpu_custom_call", \
+frontend_attributes={ragged_dot_tiling="128,512,1024"}, \
+metadata={op_name="jit(f)/rows_of_experts_1024/ragged_dot_general/\
+ragged-dot-none"}
+}
+"""
+
+
+def test_a_tpus_product_by_group_counts_its_rows():
+  work = hlo_work.work(RAGGED, {"data": 1})
+  assert work.flops == 2 * (4096 + 1024) * 512 * 1024
+  assert not work.kernels and not work.unknown_calls
+  # A kernel of attention beside them is still one.
+  other = RAGGED.replace("ragged-dot-metadata", "attention")
+  assert hlo_work.work(other, {"data": 1}).kernels == {"tpu_custom_call": 1}
 
 
 def test_a_padded_convolution_counts_what_is_there():

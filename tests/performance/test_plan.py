@@ -31,13 +31,15 @@ from tests.material.logged import logged
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/quickstart.py:dpo,debug"
 LONG = ["--topology=cpu:8", "--lengths=9,300", "--config.data.max_response=300"]
-# Totals: of Llama-2-7b, Meta-Llama-3-8B, Phi-3-medium and Qwen2.5-0.5B from
-# their files; the others as commonly given.
+# Totals: of Llama-2-7b, Meta-Llama-3-8B, Phi-3-medium, Qwen2.5-0.5B and those
+# with experts from their files; the others as commonly given.
 PARAMETERS = {
   "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
   "mistralai/Mistral-7B-v0.1": 7_241_732_096,
   "teknium/OpenHermes-2.5-Mistral-7B": 7_241_748_480,
   "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
+  "mistralai/Mixtral-8x7B-v0.1": 46_702_792_704,
+  "mistralai/Mixtral-8x7B-Instruct-v0.1": 46_702_792_704,
   "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
   "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
   "meta-llama/Meta-Llama-3-70B-Instruct": 70_553_706_496,
@@ -46,6 +48,7 @@ PARAMETERS = {
   "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
   "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
   "Qwen/Qwen3-4B-Instruct-2507": 4_022_468_096,
+  "Qwen/Qwen3-30B-A3B": 30_532_122_624,
   "01-ai/Yi-1.5-9B-Chat": 8_829_407_232,
   "microsoft/Phi-3-medium-128k-instruct": 13_960_238_080,
 }
@@ -278,6 +281,15 @@ def test_shapes_of_published_models():
     count = parameters.count_parameters(config_from_hf(values))
     assert count == PARAMETERS[name], name
   assert set(PARAMETERS) == set(MODELS)
+
+
+def test_of_experts_a_token_meets_a_few():
+  def active(name):
+    return parameters.count_active(config_from_hf(MODELS[name]))
+
+  # As their makers say: "12.9B active", and "3.3B activated".
+  assert round(active("mistralai/Mixtral-8x7B-v0.1"), -8) == 12_900_000_000
+  assert 3.3e9 < active("Qwen/Qwen3-30B-A3B") < 3.4e9
 
 
 def test_chips_are_found_by_what_jax_calls_them():

@@ -16,8 +16,10 @@ from mrpo_jax.models.families import (
 FAMILIES = {  # model_type of a config.json -> Family
   "llama": llama.LLAMA,
   "mistral": llama.MISTRAL,
+  "mixtral": llama.MIXTRAL,
   "qwen2": qwen.QWEN2,
   "qwen3": qwen.QWEN3,
+  "qwen3_moe": qwen.QWEN3_MOE,
   "gemma": gemma.GEMMA,
   "gemma2": gemma.GEMMA2,
   "gemma3_text": gemma.GEMMA3_TEXT,

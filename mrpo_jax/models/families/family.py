@@ -91,6 +91,8 @@ class Family:
   # Key -> values that ask for what we compute, the default first.
   only: dict = dataclasses.field(default_factory=dict)
   keys: dict = dataclasses.field(default_factory=dict)  # changes to KEYS
+  # Key -> its name in transformers 4, where that is another one.
+  before: dict = dataclasses.field(default_factory=dict)
   ropes: tuple[str, ...] = ROPES  # kinds of its one RoPE; (): traits has them
   mlp_factor: int | None = None  # MLP width / width, where no width is given
   whole_heads: bool = False  # heads divide the width even with a head_dim

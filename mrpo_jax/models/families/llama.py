@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llama, Mistral and Granite; most families change Llama in some places."""
+"""Llama, Mistral, Mixtral, Granite; most families change Llama in places."""
 
 from mrpo_jax.models.families.family import (
   ACTIVATIONS,
@@ -24,6 +24,9 @@ TENSORS = TensorNames(
     down="mlp.down_proj",
   ),
   around=dict(embed="model.embed_tokens", norm="model.norm", head="lm_head"),
+)
+EXPERTS = dict(
+  experts="num_local_experts", experts_per_token="num_experts_per_tok"
 )
 DEFAULTS = dict(
   hidden_act="silu",
@@ -86,6 +89,26 @@ MISTRAL = Family(
     sliding_window=4096,
     max_position_embeddings=131072,
   ),
+)
+MIXTRAL = Family(
+  architectures=named("Mixtral"),
+  tensors=TENSORS.but(
+    router="block_sparse_moe.gate",
+    expert_gate="block_sparse_moe.experts.{}.w1",
+    expert_up="block_sparse_moe.experts.{}.w3",
+    expert_down="block_sparse_moe.experts.{}.w2",
+  ),
+  traits=mistral,
+  defaults=MISTRAL.defaults
+  | dict(
+    rms_norm_eps=1e-5,
+    sliding_window=None,
+    num_local_experts=8,
+    num_experts_per_tok=2,
+    rope_theta=1e6,
+  ),
+  only=dict(router_jitter_noise=(0.0,)),  # in training, which is off by default
+  keys=EXPERTS,
 )
 GRANITE = Family(
   architectures=named("Granite"),

@@ -50,7 +50,7 @@ def config_from_hf(values):
       raise UnsupportedModel(
         f"{key}={values[key]!r} is not computed here; want {allowed[0]!r}"
       )
-  given = Values(values, family.defaults)
+  given = Values(_renamed(family, values), family.defaults)
   fields = _sizes(family, keys, given)
   if family.ropes:
     rope = read_rope(given, fields, rope_parameters(given), family.ropes)
@@ -123,14 +123,14 @@ def config_to_hf(config, dtype_name):
 
   Args:
     config: ModelConfig: one that `config_from_hf` made keeps what it was made
-      from; another is written as a Llama.
+      from; another is written as a Llama, or with experts as a Mixtral.
     dtype_name: of the weights, e.g. "bfloat16".
 
   Returns:
     A dict for json.dump.
 
   Raises:
-    UnsupportedModel: the config is made by hand and no Llama, or has a value
+    UnsupportedModel: the config is made by hand and neither, or has a value
       head, which no config.json knows.
   """
   if config.head == VALUED:
@@ -145,13 +145,18 @@ def config_to_hf(config, dtype_name):
     family = FAMILIES[config.family]
     if config.head == "tokens":
       values["architectures"] = [family.architectures[0]]
-    return {**values, **dtype}
+    named = _renamed(family, values)
+    old = {old: named[key] for key, old in family.before.items()}
+    return {**values, **old, **dtype}
   (rope,) = config.ropes if len(config.ropes) == 1 else (None,)
+  name = "mixtral" if config.experts else "llama"
+  family = FAMILIES[name]
+  keys = {**KEYS, **family.keys}
   values = {
-    "architectures": [FAMILIES["llama"].architectures[0]],
-    **(_as_classifier(FAMILIES["llama"]) if config.head == "scalar" else {}),
-    "model_type": "llama",
-    **{key: getattr(config, field) for field, key in KEYS.items()},
+    "architectures": [family.architectures[0]],
+    **(_as_classifier(family) if config.head == "scalar" else {}),
+    "model_type": name,
+    **{key: getattr(config, field) for field, key in keys.items()},
     "hidden_act": config.activation,
     "attention_bias": config.out_bias,
     "mlp_bias": config.mlp_bias,
@@ -163,7 +168,9 @@ def config_to_hf(config, dtype_name):
     **dtype,
   }
   if rope is None or config_from_hf(values) != config:
-    raise UnsupportedModel("a config made by hand can be saved as a Llama only")
+    raise UnsupportedModel(
+      "a config made by hand can be saved as a Llama or a Mixtral only"
+    )
   return values
 
 
@@ -185,6 +192,18 @@ def _family(values):
         f"{family.architectures[0]} and {family.classifier} are"
       )
   return name, family
+
+
+def _renamed(family, values):
+  """The values with those of names of transformers 4 under their new ones."""
+  for key, old in family.before.items():
+    if old in values:
+      if values.get(key, values[old]) != values[old]:
+        raise InputError(
+          f"{key}={values[key]!r}, but {old}={values[old]!r}; want one of them"
+        )
+      values = {**values, key: values[old]}
+  return values
 
 
 def _sizes(family, keys, given):

@@ -226,6 +226,16 @@ class New(Section):
   heads: Count = key("heads of queries")
   kv_heads: Count = key("heads of keys and values")
   mlp_width: Count = key("size of the MLP's hidden layer")
+  experts: Whole = key(
+    "MLPs of that size, of which a token takes some; 0 for one MLP",
+    0,
+    exclude_if=lambda count: not count,  # runs of before have no such key
+  )
+  experts_per_token: Count = key(
+    "how many of the experts a token takes",
+    2,
+    exclude_if=lambda count: count == 2,  # as above
+  )
   tokenizer: Literal["bpe", "unigram"] = key(
     "bpe: trained on the pairs; unigram: in a folder, `tokenizer`", "bpe"
   )

@@ -188,7 +188,10 @@ def test_harmless_settings_are_accepted(extra, field, value):
     ),
     (dict(model_type="gemma", use_bidirectional_attention=True), "bidirect"),
     (dict(model_type="gemma3"), "model_type 'gemma3'.*gemma3_text"),
-    (dict(model_type="mixtral"), "model_type 'mixtral' is not supported"),
+    (dict(model_type="gpt_oss"), "model_type 'gpt_oss' is not supported"),
+    (dict(model_type="mixtral", router_jitter_noise=0.1), "jitter_noise=0.1"),
+    (dict(model_type="qwen3_moe", decoder_sparse_step=2), "sparse_step=2"),
+    (dict(model_type="qwen3_moe", mlp_only_layers=[0]), r"layers=\[0\]"),
     (
       dict(model_type="gemma2", layer_types=["linear_attention"] * 2),
       "layer_types: 'linear_attention'",
@@ -212,6 +215,22 @@ def test_harmless_settings_are_accepted(extra, field, value):
 def test_what_is_not_computed_is_refused_by_name(extra, words):
   with pytest.raises(UnsupportedModel, match=words):
     config_from_hf({**NEEDED, **extra})
+
+
+def test_the_number_of_experts_has_two_names_and_one_value():
+  moe = {**NEEDED, "model_type": "qwen3_moe"}
+  for key in ("num_experts", "num_local_experts"):
+    config = config_from_hf({**moe, key: 16})
+    assert config.experts == 16
+    written = config_to_hf(config, "float32")
+    assert written["num_experts"] == 16  # transformers 4 reads that
+    assert config_from_hf(written) == config
+  with pytest.raises(
+    InputError, match="num_local_experts=4, but num_experts=8"
+  ):
+    config_from_hf({**moe, "num_experts": 8, "num_local_experts": 4})
+  with pytest.raises(InputError, match="experts_per_token=8; want 1 to exp"):
+    config_from_hf({**moe, "num_experts": 4})
 
 
 @pytest.mark.parametrize("key", NEEDED)
