@@ -10,7 +10,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # No fault of what was given: the same command may succeed later.
 PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
 # Packages of clients of buckets, and what they stand on.
-CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests")
+CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "requests")
+CLIENTS += ("google.api_core", "google.auth", "google.cloud")
 CLIENTS += ("socket", "ssl", "urllib", "urllib3")
 # By these TensorStore and XLA say that the thing was not reached.
 STATUS = re.compile(
@@ -57,7 +58,8 @@ def did_you_mean(name, known):
 
 def is_of_client(error):
   """Does a client of buckets, or of the network, raise it as its own?"""
-  return type(error).__module__.split(".")[0] in CLIENTS
+  module = f"{type(error).__module__}."
+  return module.startswith(tuple(f"{name}." for name in CLIENTS))
 
 
 def says_nothing_of_content(error):
@@ -75,7 +77,8 @@ def says_nothing_of_content(error):
       return True
     if STATUS.search(str(error)):
       return True
-    error = error.__cause__ or error.__context__
+    before = None if error.__suppress_context__ else error.__context__
+    error = error.__cause__ or before
   return False
 
 

@@ -29,10 +29,11 @@ class Rows:
 def most_pairs(length):
   """Pairs that a row of so many tokens holds at most, where that is bounded.
 
-  Packed cuDNN keeps sums of every sequence that there may be; pairs of 64
-  tokens and more fill their rows.
+  Packed cuDNN keeps a sum of every token for each sequence that there may be:
+  their number must not grow with long rows, which hold long pairs.  Pairs of 64
+  tokens and more fill rows of 4,096, those of an eighth of a row any.
   """
-  return max(8, length // 64)
+  return max(8, min(length // 64, 64))
 
 
 def scope(rows):

@@ -10,27 +10,21 @@ from jax.sharding import PartitionSpec
 
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import experts
-from mrpo_jax.models.attention import kernels
+from mrpo_jax.models.attention import cudnn, kernels
 from mrpo_jax.models.attention.layout import SAVED, RowLayout, capped
 from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.models.rope import rotary, rotate
 from mrpo_jax.models.weights import Summed, dense, project, rows_of
 from mrpo_jax.shapes import check, widen
 
-# jax's own call of cuDNN, which gives what its backward pass needs, and the
-# number of the argument that says where packed sequences start.
-CUDNN, STARTS = "dot_product_attention_fwd_wrapper", 6
-
 
 def _products_and_attention(primitive, *avals, **params):
   policies = jax.checkpoint_policies
-  if primitive.name == CUDNN:
-    # Of packed sequences as many sums of each token as there may be sequences:
-    # they would take a fifth of a step's memory, and save a hundredth of it.
-    return avals[STARTS].size == 0
-  return policies.dots_with_no_batch_dims_saveable(
-    primitive, *avals, **params
-  ) or policies.save_only_these_names(SAVED)(primitive, *avals, **params)
+  return (
+    cudnn.is_kept(primitive, avals)
+    or policies.dots_with_no_batch_dims_saveable(primitive, *avals, **params)
+    or policies.save_only_these_names(SAVED)(primitive, *avals, **params)
+  )
 
 
 REMAT = {

@@ -50,6 +50,42 @@ def usual_lengths(config):
   return tuple(max(1, n // 2) for n in limits)
 
 
+def _programs(setup, assumed, target, keep, scoring):
+  """Yields each step's name, figures, and what it cannot do without.
+
+  That is its useful operations, and those of them in attention; see `plan`.
+  """
+  mesh = setup.mesh
+  step, arguments, adapter = abstract_train_step(setup, assumed.rows)
+  needed, _ = argument_bytes(arguments)
+  if not scoring and target.memory is not None and needed > target.memory:
+    figures = {"bytes": {"argument": needed, "peak": needed}}
+  else:
+    with stage("compiling the train step"):
+      figures = measured(step, arguments, mesh, assumed.of, keep)
+  useful = assumed.mean(
+    lambda views: flops.step(setup.objective, views, adapter)
+  )
+  lengths_DN3 = [flops.pair_lengths(views[0]) for views in assumed.draws]
+  attention = np.mean([_attention(setup, one_N3) for one_N3 in lengths_DN3])
+  yield "train", figures, useful, attention
+  for names in scored_names(setup) if scoring else ():
+    step, arguments = abstract_scoring_step(
+      setup.described[names[0]],
+      mesh,
+      setup.packing,
+      per_token=setup.method.token_weight is not None,
+      rows=assumed.rows[0],
+    )
+    key = f"score {', '.join(names)}"
+    with stage(f"compiling the {key} step"):
+      figures = measured(step, arguments, mesh, assumed.of)
+    model = setup.described[names[0]].model.config
+    parts = [flops.forward(model, one_N3) for one_N3 in lengths_DN3]
+    useful = np.mean([sum(one.values()) for one in parts])
+    yield key, figures, useful, np.mean([one["attention"] for one in parts])
+
+
 def plan(config, target, lengths, keep="", *, scoring=True):
   """dict of all that is known of a run on a Target.
 
@@ -64,43 +100,14 @@ def plan(config, target, lengths, keep="", *, scoring=True):
   mesh = mesh_of(config, target.devices)
   setup = abstract_setup(config, mesh, read_shape)
   assumed = assume(setup, lengths)
-  step, arguments, adapter = abstract_train_step(setup, assumed.rows)
-  needed, _ = argument_bytes(arguments)
-  if not scoring and target.memory is not None and needed > target.memory:
-    figures = {"bytes": {"argument": needed, "peak": needed}}
-  else:
-    with stage("compiling the train step"):
-      figures = measured(step, arguments, mesh, assumed.of, keep)
-  steps = {"train": figures}
-  lengths_DN3 = [flops.pair_lengths(views[0]) for views in assumed.draws]
-  useful = {
-    "train": assumed.mean(
-      lambda views: flops.step(setup.objective, views, adapter)
-    )
-  }
-  in_kernels = {
-    "train": np.mean([_attention(setup, one_N3) for one_N3 in lengths_DN3])
-  }
-  for names in scored_names(setup) if scoring else ():
-    step, arguments = abstract_scoring_step(
-      setup.described[names[0]],
-      mesh,
-      setup.packing,
-      per_token=setup.method.token_weight is not None,
-      rows=assumed.rows[0],
-    )
-    key = f"score {', '.join(names)}"
-    with stage(f"compiling the {key} step"):
-      steps[key] = measured(step, arguments, mesh, assumed.of)
-    model = setup.described[names[0]].model.config
-    parts = [flops.forward(model, one_N3) for one_N3 in lengths_DN3]
-    useful[key] = np.mean([sum(one.values()) for one in parts])
-    in_kernels[key] = np.mean([one["attention"] for one in parts])
-  for key, figures in steps.items():
+  steps = {}
+  for key, figures, useful, attention in _programs(
+    setup, assumed, target, keep, scoring
+  ):
     if figures.get("kernels"):
       # A kernel is closed to the count: at least what it cannot do without.
-      figures["flops"] += in_kernels[key] / len(target.devices)
-    figures |= _judged(figures, useful[key], config.batch, target)
+      figures["flops"] += attention / len(target.devices)
+    steps[key] = figures | _judged(figures, useful, config.batch, target)
   verdicts = [figures["fits"] for figures in steps.values()]
   platform = target.devices[0].platform
   return {

@@ -123,7 +123,7 @@ class _Search:
     """
     flags = {**self._flags, **flags}
     found = self._planned(flags, scoring=False)
-    speed = found and found["fits"] and pairs_per_second(_training(found), 1)
+    speed = found and _speed(found)
     if speed and speed > WORTH * self._speed:
       self._flags, self._plan, self._speed = flags, found, speed
       logger.info("the best so far")
@@ -137,23 +137,26 @@ class _Search:
     flags = {**self._flags, **flags}
     old = self._plan and self._planned(self._flags, scoring=True)
     new = self._planned(flags, scoring=True)
-    if not new or not new["fits"]:
+    if not new or not new["fits"] or not _speed(new):
       return
     if not old or pairs_per_second(new, epochs) > pairs_per_second(old, epochs):
-      self._flags, self._plan = flags, new
-      self._speed = pairs_per_second(_training(new), 1)
+      self._flags, self._plan, self._speed = flags, new, _speed(new)
       logger.info("the best so far")
 
   def outcome(self):
-    if self._plan is None:
-      return {"flags": None, "plan": None, "tried": self._tried} | {
-        "pairs_per_second": None
-      }
-    whole = self._planned(self._flags, scoring=True)
+    """See `tune`: the best, unless its scoring steps do not fit."""
+    others = [one for one in self._tried if one.get("train_fits")]
+    others.sort(key=lambda one: -(one["pairs_per_second"] or 0))
+    for flags in [self._flags, *(one["flags"] for one in others)]:
+      whole = self._planned(flags, scoring=True)
+      if whole and whole["fits"]:
+        break
+    else:
+      flags, whole = None, None
     return {
-      "flags": self._flags,
+      "flags": flags,
       "plan": whole,
-      "pairs_per_second": self._speed,
+      "pairs_per_second": whole and _speed(whole),
       "tried": self._tried,
     }
 
@@ -176,10 +179,21 @@ class _Search:
     peak = max(one["bytes"]["peak"] for one in found["steps"].values())
     speed = pairs_per_second(_training(found), 1)
     figures = {"peak": peak, "fits": found["fits"], "pairs_per_second": speed}
+    figures["train_fits"] = found["steps"]["train"]["fits"]
     self._tried.append({"flags": flags, **figures})
     bound = "" if speed is None else f", at most {speed:.1f} pairs/s"
     logger.info(f"{said}: {sized_bytes(peak)}, {verdict(found['fits'])}{bound}")
     return found
+
+
+def _speed(found):
+  """The bound of its train step; None where that does not fit, or is not known.
+
+  A plan of before the search has scoring steps too, which others are without.
+  """
+  if not found["steps"]["train"]["fits"]:
+    return None
+  return pairs_per_second(_training(found), 1)
 
 
 def _training(found):
@@ -203,7 +217,8 @@ def _shapes(config, target, lengths):
   longest = config.data.max_prompt + 2 * config.data.max_response
   drawn = [drawn_lengths(setup, lengths, n).sum(axis=1) for n in range(DRAWS)]
   found = []
-  for units in range(-(-longest // UNIT), LONGEST * longest // UNIT + 1):
+  first = -(-longest // UNIT)
+  for units in range(first, max(first, LONGEST * longest // UNIT) + 1):
     for times in ROWS:
       rows, length = times * shards, units * UNIT
       shape = dict(length=length, rows=rows, few_pairs=setup.packing.few_pairs)

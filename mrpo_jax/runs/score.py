@@ -270,7 +270,8 @@ class ScorePlan:
         f"{store.folder}: {empty_P.sum()} pairs of {split} have a response "
         "without tokens there, as single responses have; the first is pair "
         f"{table.places[int(np.argmax(empty_P))]}; `mrpo store prune` with "
-        f"{store.key[:16]} removes them, then run mrpo score"
+        f"{store.key[:16]} removes all scores under this reference, then run "
+        "mrpo score"
       )
     return found
 

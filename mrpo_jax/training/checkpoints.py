@@ -58,15 +58,15 @@ class Kept:
     steps = [one.step for one in checkpoints]
     kept = set(steps[-self.newest :])
     if self.best is not None:
-      # Of the one that is being written, Orbax passes on what it was given.
-      kept.add(
-        self.best.step(
-          {
-            one.step: one.metrics or _evaluation(self.folder / str(one.step))
-            for one in checkpoints
-          }
-        )
-      )
+      evaluations = {}
+      for one in checkpoints:
+        try:  # Of the one that is being written, Orbax has what it was given.
+          found = one.metrics or _evaluation(self.folder / str(one.step))
+          evaluations[one.step] = found
+        except StoppedRun as error:
+          logger.warning(f"{error}; it may be the best, so it stays")
+          kept.add(one.step)
+      kept.add(self.best.step(evaluations))
     return [step in kept for step in steps]
 
 
@@ -300,7 +300,10 @@ def read(path, abstract_state):
   reasons = [one for one in processes.gather(reason) if one is not None]
   for said, is_unreached in reasons:
     if is_unreached:
-      raise StoppedRun(_unreached(path, said))
+      raise StoppedRun(
+        f"{_unreached(path, said)} and left as it is: give the same command "
+        "again; if it stays so, move it away to go on from an older one"
+      )
   if reasons:
     raise ValueError(reasons[0][0])
   for field, tree in _stored(state).items():
@@ -311,10 +314,7 @@ def read(path, abstract_state):
 
 
 def _unreached(path, reason):
-  return (
-    f"{path}: checkpoint cannot be reached ({reason}); it is left as it is: "
-    "give the same command again"
-  )
+  return f"{path}: checkpoint cannot be reached ({reason})"
 
 
 def _check_arrays(path, here, there):

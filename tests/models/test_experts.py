@@ -263,6 +263,8 @@ def test_frozen_experts_have_no_gradient():
     (dict(fsdp=4, context=2), {}),
     (dict(model=4), dict(experts="", expert_mlp="model")),
     (dict(data=8), dict(experts="data")),
+    (dict(data=4, context=2), dict(experts="context")),
+    (dict(data=4, context=2), dict(experts="", expert_mlp="context")),
   ],
   ids=str,
 )

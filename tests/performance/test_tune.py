@@ -34,7 +34,7 @@ def config_of(**flags):
   return load(CONFIG).changed(flags)
 
 
-def judge_by(speed, peak=lambda config: 1.0, score=1.0):
+def judge_by(speed, peak=lambda config: 1.0, score=1.0, scoring_peak=None):
   """A judge of made-up figures; it writes down what it was asked."""
   asked = []
 
@@ -47,15 +47,19 @@ def judge_by(speed, peak=lambda config: 1.0, score=1.0):
       for name, one in config.references.items():
         if one.mode == "scored":
           pairs[f"score {name}"] = score
-    steps = {
-      key: {
+    steps = {}
+    for key, bound in pairs.items():
+      of = peak if key == "train" else scoring_peak or peak
+      steps[key] = {
         "seconds": {"compute": 1.0},
         "pairs_per_second_bound": bound,
-        "bytes": {"peak": peak(config)},
+        "bytes": {"peak": of(config)},
+        "fits": of(config) <= 100.0,
       }
-      for key, bound in pairs.items()
+    return {
+      "steps": steps,
+      "fits": all(figures["fits"] for figures in steps.values()),
     }
-    return {"steps": steps, "fits": peak(config) <= 100.0}
 
   judge.asked = asked
   return judge
@@ -99,6 +103,28 @@ def test_scoring_pays_where_pairs_are_seen_again(target, epochs, mode):
   found = tune.tune(config, target, LENGTHS, judge)
   best = config.changed(found["flags"])
   assert {one.mode for _, one in best.references.items()} == {mode}
+
+
+def test_the_fastest_whose_scoring_fits_too(target):
+  def scoring_peak(config):
+    return 500.0 if config.mesh.fsdp < 8 else 1.0
+
+  config = config_of(
+    **{"references.base.mode": "scored", "mesh.data": 4, "mesh.fsdp": 2}
+  )
+
+  def speed(config):
+    return 9.0 - config.mesh.fsdp
+
+  judge = judge_by(speed, scoring_peak=scoring_peak)
+  found = tune.tune(config, target, LENGTHS, judge)
+  assert config.changed(found["flags"]).mesh.fsdp == 8
+  assert found["plan"]["fits"] and found["pairs_per_second"] == 1.0
+
+
+def test_short_pairs_have_rows_too(target):
+  config = config_of(**{"data.max_prompt": 8, "data.max_response": 8})
+  assert tune._shapes(config, target, (4, 4))[0]["data.row_length"] == 256
 
 
 def test_where_nothing_fits_there_are_no_flags(target):

@@ -3,6 +3,7 @@
 
 import errno
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -201,12 +202,21 @@ def test_one_that_is_not_reached_is_left_as_it_is(
     return readable(folder)
 
   monkeypatch.setattr(checkpoints.uploaded, "readable", fails)
-  said = "checkpoints/2: checkpoint cannot be reached .* left as it is: give"
-  with pytest.raises(StoppedRun, match=said):
+  said = "checkpoints/2: checkpoint cannot be reached"
+  with pytest.raises(StoppedRun, match=f"{said} .* left as it is: give"):
     checkpoints.restore(two, abstract_of(state_of(0)))
   if item == "meta":  # the best is not another one, which makes it go
     with pytest.raises(StoppedRun, match=said):
       checkpoints.find(two, "best", LOSS)
+    # A run that saves goes on, and keeps what may be the best.
+    kept = checkpoints.Kept(two / "checkpoints", 1, LOSS)
+    saved = [
+      types.SimpleNamespace(step=step, metrics=metrics)
+      for step, metrics in ((2, None), (3, {"eval/loss": 1.0}), (4, {}))
+    ]
+    with logged() as lines:
+      assert kept.should_preserve(saved, context=None) == [True, True, True]
+    assert any("it may be the best, so it stays" in line for line in lines)
   assert sorted(two.rglob("*")) == before
 
 

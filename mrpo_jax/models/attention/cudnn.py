@@ -4,11 +4,16 @@
 import jax
 import jax.numpy as jnp
 
+from mrpo_jax.errors import InputError
 from mrpo_jax.models.attention.expansion import expansion
 from mrpo_jax.models.attention.layout import sees
 from mrpo_jax.rows import most_pairs
 
 GROUPED = 0, 12  # of jax, from which on packed keys may have fewer heads
+# jax's own call of cuDNN, which gives what its backward pass needs, and the
+# number of the argument that says where packed sequences start.
+CALL, STARTS = "dot_product_attention_fwd_wrapper", 6
+PLACES = 2**31  # that a signed integer counts
 
 
 def cudnn(
@@ -81,6 +86,15 @@ def cudnn_packed(
   return jnp.where(fits_R[:, None, None, None], out_RTHE, jnp.nan)
 
 
+def is_kept(primitive, avals):
+  """Is it worth keeping what this call of cuDNN gave for the backward pass?
+
+  Of packed sequences as many sums of each token as there may be sequences: they
+  would take a fifth of a step's memory, and save a hundredth of its time.
+  """
+  return primitive.name == CALL and avals[STARTS].size == 0
+
+
 def _refuse_softcap(name, softcap):
   if softcap is not None:
     raise ValueError(f"{name!r} knows no softcap")
@@ -118,6 +132,12 @@ def _attend(query_RXHE, key_RXGE, value_RXGE, starts_RM, lengths_RM, scale):
   """cuDNN's causal attention of the sequences that start at these places."""
   from jax._src.cudnn import fused_attention_stablehlo as fused
 
+  if query_RXHE.size >= PLACES:
+    # jax counts numbers, not tokens, and would wrap around.
+    raise InputError(
+      "'cudnn_packed' counts places of queries up to 2**31, and a micro-batch "
+      f"has {query_RXHE.size:,} on a device; give it fewer config.data.rows"
+    )
   H, G = query_RXHE.shape[2], key_RXGE.shape[2]
   if G < H and jax.__version_info__ < GROUPED:
     # An older jax counts the places of keys in heads of queries, and cuDNN

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrpo_jax.errors import InputError
 from mrpo_jax.models import transformer
 from mrpo_jax.models.attention import cudnn, kernels
 from mrpo_jax.models.attention.layout import RowLayout, dense
@@ -108,8 +109,32 @@ def test_dots_keep_what_cudnn_gave(monkeypatch, name, remat, calls):
   )
   gradient = jax.grad(lambda *given: layer(*given).astype(float).sum(), (0, 1))
   text = str(jax.make_jaxpr(gradient)(query_RTHE, key_RTGE))
-  assert text.count(f"{transformer.CUDNN}[") == calls
-  assert text.count(f"{transformer.CUDNN.replace('fwd', 'bwd')}[") == 1
+  assert text.count(f"{cudnn.CALL}[") == calls
+  assert text.count(f"{cudnn.CALL.replace('fwd', 'bwd')}[") == 1
+
+
+def test_places_that_no_integer_counts_are_refused():
+  rows = jax.ShapeDtypeStruct((8, 65536, 32, 128), jnp.bfloat16)
+  starts = jax.ShapeDtypeStruct((8, 128), jnp.int32)
+  with pytest.raises(InputError, match="fewer config.data.rows"):
+    jax.eval_shape(
+      functools.partial(cudnn._attend, scale=1.0), *[rows] * 3, starts, starts
+    )
+
+
+def test_sums_do_not_grow_with_the_square_of_a_row(monkeypatch):
+  nvidia._answer_for_cudnn((9, 0), monkeypatch.setattr)
+
+  def sums(T):
+    row = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.bfloat16)
+    layout = RowLayout(*[jax.ShapeDtypeStruct((1, T), jnp.int32)] * 3)
+    kernel = functools.partial(cudnn.cudnn_packed, scale=1.0, softcap=None)
+    gradient = jax.grad(lambda *given: kernel(*given).astype(float).sum())
+    made = jax.make_jaxpr(gradient)(row, row, row, layout)
+    calls = [one for one in made.eqns if one.primitive.name == cudnn.CALL]
+    return max(var.aval.size for call in calls for var in call.outvars[1:])
+
+  assert sums(65536) == 2 * sums(32768) == 2 * 128 * 2 * 65536
 
 
 def test_what_it_does_not_know_is_refused():
