@@ -7,10 +7,11 @@ vocabulary and cost 6 % of its step; being smaller, they cannot be its start.
   hf download NAME --local-dir NAME       # of each model
   mrpo train --config=configs/llama3_70b.py --workdir=$W
 
-On v5p:4x4x4 (64 chips, fsdp=16, model=4) a step takes 25 GiB of a device's 95
-and at least 4.9 s, so at most 26 pairs/s with pairs of 512 + 2 x 512 tokens:
-compiled, not run (`mrpo plan`, docs/guide/plan.md).  With fsdp over all chips
-there are more rows in a micro-batch than the pairs fill.
+On 8 nodes of eight H100 (fsdp=16, model=4) a step takes 35.5 GiB of the 59 that
+jax takes of a device and at least 3.9 s, as long as nodes exchange weights: at
+most 32 pairs/s with pairs of 512 + 2 x 512 tokens: compiled, not run (`mrpo
+plan`, docs/guide/plan.md).  With fsdp over all devices there are more rows in a
+micro-batch than the pairs fill.
 
 Append `:debug` for a minute on tiny models.
 """

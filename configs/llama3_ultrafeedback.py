@@ -14,9 +14,10 @@ and for other families of models `scale="zscore"`, or the one whose
 log-probabilities spread most would decide alone (docs/guide/references.md).
 Batch, learning rate and lengths are SimPO's for this start, arXiv:2405.14734.
 
-On v5p:2x2x4 (16 chips, fsdp=16) a step takes 12.7 GiB of a device's 95 online,
-10.8 scored, and at least 3.1 or 2.0 s, so at most 42 or 64 pairs/s with pairs
-of 512 + 2 x 512 tokens: compiled, not run (`mrpo plan`, docs/guide/plan.md).
+On eight H100 (fsdp=8) a step takes 29.6 GiB of the 59 that jax takes of each
+online, 25.9 scored, and at least 2.1 or 1.3 s, so at most 62 or 102 pairs/s
+with pairs of 512 + 2 x 512 tokens: compiled, not run (`mrpo plan`,
+docs/guide/plan.md).
 
 Append `,debug` for a minute on tiny models.
 """

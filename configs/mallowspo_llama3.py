@@ -12,9 +12,9 @@ this model; 0.29 is the constant of the released code, 1 / 0.29 its mean
 dispersion.  Data, batch and lengths follow SimPO, arXiv:2405.14734, whose
 responses these runs train on.
 
-On v5p:2x2x4 (16 chips, fsdp=16) a step takes 11.7 GiB of a device's 95 and at
-least 2.5 s, so at most 51 pairs/s with pairs of 512 + 2 x 512 tokens: compiled,
-not run (`mrpo plan`, docs/guide/plan.md).
+On eight H100 (fsdp=8) a step takes 27.7 GiB of the 59 that jax takes of each
+and at least 1.7 s, so at most 77 pairs/s with pairs of 512 + 2 x 512 tokens:
+compiled, not run (`mrpo plan`, docs/guide/plan.md).
 
 Append `:debug` for a minute on tiny models.
 """

@@ -16,9 +16,9 @@ the policy's tokens), and the weights stand on their own references
 (docs/guide/references.md).  Which part of UltraFeedback the paper drew is
 unknown: this is all of it.
 
-On v5p:2x2x1 (4 chips, a copy of the models on each) a step takes 20.6 GiB of
-each device's 95 and at least 0.29 s, so at most 28 pairs/s with pairs of 256 +
-2 x 256 tokens: compiled, not run (`mrpo plan`, docs/guide/plan.md).
+On four H100 (a copy of the models on each) a step takes 22.3 GiB of the 59 that
+jax takes of a device and at least 0.1 s, so at most 79 pairs/s with pairs of
+256 + 2 x 256 tokens: compiled, not run (`mrpo plan`, docs/guide/plan.md).
 
 Append `:debug` for a minute on tiny models.
 """
