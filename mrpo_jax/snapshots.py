@@ -127,4 +127,4 @@ def in_one_line_of_hub(error):
   token = huggingface_hub.get_token()
   hidden = {re.escape(token): "***"} if token else {}
   hidden[r"(https?://[^\s?'\"]+\?)[^\s'\"]+"] = r"\1..."
-  return ": ".join(in_one_line(one, hidden) for one in causes)
+  return ": ".join(in_one_line(one, hidden) for one in causes)[:400]

@@ -158,10 +158,11 @@ def test_an_adapter_is_split_over_the_mesh_as_its_base():
   mesh = parallel.make_mesh(data=2, fsdp=2, model=2)
   table = lora.adapter_table(TABLE, ADAPTER)["blocks"]
   to = parallel.table_shardings(table, mesh)
-  assert tuple(to["query"]["a"].spec) == (None, "fsdp", None)
+  width = ("fsdp", "context")
+  assert tuple(to["query"]["a"].spec) == (None, width, None)
   assert tuple(to["query"]["b"].spec) == (None, None, "model", None)
   assert tuple(to["out"]["a"].spec) == (None, "model", None, None)
-  assert tuple(to["out"]["b"].spec) == (None, None, "fsdp")
+  assert tuple(to["out"]["b"].spec) == (None, None, width)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from mrpo_jax.runs.config import (
 from mrpo_jax.runs.workdir import differences
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Checked configs as config.json had them before they were typed: of each file
-# in configs/ by its argument, and of four runs.
+# Checked configs as config.json had them before they were typed, four of them
+# with later rows and remat: of each file in configs/ by its argument, and of
+# four runs.
 BEFORE = {
   path.stem: json.loads(path.read_text())
   for path in (ROOT / "tests/material/configs").glob("*.json")
