@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from mrpo_jax.models import grouped
 from mrpo_jax.models.attention.layout import SAVED
-from mrpo_jax.models.weights import dense
+from mrpo_jax.models.weights import GROUP, dense
 
 
 def mlp(config, activation, x_RTD, weights, is_real_RT, partition):
@@ -62,6 +62,17 @@ def mlp(config, activation, x_RTD, weights, is_real_RT, partition):
   return partition.run(here, specs, rows)(
     x_RTD, *(weights[name] for name in names), is_real_RT
   )
+
+
+def check_groups(config, kind, partition):
+  """Raises ValueError where devices would share a group of int4 weights."""
+  devices = partition.size(partition.expert_mlp)
+  groups = config.mlp_width // GROUP
+  if config.experts and kind == "int4" and groups > 1 and groups % devices:
+    raise ValueError(
+      f"blocks.expert_down: {groups} groups of {GROUP} do not divide over "
+      f"{devices} devices; take int8, or an empty mesh.rules.expert_mlp"
+    )
 
 
 def route(config, x_ND, router_DX):

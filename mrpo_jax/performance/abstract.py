@@ -70,6 +70,12 @@ def assume(setup, lengths):
   Raises:
     InputError: a pair of such lengths does not fit a row.
   """
+  limits = data_limits(setup.config.data)
+  if lengths[0] > limits[0] or lengths[1] > limits[1]:
+    raise InputError(
+      f"--lengths={lengths[0]},{lengths[1]}: longer than "
+      f"config.data.max_prompt={limits[0]} and max_response={limits[1]} let be"
+    )
   draws = []
   for seed in range(DRAWS):
     length_N3 = drawn_lengths(setup, lengths, seed)
@@ -98,10 +104,15 @@ def assume(setup, lengths):
   return Assumed(draws, trips)
 
 
+def data_limits(data):
+  """Tokens of prompt, chosen and rejected at most."""
+  return data.max_prompt, data.max_response, data.max_response
+
+
 def drawn_lengths(setup, lengths, seed):
   """length_N3: tokens of prompt, chosen and rejected of a drawn batch."""
-  data, batch = setup.config.data, setup.config.batch
-  most = np.array([data.max_prompt, data.max_response, data.max_response])
+  batch = setup.config.batch
+  most = np.array(data_limits(setup.config.data))
   mean = np.array([lengths[0], lengths[1], lengths[1]])
   spread = np.random.default_rng(seed).uniform(*SPREAD, (batch, 3))
   length_N3 = np.clip(np.round(mean * spread).astype(int), 1, most)

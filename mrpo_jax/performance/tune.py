@@ -24,6 +24,7 @@ from mrpo_jax.text import sized_bytes
 logger = logging.getLogger(__name__)
 
 UNIT = 256  # tokens: rows are multiples of them
+FINEST = 16  # parts of the longest pair, by which long rows differ
 LONGEST = 4  # rows: so many times the longest pair
 ROWS = 1, 2, 4  # of a micro-batch on each device
 NEARLY = 0.02  # of the tokens that are computed
@@ -181,8 +182,12 @@ class _Search:
     figures = {"peak": peak, "fits": found["fits"], "pairs_per_second": speed}
     figures["train_fits"] = found["steps"]["train"]["fits"]
     self._tried.append({"flags": flags, **figures})
-    bound = "" if speed is None else f", at most {speed:.1f} pairs/s"
-    logger.info(f"{said}: {sized_bytes(peak)}, {verdict(found['fits'])}{bound}")
+    is_compiled = "flops" in found["steps"]["train"]
+    of = "" if is_compiled else " of weights, state and rows alone"
+    bound = f", at most {speed:.1f} pairs/s" if speed and found["fits"] else ""
+    logger.info(
+      f"{said}: {sized_bytes(peak)}{of}, {verdict(found['fits'])}{bound}"
+    )
     return found
 
 
@@ -212,15 +217,17 @@ def _shapes(config, target, lengths):
 
   Rows are computed whole, so that what they do not hold is work for nothing.
   """
+  config = config.changed({"data.rows": 0})  # which others may not divide
   setup = abstract_setup(config, mesh_of(config, target.devices), read_shape)
   shards = parallel.row_shards(setup.mesh)
   longest = config.data.max_prompt + 2 * config.data.max_response
   drawn = [drawn_lengths(setup, lengths, n).sum(axis=1) for n in range(DRAWS)]
   found = []
-  first = -(-longest // UNIT)
-  for units in range(first, max(first, LONGEST * longest // UNIT) + 1):
+  unit = max(UNIT, longest // FINEST // UNIT * UNIT)
+  first = -(-longest // unit)
+  for units in range(first, max(first, LONGEST * longest // unit) + 1):
     for times in ROWS:
-      rows, length = times * shards, units * UNIT
+      rows, length = times * shards, units * unit
       shape = dict(length=length, rows=rows, few_pairs=setup.packing.few_pairs)
       tokens = np.mean(
         [pack.computed_tokens(sizes_N, **shape) for sizes_N in drawn]
@@ -267,7 +274,9 @@ def _kernels(config, target):
 
 
 def _modes(config):
-  """All references scored before the first step."""
+  """All references scored before the first step, where that saves work."""
+  if config.epochs <= 1:
+    return
   online = [n for n, one in config.references.items() if one.mode == "online"]
   if online:
     yield {f"references.{name}.mode": "scored" for name in online}

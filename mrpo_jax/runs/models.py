@@ -18,7 +18,7 @@ from mrpo_jax.data.tokenizer import id_count
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub import peft
 from mrpo_jax.hub.folder import weight_files
-from mrpo_jax.models import lora, parameters, weights
+from mrpo_jax.models import experts, lora, parameters, weights
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.config import VALUED, ModelConfig
 from mrpo_jax.models.families.read import with_scalar_head, with_value_head
@@ -401,6 +401,8 @@ def _computation(policy, section, model, mesh):
   platform = mesh.devices.flat[0].platform
   with blames("config.policy.kernel"):
     kernels.check(policy.kernel, model, dtype, platform, partition)
+  with blames(f"config.{section.key}.quantize"):
+    experts.check_groups(model, section.base.quantize, partition)
   return Computation(
     kernel=policy.kernel,
     remat=policy.remat if section.is_policy else "none",

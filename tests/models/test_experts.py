@@ -385,3 +385,21 @@ def test_an_inspection_says_what_a_token_meets():
 def test_what_is_not_computed_is_refused(changes, words):
   with pytest.raises(ValueError, match=words):
     dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+  "width,kind,devices,fits",
+  [(96, "int4", 2, False), (96, "int8", 2, True), (128, "int4", 2, True)]
+  + [(32, "int4", 2, True), (64, "int4", 4, False), (96, "", 2, True)],
+)
+def test_groups_that_devices_would_share_are_refused(
+  width, kind, devices, fits
+):
+  mesh = parallel.make_mesh(data=-1, model=devices)
+  rules = dict(experts="", expert_mlp="model")
+  partition = parallel.partition_of(mesh, rules)
+  config = dataclasses.replace(CONFIG, mlp_width=width)
+  if fits:
+    return experts.check_groups(config, kind, partition)
+  with pytest.raises(ValueError, match="groups of 32 do not divide over"):
+    experts.check_groups(config, kind, partition)

@@ -188,6 +188,10 @@ def test_changes_come_in_order():
     (["--topology=cpu:8", "--hbm=-1"], "--hbm: '-1'; want a positive number"),
     (["--topology=cpu:8", "--lengths=3"], "--lengths: '3'; want like 256,256"),
     (LONG, "longer than config.data.row_length=256"),
+    (
+      ["--topology=cpu:8", "--lengths=9,9999"],
+      "--lengths=9,9999: longer than config.data.max_prompt",
+    ),
     (["--topology=cpu:8", "--json=none/x.json"], "no such folder"),
     (["--topology=cpu:8", "--config.policy.path=no/model"], "no/model: no"),
     (["--topology=cpu:8", "--config.mesh.fsdp=3"], "does not fit 8 devices"),

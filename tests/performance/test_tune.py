@@ -122,6 +122,15 @@ def test_the_fastest_whose_scoring_fits_too(target):
   assert found["plan"]["fits"] and found["pairs_per_second"] == 1.0
 
 
+def test_rows_that_another_mesh_does_not_divide_are_no_reason(target):
+  def speed(config):
+    return 10.0 if config.mesh.model == 4 else 1.0
+
+  config = config_of(**{"data.rows": 8, "mesh.rules.kv_heads": ""})
+  found = tune.tune(config, target, LENGTHS, judge_by(speed))
+  assert config.changed(found["flags"]).mesh.model == 4
+
+
 def test_short_pairs_have_rows_too(target):
   config = config_of(**{"data.max_prompt": 8, "data.max_response": 8})
   assert tune._shapes(config, target, (4, 4))[0]["data.row_length"] == 256
