@@ -398,6 +398,12 @@ def test_a_new_adapter_is_off_in_the_policys_start():
   assert read(values).models()["base"] == start
 
 
+def test_experts_of_none_are_refused():
+  config = load(f"{ROOT}/configs/quickstart.py:dpo,debug")
+  with pytest.raises(InputError, match="give config.policy.new.experts, too"):
+    config.changed({"policy.new.experts_per_token": 3})
+
+
 def test_no_reference_is_called_policy():
   values = changed("references.names", ("policy",))
   values["references"]["policy"] = dict(path="policy")

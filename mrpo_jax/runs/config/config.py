@@ -87,6 +87,12 @@ class Config(Section):
           f"config.{where}.path is empty: name a Hugging Face folder, or "
           f"describe a new model in config.{where}.new"
         )
+      new = model.new
+      if new and not new.experts and new.experts_per_token != 2:  # its default
+        raise InputError(
+          f"config.{where}.new.experts_per_token={new.experts_per_token} of no "
+          f"experts: give config.{where}.new.experts, too"
+        )
     if POLICY in self.references.names:
       raise InputError(
         "config.references.names: 'policy' is the policy; name the reference "

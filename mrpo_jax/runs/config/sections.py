@@ -241,15 +241,6 @@ class New(Section):
   )
   vocab_size: Count = key("tokens of its tokenizer")
 
-  @model_validator(mode="after")
-  def _experts_of_none(self):
-    if not self.experts and self.experts_per_token != 2:
-      raise ValueError(
-        f"experts_per_token={self.experts_per_token} of no experts; give "
-        "experts, too"
-      )
-    return self
-
 
 class ModelKeys(Section):
   """A model of the run."""
