@@ -171,11 +171,11 @@ class _Search:
           return found
       found = self._judge(config, scoring)
     except InputError as error:
+      self.progress.update()
       logger.info(f"{said}: {error}")
       self._tried.append({"flags": flags, "why_not": str(error)})
       return None
-    finally:
-      self.progress.update()
+    self.progress.update()
     self._seen.append((config, scoring, found))
     peak = max(one["bytes"]["peak"] for one in found["steps"].values())
     speed = pairs_per_second(_training(found), 1)
