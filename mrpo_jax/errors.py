@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two exceptions that end a command with one line, and such lines."""
+"""The two exceptions that end a command with one line, and such lines.
+
+And whether an error is of what was read, or of the way there.
+"""
 
 import contextlib
 import difflib

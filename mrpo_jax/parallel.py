@@ -140,9 +140,8 @@ def table_shardings(table, mesh, rules=None):
 def partition_of(mesh, rules=None):
   """The models' Partition: how activations follow from the rules of weights.
 
-  Rows take their axes first, then tokens: a rule that splits
-  another axis over one of those holds for the weights alone, but for vocabulary
-  over `context`.
+  Rows take their axes first, then tokens: a rule that splits another axis over
+  one of those holds for the weights alone, but for vocabulary over `context`.
   """
   if mesh.size == 1:
     return WHOLE

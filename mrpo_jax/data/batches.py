@@ -21,7 +21,7 @@ class Packing:
   process: int = 0
   processes: int = 1
   mark_differences: bool = False  # see `pack.pack`
-  few_pairs: bool = False
+  few_pairs: bool = False  # as above
 
   def __post_init__(self):
     for name in ("batch", "rows"):

@@ -85,8 +85,7 @@ def pack(
   """
   batches = -(-len(pairs) // rows) if batches is None else batches
   slots = 2 * np.arange(len(pairs)) if slots is None else slots
-  most = most_pairs(length) if few_pairs else None
-  row_of = first_fit([size(pair) for pair in pairs], length, most)
+  row_of = _fitted([size(pair) for pair in pairs], length, few_pairs)
   shape = (batches * rows, length)
   if len(pairs) and row_of.max() >= shape[0]:
     raise ValueError(f"{row_of.max() + 1} rows, but room for {shape[0]}")
@@ -116,7 +115,16 @@ def pack(
   )
 
 
-def pack_step(pairs, *, length, rows, batch, first_slot=0, **more):
+def pack_step(
+  pairs,
+  *,
+  length,
+  rows,
+  batch,
+  first_slot=0,
+  mark_differences=False,
+  few_pairs=False,
+):
   """One optimizer step's pairs: long rows, and short ones for what is left.
 
   The last micro-batch of long rows is rarely full; where its pairs fit into
@@ -130,7 +138,7 @@ def pack_step(pairs, *, length, rows, batch, first_slot=0, **more):
     rows: R, rows of one micro-batch.
     batch: B, pairs of a full batch.
     first_slot: number of the first response, for a slice of a larger batch.
-    **more: mark_differences, few_pairs; see `pack`.
+    mark_differences, few_pairs: see `pack`.
 
   Returns:
     (long, short): Rows of [ceil(B / R), R, T] and [3, R, T // 4].
@@ -142,7 +150,7 @@ def pack_step(pairs, *, length, rows, batch, first_slot=0, **more):
     raise ValueError(f"{len(pairs)} pairs, but a batch is {batch}")
   sizes = np.array([size(pair) for pair in pairs], int)
   slots = first_slot + 2 * np.arange(len(pairs))
-  is_left = _left_over(sizes, length, rows, more.get("few_pairs", False))
+  is_left = _left_over(sizes, length, rows, few_pairs)
   short = (is_left, length // SHORTER, 3)
   parts = ((~is_left, length, -(-batch // rows)), short)
   return tuple(
@@ -152,7 +160,8 @@ def pack_step(pairs, *, length, rows, batch, first_slot=0, **more):
       rows=rows,
       batches=batches,
       slots=slots[here],
-      **more,
+      mark_differences=mark_differences,
+      few_pairs=few_pairs,
     )
     for here, one, batches in parts
   )
@@ -160,28 +169,27 @@ def pack_step(pairs, *, length, rows, batch, first_slot=0, **more):
 
 def computed_tokens(sizes, *, length, rows, few_pairs=False):
   """Tokens of the micro-batches that `pack_step` fills, of pairs so long."""
-  most = most_pairs(length) if few_pairs else None
   is_left = _left_over(sizes, length, rows, few_pairs)
-  long_rows = first_fit(sizes[~is_left], length, most).max(initial=-1) + 1
-  short = length // SHORTER
-  most = most_pairs(short) if few_pairs else None
-  short_rows = first_fit(sizes[is_left], short, most).max(initial=-1) + 1
-  return rows * (
-    -(-long_rows // rows) * length + -(-short_rows // rows) * short
-  )
+  tokens = 0
+  for some, T in ((~is_left, length), (is_left, length // SHORTER)):
+    used = _fitted(sizes[some], T, few_pairs).max(initial=-1) + 1
+    tokens += -(-used // rows) * rows * T
+  return tokens
+
+
+def _fitted(sizes, length, few_pairs):
+  """`first_fit` of pairs into rows, see `pack`."""
+  return first_fit(sizes, length, most_pairs(length) if few_pairs else None)
 
 
 def _left_over(sizes, length, rows, few_pairs):
   """Which pairs stand in short rows: those of the last micro-batch, or none."""
-
-  def fitted(sizes, length):
-    return first_fit(sizes, length, most_pairs(length) if few_pairs else None)
-
-  row_of = fitted(sizes, length)
+  row_of = _fitted(sizes, length, few_pairs)
   is_left = row_of // rows == row_of.max(initial=0) // rows
   if sizes[is_left].max(initial=0) > length // SHORTER:
     return np.zeros_like(is_left)
-  short_rows = fitted(sizes[is_left], length // SHORTER).max(initial=-1) + 1
+  short = _fitted(sizes[is_left], length // SHORTER, few_pairs)
+  short_rows = short.max(initial=-1) + 1
   return is_left if short_rows <= 3 * rows else np.zeros_like(is_left)
 
 

@@ -22,7 +22,7 @@ def mlp(config, activation, x_RTD, weights, is_real_RT, partition):
   """The experts' branch of one layer: y_RTD.
 
   Under a mesh each device has some of the experts, or a part of each, and all
-  tokens of its rows: it adds up what its experts say of them, and the devices
+  tokens of its rows: it adds up what its experts give for them, and the devices
   add their sums.  So no token moves.
 
   Args:
@@ -44,8 +44,10 @@ def mlp(config, activation, x_RTD, weights, is_real_RT, partition):
     expert_NA -= partition.place(partition.experts) * local
     is_mine_NA = (expert_NA >= 0) & (expert_NA < local)
     is_mine_NA &= is_real_RT.reshape(-1, 1)
-    y_ND = _sent(
-      functools.partial(_said, activation, up, gate, down, local * parts),
+    y_ND = _dispatched(
+      functools.partial(
+        _expert_mlps, activation, up, gate, down, local * parts
+      ),
       x_ND,
       share_NA,
       jnp.where(is_mine_NA, expert_NA, local),
@@ -98,11 +100,11 @@ def route(config, x_ND, router_DX):
   return share_NA, expert_NA
 
 
-def _sent(said, x_ND, share_NA, expert_NA, experts):
-  """y_ND: tokens sorted by expert, what each says of its own, and added up.
+def _dispatched(mlps, x_ND, share_NA, expert_NA, experts):
+  """y_ND: tokens dispatched to their experts, and what these give combined.
 
   Args:
-    said: (rows of tokens, rows of each expert) -> what these say.
+    mlps: (rows of tokens, rows of each expert) -> rows of what these give.
     x_ND: the tokens.
     share_NA: what an expert counts.
     expert_NA: numbers of experts; `experts` stands for none.
@@ -112,7 +114,7 @@ def _sent(said, x_ND, share_NA, expert_NA, experts):
   order_M = jnp.argsort(expert_NA.reshape(-1), stable=True)
   size_X = jnp.bincount(expert_NA.reshape(-1), length=experts + 1)[:experts]
   rows_MD = jnp.broadcast_to(x_ND[:, None], (N, A, x_ND.shape[1]))
-  y_MD = said(_permuted(rows_MD.reshape(N * A, -1), order_M), size_X)
+  y_MD = mlps(_permuted(rows_MD.reshape(N * A, -1), order_M), size_X)
   y_NAD = _permuted(y_MD, jnp.argsort(order_M)).reshape(rows_MD.shape)
   y_ND = jnp.einsum(
     "NAD,NA->ND", y_NAD, share_NA, preferred_element_type=share_NA.dtype
@@ -128,8 +130,8 @@ def _permuted(rows_MD, order_M):
   return rows_MD.at[order_M].get(unique_indices=True, mode="promise_in_bounds")
 
 
-def _said(activation, up, gate, down, experts, rows_MD, size_X):
-  """What the experts say of their rows: SwiGLU of each, and its like."""
+def _expert_mlps(activation, up, gate, down, experts, rows_MD, size_X):
+  """The experts' MLPs, each on its own rows: SwiGLU, and its like."""
   # Of M rows a device's experts are expected to have their even share.
   expected = -(-rows_MD.shape[0] * size_X.size // experts)
 

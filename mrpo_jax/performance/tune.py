@@ -3,7 +3,7 @@
 
 Only what changes numbers by rounding alone is searched: what the backward
 pass keeps, rows, mesh, kernel, and whether references are scored before.  One
-after another, each beside the best of those before: a search takes about a
+after another, each beside the best of those before: a search takes one or two
 dozen plans, and not their product.
 """
 
@@ -31,10 +31,10 @@ NEARLY = 0.02  # of the tokens that are computed
 COMPILED = 3  # shapes of rows, the fullest first
 WORTH = 1.005  # so much faster than the best, or it stays
 MODEL = 1, 2, 4  # sizes of the axis `model`
-KERNELS = {  # that "auto" does not take first
-  "gpu": ("cudnn", "blockwise"),
-  "tpu": ("blockwise",),
-  "cpu": ("xla",),
+KERNELS = {  # beside the one that "auto" takes first
+  "gpu": ("auto", "cudnn", "blockwise"),
+  "tpu": ("auto", "blockwise"),
+  "cpu": ("auto", "xla"),
 }
 
 

@@ -341,45 +341,34 @@ def test_a_program_for_gpus_is_read(gpus):
     assert row["bytes_away"] == pytest.approx(row["bytes"] / 7)
 
 
-def test_cudnn_compiles_where_there_is_none(gpus):
+def compiled_attention(kernel, T, E, trips):
+  """Figures of the gradient of a kernel on 2 rows, compiled for an H100."""
   mesh = parallel.make_mesh(devices=find_target("h100:1").devices)
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
   def argument(shape, dtype=jnp.bfloat16):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-  query, key = argument((2, 256, 4, 256)), argument((2, 256, 2, 256))
-  layout = RowLayout(*[argument((2, 256), jnp.int32)] * 3)
+  query, key = argument((2, T, 4, E)), argument((2, T, 2, E))
+  layout = RowLayout(*[argument((2, T), jnp.int32)] * 3)
 
   def total(query, key, layout):
-    out = kernels.cudnn(query, key, key, layout, scale=0.1, softcap=None)
+    out = kernel(query, key, key, layout, scale=0.1, softcap=None)
     return out.astype(jnp.float32).sum()
 
   step = jax.jit(jax.grad(total, (0, 1)))
-  figures = measured(step, (query, key, layout), mesh, lambda _: None)
+  return measured(step, (query, key, layout), mesh, trips)
+
+
+def test_cudnn_compiles_where_there_is_none(gpus):
+  figures = compiled_attention(kernels.cudnn, 256, 256, lambda _: None)
   assert figures["flops"] == (2 + 5) * 2 * 2 * 4 * 256 * 256 * 256
   assert sum(figures["whole_kernels"].values()) == 2
 
 
 def test_packed_cudnn_compiles_where_there_is_none(gpus):
-  mesh = parallel.make_mesh(devices=find_target("h100:1").devices)
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-  def argument(shape, dtype=jnp.bfloat16):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-
-  query, key = argument((2, 256, 4, 64)), argument((2, 256, 2, 64))
-  layout = RowLayout(*[argument((2, 256), jnp.int32)] * 3)
-
-  def total(query, key, layout):
-    out = kernels.cudnn_packed(query, key, key, layout, scale=0.1, softcap=None)
-    return out.astype(jnp.float32).sum()
-
-  step = jax.jit(jax.grad(total, (0, 1)))
-  figures = measured(
-    step,
-    (query, key, layout),
-    mesh,
+  figures = compiled_attention(
+    *(kernels.cudnn_packed, 256, 64),
     lambda scope: 0.1 if "cudnn_packed" in scope else None,
   )
   # Rows are twice as long inside, where a prompt stands before each response.
@@ -393,7 +382,8 @@ def test_packed_cudnn_compiles_where_there_is_none(gpus):
   [
     ("a100", (), "cudnn"),
     ("h100", (), "cudnn_packed"),
-    ("b200", (0, 0), "cudnn_packed"),
+    ("b200", (), "cudnn_packed"),
+    ("b200", (0, 0), "cudnn"),  # a window is given all the same
     ("h100", (0, 512), "cudnn"),
   ],
 )
@@ -404,7 +394,7 @@ def test_auto_is_packed_where_it_can_be(gpus, name, windows, want):
   assert kernels.fastest(config, "bfloat16", partition) == want
   kernels.check(want, config, "bfloat16", "gpu", partition)
   if want == "cudnn":
-    match = "knows no windows" if any(windows) else "from Hopper on"
+    match = "knows no windows" if windows else "from Hopper on"
     with pytest.raises(ValueError, match=match):
       kernels.check("cudnn_packed", config, "bfloat16", "gpu", partition)
 

@@ -97,7 +97,7 @@ def _check_cudnn(name, config, dtype, partition):
   if config.attention_softcap is not None:
     raise ValueError(f"{name!r} knows no softcap, and this model has one")
   if name == "cudnn_packed":
-    if any(config.layer_windows):
+    if config.layer_windows:
       raise ValueError(
         "'cudnn_packed' knows no windows, and this model has them; 'cudnn' does"
       )
@@ -131,7 +131,7 @@ def fastest(config, dtype, partition):
   device = _device(partition)
   platform, half = device.platform, jnp.dtype(dtype).itemsize == 2
   if platform == "gpu" and half and config.attention_softcap is None:
-    is_packed = _is_hopper(device) and not any(config.layer_windows)
+    is_packed = _is_hopper(device) and not config.layer_windows
     return "cudnn_packed" if is_packed else "cudnn"
   # The partitioner cannot look into Splash.
   alone = partition.mesh is not None or jax.device_count() == 1
