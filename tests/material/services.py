@@ -270,6 +270,7 @@ class _Proxy(http.server.ThreadingHTTPServer):
 @contextlib.contextmanager
 def service(kind):
   """(environment of its clients, Faults) of a service with a bucket."""
+  _forget_clients()
   port = _free_port()
   process = subprocess.Popen(
     _command(kind, port),
@@ -290,6 +291,17 @@ def service(kind):
     proxy.shutdown()
     process.kill()
     process.wait()
+
+
+def _forget_clients():
+  """Of the service before, to whose port fsspec and etils would keep on."""
+  import fsspec
+  from etils.epath import backend
+
+  backend.fsspec_backend._get_filesystem.cache_clear()
+  for protocol in ("gcs", "s3"):
+    with contextlib.suppress(ImportError):  # one that is not installed
+      fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
 
 def _wait(port, process):
