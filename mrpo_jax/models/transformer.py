@@ -179,6 +179,7 @@ def hidden(
   numbers, of_layer = range(config.layers), kernel
   if not callable(kernel):
     numbers, chosen = (), kernels.choose(kernel, config, dtype, partition)
+    layout = kernels.prepare(kernel, config, dtype, layout, partition)
 
     def of_layer(_):
       return chosen

@@ -157,7 +157,7 @@ def _share_seen(rows, used):
       for name in LAYOUT
     )
   )
-  _, _, segments_RX = expansion(layout)
+  segments_RX = expansion(layout).segments_RX
   seen, (R, X) = 0, segments_RX.shape
   for segments_X in np.asarray(segments_RX):
     length_N = np.bincount(segments_X)[1:]

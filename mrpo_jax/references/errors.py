@@ -14,6 +14,7 @@ from mrpo_jax.references.store import (
   ERROR_COLUMNS,
   ERRORS,
   LAYOUTS,
+  begin_table,
   key_of,
   known_pairs,
   lists_of,
@@ -27,7 +28,7 @@ class ErrorColumn:
   """Errors of one denoiser in pairs of images, M noises of each.
 
   A pair's noises follow from its place in the data, so that rows are found by
-  that.  Nothing is made on disk before `write`.
+  that.  Nothing is made on disk before `begin`.
   """
 
   root: str | pathlib.Path
@@ -40,6 +41,10 @@ class ErrorColumn:
   def known(self):
     """The places of all pairs that `read` would find."""
     return set(map(int, known_pairs(self.folder, ERRORS)))
+
+  def begin(self):
+    """See `store.begin_table`."""
+    begin_table(self.folder, self.material, ERROR_COLUMNS)
 
   def write(self, place_P, error_MPC):
     """Adds one file, of the pairs at these places.

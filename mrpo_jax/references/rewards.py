@@ -18,6 +18,7 @@ from mrpo_jax.references.store import (
   REWARD,
   REWARD_COLUMNS,
   REWARDS,
+  begin_table,
   key_of,
   known_pairs,
   rows_of,
@@ -32,7 +33,7 @@ class RewardColumn:
   """What one reward gives to the responses of pairs, beside scores.
 
   Rows are found by the pair as the data have it, not by where a run cuts it:
-  runs of any tokenizer share them.  Nothing is made on disk before `write`.
+  runs of any tokenizer share them.  Nothing is made on disk before `begin`.
   """
 
   root: str | pathlib.Path
@@ -45,6 +46,10 @@ class RewardColumn:
   def known(self):
     """The fingerprints of all pairs that `read` would find."""
     return known_pairs(self.folder, REWARDS)
+
+  def begin(self):
+    """See `store.begin_table`."""
+    begin_table(self.folder, self.material, REWARD_COLUMNS)
 
   def write(self, pairs, reward_PC):
     """Adds one file; of a pair that is repeated the first row counts.
@@ -113,6 +118,7 @@ def _fill_block(column, reward, pairs, fingerprints, places):
   for place in places:
     prompts += [pairs[place].prompt] * len(CHOICES)
     responses += _responses(pairs[place], place)
+  column.begin()  # an answer that nobody can keep would be asked for in vain
   found = reward(prompts, responses)
   reward_PC = np.reshape(found, (len(places), len(CHOICES)))
   column.write([fingerprints[place] for place in places], reward_PC)

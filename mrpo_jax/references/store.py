@@ -130,7 +130,7 @@ def layout_of(schema):
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-  """Scores of one reference; nothing is made on disk before `write`."""
+  """Scores of one reference; nothing is made on disk before `begin`."""
 
   root: str | os.PathLike
   material: dict
@@ -151,6 +151,10 @@ class Store:
   def known(self):
     """The fingerprints of all pairs that `read` would find."""
     return known_pairs(self.folder, self._layout)
+
+  def begin(self):
+    """See `begin_table`."""
+    begin_table(self.folder, self.material, COLUMNS)
 
   def write(self, pairs, scores):
     """Adds one file; equal content gives an equal file.
@@ -192,12 +196,20 @@ class Store:
 # Tables of one key.
 
 
+def begin_table(folder, material, columns):
+  """Makes the folder of a key, with the manifest of what it covers.
+
+  Before long work for it: where nothing can be written is found out now.
+  """
+  files.make_folder(folder)
+  files.write_json(folder / MANIFEST, _manifest(material, columns))
+
+
 def write_table(folder, material, columns, table):
   """Adds a table as one file, beside a manifest of what its key covers."""
   content = parquet_bytes(distinct_pairs(table))
-  files.make_folder(folder)
   if not (folder / MANIFEST).exists():
-    files.write_json(folder / MANIFEST, _manifest(material, columns))
+    begin_table(folder, material, columns)
   name = hashlib.sha256(content).hexdigest()
   files.write_atomically(folder / f"{name}.parquet", content)
 

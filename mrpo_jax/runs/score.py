@@ -206,6 +206,8 @@ class ScorePlan:
     mesh, packing = self.setup.mesh, _for_scores(self.setup.packing)
     missing = self.missing()
     names = list(dict.fromkeys(name for name, _ in missing))
+    for name in names if processes.is_first() else ():
+      self.stores[name].begin()
     steps = {name: self._ahead(name) for name in names}
 
     def place(views):

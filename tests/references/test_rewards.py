@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Columns of rewards in the store: filled once, found by the pair alone."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
 
-from mrpo_jax import cli
+from mrpo_jax import cli, files
 from mrpo_jax.data import source
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.errors import InputError
@@ -68,6 +69,19 @@ def test_what_fails_keeps_the_blocks_before_it(column):
   assert rewards.fill(column, length, PAIRS, IDS) == 4
   # The same neighbours as if nothing had happened.
   assert [prompt for prompt, _ in length.asked[6:12:2]] == ["q3", "q4", "q5"]
+
+
+def test_nothing_is_asked_where_nothing_can_be_written(column, monkeypatch):
+  def read_only(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  assert rewards.fill(column, length, PAIRS[:3], IDS[:3]) == 3
+  monkeypatch.setattr(files, "write_atomically", read_only)
+  length.asked = []
+  with pytest.raises(OSError, match="Read-only"):
+    rewards.fill(column, length, PAIRS, IDS)
+  assert not length.asked
+  assert rewards.fill(column, length, PAIRS[:3], IDS[:3]) == 0
 
 
 def test_a_pair_without_a_reward_is_named(column):

@@ -17,6 +17,7 @@ import pytest
 from mrpo_jax import cli, files
 from mrpo_jax.runs.workdir import PAIRS
 from mrpo_jax.training import checkpoints
+from tests.material import services
 from tests.material.benchmarks import write_benchmarks
 
 pytestmark = pytest.mark.slow
@@ -85,10 +86,10 @@ def alone(data, tmp_path_factory):
   return workdir
 
 
-def together(workdir, argv, *, last=(), hit=None):
+def together(workdir, argv, *, last=(), hit=None, beside=None):
   """`started`, of a run; `hit` is what the last one meets: (signal, step)."""
   argv = ("train", *argv, f"--workdir={workdir}")
-  return started(workdir, argv, last=last, hit=hit)
+  return started(beside or workdir, argv, last=last, hit=hit)
 
 
 def started(path, argv, *, last=(), hit=None):
@@ -185,6 +186,27 @@ def test_a_checkpoint_of_one_process_resumes_in_two_that_stop_together(
   last = checkpoints.steps(workdir)[0]
   assert 10 < last < STEPS
   assert_same_curve(workdir, alone, range(11, last + 1))
+
+
+@pytest.mark.parametrize("kind", services.PACKAGES)
+def test_two_processes_in_a_bucket_go_on_where_one_was_killed(
+  alone, data, tmp_path, monkeypatch, kind
+):
+  if lacks := services.missing(kind):
+    pytest.skip(f"not installed: {', '.join(lacks)}")
+  with services.service(kind) as (environment, _):
+    for name, value in environment.items():
+      monkeypatch.setenv(name, value)
+    workdir = files.path_of(f"{kind}://{services.BUCKET}/run")
+    given = dict(beside=tmp_path / "run")
+    hit = (signal.SIGKILL, STEPS - 2)
+    ends = together(workdir, (*TINY, *data), hit=hit, **given)
+    assert ends[0][0] != 0 and ends[1][0] == -signal.SIGKILL, ends
+    assert checkpoints.steps(workdir)[0] == 20
+    ends = together(workdir, (*TINY, *data), **given)
+    assert [end[0] for end in ends] == [0, 0], ends
+    assert "resuming at step 20" in ends[0][1]
+    assert_same_curve(workdir, alone, range(1, STEPS + 1))
 
 
 def test_ctrl_c_in_one_process_saves_and_ends_all(data, tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """References scored once give what online ones give, and are scored once."""
 
+import errno
 import json
 import os
 import pathlib
@@ -14,9 +15,10 @@ import time
 import numpy as np
 import pytest
 
-from mrpo_jax import cli, hub, progress
+from mrpo_jax import cli, files, hub, progress
 from mrpo_jax.errors import InputError
 from mrpo_jax.references import maintenance, store
+from mrpo_jax.runs import score
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.config.method import chosen_method
 from mrpo_jax.runs.score import ScorePlan
@@ -53,6 +55,24 @@ def scored(inputs, shared):
       assert cli.main(command("score", inputs, folder)) == 0
 
   return shared("scored", run) / "store"
+
+
+@one_device
+def test_no_model_is_read_where_no_score_can_be_written(
+  inputs, tmp_path, monkeypatch, capsys
+):
+  root, write = tmp_path / "store", files.write_together
+
+  def read_only(contents):
+    if any(path.is_relative_to(root) for path in contents):
+      raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(root))
+    write(contents)
+
+  monkeypatch.setattr(files, "write_together", read_only)
+  monkeypatch.setattr(score, "load_reference", None)  # which nobody calls
+  given = command("score", inputs, tmp_path / "run", f"--store={root}")
+  assert cli.main(given) == 2
+  assert f"error: {root}: Read-only file system" in capsys.readouterr().err
 
 
 def with_three(inputs, mode):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from mrpo_jax.errors import InputError
-from mrpo_jax.models.attention.expansion import expansion
+from mrpo_jax.models.attention.expansion import expanded, expansion, folded
 from mrpo_jax.models.attention.layout import sees
 from mrpo_jax.rows import most_pairs
 
@@ -65,25 +65,27 @@ def cudnn_packed(
   _refuse_softcap("cudnn_packed", softcap)
   if window is not None:
     raise ValueError("'cudnn_packed' knows no windows")
-  source_RX, target_RT, segments_RX = expansion(layout)
-  T = layout.segments.shape[1]
-  starts_RM, lengths_RM, fits_R = _sequences(segments_RX, 2 * most_pairs(T))
-  # What cuDNN leaves unwritten past the sequences, gradients too, goes nowhere.
-  is_real_RX = segments_RX > 0
-  source_RX = jnp.where(is_real_RX, source_RX, T)
-
-  def expand(array_RTHE):
-    return jnp.take_along_axis(
-      array_RTHE, source_RX[:, :, None, None], axis=1, mode="fill", fill_value=0
-    )
-
-  expanded = [expand(array) for array in (query_RTHE, key_RSGE, value_RSGE)]
+  made, starts_RM, lengths_RM, fits_R = layout.prepared or sequences(layout)
+  # What cuDNN leaves unwritten past the sequences, gradients too, goes nowhere:
+  # no token has its place there.
+  given = [
+    expanded(array, made) for array in (query_RTHE, key_RSGE, value_RSGE)
+  ]
   with jax.named_scope("cudnn_packed"):
-    out_RXHE = (attend or _attend)(*expanded, starts_RM, lengths_RM, scale)
-  out_RTHE = jnp.take_along_axis(out_RXHE, target_RT[:, :, None, None], axis=1)
-  is_real_RT11 = (layout.segments > 0)[:, :, None, None]
-  out_RTHE = jnp.where(is_real_RT11, out_RTHE, 0)
+    out_RXHE = (attend or _attend)(*given, starts_RM, lengths_RM, scale)
+  out_RTHE = folded(out_RXHE, made)
   return jnp.where(fits_R[:, None, None, None], out_RTHE, jnp.nan)
+
+
+def sequences(layout):
+  """The pairs of a RowLayout as sequences, for `cudnn_packed`.
+
+  Returns:
+    Expansion, and starts_RM, lengths_RM, fits_R: see `_sequences`.
+  """
+  made = expansion(layout)
+  most = 2 * most_pairs(layout.segments.shape[1])
+  return made, *_sequences(made.segments_RX, most)
 
 
 def is_kept(primitive, avals):

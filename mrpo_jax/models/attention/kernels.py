@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec
 
 from mrpo_jax.models.attention import ulysses
 from mrpo_jax.models.attention.blockwise import blockwise
-from mrpo_jax.models.attention.cudnn import cudnn, cudnn_packed
+from mrpo_jax.models.attention.cudnn import cudnn, cudnn_packed, sequences
+from mrpo_jax.models.attention.expansion import expansion
 from mrpo_jax.models.attention.layout import dense
 from mrpo_jax.models.attention.splash import splash
 from mrpo_jax.models.partition import WHOLE
@@ -21,6 +22,9 @@ KERNELS = {
   "cudnn_packed": cudnn_packed,
   "splash": splash,
 }
+# f(layout): what a kernel would else work out in every layer, and once more in
+# every layer of the backward pass.
+PREPARE = {"cudnn_packed": sequences, "splash": expansion}
 PLATFORMS = {"cudnn": "gpu", "cudnn_packed": "gpu", "splash": "tpu"}
 HOPPER = 9.0  # compute capability
 
@@ -115,8 +119,7 @@ def choose(name, config, dtype, partition=WHOLE):
   A GPU takes cuDNN's in half precision, packed where it can be, a TPU Splash,
   all else `blockwise`.  The oracle XLA divides by itself.
   """
-  if name == "auto":
-    name = fastest(config, dtype, partition)
+  name = _resolved(name, config, dtype, partition)
   kernel = KERNELS[name]
   if name == "splash":
     windows = tuple(sorted(set(config.layer_windows))) or (0,)
@@ -124,6 +127,20 @@ def choose(name, config, dtype, partition=WHOLE):
   if name != "xla":
     return divided(kernel, partition)
   return kernel if partition.size(partition.context) == 1 else _by_rows(kernel)
+
+
+def prepare(name, config, dtype, layout, partition=WHOLE):
+  """The RowLayout with what the kernel of that name makes of it."""
+  name = _resolved(name, config, dtype, partition)
+  if name not in PREPARE:
+    return layout
+  rows = PartitionSpec(partition.rows)
+  made = partition.run(PREPARE[name], (rows,), rows)(layout)
+  return layout.replace(prepared=made)
+
+
+def _resolved(name, config, dtype, partition):
+  return fastest(config, dtype, partition) if name == "auto" else name
 
 
 def fastest(config, dtype, partition):
@@ -143,8 +160,7 @@ def of_siblings(name, config, dtype, partition=WHOLE):
 
   Splash and packed cuDNN know two branches, and of pairs a few.
   """
-  if name == "auto":
-    name = fastest(config, dtype, partition)
+  name = _resolved(name, config, dtype, partition)
   return {"splash": "blockwise", "cudnn_packed": "cudnn"}.get(name, name)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention of packed rows: its mask, and the oracle of every kernel."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ class RowLayout:
   positions: jax.Array  # place in the token's own sequence, from 0
   segments: jax.Array  # equal numbers are one pair or sequence; 0 is padding
   branches: jax.Array  # 0 what all have before them; from 1 on, siblings
+  # What a kernel makes of these, the same in all layers; see `kernels.PREPARE`.
+  prepared: Any = None
 
 
 def sees(of, at, of_place_T, at_place_S, window):

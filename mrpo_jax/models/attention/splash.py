@@ -6,7 +6,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.models.attention.expansion import LANES, expansion
+from mrpo_jax.models.attention.expansion import (
+  LANES,
+  expanded,
+  expansion,
+  folded,
+)
 from mrpo_jax.models.attention.layout import SAVED
 
 
@@ -34,15 +39,12 @@ def splash(
   """
   T, H, E = query_RTHE.shape[1:]
   G = key_RSGE.shape[2]
-  source_RX, target_RT, segments_RX = expansion(layout)
-  X = source_RX.shape[1]
+  made = layout.prepared or expansion(layout)
+  X = made.source_RX.shape[1]
 
   def expand(array_RTHE):
-    array_RXHE = jnp.take_along_axis(
-      array_RTHE, source_RX[:, :, None, None], axis=1
-    )
     wide = ((0, 0), (0, 0), (0, 0), (0, -E % LANES))
-    return jnp.pad(array_RXHE, wide).swapaxes(1, 2)
+    return jnp.pad(expanded(array_RTHE, made), wide).swapaxes(1, 2)
 
   query_RHXE = expand(query_RTHE * jnp.asarray(scale, query_RTHE.dtype))
   query_RGMXE = query_RHXE.reshape(-1, G, H // G, X, query_RHXE.shape[-1])
@@ -51,7 +53,7 @@ def splash(
   def of_window(size, query_RGMXE, key_RGXE, value_RGXE):
     kernel = _splash(H // G, X, size, softcap, interpret)
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    return jax.vmap(heads)(query_RGMXE, key_RGXE, value_RGXE, segments_RX)
+    return jax.vmap(heads)(query_RGMXE, key_RGXE, value_RGXE, made.segments_RX)
 
   given = query_RGMXE, key_RGXE, value_RGXE
   if len(windows) == 1:
@@ -61,9 +63,7 @@ def splash(
     of_windows = [functools.partial(of_window, size) for size in windows]
     out_RGMXE = jax.lax.switch(which, of_windows, *given)
   out_RXHE = out_RGMXE.reshape(-1, H, X, out_RGMXE.shape[-1]).swapaxes(1, 2)
-  return jnp.take_along_axis(
-    out_RXHE[..., :E], target_RT[:, :, None, None], axis=1
-  )
+  return folded(out_RXHE[..., :E], made)
 
 
 def _splash(heads, X, window, softcap, interpret):

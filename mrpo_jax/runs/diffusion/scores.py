@@ -59,6 +59,8 @@ def _fill(setup, pairs, column, config, params, title):
   block, known = size * -(-BLOCK // size), column.known()
   blocks = [range(n, min(n + block, count)) for n in range(0, count, block)]
   blocks = [places for places in blocks if not known.issuperset(places)]
+  if blocks:
+    column.begin()
   with Progress(title, sum(map(len, blocks)), "pairs") as progress:
     for places in blocks:
       found = []

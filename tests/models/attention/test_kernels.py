@@ -4,12 +4,15 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrpo_jax.models import parameters, transformer
 from mrpo_jax.models.attention import blockwise, kernels
 from mrpo_jax.models.attention.layout import dense
+from mrpo_jax.performance import nvidia
 from tests.material.attention import (
   CONFIG,
   ROWS,
@@ -92,3 +95,24 @@ def test_every_kernel_runs_somewhere():
   kernels.check("cudnn", CONFIG, "bfloat16", "gpu")
   kernels.check("splash", CONFIG, "float32", "tpu")
   assert kernels.choose("auto", CONFIG, "float32") is blockwise.blockwise
+
+
+@pytest.mark.parametrize("remat", transformer.REMAT)
+@pytest.mark.parametrize("name", kernels.PREPARE)
+def test_what_layers_share_is_worked_out_before_them(monkeypatch, name, remat):
+  nvidia._answer_for_cudnn((9, 0), monkeypatch.setattr)
+  config = dataclasses.replace(CONFIG, layers=2, head_dim=8)
+  layout = layout_of(*ROWS["several"])
+  params = parameters.init(config, jax.random.key(0), "bfloat16")
+  tokens_RT = jnp.ones_like(layout.segments)
+
+  def total(params):
+    given = config, params, tokens_RT, layout
+    hidden_RTD = transformer.hidden(*given, kernel=name, remat=remat)
+    return hidden_RTD.astype(float).sum()
+
+  made = jax.make_jaxpr(jax.grad(total))(params)
+  scans = [one for one in made.eqns if one.primitive.name == "scan"]
+  assert [one.params["length"] for one in scans] == [2, 2]
+  assert "scatter" in str(made)
+  assert not any("scatter" in str(one) for one in scans)
