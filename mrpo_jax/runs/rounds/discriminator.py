@@ -47,26 +47,10 @@ class Discriminator:
       InputError: the folder holds no reward model.
     """
     given = self._given = config.online.discriminator
-    self._mesh, name = mesh, "config.online.discriminator.path"
-    weights, model = policy.section.base.weights, policy.model.config
-    self.fingerprint = f"{policy.identity} with a scalar head"
-    if given.path == POLICY:
-      if isinstance(policy.section.adapter, ImportedAdapter):
-        raise InputError(
-          f"{name}={POLICY!r}: the policy starts from an adapter, which no "
-          "reward model is made of; export it merged, and name that folder"
-        )
-      model, name = with_scalar_head(model), "the policy with a scalar head"
-    else:
-      weights, model = Folder(given.path), hub.read_config(given.path)
-      if model.head != "scalar":
-        raise InputError(
-          f"{name}={given.path}: its model has no scalar head; name a reward "
-          f"model, or {POLICY!r} for the policy's start with a head of zeros"
-        )
-      tokenizer, name = load_tokenizer(given.path), given.path
-      marks = hub.fingerprint(name), tokenizer_fingerprint(tokenizer)
-      self.fingerprint = " ".join(marks)
+    self._mesh = mesh
+    name, weights, model, tokenizer, self.fingerprint = _start(
+      given.path, policy, tokenizer
+    )
     self._base = dataclasses.replace(
       policy.section.base,
       weights=weights,
@@ -172,6 +156,34 @@ class Discriminator:
       if found
     }
     return state, {"discriminator/pairs": len(encoded), **figures}
+
+
+def _start(path, policy, tokenizer):
+  """(name, weights, ModelConfig, tokenizer, fingerprint) of what is trained.
+
+  Raises:
+    InputError: see `Discriminator`.
+  """
+  key = "config.online.discriminator.path"
+  if path == POLICY:
+    if isinstance(policy.section.adapter, ImportedAdapter):
+      raise InputError(
+        f"{key}={POLICY!r}: the policy starts from an adapter, which no "
+        "reward model is made of; export it merged, and name that folder"
+      )
+    name, model = "the policy with a scalar head", policy.model.config
+    fingerprint = f"{policy.identity} with a scalar head"
+    weights = policy.section.base.weights
+    return name, weights, with_scalar_head(model), tokenizer, fingerprint
+  model = hub.read_config(path)
+  if model.head != "scalar":
+    raise InputError(
+      f"{key}={path}: its model has no scalar head; name a reward model, or "
+      f"{POLICY!r} for the policy's start with a head of zeros"
+    )
+  tokenizer = load_tokenizer(path)
+  fingerprint = f"{hub.fingerprint(path)} {tokenizer_fingerprint(tokenizer)}"
+  return path, Folder(path), model, tokenizer, fingerprint
 
 
 def _all_rewards(config, pairs, computation, params, parts):
