@@ -98,8 +98,16 @@ def route(config, x_ND, router_DX):
     precision="highest",
     preferred_element_type=wide,
   )
-  share_NA, expert_NA = jax.lax.top_k(
-    jax.nn.softmax(score_NX, axis=-1), config.experts_per_token
+  share_NX = jax.nn.softmax(score_NX, axis=-1)
+  _, expert_NA = jax.lax.top_k(
+    jax.lax.stop_gradient(share_NX), config.experts_per_token
+  )
+  # Kept where the products are whose rows stand in their order: chosen anew for
+  # the backward pass, of two shares that rounding tells apart the other might
+  # be the larger one, and every row between both experts another token's.
+  expert_NA = checkpoint_name(expert_NA, SAVED)
+  share_NA = jnp.take_along_axis(
+    share_NX, expert_NA, axis=-1, mode="promise_in_bounds"
   )
   if config.shares_sum_to_one:
     share_NA /= jnp.sum(share_NA, axis=-1, keepdims=True)

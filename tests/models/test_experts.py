@@ -251,6 +251,15 @@ def test_what_is_kept_is_not_computed_again():
   assert loops(CONFIG, "full") == 2 + 12
 
 
+@pytest.mark.parametrize(
+  "remat, times", [("none", 1), ("dots", 1), ("full", 2)]
+)
+def test_experts_are_chosen_once_where_their_products_are_kept(remat, times):
+  run = functools.partial(summed, CONFIG, WHOLE, remat)
+  program = str(jax.make_jaxpr(run)(parameters.abstract(CONFIG), SEGMENTS))
+  assert program.count("top_k[") == times
+
+
 def test_frozen_experts_have_no_gradient():
   assert loops(CONFIG, "dots", lora.Adapter(2, 4.0)) == 2 + 6
 
