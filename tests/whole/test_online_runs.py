@@ -16,7 +16,6 @@ from mrpo_jax.runs.inference.reward import RewardModel
 from mrpo_jax.runs.inference.sampler import Sampler
 from mrpo_jax.runs.rounds.labels import Labels
 from mrpo_jax.runs.rounds.rollout_rounds import harmonic_mean
-from mrpo_jax.runs.setup import set_up
 from mrpo_jax.training import checkpoints
 from tests.material.runs import (
   ROOT,
@@ -393,27 +392,6 @@ def test_a_supervised_loss_has_no_rounds(tmp_path):
   config |= {"loss": {"name": "nll"}, "references": {"names": ()}}
   with pytest.raises(InputError, match="trains on no pairs of a policy's own"):
     chosen_method(read(config))
-
-
-def on_a_mesh(tmp_path, mesh, **policy):
-  """The Setup of a run with a discriminator on eight devices."""
-  values = load(f"{ROOT}/configs/d2po.py:debug").to_dict()
-  values["mesh"] = {"data": -1, **mesh}
-  values["policy"] |= policy
-  return set_up(read(values), tmp_path / "w")
-
-
-def test_a_discriminator_is_split_by_the_rules_of_its_run(tmp_path):
-  mesh = dict(model=4, rules=dict(kv_heads="", heads=""))
-  state = on_a_mesh(tmp_path, mesh).labels.create()
-  key = state["discriminator"].params["blocks"]["key"]
-  assert key.sharding.is_fully_replicated
-
-
-def test_a_discriminator_whose_heads_cannot_be_shared_is_refused(tmp_path):
-  match = "the policy with a scalar head: .* heads .* mesh.context=8 does not"
-  with pytest.raises(InputError, match=match):
-    on_a_mesh(tmp_path, dict(context=8), kernel="xla")
 
 
 COUNTING = """
