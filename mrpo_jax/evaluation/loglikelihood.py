@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mrpo_jax.errors import InputError, StoppedRun
+from mrpo_jax.errors import InputError, StoppedRun, blames
 from mrpo_jax.evaluation import trees
 from mrpo_jax.models import packed
 from mrpo_jax.models.attention import kernels
@@ -57,8 +57,11 @@ class Scorer:
       partition: Partition of the activations over a mesh.
 
     Raises:
-      InputError: the model does not allow so many tokens.
+      InputError: the model does not allow so many tokens, or devices that
+        share rows cannot share its heads.
     """
+    with blames(f"scores of this {config.family}"):
+      kernels.check_heads(kernel, config, partition)
     self.config, self.row = config, row
     bound = config.longest or config.max_positions
     if longest is not None and not 0 < longest <= bound:
@@ -67,6 +70,7 @@ class Scorer:
       )
     self.longest = longest or bound
     self._rows = partition.size(partition.rows)
+    self._shares = partition.size(partition.context)  # of a row's tokens
     self._figures = jax.jit(
       functools.partial(_figures, config, kernel, dtype, partition)
     )
@@ -149,7 +153,8 @@ class Scorer:
         batch = some[first : first + self._rows]
         tokens = sum(tree.tokens for row in batch for tree in row)
         batch += [[]] * (self._rows - len(batch))
-        yield *trees.packed(batch, length), tokens
+        whole = -(-length // self._shares) * self._shares
+        yield *trees.packed(batch, whole), tokens
 
 
 def _check(config, longest, context, continuation):

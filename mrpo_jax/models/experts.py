@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from mrpo_jax.models import grouped
 from mrpo_jax.models.attention.layout import SAVED
-from mrpo_jax.models.weights import GROUP, dense
+from mrpo_jax.models.weights import dense
 
 
 def mlp(config, activation, x_RTD, weights, is_real_RT, partition):
@@ -66,13 +66,19 @@ def mlp(config, activation, x_RTD, weights, is_real_RT, partition):
   )
 
 
-def check_groups(config, kind, partition):
-  """Raises ValueError where devices would share a group of int4 weights."""
+def check_groups(config, group, partition):
+  """Raises ValueError where devices would share a group of int4 weights.
+
+  Args:
+    config: ModelConfig.
+    group: inputs that share a scale in int4; None of other weights.
+    partition: Partition of the model over a mesh.
+  """
   devices = partition.size(partition.expert_mlp)
-  groups = config.mlp_width // GROUP
-  if config.experts and kind == "int4" and groups > 1 and groups % devices:
+  groups = config.mlp_width // group if config.experts and group else 1
+  if groups > 1 and groups % devices:
     raise ValueError(
-      f"blocks.expert_down: {groups} groups of {GROUP} do not divide over "
+      f"blocks.expert_down: {groups} groups of {group} do not divide over "
       f"{devices} devices; take int8, or an empty mesh.rules.expert_mlp"
     )
 
@@ -92,8 +98,16 @@ def route(config, x_ND, router_DX):
     precision="highest",
     preferred_element_type=wide,
   )
-  share_NA, expert_NA = jax.lax.top_k(
-    jax.nn.softmax(score_NX, axis=-1), config.experts_per_token
+  share_NX = jax.nn.softmax(score_NX, axis=-1)
+  _, expert_NA = jax.lax.top_k(
+    jax.lax.stop_gradient(share_NX), config.experts_per_token
+  )
+  # Kept where the products are whose rows stand in their order: chosen anew for
+  # the backward pass, of two shares that rounding tells apart the other might
+  # be the larger one, and every row between both experts another token's.
+  expert_NA = checkpoint_name(expert_NA, SAVED)
+  share_NA = jnp.take_along_axis(
+    share_NX, expert_NA, axis=-1, mode="promise_in_bounds"
   )
   if config.shares_sum_to_one:
     share_NA /= jnp.sum(share_NA, axis=-1, keepdims=True)

@@ -399,10 +399,10 @@ def _computation(policy, section, model, mesh):
   partition = parallel.partition_of(mesh, dict(section.base.rules))
   dtype = policy.compute or section.base.dtype
   platform = mesh.devices.flat[0].platform
-  with blames("config.policy.kernel"):
+  with blames(f"config.policy.kernel: {section.key}"):
     kernels.check(policy.kernel, model, dtype, platform, partition)
   with blames(f"config.{section.key}.quantize"):
-    experts.check_groups(model, section.base.quantize, partition)
+    experts.check_groups(model, section.base.group, partition)
   return Computation(
     kernel=policy.kernel,
     remat=policy.remat if section.is_policy else "none",

@@ -96,6 +96,25 @@ def test_scores_are_those_of_each_request_alone(rng, config):
     assert [one for _, one in got] == [one for _, one in want]
 
 
+def test_devices_share_rows_of_a_length_that_they_do_not_divide(rng):
+  config = dataclasses.replace(CONFIG, vocab_size=39, heads=3, width=18)
+  params, requests = params_of(config), random_trees(rng, 12)
+  mesh = parallel.make_mesh(data=2, context=3, devices=jax.devices()[:6])
+  partition = parallel.partition_of(mesh)
+  split = jax.device_put(params, parallel.param_shardings(config, mesh))
+  got = Scorer(config, row=64, partition=partition).scores(split, requests)
+  want = Scorer(config, row=64).scores(params, requests)
+  np.testing.assert_allclose(
+    [logp for logp, _ in got], [logp for logp, _ in want], atol=2e-5
+  )
+
+
+def test_heads_that_devices_of_a_row_cannot_share_are_refused():
+  mesh = parallel.make_mesh(data=2, context=4)
+  with pytest.raises(InputError, match="2 heads.*mesh.context=4 does not"):
+    Scorer(CONFIG, partition=parallel.partition_of(mesh))
+
+
 def test_rows_have_few_lengths():
   lengths = [row_length(used, 4096) for used in (1, 256, 257, 1024, 1025, 4097)]
   assert lengths == [256, 256, 1024, 1024, 4096, 8192]

@@ -18,7 +18,7 @@ from mrpo_jax.training import checkpoints, train_state
 from tests.material.config import get_config
 
 
-def run_of(workdir, source, poison=False, moved=0.0, **policy):
+def run_of(workdir, source, poison=False, moved=0.0, rules=None, **policy):
   """A workdir that stands at step 1: the start of the run, and no more.
 
   Args:
@@ -26,10 +26,12 @@ def run_of(workdir, source, poison=False, moved=0.0, **policy):
     source: folder of the policy, beside `pairs.jsonl`.
     poison: is a number of the weights not finite?
     moved: what is added to every number that is trained.
+    rules: config.mesh.rules.
     **policy: keys of config.policy.
   """
   values = get_config(f"dpo,inputs={source.parent}").to_dict()
   values["policy"] |= {"path": str(source), **policy}
+  values["mesh"] = {**values.get("mesh", {}), "rules": rules or {}}
   config = read(values)
   section = config.models()["policy"]
   tokenizer = with_template(

@@ -251,6 +251,15 @@ def test_what_is_kept_is_not_computed_again():
   assert loops(CONFIG, "full") == 2 + 12
 
 
+@pytest.mark.parametrize(
+  "remat, times", [("none", 1), ("dots", 1), ("full", 2)]
+)
+def test_experts_are_chosen_once_where_their_products_are_kept(remat, times):
+  run = functools.partial(summed, CONFIG, WHOLE, remat)
+  program = str(jax.make_jaxpr(run)(parameters.abstract(CONFIG), SEGMENTS))
+  assert program.count("top_k[") == times
+
+
 def test_frozen_experts_have_no_gradient():
   assert loops(CONFIG, "dots", lora.Adapter(2, 4.0)) == 2 + 6
 
@@ -388,18 +397,19 @@ def test_what_is_not_computed_is_refused(changes, words):
 
 
 @pytest.mark.parametrize(
-  "width,kind,devices,fits",
-  [(96, "int4", 2, False), (96, "int8", 2, True), (128, "int4", 2, True)]
-  + [(32, "int4", 2, True), (64, "int4", 4, False), (96, "", 2, True)],
+  "width,group,devices,fits",
+  [(96, 32, 2, False), (96, None, 2, True), (128, 32, 2, True)]
+  + [(32, 32, 2, True), (64, 32, 4, False), (96, 16, 2, True)]
+  + [(48, 16, 2, False), (96, 48, 2, True), (96, 96, 2, True)],
 )
 def test_groups_that_devices_would_share_are_refused(
-  width, kind, devices, fits
+  width, group, devices, fits
 ):
   mesh = parallel.make_mesh(data=-1, model=devices)
   rules = dict(experts="", expert_mlp="model")
   partition = parallel.partition_of(mesh, rules)
   config = dataclasses.replace(CONFIG, mlp_width=width)
   if fits:
-    return experts.check_groups(config, kind, partition)
-  with pytest.raises(ValueError, match="groups of 32 do not divide over"):
-    experts.check_groups(config, kind, partition)
+    return experts.check_groups(config, group, partition)
+  with pytest.raises(ValueError, match=f"groups of {group} do not divide over"):
+    experts.check_groups(config, group, partition)

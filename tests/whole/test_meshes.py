@@ -17,12 +17,14 @@ from mrpo_jax import hub, losses, parallel
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import read
 from mrpo_jax.models import lora, parameters
+from mrpo_jax.runs.config import load as load_config
 from mrpo_jax.runs.config import read as read_config
 from mrpo_jax.runs.data import Tokenizers
 from mrpo_jax.runs.models import describe_models, load_models
 from mrpo_jax.runs.program import Program
-from mrpo_jax.runs.setup import Setup, mesh_of
+from mrpo_jax.runs.setup import Setup, mesh_of, set_up
 from mrpo_jax.training.objective import Objective
+from tests.material.runs import ROOT
 
 SLOW = pytest.mark.slow
 STEPS = 8  # of the 20
@@ -192,3 +194,24 @@ def test_keys_stay_whole_where_the_rules_say_so():
   partition = models["policy"].model.computation.partition
   assert partition.heads == ("model",) and partition.kv_heads == ()
   assert math.prod(mesh.shape.values()) == 8
+
+
+def discriminated(tmp_path, mesh, **policy):
+  """The Setup of a run with a discriminator on that mesh."""
+  values = load_config(f"{ROOT}/configs/d2po.py:debug").to_dict()
+  values["mesh"] = {"data": -1, **mesh}
+  values["policy"] |= policy
+  return set_up(read_config(values), tmp_path / "w")
+
+
+def test_a_discriminator_is_split_by_the_rules_of_its_run(tmp_path):
+  mesh = dict(model=4, rules=dict(kv_heads="", heads=""))
+  state = discriminated(tmp_path, mesh).labels.create()
+  key = state["discriminator"].params["blocks"]["key"]
+  assert key.sharding.is_fully_replicated
+
+
+def test_a_discriminator_whose_heads_cannot_be_shared_is_refused(tmp_path):
+  match = "the policy with a scalar head: .* heads .* mesh.context=8 does not"
+  with pytest.raises(InputError, match=match):
+    discriminated(tmp_path, dict(context=8), kernel="xla")

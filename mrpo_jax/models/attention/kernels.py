@@ -80,6 +80,16 @@ def own_keys(partition, H, G):
 def check(name, config, dtype, platform=None, partition=WHOLE):
   """Raises ValueError where that kernel cannot run this model."""
   platform = platform or jax.default_backend()
+  check_heads(name, config, partition)
+  needed = PLATFORMS.get(name, platform)
+  if platform != needed:
+    raise ValueError(f"{name!r} runs on a {needed}, this is a {platform}")
+  if needed == "gpu" and name in PLATFORMS:
+    _check_cudnn(name, config, dtype, partition)
+
+
+def check_heads(name, config, partition):
+  """Raises ValueError where devices that share rows cannot share the heads."""
   context = partition.size(partition.context)
   heads = config.heads // partition.size(partition.heads)
   if name != "xla" and heads % context:
@@ -88,11 +98,6 @@ def check(name, config, dtype, platform=None, partition=WHOLE):
       f"of queries, and mesh.context={context} does not divide them; choose "
       "one that does"
     )
-  needed = PLATFORMS.get(name, platform)
-  if platform != needed:
-    raise ValueError(f"{name!r} runs on a {needed}, this is a {platform}")
-  if needed == "gpu" and name in PLATFORMS:
-    _check_cudnn(name, config, dtype, partition)
 
 
 def _check_cudnn(name, config, dtype, partition):

@@ -17,9 +17,11 @@ from mrpo_jax.data import source as rows_source
 from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.table import encode_table
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.evaluation import pairs as figures_of
+from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.packed import Computation
+from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.references import score
 from mrpo_jax.runs.config.method import reward_beta
 from mrpo_jax.runs.evaluation import RESULTS
@@ -150,6 +152,10 @@ def _models(source, reference):
     found["reference"] = find_model(
       source._replace(model=reference, workdir="", step="", template="")
     )
+  for one in found.values():
+    with blames(f"--mesh: {one.name}"):
+      partition = one.forward.get("partition", WHOLE)
+      kernels.check_heads("auto", one.config, partition)
   return found
 
 

@@ -33,12 +33,13 @@ def evaluate(source, tasks, to, *, log_samples=False, slots=None, **given):
     one = model.find_model(source)
     ends, _ = model.ends(one, chats=given.get("apply_chat_template", False))
     lm = evaluation.HarnessLM(
-      *(one.config, one.load(), one.tokenizer),
+      *(one.config, None, one.tokenizer),
       name=one.name,
       stop_ids=tuple(ends),
       slots=slots,
       **one.forward,
     )
+    lm.params = one.load()
     results = evaluation.evaluate_tasks(
       lm, found, log_samples=log_samples, **given
     )

@@ -23,8 +23,9 @@ from mrpo_jax.data.tokenizer import (
 )
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.hub.folder import GENERATION, generation_config
-from mrpo_jax.models import lora, parameters, weights
+from mrpo_jax.models import experts, lora, parameters, weights
 from mrpo_jax.models.config import ModelConfig
+from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.runs import memory
 from mrpo_jax.runs.inference.policy import (
   adapted_params,
@@ -154,6 +155,10 @@ def _of_run(source, mesh, date):
   identity |= {"workdir": os.path.abspath(source.workdir), "step": found.step}
   rules = _rules(found.model, mesh, dict(found.section.base.rules))
   compute = None if source.dtype else found.config.policy.compute or None
+  base, forward = _base(source, found.section.base), _forward(mesh, rules)
+  with blames("--quantize"):
+    partition = forward.get("partition", WHOLE)
+    experts.check_groups(found.model, base.group, partition)
   return InferenceModel(
     found.model,
     tokenizer,
@@ -161,12 +166,22 @@ def _of_run(source, mesh, date):
     name=f"step {found.step} of {source.workdir}",
     folder=found.origin,
     conversations=found.config.data.conversations,
-    forward=_forward(mesh, rules) | {"dtype": compute},
-    load=functools.partial(_policy, source, found, mesh, rules),
+    forward=forward | {"dtype": compute},
+    load=functools.partial(_policy, source, found, base, mesh, rules),
   )
 
 
-def _policy(source, found, mesh, rules):
+def _base(source, base):
+  """The Base of a run's policy with the dtype and integers that flags name."""
+  if source.dtype:
+    base = dataclasses.replace(base, dtype=source.dtype)
+  if source.quantize and source.quantize != base.quantize:
+    group = weights.GROUP if source.quantize == "int4" else None
+    base = dataclasses.replace(base, quantize=source.quantize, group=group)
+  return base
+
+
+def _policy(source, found, base, mesh, rules):
   """The parameters of a checkpoint where they are used."""
 
   def place(tree, table):
@@ -178,12 +193,6 @@ def _policy(source, found, mesh, rules):
   table = parameters.table(found.model)
   if found.adapter is None:
     return _quantized(source, found.model, place(found.params, table))
-  base = found.section.base
-  if source.dtype:
-    base = dataclasses.replace(base, dtype=source.dtype)
-  if source.quantize and source.quantize != base.quantize:
-    group = weights.GROUP if source.quantize == "int4" else None
-    base = dataclasses.replace(base, quantize=source.quantize, group=group)
   own = lora.adapter_table(table, found.adapter)
   return adapted_params(found, base, lambda tree: place(tree, own), mesh)
 

@@ -11,8 +11,9 @@ import numpy as np
 from mrpo_jax import hub, losses, parallel, processes
 from mrpo_jax.data.batches import Packing
 from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from mrpo_jax.errors import InputError
+from mrpo_jax.errors import InputError, blames
 from mrpo_jax.models import packed, parameters
+from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.families.read import with_scalar_head
 from mrpo_jax.rows import micro_batch, micro_batches
 from mrpo_jax.runs.config import Folder
@@ -57,6 +58,7 @@ class Discriminator:
       head="scalar",
       dtype="float32",
       quantize="",
+      group=None,
     )
     self._model = model
     self._texts = ResponseTexts(
@@ -70,7 +72,11 @@ class Discriminator:
       process=share,
       processes=shares,
     )
-    computation = packed.Computation(partition=parallel.partition_of(mesh))
+    rules = dict(self._base.rules)
+    partition = parallel.partition_of(mesh, rules)
+    with blames(name):
+      kernels.check_heads("auto", model, partition)
+    computation = packed.Computation(partition=partition)
     objective = Objective(
       pairs=self._packing.batch,
       policy=Model(model, computation=computation),
@@ -83,7 +89,7 @@ class Discriminator:
       peak_lr=given.peak_lr, steps=1, warmup=0.0, end_lr_share=1.0
     )
     table = parameters.table(model)
-    shardings = train_state.shardings(table, transformation, mesh, {})
+    shardings = train_state.shardings(table, transformation, mesh, {}, rules)
     self._create = jax.jit(
       functools.partial(
         train_state.create, transformation=transformation, method_state={}

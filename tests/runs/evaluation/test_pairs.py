@@ -202,6 +202,20 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
   assert not (tmp_path / "to").exists()
 
 
+def test_devices_that_cannot_share_the_heads_of_a_row_are_refused(
+  inputs, tmp_path
+):
+  files.write_lines(tmp_path / "p.jsonl", PAIRS)
+  mesh = dict(data=1, context=4)
+  base, third = (str(inputs / name) for name in ("base", "third"))
+  with pytest.raises(InputError, match="2 heads of queries.*mesh.context=4"):
+    evaluate_pairs(
+      *(Source(model=base, mesh=mesh), tmp_path / "p.jsonl", tmp_path / "to"),
+      reference=third,
+    )
+  assert not (tmp_path / "to").exists()
+
+
 @pytest.mark.parametrize("key", ["pair", "text", "prompt", "policy", "tokens"])
 @pytest.mark.parametrize(
   "value", [None, "x", 1.5, True, [], [1], [1, "x"], [1, None], {}, -1]

@@ -21,6 +21,8 @@ from mrpo_jax.runs.inference.policy import adapted_params, read_checkpoint
 from tests.material.rescored import logp_of
 from tests.material.rows import user
 from tests.material.standing import run_of
+from tests.whole.test_expert_runs import MIXTRAL
+from tests.whole.test_other_families import add_model
 
 NEW = 12
 PROMPTS = [
@@ -433,6 +435,22 @@ def test_the_weights_of_a_run_are_held_as_asked(
   assert "bfloat16" in kinds and (quantize in kinds) == bool(quantize)
   if not quantize:
     assert kinds == {"bfloat16"}
+
+
+def test_devices_that_would_share_a_scale_of_experts_are_refused(
+  inputs, tmp_path
+):
+  values = dict(MIXTRAL, intermediate_size=96)  # 3 groups of 32
+  add_model(tmp_path, "experts", values, load_tokenizer(inputs / "base"))
+  rules = dict(experts="", expert_mlp="model")
+  (tmp_path / "run").mkdir()
+  run_of(tmp_path / "run", tmp_path / "experts", rules=rules)
+  asked_for = Source(
+    workdir=str(tmp_path / "run"), quantize="int8", mesh=dict(data=1, model=2)
+  )
+  assert model.find_model(asked_for).config.experts == 4
+  with pytest.raises(InputError, match="--quantize: .* 3 groups of 32 do not"):
+    model.find_model(asked_for._replace(quantize="int4"))
 
 
 def test_what_the_devices_cannot_hold_is_refused_before(
