@@ -89,7 +89,7 @@ setuptools.setup(
       "filelock>=3.16",
       "pytest-xdist>=3.6",
       "ruff>=0.9",
-      "setuptools>=65.5",
+      "setuptools>=66.1",
       *TENSORBOARD,
       *itertools.chain(*TRACKERS.values()),
       *PLOT,

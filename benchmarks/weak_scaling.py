@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does what a device sends stay the same when devices and batch both grow?
 
-  python -m benchmarks.weak_scaling --config=FILE[:args] --fsdp=8 TOPOLOGY ...
+  python -m benchmarks.weak_scaling --config=FILE[:args] --fsdp=4 TOPOLOGY ...
 
 Pairs of a step and rows of a micro-batch grow with the devices.  Weights are
 split over --fsdp devices, or over all, and `data` grows.  Compiled ahead of

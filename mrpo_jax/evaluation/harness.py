@@ -47,8 +47,8 @@ class HarnessLM(TemplateLM):
 
     Args:
       config: ModelConfig.
-      params: its parameters; `lm.params = others` of the same shapes compiles
-        nothing anew.
+      params: its parameters, or None until they are set; `lm.params = others`
+        of the same shapes compiles nothing anew.
       tokenizer: a Hugging Face tokenizer.
       stop_ids: tokens that end what is generated, beside the end tokens of
         tokenizer and model.

@@ -28,7 +28,7 @@ class ErrorColumn:
   """Errors of one denoiser in pairs of images, M noises of each.
 
   A pair's noises follow from its place in the data, so that rows are found by
-  that.  Nothing is made on disk before `begin`.
+  that.  Nothing is made on disk before `begin` or `write`.
   """
 
   root: str | pathlib.Path

@@ -33,7 +33,8 @@ class RewardColumn:
   """What one reward gives to the responses of pairs, beside scores.
 
   Rows are found by the pair as the data have it, not by where a run cuts it:
-  runs of any tokenizer share them.  Nothing is made on disk before `begin`.
+  runs of any tokenizer share them.  Nothing is made on disk before `begin` or
+  `write`.
   """
 
   root: str | pathlib.Path
@@ -98,12 +99,17 @@ def fill(column, reward, pairs, fingerprints, *, part=(0, 1), title="rewards"):
     For how many pairs the reward was asked.
 
   Raises:
-    InputError: the reward fails, or a pair has responses that no reward is
-      for; what was written before stays.
+    InputError: a pair has responses that no reward is for, before the first is
+      asked for; or the reward fails, and what was written before stays.
+    OSError: nothing can be written.
   """
   known = known_to_all(column, fingerprints)
   blocks = list(missing_batches(known, fingerprints, BLOCK, part))
   total = sum(map(len, blocks))
+  for place in (place for places in blocks for place in places):
+    _responses(pairs[place], place)
+  if blocks and processes.is_first():
+    column.begin()  # an answer that nobody can keep would be asked for in vain
   with Progress(title, total, "pairs") as progress:
     for places in blocks:
       if processes.is_first():
@@ -118,7 +124,6 @@ def _fill_block(column, reward, pairs, fingerprints, places):
   for place in places:
     prompts += [pairs[place].prompt] * len(CHOICES)
     responses += _responses(pairs[place], place)
-  column.begin()  # an answer that nobody can keep would be asked for in vain
   found = reward(prompts, responses)
   reward_PC = np.reshape(found, (len(places), len(CHOICES)))
   column.write([fingerprints[place] for place in places], reward_PC)

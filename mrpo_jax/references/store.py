@@ -130,7 +130,7 @@ def layout_of(schema):
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-  """Scores of one reference; nothing is made on disk before `begin`."""
+  """Scores of one reference; nothing is made before `begin` or `write`."""
 
   root: str | os.PathLike
   material: dict
@@ -199,17 +199,23 @@ class Store:
 def begin_table(folder, material, columns):
   """Makes the folder of a key, with the manifest of what it covers.
 
-  Before long work for it: where nothing can be written is found out now.
+  Before long work for it: where nothing can be written is found out now; in a
+  bucket that has the manifest already, by the first rows.
+
+  Raises:
+    OSError: nothing can be written there.
   """
   files.make_folder(folder)
-  files.write_json(folder / MANIFEST, _manifest(material, columns))
+  if (folder / MANIFEST).exists():
+    files.refuse_read_only(folder)
+  else:
+    files.write_json(folder / MANIFEST, _manifest(material, columns))
 
 
 def write_table(folder, material, columns, table):
   """Adds a table as one file, beside a manifest of what its key covers."""
   content = parquet_bytes(distinct_pairs(table))
-  if not (folder / MANIFEST).exists():
-    begin_table(folder, material, columns)
+  begin_table(folder, material, columns)
   name = hashlib.sha256(content).hexdigest()
   files.write_atomically(folder / f"{name}.parquet", content)
 

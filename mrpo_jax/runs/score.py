@@ -201,14 +201,15 @@ class ScorePlan:
     Raises:
       InputError: the devices cannot hold one; before the first is scored; or a
         reward fails.
+      OSError: nothing can be written into the store; before a model is read.
     """
     self.rewards.fill(part=part)
     mesh, packing = self.setup.mesh, _for_scores(self.setup.packing)
     missing = self.missing()
     names = list(dict.fromkeys(name for name, _ in missing))
+    steps = {name: self._ahead(name) for name in names}
     for name in names if processes.is_first() else ():
       self.stores[name].begin()
-    steps = {name: self._ahead(name) for name in names}
 
     def place(views):
       return [parallel.global_rows(view, mesh) for view in views]

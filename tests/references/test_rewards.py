@@ -75,9 +75,14 @@ def test_nothing_is_asked_where_nothing_can_be_written(column, monkeypatch):
   def read_only(*_, **__):
     raise OSError(errno.EROFS, "Read-only file system")
 
+  with monkeypatch.context() as patch:
+    patch.setattr(files, "write_atomically", read_only)
+    with pytest.raises(OSError, match="Read-only"):
+      rewards.fill(column, length, PAIRS, IDS)
+  assert not length.asked
   assert rewards.fill(column, length, PAIRS[:3], IDS[:3]) == 3
-  monkeypatch.setattr(files, "write_atomically", read_only)
   length.asked = []
+  monkeypatch.setattr(files, "refuse_read_only", read_only)  # it has rows now
   with pytest.raises(OSError, match="Read-only"):
     rewards.fill(column, length, PAIRS, IDS)
   assert not length.asked

@@ -9,21 +9,10 @@ from mrpo_jax import files
 from mrpo_jax.data.tokenizer import load_tokenizer
 from tests.material.benchmarks import write_benchmarks
 from tests.material.config import CONFIG
+from tests.material.families import MIXTRAL, QWEN3_MOE, add_model
 from tests.material.runs import assert_equal_runs, mrpo, on_one_device, untimed
-from tests.whole.test_other_families import SMALL, add_model
 
 pytestmark = pytest.mark.slow
-MIXTRAL = dict(
-  SMALL, model_type="mixtral", num_local_experts=4, num_experts_per_tok=2
-)
-QWEN3_MOE = dict(
-  SMALL,
-  model_type="qwen3_moe",
-  num_experts=8,
-  num_experts_per_tok=3,
-  moe_intermediate_size=16,
-  norm_topk_prob=True,
-)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +84,12 @@ def test_what_is_exported_answers_and_is_judged(
   )
   assert len(files.read_lines(tmp_path / "said.jsonl")) == 3
   data = shared("benchmarks", write_benchmarks)
-  assert not mrpo(
-    *("evaluate", f"--model={model}", f"--data={data}", "--limit=2"),
-    *("--tasks=truthfulqa_mc2", f"--to={tmp_path}/results"),
-  )
-  results = files.read_json(tmp_path / "results" / "results.json")["results"]
-  assert 0 < results["truthfulqa_mc2"]["acc,none"] < 1
+  figures = []
+  for n, which in enumerate([f"--model={model}", f"--workdir={alone}"]):
+    assert not mrpo(
+      *("evaluate", which, f"--data={data}", "--limit=2"),
+      *("--tasks=truthfulqa_mc2", f"--to={tmp_path}/{n}"),
+    )
+    found = files.read_json(tmp_path / str(n) / "results.json")["results"]
+    figures.append(found["truthfulqa_mc2"]["acc,none"])
+  assert figures[0] == figures[1]

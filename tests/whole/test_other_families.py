@@ -12,18 +12,9 @@ from mrpo_jax import cli, files, hub
 from mrpo_jax.data import encode, formats, truncate
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.models import transformer
-from mrpo_jax.models.families.read import config_from_hf
 from tests.material.config import CONFIG, LIMITS
-from tests.material.inputs import random_params, save
+from tests.material.families import SMALL, add_model
 
-SMALL = dict(
-  hidden_size=32,
-  num_hidden_layers=2,
-  num_attention_heads=4,
-  num_key_value_heads=2,
-  head_dim=8,
-  intermediate_size=48,
-)
 # Windows shorter than a sequence, and soft-caps that matter.
 GEMMA2 = dict(
   SMALL,
@@ -34,19 +25,6 @@ GEMMA2 = dict(
   final_logit_softcapping=4.0,
 )
 QWEN3 = dict(SMALL, model_type="qwen3", tie_word_embeddings=True)
-
-
-def add_model(folder, name, values, tokenizer):
-  """A random model of a family beside its tokenizer."""
-  config = config_from_hf(values | {"vocab_size": len(tokenizer)})
-  params = random_params(config, seed=3)
-  leaves, treedef = jax.tree.flatten(jax.device_get(params))
-  rng = np.random.default_rng(4)
-  leaves = [
-    leaf + np.float32(0.2) * rng.normal(size=leaf.shape).astype(leaf.dtype)
-    for leaf in leaves
-  ]
-  save(folder / name, config, jax.tree.unflatten(treedef, leaves), tokenizer)
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]

@@ -14,14 +14,14 @@ LANES = 128  # rows are multiples of them: Splash wants that, and heads too
 class Expansion:
   """Rows of X places in which each response follows a copy of its prompt.
 
-  The place of a token that is none is one past the last, of which `expanded`
-  and `folded` make 0.
+  Where there is none, a field holds the length of what it points into, which
+  `expanded` and `folded` read as 0.
   """
 
-  source_RX: jax.Array  # the token at each place
+  source_RX: jax.Array  # the token at each place; none in padding
   first_RX: jax.Array  # the same, but none at the second copy of a prompt
   target_RT: jax.Array  # the place of each token, of prompts the first
-  second_RT: jax.Array  # the second place of a prompt's token
+  second_RT: jax.Array  # the second place of a prompt's token; none of others
   segments_RX: jax.Array  # equal for one sequence, 0 for padding, which is last
 
 
@@ -63,7 +63,7 @@ def _expansion(X, segments_T, branches_T):
   def put(into_X, to_T, of_T):
     return into_X.at[to_T].set(of_T, mode="drop")
 
-  first_X = put(jnp.full(X, T), target_T, place_T)
+  first_X = put(jnp.full(X, T, jnp.int32), target_T, place_T)
   source_X = put(first_X, second_T, place_T)
   segments_X = put(jnp.zeros_like(source_X), target_T, own_T)
   segments_X = put(segments_X, second_T, number_T)

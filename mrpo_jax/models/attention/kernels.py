@@ -22,8 +22,8 @@ KERNELS = {
   "cudnn_packed": cudnn_packed,
   "splash": splash,
 }
-# f(layout): what a kernel would else work out in every layer, and once more in
-# every layer of the backward pass.
+# f(layout): what a kernel would else work out in every layer where nothing is
+# kept for a backward pass, or where that computes again.
 PREPARE = {"cudnn_packed": sequences, "splash": expansion}
 PLATFORMS = {"cudnn": "gpu", "cudnn_packed": "gpu", "splash": "tpu"}
 HOPPER = 9.0  # compute capability
@@ -89,14 +89,17 @@ def check(name, config, dtype, platform=None, partition=WHOLE):
 
 
 def check_heads(name, config, partition):
-  """Raises ValueError where devices that share rows cannot share the heads."""
+  """Raises ValueError where devices that share rows cannot share the heads.
+
+  Heads that do not divide over the other axes are the shardings' to refuse.
+  """
   context = partition.size(partition.context)
-  heads = config.heads // partition.size(partition.heads)
-  if name != "xla" and heads % context:
+  heads, rest = divmod(config.heads, partition.size(partition.heads))
+  if name != "xla" and not rest and heads % context:
     raise ValueError(
-      f"{name!r} gives each device that shares a row some of its {heads} heads "
-      f"of queries, and mesh.context={context} does not divide them; choose "
-      "one that does"
+      f"attention gives each device that shares a row some of its {heads} "
+      f"heads of queries, and mesh.context={context} does not divide them; "
+      "choose one that does"
     )
 
 

@@ -39,7 +39,7 @@ def evaluate(source, tasks, to, *, log_samples=False, slots=None, **given):
       slots=slots,
       **one.forward,
     )
-    lm.params = one.load()
+    lm.params = one.load()  # after what may be refused
     results = evaluation.evaluate_tasks(
       lm, found, log_samples=log_samples, **given
     )

@@ -107,12 +107,13 @@ class PolicyBenchmarks:
     self._evaluation = evaluation
     policy = policy_of(setup)
     ends, _ = model.ends(policy, chats=given.apply_chat_template)
-    self._lm = evaluation.HarnessLM(
-      *(policy.config, None, policy.tokenizer),
-      name=policy.name,
-      stop_ids=(*ends,),
-      **policy.forward,
-    )
+    with blames("config.evaluation", InputError):
+      self._lm = evaluation.HarnessLM(
+        *(policy.config, None, policy.tokenizer),
+        name=policy.name,
+        stop_ids=(*ends,),
+        **policy.forward,
+      )
 
   def __call__(self, params):
     """{"eval/task/metric,filter": its value} of the policy's parameters.

@@ -27,7 +27,7 @@ from mrpo_jax.training.step import compile_step
 
 
 class Discriminator:
-  """A reward model with its optimizer, whole on every device.
+  """A reward model with its optimizer, split as the policy is.
 
   Its state, a TrainState, is an argument: nothing of it stands here.  It is
   trained as any reward model is, by Bradley-Terry, in float32, all of its
@@ -45,7 +45,8 @@ class Discriminator:
       tokenizer: of the policy.
 
     Raises:
-      InputError: the folder holds no reward model.
+      InputError: the folder holds no reward model; the policy that it starts
+        from starts from an adapter; or the mesh cannot share it.
     """
     given = self._given = config.online.discriminator
     self._mesh = mesh
@@ -89,7 +90,8 @@ class Discriminator:
       peak_lr=given.peak_lr, steps=1, warmup=0.0, end_lr_share=1.0
     )
     table = parameters.table(model)
-    shardings = train_state.shardings(table, transformation, mesh, {}, rules)
+    with blames(name, InputError):
+      shardings = train_state.shardings(table, transformation, mesh, {}, rules)
     self._create = jax.jit(
       functools.partial(
         train_state.create, transformation=transformation, method_state={}
@@ -168,7 +170,7 @@ def _start(path, policy, tokenizer):
   """(name, weights, ModelConfig, tokenizer, fingerprint) of what is trained.
 
   Raises:
-    InputError: see `Discriminator`.
+    InputError: it is no reward model, and none is made of it.
   """
   key = "config.online.discriminator.path"
   if path == POLICY:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """cuDNN's packed attention, with another kernel where cuDNN would stand."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,13 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrpo_jax import parallel
 from mrpo_jax.errors import InputError
-from mrpo_jax.models import transformer
+from mrpo_jax.models import parameters, transformer
 from mrpo_jax.models.attention import cudnn, kernels
 from mrpo_jax.models.attention.layout import RowLayout, dense
+from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.performance import nvidia
 from mrpo_jax.rows import most_pairs
-from tests.material.attention import ROWS, layout_of, value_and_gradients
+from tests.material.attention import (
+  CONFIG,
+  ROWS,
+  layout_of,
+  value_and_gradients,
+)
 
 
 def attend(query_RXHE, key_RXGE, value_RXGE, starts_RM, lengths_RM, scale):
@@ -66,6 +74,55 @@ def test_packed_equals_the_oracle(rows):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
   for a, b in zip(got_grads, want_grads, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def attend_alone(
+  query_RXHE, key_RXGE, value_RXGE, starts_RM, lengths_RM, scale
+):
+  """The same without what is unwritten, for programs that compute again."""
+
+  def numbers(starts_M, lengths_M):
+    place_X = jnp.arange(query_RXHE.shape[1])
+    since_MX = place_X[None] - starts_M[:, None]
+    is_in_MX = (since_MX >= 0) & (since_MX < lengths_M[:, None])
+    return jnp.where(is_in_MX.any(0), is_in_MX.argmax(0) + 1, 0)
+
+  number_RX = jax.vmap(numbers)(starts_RM, lengths_RM)
+  layout = RowLayout(0 * number_RX, number_RX, 0 * number_RX)
+  given = query_RXHE, key_RXGE, value_RXGE, layout
+  return dense(*given, scale=scale, softcap=None)
+
+
+@pytest.mark.parametrize("sizes", [{}, dict(context=2, model=2)])
+def test_layers_that_share_the_sequences_equal_the_oracle(monkeypatch, sizes):
+  kernel = functools.partial(cudnn.cudnn_packed, attend=attend_alone)
+  monkeypatch.setitem(kernels.KERNELS, "cudnn_packed", kernel)
+  config = dataclasses.replace(CONFIG, layers=2, heads=4, kv_heads=2)
+  layout = layout_of([[(7, 5, 3), (4, 0, 0)], [(20, 3, 4)]], 32)
+  params = parameters.init(config, jax.random.key(0))
+  tokens_RT = jax.random.randint(jax.random.key(1), (2, 32), 0, 8)
+  is_real_RT1 = (layout.segments > 0)[:, :, None]
+
+  def run(kernel, params, partition=WHOLE):
+    def total(params):
+      hidden_RTD = transformer.hidden(
+        *(config, params, tokens_RT, layout),
+        **dict(kernel=kernel, remat="dots", partition=partition),
+      )
+      hidden_RTD = jnp.where(is_real_RT1, hidden_RTD, 0)
+      weight = jnp.cos(jnp.arange(hidden_RTD.size))
+      return jnp.vdot(weight, hidden_RTD), hidden_RTD
+
+    gradients, hidden_RTD = jax.jit(jax.grad(total, has_aux=True))(params)
+    return [hidden_RTD, *jax.tree.leaves(gradients)]
+
+  want = run("xla", params)
+  mesh = parallel.make_mesh(**{"data": -1, **sizes})
+  placed = jax.device_put(params, parallel.param_shardings(config, mesh))
+  partition = parallel.partition_of(mesh) if sizes else WHOLE
+  got = run("cudnn_packed", placed if sizes else params, partition)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * np.abs(b).max())
 
 
 def test_places_and_lengths_by_hand():

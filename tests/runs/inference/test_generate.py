@@ -18,11 +18,10 @@ from mrpo_jax.runs.inference import sampling as sampled
 from mrpo_jax.runs.inference.generate import OWN, generate
 from mrpo_jax.runs.inference.model import Source
 from mrpo_jax.runs.inference.policy import adapted_params, read_checkpoint
+from tests.material.families import MIXTRAL, add_model
 from tests.material.rescored import logp_of
 from tests.material.rows import user
 from tests.material.standing import run_of
-from tests.whole.test_expert_runs import MIXTRAL
-from tests.whole.test_other_families import add_model
 
 NEW = 12
 PROMPTS = [
