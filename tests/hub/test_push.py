@@ -2,6 +2,7 @@
 """mrpo export --push: one commit on the hub, and what is refused."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -142,7 +143,8 @@ def test_why_a_file_was_not_taken_is_said_without_its_signature(hub, folder):
   hub.answers = {"/object/": (413, b"")}
   (line,) = pushed(hub, folder, "org/old")
   assert "Error while uploading 'model.safetensors'" in line
-  assert "413 Request Entity Too Large" in line and "?..." in line
+  # Python 3.13 calls it Content Too Large.
+  assert re.search("413 .* Too Large", line) and "?..." in line
   assert hub.repositories["org/old"] == OLD
 
 

@@ -19,10 +19,9 @@ def test_integers_of_four_bits_are_compiled_for_again_and_said():
   with logged() as lines:
     ahead = compiled_sum(array, lambda x: x.astype(jnp.float32).sum())
     assert [float(ahead(array)) for _ in range(2)] == [-4.0, -4.0]
-  assert (
-    said(lines)[2:]
-    == ["compiling a sum again, for arguments that lie apart"] * 2
-  )
+  again = ["compiling a sum again, for arguments that lie apart"] * 2
+  # From jax 0.12 on they lie as the compiler assumes.
+  assert said(lines)[2:] == ([] if jax.__version_info__ >= (0, 12) else again)
 
 
 def compiled_sum(array, function=jnp.sum):
