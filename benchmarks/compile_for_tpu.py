@@ -16,11 +16,11 @@ import time
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from mrpo_jax import parallel
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.attention.layout import RowLayout
+from mrpo_jax.performance.topology import find_target
 from mrpo_jax.text import aligned
 
 TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
@@ -78,7 +78,7 @@ def main(names):
     ("chip", "chips", "kernel", "window", "softcap", "seconds", "temporaries")
   ]
   for topology in names or TOPOLOGIES:
-    devices = topologies.get_topology_desc(topology, "tpu").devices
+    devices = find_target(topology).devices
     chip, one = devices[0].device_kind, parallel.make_mesh(devices=devices[:1])
     for mesh in (one, parallel.make_mesh(**SHAPE, devices=devices)):
       for name, case in itertools.product(("splash", "blockwise"), CASES):

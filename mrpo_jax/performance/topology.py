@@ -114,7 +114,7 @@ def _tpu_devices(topology):
   from jax.experimental import topologies
 
   # Both cores of a v4 are one device, as on its machines.
-  more = {"chip_config_name": "megachip"} if topology.startswith("v4") else {}
+  more = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
   try:
     return topologies.get_topology_desc(topology, "tpu", **more).devices
   except (jax.errors.JaxRuntimeError, ValueError) as error:
