@@ -261,7 +261,9 @@ def test_what_makes_no_tokenizer_is_refused(change, error, match):
 def test_keys_that_change_no_ids_are_no_matter():
   idle = dict(mask_token_id=9999, escape_whitespaces=True, add_sep_token=False)
   idle |= dict(token_type_count=1, scores=[0.0] * 269, add_space_prefix=False)
-  converted(byte_level() | idle)
+  ours, plain = (converted(byte_level() | more)[0] for more in (idle, {}))
+  text = "Hello, world 12"
+  assert ours(text).input_ids == plain(text).input_ids != []
 
 
 def test_pieces_without_bytes_need_an_unknown_token():

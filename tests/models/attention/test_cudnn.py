@@ -25,20 +25,21 @@ from tests.material.attention import (
 )
 
 
+def layout_of_sequences(X, starts_RM, lengths_RM):
+  """The RowLayout of rows of X places with sequences at these."""
+
+  def numbers(starts_M, lengths_M):
+    since_MX = jnp.arange(X)[None] - starts_M[:, None]
+    is_in_MX = (since_MX >= 0) & (since_MX < lengths_M[:, None])
+    return jnp.where(is_in_MX.any(0), is_in_MX.argmax(0) + 1, 0)
+
+  number_RX = jax.vmap(numbers)(starts_RM, lengths_RM)
+  return RowLayout(0 * number_RX, number_RX, 0 * number_RX)  # without windows
+
+
 def attend(query_RXHE, key_RXGE, value_RXGE, starts_RM, lengths_RM, scale):
   """What cuDNN promises of sequences; beside them is nan, in gradients too."""
-
-  def of_row(starts_M, lengths_M):
-    place_X = jnp.arange(query_RXHE.shape[1])
-    number_X = jnp.zeros_like(place_X)
-    start_X = jnp.zeros_like(place_X)
-    for m, start in enumerate(starts_M):
-      is_in_X = (place_X >= start) & (place_X < start + lengths_M[m])
-      number_X = jnp.where(is_in_X, m + 1, number_X)
-      start_X = jnp.where(is_in_X, start, start_X)
-    return RowLayout(place_X - start_X, number_X, jnp.zeros_like(place_X))
-
-  layout = jax.vmap(of_row)(starts_RM, lengths_RM)
+  layout = layout_of_sequences(query_RXHE.shape[1], starts_RM, lengths_RM)
   inside_RX11 = (layout.segments > 0)[:, :, None, None]
 
   @jax.custom_vjp
@@ -81,14 +82,7 @@ def attend_alone(
 ):
   """The same without what is unwritten, for programs that compute again."""
 
-  def numbers(starts_M, lengths_M):
-    place_X = jnp.arange(query_RXHE.shape[1])
-    since_MX = place_X[None] - starts_M[:, None]
-    is_in_MX = (since_MX >= 0) & (since_MX < lengths_M[:, None])
-    return jnp.where(is_in_MX.any(0), is_in_MX.argmax(0) + 1, 0)
-
-  number_RX = jax.vmap(numbers)(starts_RM, lengths_RM)
-  layout = RowLayout(0 * number_RX, number_RX, 0 * number_RX)
+  layout = layout_of_sequences(query_RXHE.shape[1], starts_RM, lengths_RM)
   given = query_RXHE, key_RXGE, value_RXGE, layout
   return dense(*given, scale=scale, softcap=None)
 
