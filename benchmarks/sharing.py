@@ -95,9 +95,12 @@ def one_chunk(setup):
   """The set-up with a head that projects a row onto the vocabulary at once."""
 
   def whole_rows(model):
-    sizes = {"chunk": setup.packing.length}
-    sizes["vocabulary"] = model.config.vocab_size
-    return dataclasses.replace(model, head=tuple(sizes.items()))
+    computation = dataclasses.replace(
+      model.computation,
+      chunk=setup.packing.length,
+      vocabulary=model.config.vocab_size,
+    )
+    return dataclasses.replace(model, computation=computation)
 
   objective = dataclasses.replace(
     setup.objective,

@@ -61,6 +61,7 @@ def measured(folder, model, remat, target):
     "lr": 1e-6,
     "beta": 0.1,
     "model": str(folder),
+    "adapter": "",
     "references": [str(folder)],
   }
   config = material.settings_of(job, 1, "scored")
