@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a compiled train step: no logits, no model collected whole.
+r"""Reads a compiled train step: no logits, no model collected whole.
 
-  mrpo plan --config=... --topology=... --program=F
-  python -m benchmarks.check_program F --config=... --topology=...
+  mrpo plan --config=... --topology=... [--config.a.b=value] --program=F
+  python -m benchmarks.check_program F --config=... --topology=... \
+    [--config.a.b=value]
 
 Fails where an array is as large as the logits of a micro-batch, or where all
 layers of a weight, the embedding or the head are collected at once.  Sizes
@@ -15,10 +16,10 @@ import sys
 
 import jax
 
+from mrpo_jax.cli.flags import changed_config
 from mrpo_jax.models import parameters
 from mrpo_jax.performance import hlo_text, hlo_work
 from mrpo_jax.performance.topology import find_target, read_shape
-from mrpo_jax.runs.config import load
 from mrpo_jax.runs.setup import abstract_setup, mesh_of
 
 
@@ -28,7 +29,7 @@ def faults(text, setup):
   models = [setup.objective.policy, *setup.objective.references]
   mesh = setup.mesh.shape
   rows = setup.packing.rows // (mesh["data"] * mesh["fsdp"])
-  tokens = rows * setup.packing.length
+  tokens = rows * setup.packing.length // mesh["context"]
   for V, D in {
     (model.config.vocab_size, model.config.width)
     for model in models
@@ -62,8 +63,8 @@ def main(argv=None):
   parser.add_argument("program")
   parser.add_argument("--config", required=True)
   parser.add_argument("--topology", required=True)
-  given = parser.parse_args(argv)
-  config = load(given.config)
+  given, changes = parser.parse_known_args(argv)
+  config = changed_config(given.config, changes)
   target = find_target(given.topology)
   mesh = mesh_of(config, target.devices)
   setup = abstract_setup(config, mesh, read_shape)

@@ -280,6 +280,23 @@ replica_groups=[1,8]<=[8], dimensions={{1}}
   assert found(T // 2, D // 2) == []
 
 
+@pytest.mark.parametrize(("context", "code"), [(1, 0), (2, 1)])
+def test_a_program_is_checked_with_the_changes_of_its_plan(
+  tmp_path, context, code
+):
+  T, V = 256, 512
+  program = tmp_path / "program.hlo"
+  program.write_text(f"""ENTRY %main (x: f32[]) -> f32[{T // 2},{V}] {{
+  %x = f32[] parameter(0)
+  ROOT %logits = f32[{T // 2},{V}]{{1,0}} broadcast(%x), dimensions={{}}
+}}
+""")
+  given = ("--config=configs/quickstart.py:dpo,debug", "--topology=cpu:8")
+  changes = (f"--config.mesh.context={context}", "--config.mesh.data=-1")
+  # Devices that share a row have half of its tokens.
+  assert check_program.main([str(program), *given, *changes]) == code
+
+
 def test_shapes_of_published_models():
   for name, values in MODELS.items():
     count = parameters.count_parameters(config_from_hf(values))
