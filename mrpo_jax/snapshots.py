@@ -107,8 +107,10 @@ def _snapshot(name):
     reason = in_one_line_of_hub(error)
   else:
     folder = pathlib.Path(folder)
-    logger.info(f"{name}: commit {folder.name} of the Hugging Face hub")
-    return folder
+    if folder.is_dir():
+      logger.info(f"{name}: commit {folder.name} of the Hugging Face hub")
+      return folder
+    reason = "it holds no file that is read here"
   raise InputError(
     f"{name}: no such folder, and not to be had from the Hugging Face hub: "
     f"{reason}"

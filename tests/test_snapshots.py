@@ -32,7 +32,7 @@ for name in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def hub():
-  with Hub(**{"org/name": FILES}) as server:
+  with Hub(**{"org/name": FILES, "org/empty": {}}) as server:
     yield server
     server.shutdown()
 
@@ -66,11 +66,12 @@ def test_a_name_is_a_snapshot_without_pickles_and_code(said, hub):
 
 
 def test_what_cannot_be_had_is_refused_in_one_line(said):
-  names = ("org/none", "org/gated", "org/name@none", "none/", "/org/name")
-  found = said(*names[:3])
-  assert [line.split(":")[1].strip() for line in found] == [*names[:3]]
+  names = ("org/none", "org/gated", "org/name@none", "org/empty")
+  found = said(*names)
+  assert [line.split(":")[1].strip() for line in found] == [*names]
   assert all("no such folder, and not to be had from" in one for one in found)
   assert "it is gated; ask for access there, and set HF_TOKEN" in found[1]
+  assert found[3].endswith("it holds no file that is read here")
   (line,) = said("org/other", HF_HUB_OFFLINE="1")
   assert line.startswith("error: org/other: no such folder") and len(line) < 500
   (line,) = said("org/other", HF_ENDPOINT="http://127.0.0.1:9")
