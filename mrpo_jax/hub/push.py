@@ -5,7 +5,6 @@ import contextlib
 import fnmatch
 import logging
 import pathlib
-import shlex
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
@@ -26,17 +25,15 @@ STALE = (
 )
 
 
-def check(name, folder, *, public=False):
+def check(name):
   """Refuses what `push` could not do, before anything is written.
 
   Args:
     name: ORG/NAME of a repository.
-    folder: that is going to be written and pushed.
-    public: see `push`.
 
   Raises:
-    InputError: that is no such name, the folder is there already, or the hub
-      knows no token or cannot be reached.
+    InputError: that is no such name, or the hub knows no token or cannot be
+      reached.
   """
   if not NAME.fullmatch(name) or "@" in name:
     raise InputError(f"--push={name}: name a repository as ORG/NAME")
@@ -44,13 +41,6 @@ def check(name, folder, *, public=False):
     validate_repo_id(name)
   except HFValidationError as error:
     raise InputError(f"--push={name}: {error}") from None
-  folder = pathlib.Path(folder)
-  if folder.is_dir() and any(folder.iterdir()):
-    again = _again(name, folder, public)
-    raise InputError(
-      f"{folder} exists; if its push was stopped, {again} sends it again; else "
-      "remove it or name another folder"
-    )
   advice = "where it is the token, see `hf auth login`, or set HF_TOKEN"
   with _refused(f"--push={name}", advice):
     huggingface_hub.HfApi().whoami()
@@ -71,7 +61,7 @@ def push(folder, name, *, public=False, message):
     InputError: the hub takes it not; the folder stays.
   """
   api = huggingface_hub.HfApi()
-  advice = f"{folder} is whole; {_again(name, folder, public)} sends it again"
+  advice = f"{folder} is whole; the same command sends it again"
   with _refused(f"--push={name}", advice):
     # One that is there keeps who may read it.
     api.create_repo(name, private=not public, exist_ok=True)
@@ -102,15 +92,6 @@ def _operations(api, folder, name):
       for there, path in added.items()
     ),
   ]
-
-
-def _again(name, folder, public):
-  """The command of huggingface_hub that does what `push` does."""
-  words = ["hf", "upload", name, str(folder), "."]
-  # Which would be everybody's otherwise.
-  words += [] if public else ["--private"]
-  words += [f"--delete={pattern}" for pattern in STALE]
-  return f"`{shlex.join(words)}`"
 
 
 @contextlib.contextmanager

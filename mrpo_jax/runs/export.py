@@ -37,6 +37,9 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
   Of a run that trained an adapter, that adapter as PEFT writes it; with
   `merge` the whole model, the adapter added to its base.  `dtype` is that of
   the files; None keeps the one that was trained.  A value head is left out.
+
+  Returns:
+    The step of the checkpoint.
   """
   found = read_checkpoint(workdir, step)
   workdir, step, model = found.workdir, found.step, found.model
@@ -67,11 +70,14 @@ def export(workdir, to, *, step="newest", merge=False, dtype=None):
     text = card(library="transformers")
     generation = _generation(found.origin, params, dtype)
     hub.save(to, model, params, card=text, generation=generation, **beside)
-  print(f"step {step} of {workdir} is now {to}")
+  return step
 
 
 def export_discriminator(workdir, to, *, step="newest", dtype=None):
   """The discriminator of an online run as the folder of a reward model.
+
+  Returns:
+    The step of the checkpoint.
 
   Raises:
     InputError: the run has none.
@@ -92,7 +98,7 @@ def export_discriminator(workdir, to, *, step="newest", dtype=None):
   metrics = _metrics(found.workdir, found.step)
   card = card_text(found.content, found.step, metrics, library="transformers")
   hub.save(to, model, params, tokenizer=tokenizer, dtype=dtype, card=card)
-  print(f"the discriminator of step {found.step} of {workdir} is now {to}")
+  return found.step
 
 
 def _metrics(workdir, step):

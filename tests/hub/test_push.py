@@ -3,13 +3,15 @@
 
 import json
 import re
-import shlex
+import shutil
 
 import pytest
 
+from mrpo_jax import hub as models
 from mrpo_jax.errors import InputError
 from mrpo_jax.hub import push
 from tests.material.hub_server import TOKEN, Hub
+from tests.material.standing import run_of
 
 PUSH = """
 import logging, sys
@@ -21,7 +23,7 @@ from mrpo_jax.snapshots import folder_of
 name, folder, public, back = sys.argv[1:]
 try:
   if not back:
-    push.check(name, folder + "-to-be", public=bool(public))
+    push.check(name)
   push.push(folder, name, public=bool(public), message="step 6")
   if back:
     for one in sorted(folder_of(name).iterdir()):
@@ -102,7 +104,7 @@ def test_what_the_hub_does_not_take_is_refused_in_one_line(hub, folder):
   (line,) = pushed(hub, folder, "org/new", HF_TOKEN="hf_of_another")
   assert line.startswith("error: --push=org/new: ") and "HF_TOKEN" in line
   (line,) = pushed(hub, folder, "others/new")
-  assert f"{folder} is whole; `hf upload others/new {folder} . " in line
+  assert f"{folder} is whole; the same command sends it again" in line
   (line,) = pushed(hub, folder, "org/new", HF_HUB_OFFLINE="1")
   assert line.startswith("error: --push=org/new: ")
   assert hub.repositories == {"org/old": OLD} and not hub.commits
@@ -113,20 +115,7 @@ def test_what_the_hub_does_not_take_is_refused_in_one_line(hub, folder):
 )
 def test_a_name_that_no_hub_takes_is_refused_before_it_is_asked(name):
   with pytest.raises(InputError, match=f"^--push={name}: "):
-    push.check(name, "nowhere")
-
-
-@pytest.mark.parametrize("public", [False, True])
-def test_of_a_folder_that_is_there_it_is_said_how_to_send_it(folder, public):
-  with pytest.raises(InputError) as caught:
-    push.check("org/new", folder, public=public)
-  said = str(caught.value)
-  assert said.startswith(f"{folder} exists; if its push was stopped, `hf up")
-  command = shlex.split(said.split("`")[1])
-  assert command[:5] == ["hf", "upload", "org/new", str(folder), "."]
-  assert ("--private" in command) == (not public)
-  deleted = [one[9:] for one in command if one.startswith("--delete=")]
-  assert deleted == [*push.STALE]
+    push.check(name)
 
 
 @pytest.mark.parametrize("part", ["whoami", "repos/create", "/commit/"])
@@ -153,3 +142,69 @@ def test_half_an_upload_leaves_the_repository_as_it_was(hub, folder):
   (line,) = pushed(hub, folder, "org/old")
   assert line.startswith("error: --push=org/old: ")
   assert hub.repositories["org/old"] == OLD
+
+
+# The whole command.
+
+
+@pytest.fixture
+def workdir(inputs, tmp_path):
+  """A run that stands at step 1."""
+  shutil.copytree(inputs / "third", tmp_path / "source")
+  (tmp_path / "run").mkdir()
+  return run_of(tmp_path / "run", tmp_path / "source")
+
+
+def exported(hub, workdir, *more):
+  """The CompletedProcess of the command."""
+  words = "-m", "mrpo_jax", "export", f"--workdir={workdir}"
+  to = workdir.with_name("model")
+  return hub.run(workdir.parent, *words, f"--to={to}", *more)
+
+
+KILLED = [
+  ("org/new", "repos/create", "after"),
+  ("org/new", "/object/", "before"),
+  ("org/old", "/object/", "after"),
+  ("org/old", "/commit/", "before"),
+  ("org/old", "/commit/", "after"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name,part,when", KILLED)
+def test_after_a_push_that_was_killed_the_same_command_is_a_whole_one(
+  hub, workdir, name, part, when
+):
+  to, left = workdir.with_name("model"), workdir.with_name(".model.lock")
+  hub.kills = part, when
+  assert exported(hub, workdir, f"--push={name}").returncode == -9
+  whole = {one.name: one.read_bytes() for one in to.iterdir()}
+  if (part, when) == ("/commit/", "after"):
+    here = hub.repositories[name]
+    assert {one: here[one] for one in whole} == whole
+  else:
+    assert hub.repositories.get(name) in (None, {}, OLD) and not hub.commits
+  hub.kills = None
+  done = exported(hub, workdir, f"--push={name}")
+  assert done.returncode == 0, done.stderr
+  assert f"{to} is now {name} at commit" in done.stdout
+  here = hub.repositories[name]
+  assert {one: here[one] for one in whole} == whole
+  assert here.keys() - whole.keys() <= {"LICENSE"}
+  assert models.load(to) and not left.exists()
+  assert not [*to.parent.glob(".*partial*")]
+
+
+def test_a_folder_that_is_another_models_is_not_pushed(hub, workdir):
+  assert exported(hub, workdir).returncode == 0
+  to = workdir.with_name("model")
+  weights = to / "model.safetensors"
+  *others, last = weights.read_bytes()
+  weights.write_bytes(bytes([*others, last ^ 1]))
+  done = exported(hub, workdir, "--push=org/new")
+  assert done.returncode == 2
+  said = done.stderr.strip().split("\n")[-1]
+  assert said.startswith(f"error: {to} exists, and is not what this command")
+  assert "org/new" not in hub.repositories
+  assert not [*to.parent.glob(".*partial*")]

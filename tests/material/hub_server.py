@@ -29,6 +29,8 @@ class Hub(http.server.ThreadingHTTPServer):
     tokens: that came with them.
     fails: a part of a path; requests with it get code 503.
     answers: {a part of a path: (code, bytes)} that requests with it get.
+    kills: (a part of a path, "before" or "after" it is done): a request with it
+      gets no answer, and who asks is killed.
   """
 
   daemon_threads = True
@@ -38,7 +40,7 @@ class Hub(http.server.ThreadingHTTPServer):
     self.repositories = dict(repositories)
     self.private, self.commits, self.objects = set(), [], {}
     self.asked, self.tokens, self.fails = [], set(), None
-    self.answers = {}
+    self.answers, self.kills, self.running = {}, None, None
     threading.Thread(target=self.serve_forever, daemon=True).start()
 
   @property
@@ -62,16 +64,13 @@ class Hub(http.server.ThreadingHTTPServer):
       "HF_TOKEN": TOKEN,
       **settings,
     }
-    done = subprocess.run(
-      [sys.executable, *command],
-      cwd=home,
-      env=env,
-      capture_output=True,
-      text=True,
-    )
-    assert TOKEN not in done.stdout + done.stderr
-    assert SIGNED not in done.stdout + done.stderr
-    return done
+    words, pipe = [sys.executable, *command], subprocess.PIPE
+    with subprocess.Popen(
+      words, cwd=home, env=env, stdout=pipe, stderr=pipe, text=True
+    ) as self.running:
+      said = self.running.communicate()
+    assert TOKEN not in "".join(said) and SIGNED not in "".join(said)
+    return subprocess.CompletedProcess(words, self.running.returncode, *said)
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -95,6 +94,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
     self.server.tokens.add(self.headers.get("Authorization"))
     fails, answers = self.server.fails, self.server.answers
     given = [one for part, one in answers.items() if part in self.path]
+    part, when = self.server.kills or ("", "")
+    if part and part in self.path:
+      if when == "after":
+        found()
+      self.server.running.kill()
+      return
     if fails and fails in self.path:
       code, headers, content = 503, {}, b""
     elif given:

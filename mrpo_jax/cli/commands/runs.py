@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands on configs and runs: train, score, sweep, time, plan, report."""
 
+import logging
+import shutil
 import tempfile
 
+from mrpo_jax import files
 from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def train(given):
@@ -184,6 +189,7 @@ def export(given):
   --push=ORG/NAME uploads the folder to the Hugging Face hub, too, as one commit
   to a repository that is made if there is none: one of your own eyes, or of
   everybody's by --public.  Its card has the config, with the paths in it.
+  Where that was stopped, or the hub refused, the same command sends it again.
   """
   from mrpo_jax.hub import push
 
@@ -195,27 +201,54 @@ def export(given):
       "none; export to a disk, or without --push"
     )
   if given.push:
-    push.check(given.push, given.to, public=given.public)
-  _export(given)
+    push.check(given.push)
+  if given.push and files.is_filled(given.to):
+    _refuse_other(given)
+  else:
+    print(f"{_export(given, given.to)} is now {given.to}")
   if given.push:
     message = f"{given.step} checkpoint of {given.workdir}, by mrpo_jax"
     push.push(given.to, given.push, public=given.public, message=message)
 
 
-def _export(given):
+def _refuse_other(given):
+  """Refuses a folder that is there and not what the command exports.
+
+  One whose push was stopped is, byte for byte, where nothing has changed since.
+  """
+  to = files.absolute(given.to)
+  again = to.with_name(f".{to.name}.partial-again")
+  logger.info(f"{to} exists: exporting again, to tell whether it is the same")
+  with files.alone(to):
+    shutil.rmtree(again, ignore_errors=True)  # of a command that was killed
+    try:
+      _export(given, again)
+      is_same = files.are_same(again, to)
+    finally:
+      shutil.rmtree(again, ignore_errors=True)
+  if not is_same:
+    raise InputError(
+      f"{to} exists, and is not what this command exports; remove it or name "
+      "another folder"
+    )
+
+
+def _export(given, to):
+  """Writes the folder; says of what it is."""
   from mrpo_jax.runs.diffusion import export as denoisers
   from mrpo_jax.runs.export import export, export_discriminator
 
   if (config := denoisers.config_of(given.workdir)) is not None:
     denoisers.refuse_language(given)
-    denoisers.export(given.workdir, given.to, step=given.step, config=config)
-    return
+    step = denoisers.export(given.workdir, to, step=given.step, config=config)
+    return f"step {step} of {given.workdir}"
 
   about = dict(step=given.step, dtype=given.dtype)
   if given.discriminator:
-    export_discriminator(given.workdir, given.to, **about)
-  else:
-    export(given.workdir, given.to, merge=given.merge_adapters, **about)
+    step = export_discriminator(given.workdir, to, **about)
+    return f"the discriminator of step {step} of {given.workdir}"
+  step = export(given.workdir, to, merge=given.merge_adapters, **about)
+  return f"step {step} of {given.workdir}"
 
 
 def bench(given):

@@ -23,6 +23,9 @@ def config_of(workdir):
 def export(workdir, to, *, step="newest", config=None):
   """A checkpoint of a denoiser's run as a folder; see `checkpoints.find`.
 
+  Returns:
+    The step of the checkpoint.
+
   Raises:
     InputError: there is no such step, or the folder is taken.
   """
@@ -32,7 +35,7 @@ def export(workdir, to, *, step="newest", config=None):
   shape = meta["denoiser"]
   denoiser = DenoiserConfig(**{**shape, "image": tuple(shape["image"])})
   folder.save(to, denoiser, params, classes=meta["classes"])
-  print(f"step {step} of {workdir} is now {to}")
+  return step
 
 
 def refuse_language(given):
