@@ -9,7 +9,7 @@ LARGEST = 2**31 - 1
 VALUED = "tokens+value"  # the head that also says what a response is worth
 SIZES = (
   *("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim"),
-  "mlp_width",
+  *("mlp_width", "experts"),
 )
 
 

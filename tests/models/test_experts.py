@@ -387,6 +387,7 @@ def test_an_inspection_says_what_a_token_meets():
   [
     (dict(experts_per_token=9), "experts_per_token=9; want 1 to experts=8"),
     (dict(experts_per_token=0), "experts_per_token=0"),
+    (dict(experts=2**31), "experts=2147483648 is more than 2147483647"),
     (dict(gated=False), "without a gate"),
     (dict(mlp_bias=True), "with biases"),
   ],

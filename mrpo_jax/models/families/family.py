@@ -21,7 +21,8 @@ KEYS = dict(  # field of ModelConfig -> key of config.json
   eos_id="eos_token_id",
 )
 KINDS = {  # of the fields in KEYS that are no sizes
-  "layers": "depth",
+  "layers": "listed",
+  "experts": "listed",
   "norm_epsilon": "number",
   "tied": "flag",
   "bos_id": "token",
@@ -108,11 +109,11 @@ def named(name):
   return f"{name}ForCausalLM", f"{name}Model"
 
 
-DEEPEST = 100_000  # layers; each is listed, before any weight is read
+MOST = 100_000  # layers, or experts; each is listed, before a weight is read
 READERS = {  # kind -> what a value must be
-  "depth": (
-    f"a positive integer, at most {DEEPEST}",
-    lambda v: type(v) is int and 0 < v <= DEEPEST,
+  "listed": (
+    f"a positive integer, at most {MOST}",
+    lambda v: type(v) is int and 0 < v <= MOST,
   ),
   "size": ("a positive integer", lambda v: type(v) is int and v > 0),
   "number": (

@@ -285,6 +285,14 @@ def test_absurdly_many_layers_are_refused_at_once(family, number):
     config_from_hf(given)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("number", [100_001, 10**12])
+def test_absurdly_many_experts_are_refused_at_once(family, number):
+  given = {**NEEDED, "model_type": family, "num_local_experts": number}
+  with pytest.raises(InputError, match=f"_experts={number}; want a positive"):
+    config_from_hf(given)
+
+
 @pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "head_dim"])
 def test_an_axis_that_no_array_has_is_refused(key):
   with pytest.raises(InputError, match="=2147483648 is more than 2147483647"):
