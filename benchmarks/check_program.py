@@ -17,6 +17,7 @@ import sys
 import jax
 
 from mrpo_jax.cli.flags import changed_config
+from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.performance import hlo_text, hlo_work
 from mrpo_jax.performance.topology import find_target, read_shape
@@ -64,7 +65,10 @@ def main(argv=None):
   parser.add_argument("--config", required=True)
   parser.add_argument("--topology", required=True)
   given, changes = parser.parse_known_args(argv)
-  config = changed_config(given.config, changes)
+  try:
+    config = changed_config(given.config, changes)
+  except InputError as error:
+    parser.error(str(error))
   target = find_target(given.topology)
   mesh = mesh_of(config, target.devices)
   setup = abstract_setup(config, mesh, read_shape)

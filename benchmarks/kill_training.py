@@ -45,6 +45,8 @@ def main():
   parser.add_argument("--steps", type=int, default=40)
   parser.add_argument("--seed", type=int, default=0)
   given = parser.parse_args()
+  if given.kills < 2:
+    parser.error("--kills: want 2 or more; after one there is no checkpoint")
   workdir, steps = pathlib.Path(given.workdir), given.steps
   whole, killed, stopped = (workdir / n for n in ("whole", "killed", "stopped"))
   rng = random.Random(given.seed)

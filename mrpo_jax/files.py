@@ -8,7 +8,6 @@ in a bucket is one like another.
 import contextlib
 import errno
 import fcntl
-import filecmp
 import glob
 import hashlib
 import io
@@ -94,23 +93,6 @@ def make_folder(path):
   """Makes a folder, and those above it; a bucket needs none."""
   if not buckets.is_bucket(path):
     pathlib.Path(path).mkdir(parents=True, exist_ok=True)
-
-
-def is_filled(path):
-  """Is it a folder of a disk that has something in it?"""
-  return os.path.isdir(path) and bool(os.listdir(path))
-
-
-def are_same(one, other):
-  """Have two folders of a disk the same files, byte for byte?"""
-  named = [
-    {path.relative_to(folder): path for path in below(folder) if path.is_file()}
-    for folder in (one, other)
-  ]
-  return named[0].keys() == named[1].keys() and all(
-    filecmp.cmp(path, named[1][name], shallow=False)
-    for name, path in named[0].items()
-  )
 
 
 def remove_folder(path):

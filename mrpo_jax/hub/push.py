@@ -2,14 +2,18 @@
 """Upload of a model's folder to the Hugging Face hub, by huggingface_hub."""
 
 import contextlib
+import filecmp
 import fnmatch
 import logging
+import os
 import pathlib
+import shutil
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.snapshots import NAME, in_one_line_of_hub
 
@@ -44,6 +48,52 @@ def check(name):
   advice = "where it is the token, see `hf auth login`, or set HF_TOKEN"
   with _refused(f"--push={name}", advice):
     huggingface_hub.HfApi().whoami()
+
+
+def is_filled(folder):
+  """Is it a folder that has something in it, as a stopped push leaves one?"""
+  return os.path.isdir(folder) and bool(os.listdir(folder))
+
+
+def refuse_other(folder, export):
+  """Refuses a folder that is not what a command exports, byte for byte.
+
+  One whose push was stopped is, where nothing has changed since.
+
+  Args:
+    folder: that is there.
+    export: function of a folder that writes it; called for one beside that.
+
+  Raises:
+    InputError: it is another one, or another command makes it.
+  """
+  folder = files.absolute(folder)
+  again = folder.with_name(f".{folder.name}.partial-again")
+  logger.info(f"{folder} exists: exporting again, to tell if it is the same")
+  with files.alone(folder):
+    shutil.rmtree(again, ignore_errors=True)  # of a command that was killed
+    try:
+      export(again)
+      is_same = _are_same(again, folder)
+    finally:
+      shutil.rmtree(again, ignore_errors=True)
+  if not is_same:
+    raise InputError(
+      f"{folder} exists, and is not what this command exports; remove it or "
+      "name another folder"
+    )
+
+
+def _are_same(one, other):
+  named = [
+    {path.relative_to(folder): path for path in files.below(folder)}
+    for folder in (one, other)
+  ]
+  return named[0].keys() == named[1].keys() and all(
+    filecmp.cmp(path, named[1][name], shallow=False)
+    for name, path in named[0].items()
+    if path.is_file()
+  )
 
 
 def push(folder, name, *, public=False, message):

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands on configs and runs: train, score, sweep, time, plan, report."""
 
-import logging
-import shutil
+import functools
 import tempfile
 
-from mrpo_jax import files
 from mrpo_jax.buckets import is_bucket
 from mrpo_jax.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 
 def train(given):
@@ -202,35 +198,13 @@ def export(given):
     )
   if given.push:
     push.check(given.push)
-  if given.push and files.is_filled(given.to):
-    _refuse_other(given)
+  if given.push and push.is_filled(given.to):
+    push.refuse_other(given.to, functools.partial(_export, given))
   else:
     print(f"{_export(given, given.to)} is now {given.to}")
   if given.push:
     message = f"{given.step} checkpoint of {given.workdir}, by mrpo_jax"
     push.push(given.to, given.push, public=given.public, message=message)
-
-
-def _refuse_other(given):
-  """Refuses a folder that is there and not what the command exports.
-
-  One whose push was stopped is, byte for byte, where nothing has changed since.
-  """
-  to = files.absolute(given.to)
-  again = to.with_name(f".{to.name}.partial-again")
-  logger.info(f"{to} exists: exporting again, to tell whether it is the same")
-  with files.alone(to):
-    shutil.rmtree(again, ignore_errors=True)  # of a command that was killed
-    try:
-      _export(given, again)
-      is_same = files.are_same(again, to)
-    finally:
-      shutil.rmtree(again, ignore_errors=True)
-  if not is_same:
-    raise InputError(
-      f"{to} exists, and is not what this command exports; remove it or name "
-      "another folder"
-    )
 
 
 def _export(given, to):
