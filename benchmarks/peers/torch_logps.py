@@ -19,12 +19,17 @@ THROUGHOUT = "float64-throughout"
 
 def main():
   folder, sequences, to, precision = sys.argv[1:]
-  # transformers makes float32 of what it computes in float32 by these names.
+  dtype = torch.float32 if precision == "float32" else torch.float64
+  family = transformers.AutoModelForCausalLM
+  model = family.from_pretrained(folder, dtype=dtype)
   if precision == THROUGHOUT:
+    # transformers makes float32 of what it computes in float32 by these names.
+    # Weights were read under their own; what follows from the config is anew.
     torch.float32 = torch.float = torch.float64
     torch.Tensor.float = torch.Tensor.double
-  dtype = torch.float32 if precision == "float32" else torch.float64
-  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    weights, config = model.state_dict(), model.config
+    model = family.from_config(config, dtype=dtype).eval()
+    model.load_state_dict(weights)
   found = []
   with torch.inference_mode():
     for ids, prompt in json.loads(pathlib.Path(sequences).read_text()):
