@@ -201,10 +201,12 @@ def test_two_processes_in_a_bucket_go_on_where_one_was_killed(
     hit = (signal.SIGKILL, STEPS - 2)
     ends = together(workdir, (*TINY, *data), hit=hit, **given)
     assert ends[0][0] != 0 and ends[1][0] == -signal.SIGKILL, ends
-    assert checkpoints.steps(workdir)[0] == 20
+    # The one of step 20 is written while training goes on.
+    last = checkpoints.steps(workdir)[0]
+    assert last in (10, 20)
     ends = together(workdir, (*TINY, *data), **given)
     assert [end[0] for end in ends] == [0, 0], ends
-    assert "resuming at step 20" in ends[0][1]
+    assert f"resuming at step {last}" in ends[0][1]
     assert_same_curve(workdir, alone, range(1, STEPS + 1))
 
 
