@@ -301,7 +301,7 @@ def _moved(kept, recent, start_B):
       slots, places = array.ndim - 4, array.ndim + axis
       new = jax.lax.dynamic_slice_in_dim(new, slot, 1, slots)
       at = [0] * array.ndim
-      at[slots], at[places] = slot, start_B[slot]
+      at[slots], at[places] = slot, start_B[slot].astype(slot.dtype)
       return jax.lax.dynamic_update_slice(array, new, at)
 
     def all_placed(arrays, new, axis):

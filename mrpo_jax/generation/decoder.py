@@ -364,7 +364,7 @@ def _uniform(key, request_2, made):
   """The random number of one token, whatever stands beside it."""
   for number in (request_2[0], request_2[1], made):
     key = jax.random.fold_in(key, number)
-  return jax.random.uniform(key)
+  return jax.random.uniform(key, dtype=jnp.float32)
 
 
 def _length(config, longest, new):

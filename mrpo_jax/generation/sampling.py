@@ -65,11 +65,11 @@ def draw(sampling, logits_BV, uniform_B, *, seen_BV=None, banned_BV=None):
   logp_BV = jax.nn.log_softmax(logits_BV)
   score_BV = processed(sampling, logits_BV, seen_BV, banned_BV)
   if sampling.temperature == 0:
-    token_B = _first_best(score_BV)
+    token_B = _first_best(score_BV).astype(jnp.int32)
     behaviour_B = jnp.zeros(token_B.shape, logits_BV.dtype)
   else:
     drawn_BV = jax.nn.log_softmax(score_BV)
-    token_B = _inverse(jnp.exp(drawn_BV), uniform_B)
+    token_B = _inverse(jnp.exp(drawn_BV), uniform_B).astype(jnp.int32)
     behaviour_B = _of(drawn_BV, token_B)
   is_greedy_B = _of(logits_BV, token_B) == jnp.max(logits_BV, axis=1)
   return token_B, _of(logp_BV, token_B), behaviour_B, is_greedy_B

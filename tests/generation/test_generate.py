@@ -138,6 +138,20 @@ def test_slots_and_order_change_nothing(windows):
       assert len(one.ids) == NEW or is_stop
 
 
+def test_what_enables_x64_generates_the_same():
+  config, params = model((0, 5))
+  prompts = prompts_of(config)
+  sampling = Sampling(max_new_tokens=NEW)
+
+  def ids():
+    found = generate(config, params, prompts, sampling=sampling, seed=1)
+    return [one.ids for (one,) in found]
+
+  want = ids()
+  with jax.enable_x64(True):
+    assert ids() == want
+
+
 @SLOW
 def test_a_prompt_by_itself_says_what_it_says_among_others():
   config, params = model()
