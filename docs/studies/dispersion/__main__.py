@@ -4,4 +4,4 @@
 from docs.studies.dispersion.study import ABOUT, study
 from docs.studies.grid.study import main
 
-main(study(), ABOUT)
+main(study, ABOUT)

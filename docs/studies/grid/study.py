@@ -32,15 +32,18 @@ class Study(NamedTuple):
   pairs_of: Callable = lambda workdir, pairs: pairs  # PairSet -> what it uses
 
 
-def main(study, about):
+def main(study, about, **more):
   """The command of a study.
 
   Args:
-    study: Study.
+    study: function of the values of `more` -> Study.
     about: a sentence for its help.
+    more: {name: help} of further flags, which have to be given.
   """
   parser = argparse.ArgumentParser(description=about)
   parser.add_argument("--workdir", required=True)
+  for name, text in more.items():
+    parser.add_argument(f"--{name}", required=True, help=text)
   parser.add_argument("--second", help="a file of pairs, the second set")
   parser.add_argument("--source", help="where that file is from, in words")
   given = parser.parse_args()
@@ -52,7 +55,7 @@ def main(study, about):
     sets = [pair_sets.embedded()]
     if given.second:
       sets.append(pair_sets.divided(workdir, given.second, given.source))
-    run(study, workdir, sets)
+    run(study(**{name: getattr(given, name) for name in more}), workdir, sets)
   except InputError as error:
     parser.exit(2, f"error: {error}\n")
 

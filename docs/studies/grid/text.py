@@ -60,12 +60,12 @@ def verdict_table(results, head, leads):
   return table(rows)
 
 
-def made_by(study, results, marks):
+def made_by(study, results, marks, flags=""):
   """Command, date, machine, versions, number of runs and hours."""
-  second = " --second=FILE --source=TEXT" if len(results) > 1 else ""
+  flags += " --second=FILE --source=TEXT" if len(results) > 1 else ""
   hours = sum(mark["seconds"] for mark in marks) / 3600
   return (
-    f"Made by `python -m docs.studies.{study} --workdir=DIR{second}` on\n"
+    f"Made by `python -m docs.studies.{study} --workdir=DIR{flags}` on\n"
     f"{datetime.date.today()}\n({machine()}):\n{len(marks)} runs, "
     f"{hours:.1f} hours."
   )

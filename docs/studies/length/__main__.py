@@ -4,4 +4,4 @@
 from docs.studies.grid.study import main
 from docs.studies.length.study import ABOUT, study
 
-main(study(), ABOUT)
+main(study, ABOUT)

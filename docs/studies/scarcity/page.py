@@ -2,6 +2,7 @@
 """Page of the study of scarce pairs: text, tables and figure."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,16 @@ LINES = {  # told apart without colour
   "mrpo_no_clip": ("0.35", ":", "D"),
   "geometric": ("0.35", "-.", "v"),
 }
+
+
+class Told(NamedTuple):
+  """What the page says of the models, which the grid does not know."""
+
+  study: str  # name of its module, its page and its figure
+  flags: str  # of its command, beside those of every study
+  models: str  # which, and what each is
+  rate: str  # the learning rate and its schedule
+  size: str  # what models of this size can show
 
 
 # Tables.
@@ -92,22 +103,25 @@ def verdict_table(grid, results, lead_of):
 # Page.
 
 
-def page(grid, results, marks):
+def page(grid, told, results, marks):
   """Markdown of the page.
 
   Args:
     grid: study.Grid.
+    told: Told.
     results: list of grid.results.Results.
     marks: of all runs, {"seconds", "warnings"}.
   """
   scarce = [f"{one:.0%}" for one in grid.fractions if one <= SCARCE]
   return TEMPLATE.format(
-    made_by=text.made_by("scarcity", results, marks),
+    **told._asdict(),
+    made_by=text.made_by(told.study, results, marks, told.flags),
     sets=text.set_list(results),
     scarce=" and ".join(filter(None, [", ".join(scarce[:-1]), scarce[-1]])),
     most=f"{max(grid.fractions):.0%}",
     rule=RULE,
     seeds=len(grid.seeds),
+    methods="\n".join(METHOD_TEXT[method] for method in grid.methods),
     first=verdict_table(grid, results, Leads.scarce),
     other=verdict_table(grid, results, Leads.extra),
     results="\n\n".join(section(grid, one) for one in results),
@@ -178,6 +192,25 @@ def draw_set(grid, axis, result):
   axis.set_xlabel(f"share of {result.pairs.pairs:,} training pairs")
 
 
+METHOD_TEXT = {
+  "dpo": """\
+- `dpo`: against reference 0 alone, though its runs have both, of weights 1 and
+  0: a text is cut where it fits all tokenizers of its run, so all methods read
+  the same.""",
+  "multi_dpo": """\
+- `multi_dpo`: the mean of one DPO loss per reference.""",
+  "mrpo_adaptive": """\
+- `mrpo_adaptive`: as published, harmonic mean, clipped (epsilon 0.1, adaptive),
+  adaptive weights; each weight is on its own reference, as in the formula (the
+  released code swaps the two).""",
+  "mrpo_uniform": """\
+- `mrpo_uniform`: the same with equal weights.""",
+  "mrpo_no_clip": """\
+- `mrpo_no_clip`: equal weights, and no clipping.""",
+  "geometric": """\
+- `geometric`: equal weights, no clipping, geometric mean: exact for the reverse
+  KL divergence.""",
+}
 USED = ("batch", "least_steps", "beta", "max_tokens")
 TEMPLATE = """\
 # Scarce pairs
@@ -194,7 +227,7 @@ By a rule from before the runs.  The lead is a method's held-out accuracy less
 that of `dpo`, on the same pairs and seeds, against the policy's start; with
 scarce pairs it is the mean over {scarce}.
 {rule}
-Each method is judged by itself: of five, one is wrong more often than of one.
+Each method is judged by itself: of many, one is wrong more often than of one.
 The paper's method is `mrpo_adaptive`.
 
 Does the method lead with scarce pairs?
@@ -205,28 +238,16 @@ Does it lead by more with scarce pairs than with {most} of them?
 
 {other}
 
-![the lead in accuracy over the share of pairs](scarcity.svg)
+![the lead in accuracy over the share of pairs]({study}.svg)
 
 ## Setting
 
 {sets}
 
-The policy starts from the quickstart's supervised start (1.0 M parameters),
-which is reference 0; reference 1 is its second one (0.5 M, another shape,
-another tokenizer).  Both were trained on the chosen responses of the embedded
-pairs. References are scored once, and all runs read the same scores.
+{models}
+References are scored once, and all runs read the same scores.
 
-- `dpo`: against reference 0 alone, though its runs have both, of weights 1 and
-  0: a text is cut where it fits all tokenizers of its run, so all methods read
-  the same.
-- `multi_dpo`: the mean of one DPO loss per reference.
-- `mrpo_adaptive`: as published, harmonic mean, clipped (epsilon 0.1, adaptive),
-  adaptive weights; each weight is on its own reference, as in the formula (the
-  released code swaps the two).
-- `mrpo_uniform`: the same with equal weights.
-- `mrpo_no_clip`: equal weights, and no clipping.
-- `geometric`: equal weights, no clipping, geometric mean: exact for the reverse
-  KL divergence.
+{methods}
 
 A run makes one pass over its share of the pairs, as published, in batches of
 {batch}, but at least {least_steps} steps: one pass over 1 % of the pairs would
@@ -236,10 +257,9 @@ need held-out pairs that scarce data does not have.  {seeds} seeds, each of
 which draws its own share of the pairs (a smaller one lies in a larger one) and
 their order.
 
-Not varied: models and their seed, beta {beta:g}, learning rate 1e-4 at its peak
-(a tenth of the steps to warm up, then a cosine), batch, {max_tokens} tokens of
-a prompt's end and of a response's start, sums of tokens, the number of
-references, the division into training and held-out pairs.
+Not varied: models and their seed, beta {beta:g}, {rate}, batch, {max_tokens}
+tokens of a prompt's end and of a response's start, sums of tokens, the number
+of references, the division into training and held-out pairs.
 
 {results}
 
@@ -250,8 +270,7 @@ references, the division into training and held-out pairs.
 
 {kinds}
 
-The models have a million parameters and train for seconds: this shows how the
-methods differ on this machine's scale, not which is better for a large one.
+{size}
 """
 SECTION = """\
 ## {title}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from docs.studies.grid.configs import Size, preferences
 from docs.studies.grid.models import make_starts
 from docs.studies.grid.study import Study
-from docs.studies.scarcity.page import draw, page
+from docs.studies.scarcity.page import Told, draw, page
 from mrpo_jax.runs.config import read
 
 ABOUT = __doc__.split("\n")[0]
@@ -34,6 +34,22 @@ METHODS = {
     name="mrpo", weights="uniform", clip=None, mixture="geometric"
   ),
 }
+
+TOLD = Told(
+  study="scarcity",
+  flags="",
+  models="""\
+The policy starts from the quickstart's supervised start (1.0 M parameters),
+which is reference 0; reference 1 is its second one (0.5 M, another shape,
+another tokenizer).  Both were trained on the chosen responses of the embedded
+pairs.""",
+  rate="""\
+learning rate 1e-4 at its peak
+(a tenth of the steps to warm up, then a cosine)""",
+  size="""\
+The models have a million parameters and train for seconds: this shows how the
+methods differ on this machine's scale, not which is better for a large one.""",
+)
 
 
 class Grid(NamedTuple):
@@ -53,21 +69,25 @@ class Grid(NamedTuple):
     batches = math.ceil(round(fraction * pairs) / self.batch)
     return max(self.least_steps, batches)
 
+  @property
+  def variants(self):
+    return tuple(
+      (fraction, method)
+      for fraction in self.fractions
+      for method in self.methods
+    )
+
 
 def study(grid=None):
   """The Study of a Grid."""
   grid = grid or Grid()
   return Study(
-    name="scarcity",
-    variants=tuple(
-      (fraction, method)
-      for fraction in grid.fractions
-      for method in grid.methods
-    ),
+    name=TOLD.study,
+    variants=grid.variants,
     seeds=grid.seeds,
     make_models=make_starts,
     config_of=functools.partial(config_of, grid=grid),
-    page=functools.partial(page, grid),
+    page=functools.partial(page, grid, TOLD),
     draw=functools.partial(draw, grid),
   )
 
