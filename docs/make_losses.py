@@ -7,12 +7,13 @@ python docs/make_losses.py
 import inspect
 import pathlib
 import re
+import textwrap
 
 from mrpo_jax import losses
 from mrpo_jax.losses.arguments import arrays_of, keywords_of
 from mrpo_jax.losses.methods.auxiliary import Auxiliary
 from mrpo_jax.losses.methods.build import FOUND
-from mrpo_jax.losses.methods.catalogue import PUBLISHED
+from mrpo_jax.losses.methods.catalogue import PER_TOKEN, PUBLISHED, TRL_NAMES
 from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS
 from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT
 
@@ -47,7 +48,7 @@ pair alone, `betas`.
 
 def page():
   """The whole text."""
-  return HEAD + table()
+  return HEAD + table() + theirs()
 
 
 def public():
@@ -75,6 +76,20 @@ def table():
       )
     )
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def theirs():
+  """Names of TRL that are others here, and the unit that goes with them."""
+  others = {name: ours for name, ours in TRL_NAMES.items() if name != ours}
+  names = ", ".join(f"`{name}` (`{ours}`)" for name, ours in others.items())
+  means = " and ".join(f"`{name}`" for name in ("ipo", *PER_TOKEN))
+  text = (
+    "What TRL, LLaMA-Factory and Axolotl call otherwise, with its name here: "
+    f"{names}.  Their {means} take log-probabilities per token, as "
+    '`scale="mean"` does here.  `losses.TRL_NAMES` is the whole table.'
+  )
+  text = textwrap.fill(text, 80, break_on_hyphens=False)
+  return f"\n## Names of TRL\n\n{text}\n"
 
 
 def function(method):
