@@ -37,11 +37,12 @@ and `ppo` learn from single tokens of [rollouts](rollouts.md), are means over
 all tokens of a batch, and take what stands in their line.  `kto_unpaired`,
 `apo_zero_unpaired` and `bco_unpaired` learn from [single responses with
 labels](feedback.md), and take `mixture`, `weights` and `scale` besides.  Every
-other name but `nll` also takes `nll` (weight of an added likelihood term) and,
-but for `tdpo`, `token_weight`; what does not ask for `mean_logp_BC` takes
-`scale`; what takes a reference takes several of them with `mixture`, `clip` and
-`weights` (`mnpo`: `weights`), and, where it has one `beta` and looks at each
-pair alone, `betas`.
+other name but `nll` and `bradley_terry` also takes `nll` (weight of an added
+likelihood term) and, but for `tdpo`, `token_weight`; what of these does not ask
+for `mean_logp_BC` takes `scale`; what takes a reference takes several of them
+with `mixture`, `clip` and `weights` (`mnpo`: `weights`), and, where it has one
+`beta` and looks at each pair alone, `betas`.  `mrpo help config loss` has every
+keyword, with the losses that take it.
 
 """
 
