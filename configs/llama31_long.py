@@ -5,7 +5,7 @@ A prompt of 24k tokens and two responses of 4k: a row holds one pair, and
 `context` devices share it (docs/guide/sharding.md).  Pairs are your own.
 
 On h100:8 (fsdp=2, context=4) a step takes 22.7 GiB of a device's 59 and at
-least 17 s, so at most 1.9 pairs/s: compiled, not run (`mrpo plan`,
+least 16.5 s, so at most 1.9 pairs/s: compiled, not run (`mrpo plan`,
 docs/guide/plan.md).
 
   mrpo train --config=configs/llama31_long.py --workdir=$W

@@ -7,12 +7,13 @@ python docs/make_losses.py
 import inspect
 import pathlib
 import re
+import textwrap
 
 from mrpo_jax import losses
 from mrpo_jax.losses.arguments import arrays_of, keywords_of
 from mrpo_jax.losses.methods.auxiliary import Auxiliary
 from mrpo_jax.losses.methods.build import FOUND
-from mrpo_jax.losses.methods.catalogue import PUBLISHED
+from mrpo_jax.losses.methods.catalogue import PER_TOKEN, PUBLISHED, TRL_NAMES
 from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS
 from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT
 
@@ -36,18 +37,19 @@ and `ppo` learn from single tokens of [rollouts](rollouts.md), are means over
 all tokens of a batch, and take what stands in their line.  `kto_unpaired`,
 `apo_zero_unpaired` and `bco_unpaired` learn from [single responses with
 labels](feedback.md), and take `mixture`, `weights` and `scale` besides.  Every
-other name but `nll` also takes `nll` (weight of an added likelihood term) and,
-but for `tdpo`, `token_weight`; what does not ask for `mean_logp_BC` takes
-`scale`; what takes a reference takes several of them with `mixture`, `clip` and
-`weights` (`mnpo`: `weights`), and, where it has one `beta` and looks at each
-pair alone, `betas`.
+other name but `nll` and `bradley_terry` also takes `nll` (weight of an added
+likelihood term) and, but for `tdpo`, `token_weight`; what of these does not ask
+for `mean_logp_BC` takes `scale`; what takes a reference takes several of them
+with `mixture`, `clip` and `weights` (`mnpo`: `weights`), and, where it has one
+`beta` and looks at each pair alone, `betas`.  `mrpo help config loss` has every
+keyword, with the losses that take it.
 
 """
 
 
 def page():
   """The whole text."""
-  return HEAD + table()
+  return HEAD + table() + theirs()
 
 
 def public():
@@ -75,6 +77,20 @@ def table():
       )
     )
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def theirs():
+  """Names of TRL that are others here, and the unit that goes with them."""
+  others = {name: ours for name, ours in TRL_NAMES.items() if name != ours}
+  names = ", ".join(f"`{name}` (`{ours}`)" for name, ours in others.items())
+  means = " and ".join(f"`{name}`" for name in ("ipo", *PER_TOKEN))
+  text = (
+    "What TRL, LLaMA-Factory and Axolotl call otherwise, with its name here: "
+    f"{names}.  Their {means} take log-probabilities per token, as "
+    '`scale="mean"` does here.  `losses.TRL_NAMES` is the whole table.'
+  )
+  text = textwrap.fill(text, 80, break_on_hyphens=False)
+  return f"\n## Names of TRL\n\n{text}\n"
 
 
 def function(method):

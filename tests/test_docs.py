@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from mrpo_jax import losses
+from mrpo_jax import evaluation, generation, hub, losses
 from mrpo_jax.cli.table import FLAGS
 from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.runs.config import BEST
@@ -57,6 +57,15 @@ def test_the_reference_of_losses_holds_every_public_name():
   homes = {f"mrpo_jax.losses.{module}" for module in shown}
   for name, value in MAKER["public"]().items():
     assert name == "TRL_NAMES" or value.__module__ in homes, name
+
+
+def test_the_reference_holds_what_rooms_offer():
+  pages = [one.read_text("utf-8") for one in (DOCS / "reference").glob("*.md")]
+  shown = {*re.findall(r"^::: (\S+)$", "\n".join(pages), re.MULTILINE)}
+  homes = {getattr(generation, name).__module__ for name in generation.__all__}
+  homes |= {one.__module__ for one in vars(hub).values() if callable(one)}
+  homes |= {f"mrpo_jax.evaluation.{one}" for one in evaluation.LAZY.values()}
+  assert homes <= shown, homes - shown
 
 
 def test_the_page_of_models_names_every_family():

@@ -311,8 +311,11 @@ What the runs without a treatment said (seed 0):
 
 {warnings}
 
-The models have half a million parameters and train for seconds: this shows what
-a reference can do to the loss, not how large the effect is at scale.
+Not varied: the two good models and their seed, the mixture and its weights,
+beta, the learning rate, steps, the lengths of texts.
+
+The models have 1.0 and 0.5 million parameters and train for seconds: this shows
+what a reference can do to the loss, not how large the effect is at scale.
 """
 
 

@@ -16,9 +16,9 @@ EPILOG = """\
 mrpo train --help lists the flags of that command, mrpo help config [KEY] the
 keys of a config; mrpo --version says which one this is.
 
-On several hosts every one runs the same command.  A TPU pod, Slurm (a task per
-process) and Open MPI are found out; elsewhere train, score, generate
-and evaluate are told
+On several hosts every one runs the same command.  On a TPU pod, and under
+Slurm (a task per process) or Open MPI, the processes find each other;
+elsewhere train, score, generate and evaluate are told
 
   --coordinator=HOST:PORT --processes=N --process=I
 

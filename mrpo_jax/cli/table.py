@@ -155,7 +155,7 @@ FLAGS = {
       Flag("merge-adapters", "write a whole model, not its adapter"),
       Flag("discriminator", "write that of an online run, a reward model"),
       Flag("push", "upload the folder to the Hugging Face hub", "ORG/NAME"),
-      Flag("public", "--push: may everybody read what it makes there?"),
+      Flag("public", "of --push: everybody may read the new repository"),
       Flag(
         "dtype",
         f"{', '.join(DTYPES)} (default: as trained)",
@@ -236,9 +236,9 @@ FLAGS = {
         "[NAME=]DIR",
         many=True,
       ),
-      Flag("workdir", "that of a run; after models", "[NAME=]DIR", many=True),
+      Flag("workdir", "folder of a run; after models", "[NAME=]DIR", many=True),
       Flag(
-        *("responses", "JSON lines of what one said; before models"),
+        *("responses", "JSON lines of what a model said; before models"),
         "[NAME=]FILE",
         many=True,
       ),

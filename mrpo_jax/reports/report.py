@@ -22,7 +22,7 @@ def report(workdir):
   if importlib.util.find_spec("matplotlib") is None:
     line = (
       f"{page.FILE} is not written: its plots need matplotlib; pip install "
-      "mrpo-jax[plot]"
+      "'mrpo-jax[plot]'"
     )
   else:
     path = workdir / page.FILE

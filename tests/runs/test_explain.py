@@ -93,6 +93,16 @@ def test_a_section_is_explained_with_all_below_it():
   assert found == ["rounds", "rounds.count", "rounds.alpha"]
 
 
+def test_the_keys_of_a_section_stand_together():
+  first, *sections = [
+    [line.split(":")[0] for line in block.split("\n") if line[:1] != " "]
+    for block in explain().split("\n\n")
+  ]
+  assert {"steps", "eval_draws"} <= {*first}
+  for name, *below in sections:
+    assert all(key.startswith(f"{name}.") for key in below), name
+
+
 def test_every_keyword_of_every_loss_is_explained():
   functions = [losses.build]
   functions += [

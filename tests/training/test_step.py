@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -381,3 +383,23 @@ def test_no_logits_tensor_in_the_compiled_step(rng):
   assert with_vocab  # the chunk is there: the pattern finds what it looks for
   largest = max(math.prod(shape) for shape in with_vocab)
   assert largest < rows * length * V / 2
+
+
+@pytest.mark.slow
+def test_the_page_about_a_loop_of_ones_own_runs(inputs, tmp_path, monkeypatch):
+  for name, there in (("base", "START"), ("second", "SECOND")):
+    shutil.copytree(inputs / name, tmp_path / there)
+  shutil.copy(inputs / "pairs.jsonl", tmp_path)
+  monkeypatch.chdir(tmp_path)
+  page = pathlib.Path(__file__).parents[2] / "docs/learn/own_loop.md"
+  text = page.read_text(encoding="utf-8")
+  step, adapted = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+  names = {}
+  exec(step, names)
+  assert int(names["state"].step) == 4
+  assert (tmp_path / "TRAINED" / "tokenizer.json").is_file()
+  exec(adapted, names)  # from the start: so far it says what the base does
+  assert float(names["metrics"]["rewards/margins"]) == pytest.approx(
+    0, abs=1e-5
+  )
+  assert names["params"]["blocks"].keys() == names["start"]["blocks"].keys()

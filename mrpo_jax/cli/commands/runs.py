@@ -161,7 +161,7 @@ def report(given):
   report.html come into it.  Seeds of one config stand together, below their
   mean; differences are of the same held-out pairs, and what cannot be compared
   is said.  The page fetches nothing; its plots need matplotlib (pip install
-  mrpo-jax[plot]).
+  'mrpo-jax[plot]').
   """
   from mrpo_jax.reports.report import report
 
@@ -183,8 +183,8 @@ def export(given):
   A run that trained a denoiser gives its config.json and safetensors.
 
   --push=ORG/NAME uploads the folder to the Hugging Face hub, too, as one commit
-  to a repository that is made if there is none: one of your own eyes, or of
-  everybody's by --public.  Its card has the config, with the paths in it.
+  to a repository that is made if there is none: private, or with --public one
+  that everybody may read.  Its card has the config, with the paths in it.
   Where that was stopped, or the hub refused, the same command sends it again.
   """
   from mrpo_jax.hub import push

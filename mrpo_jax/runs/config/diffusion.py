@@ -138,15 +138,16 @@ class DiffusionConfig(Section):
   references: ImageReferences
   loss: Loss
   nats: NotNegative = key(
-    "nats of a unit of mean squared error; 0: 1000 for each number of an image",
+    "of denoisers: nats of a unit of mean squared error; 0: 1000 for each "
+    "number of an image",
     0.0,
   )
   draws: Whole32 = key(
-    "noises of each pair under which references are scored once; 0: new ones "
-    "in every step",
+    "of denoisers: noises of each pair under which references are scored once; "
+    "0: new ones in every step",
     0,
   )
-  eval_draws: Count32 = key("noises of each held-out pair", 16)
+  eval_draws: Count32 = key("of denoisers: noises of each held-out pair", 16)
 
   def checked(self):
     """Itself, where its keys agree."""

@@ -62,7 +62,19 @@ def keys():
     for name, said in _keys_of(DiffusionConfig)
     if name not in found and not name.startswith("references")
   }
-  return found | bandit | images
+  return _by_section(found | bandit | images)
+
+
+def _by_section(found):
+  """Keys of no section first, then section by section, whoever has them."""
+  tops = [*dict.fromkeys(key.partition(".")[0] for key in found)]
+
+  def place(item):
+    key, (kind, _) = item
+    in_one = "." in key or kind.startswith("section")
+    return in_one, in_one and tops.index(key.partition(".")[0])
+
+  return dict(sorted(found.items(), key=place))
 
 
 def nearest(asked, sections=None):

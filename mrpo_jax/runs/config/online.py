@@ -56,7 +56,7 @@ class Online(Section):
   """Rounds: the policy answers prompts, a reward labels, and it trains."""
 
   prompts: Place = key(
-    "file of prompts, as mrpo generate takes them; empty: data.train's pairs",
+    "file of prompts, as mrpo generate takes them; empty: no online run",
     "",
   )
   reward: str = key(
