@@ -13,7 +13,12 @@ from mrpo_jax import losses
 from mrpo_jax.losses.arguments import arrays_of, keywords_of
 from mrpo_jax.losses.methods.auxiliary import Auxiliary
 from mrpo_jax.losses.methods.build import FOUND
-from mrpo_jax.losses.methods.catalogue import PER_TOKEN, PUBLISHED, TRL_NAMES
+from mrpo_jax.losses.methods.catalogue import (
+  LIKELIHOOD,
+  PER_TOKEN,
+  PUBLISHED,
+  TRL_NAMES,
+)
 from mrpo_jax.losses.methods.inputs import FIGURES, INPUTS
 from mrpo_jax.losses.methods.token_loss import VALUE_WEIGHT
 
@@ -49,7 +54,7 @@ keyword, with the losses that take it.
 
 def page():
   """The whole text."""
-  return HEAD + table() + theirs()
+  return HEAD + table() + likelihood() + theirs()
 
 
 def public():
@@ -77,6 +82,18 @@ def table():
       )
     )
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def likelihood():
+  """What papers add to losses that are, by name, the preference term alone."""
+  added = ", ".join(
+    f"`{name}` (`nll={weight:g}`)" for name, weight in LIKELIHOOD.items()
+  )
+  text = (
+    f"By name {added} are the preference term alone; in brackets what their "
+    "papers add, of which a run that does not mention `nll` is warned."
+  )
+  return f"\n{textwrap.fill(text, 80, break_on_hyphens=False)}\n"
 
 
 def theirs():

@@ -18,7 +18,11 @@ from mrpo_jax.errors import InputError, blames
 from mrpo_jax.losses.arguments import keywords_of
 from mrpo_jax.runs import memory
 from mrpo_jax.runs.config import BEST, Config
-from mrpo_jax.runs.config.method import check_best, chosen_method
+from mrpo_jax.runs.config.method import (
+  check_best,
+  chosen_method,
+  say_likelihood,
+)
 from mrpo_jax.runs.data import (
   Tokenizers,
   abstract_tokenizers,
@@ -81,6 +85,7 @@ def set_up(config, workdir, *, allow_changed=False):
   check_length(workdir, config)
   method = chosen_method(config)
   check_best(config, method)
+  say_likelihood(config)
   check_streaming(config, method)
   rewards = rewards_of(config)
   mesh = mesh_of(config)

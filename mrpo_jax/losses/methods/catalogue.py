@@ -77,6 +77,9 @@ PUBLISHED = {
   ),
   "hpo": dict(loss="kto", auxiliary="hpo"),
 }
+# Of losses that are, by name, a preference term alone: the `nll` that the paper
+# adds to it.
+LIKELIHOOD = {"orpo": 1.0, "cpo": 1.0, "slic": 0.1}
 # TRL's loss_type, and what LLaMA-Factory and Axolotl make of it -> ours; * on
 # means per token: scale="mean".
 TRL_NAMES = {

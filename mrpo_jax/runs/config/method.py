@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The method of a config: its loss with all its choices, and what it needs."""
 
+import logging
+
 from mrpo_jax import losses
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.losses.methods.build import taken
+from mrpo_jax.losses.methods.catalogue import LIKELIHOOD
 from mrpo_jax.runs.config.online import Rollouts
+
+logger = logging.getLogger(__name__)
 
 BY_PAIR = "by_pair"  # weights of references that the data hold
 
@@ -171,3 +176,14 @@ def check_best(config, method):
     raise InputError(f"{key}: single responses have no such figure")
   if "virtual/" in figure and not method.takes_reference:
     raise InputError(f"{key}: {method.name!r} takes no reference")
+
+
+def say_likelihood(config):
+  """Warns where the paper of a loss adds what the config does not mention."""
+  weight = LIKELIHOOD.get(config.loss.name)
+  if weight is not None and "nll" not in config.loss.keywords:
+    logger.warning(
+      f"warning: config.loss.name={config.loss.name!r} is the preference term "
+      "alone; its paper adds the likelihood of chosen responses: "
+      f"config.loss.nll={weight:g}, or 0 if it is left out on purpose"
+    )
