@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
+from tests.material.pages import python_of
+
 ROOT = pathlib.Path(__file__).parents[2]
-EXAMPLE = re.search(
-  r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
-)[1]
+(EXAMPLE,) = python_of("README.md")
 
 
 def of_jax():

@@ -2,7 +2,6 @@
 """BMC's bridge: what an editor is asked, what becomes of it, and is refused."""
 
 import json
-import pathlib
 import re
 import shlex
 import sys
@@ -14,7 +13,9 @@ from mrpo_jax.data import source
 from mrpo_jax.errors import InputError
 from mrpo_jax.online import bridge as bridges
 from mrpo_jax.online.bridge import bridge
+from tests.material.pages import ROOT, python_of
 
+PAGE = "docs/guide/bridge.md"
 ROWS = [
   dict(prompt="1 + 1?", chosen=" It is 2.", rejected=" It is 3."),
   dict(prompt="Capital of Peru?", chosen=" Lima.", rejected=" It is Quito."),
@@ -192,9 +193,8 @@ def test_the_command_line_says_what_was_done(pairs, capsys):
 
 
 def test_the_example_of_the_guide_runs(tmp_path):
-  page = pathlib.Path(__file__).parents[2] / "docs/guide/bridge.md"
-  text = page.read_text(encoding="utf-8")
-  (editor,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+  (editor,) = python_of(PAGE)
+  text = (ROOT / PAGE).read_text(encoding="utf-8")
   asked, answered = map(json.loads, re.findall(r"^\{.*\}$", text, re.M))
   (tmp_path / "editor.py").write_text(editor)
   files.write_lines(tmp_path / "pairs.jsonl", [asked])

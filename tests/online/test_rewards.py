@@ -2,8 +2,6 @@
 """Rewards by name: functions, commands, sums, and what is refused."""
 
 import hashlib
-import pathlib
-import re
 import shlex
 import sys
 
@@ -14,8 +12,8 @@ from mrpo_jax.online.rewards import Combination, beginning, reward_of
 from mrpo_jax.runs.config import read
 from mrpo_jax.runs.config.method import chosen_method
 from tests.material.config import get_config
+from tests.material.pages import python_of
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs/guide/rewards.md"
 PROMPTS = ["Tell me of tea", "And of milk", "And of sugar"]
 ANSWERS = ["a b", "a b c", ""]
 
@@ -225,12 +223,7 @@ def test_a_prompt_is_named_by_its_last_message():
 
 
 def test_the_examples_of_the_guide_run(here, monkeypatch, capsys):
-  page = PAGE.read_text(encoding="utf-8")
-  blocks = re.findall(r"^( *)```python\n(.*?)^ *```", page, re.M | re.S)
-  codes = [
-    re.sub(f"^{indent}", "", code, flags=re.M) for indent, code in blocks
-  ]
-  use, own, judge, named, quantiles = codes
+  use, own, judge, named, quantiles = python_of("docs/guide/rewards.md")
   (here / "own_rewards.py").write_text(own)
   (here / "judge_length.py").write_text(judge)
   polite = reward_of("own_rewards:polite")

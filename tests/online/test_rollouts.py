@@ -3,6 +3,7 @@
 
 import functools
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from mrpo_jax.online.rollouts import Rollout, TokenReader, make_round
 from mrpo_jax.training import optimizer, train_state
 from mrpo_jax.training.objective import Model
 from mrpo_jax.training.step import train_step
+from tests.material.pages import python_of
 from tests.training.test_objective import CONFIG, params_of
 from tests.training.test_token_steps import (
   BATCH,
@@ -229,3 +231,16 @@ def test_a_reader_is_of_the_policys_own_tokens():
   with pytest.raises(ValueError, match="view 0"):
     TokenReader(Model(CONFIG, view=1), Packing(batch=2, length=16, rows=2))
   assert VALUED_CONFIG.head == VALUED
+
+
+@pytest.mark.slow
+def test_the_page_of_a_round_in_python_runs(
+  inputs, tmp_path, monkeypatch, capsys
+):
+  shutil.copytree(inputs / "base", tmp_path / "FOLDER")
+  monkeypatch.chdir(tmp_path)
+  (block,) = python_of("docs/guide/rollouts.md")
+  names = {}
+  exec(block, names)
+  assert int(names["state"].step) == 8
+  assert capsys.readouterr().out.count("'reward/mean'") == 2

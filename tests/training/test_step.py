@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import pathlib
 import re
 import shutil
 
@@ -31,6 +30,7 @@ from mrpo_jax.training.step import (
   compile_step,
   train_step,
 )
+from tests.material.pages import python_of
 
 CONFIG = ModelConfig(
   vocab_size=101,
@@ -391,9 +391,7 @@ def test_the_page_about_a_loop_of_ones_own_runs(inputs, tmp_path, monkeypatch):
     shutil.copytree(inputs / name, tmp_path / there)
   shutil.copy(inputs / "pairs.jsonl", tmp_path)
   monkeypatch.chdir(tmp_path)
-  page = pathlib.Path(__file__).parents[2] / "docs/learn/own_loop.md"
-  text = page.read_text(encoding="utf-8")
-  step, adapted = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+  step, adapted = python_of("docs/learn/own_loop.md")
   names = {}
   exec(step, names)
   assert int(names["state"].step) == 4

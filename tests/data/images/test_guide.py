@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example of the guide to images runs."""
 
-import pathlib
-import re
-
-PAGE = pathlib.Path(__file__).parents[3] / "docs/guide/images.md"
+from tests.material.pages import python_of
 
 
 def test_the_example_of_the_guide_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  text = PAGE.read_text(encoding="utf-8")
-  (example,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+  (example,) = python_of("docs/guide/images.md")
   names = {}
   exec(example, names)
   assert names["image_NHWX"].shape == (1507, 8, 8, 1)

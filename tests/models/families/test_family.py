@@ -3,8 +3,6 @@
 
 import dataclasses
 import json
-import pathlib
-import re
 import types
 
 import jax
@@ -20,8 +18,8 @@ from mrpo_jax.models.families import FAMILIES
 from mrpo_jax.models.families.family import Family, TensorNames, named
 from mrpo_jax.models.families.read import config_from_hf
 from tests.material.folders import assert_identical
+from tests.material.pages import python_of
 
-DOCS = pathlib.Path(__file__).parents[3] / "docs"
 KINDS = ("weight", "bias")
 TENSORS = TensorNames(
   layer="tower.floor.{}",
@@ -85,8 +83,7 @@ def config(monkeypatch):
 def test_the_page_about_adding_a_family_is_true(monkeypatch):
   import transformers
 
-  page = (DOCS / "learn/add_a_family.md").read_text(encoding="utf-8")
-  file, line, golden = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  file, line, golden = python_of("docs/learn/add_a_family.md")
   starcoder = types.SimpleNamespace()
   exec(file, starcoder.__dict__)
   added = {"starcoder": starcoder}
