@@ -315,6 +315,7 @@ WITH = {
   ("alpha_dpo", "running"): dict(running=0.9),
 }
 MIXED = ("mixture", "clip", "weights", "official_weights", "betas")
+OF_A_BATCH = ("aot", "aot_unpaired", "dr_dpo")
 
 
 def keywords_of(name):
@@ -331,6 +332,8 @@ CASES = [
   for name in NAMES
   if name not in OF_TOKENS
   for keyword in keywords_of(name)
+  # The other token weight, WPO's, is of a pair: these have no loss of one.
+  if keyword != "token_weight" or name not in OF_A_BATCH
 ]
 
 
@@ -636,6 +639,12 @@ def test_what_compares_two_responses_is_refused_of_single_ones(given, match):
     losses.build("combine", losses=("kto_unpaired",), loss_weights=(1.0,))
 
 
+def test_single_responses_keep_their_own_weights_in_a_batch():
+  # Unlike `aot`, which looks across the batch too, each has its own loss.
+  given = dict(mixture="multi", weights="by_pair")
+  assert losses.build("kto_unpaired", **given).coupled
+
+
 # What it says of itself.
 
 
@@ -733,6 +742,16 @@ def test_references_get_no_gradient():
     (dict(name="cpo", p=0), "does not take 'p'; it takes"),
     (dict(name="dpo", scale_B=2.0), "does not take 'scale_B'"),
     (dict(name="aot", valid_B=None), "does not take 'valid_B'"),
+    (
+      dict(name="aot", token_weight="wpo"),
+      "'aot' has no loss of a single pair for token_weight 'wpo' to multiply",
+    ),
+    (dict(name="dr_dpo", token_weight=dict(name="wpo")), "no loss of a single"),
+    (
+      dict(name="aot_unpaired", mixture="multi", weights="adaptive"),
+      "'aot_unpaired' has no .* pair for weights 'adaptive' to multiply",
+    ),
+    (dict(name="aot", mixture="multi", weights="by_pair"), "'by_pair' to mul"),
     (
       dict(name="dpo", scale="max"),
       "unknown scale 'max'; known: sum, mean, character, zscore",

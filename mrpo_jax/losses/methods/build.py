@@ -131,6 +131,8 @@ def _method(name, loss, given):
   check_numbers(_called(name), {**given, **numbers}, defaults)
   if _is_unpaired(loss):
     _refuse_comparing(name, given)
+  elif "valid_B" in keywords:
+    _refuse_by_pair(name, given)
   strength = given.get("adaptive_beta")
   token_weight, token_arrays, pair_weight = choices.token_weight(
     given.get("token_weight")
@@ -237,6 +239,24 @@ def _refuse_comparing(name, given):
     raise ValueError(
       f"{_called(name)} reads single responses, and scale {scale!r} is of "
       "pairs; it takes sum, mean or character"
+    )
+
+
+def _refuse_by_pair(name, given):
+  """A ValueError for what multiplies the loss of each pair, where none has one.
+
+  `aot` gives its values in sorted order, `dr_dpo` one of all pairs.
+  """
+  _, _, pair_weight = choices.token_weight(given.get("token_weight"))
+  _, called = choices.rule(given.get("weights", USUAL["weights"]))
+  factor = None
+  if pair_weight is not None:
+    factor = "token_weight 'wpo'"
+  elif given.get("mixture") == "multi" and called in ("adaptive", "by_pair"):
+    factor = f"weights {called!r}"
+  if factor is not None:
+    raise ValueError(
+      f"{_called(name)} has no loss of a single pair for {factor} to multiply"
     )
 
 
