@@ -441,6 +441,26 @@ def test_multi_dpo_sums_one_loss_for_each_reference(rng):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_multi_dpo_of_a_loss_of_each_response(rng):
+  # Two pairs, each of which trusts another reference.
+  policy_logp_BC, ref_logp_BCK = pairs(rng, B=2, K=2)
+  for weight_BK in (jnp.eye(2), jnp.eye(2)[::-1]):
+    got = losses.multi_dpo(
+      policy_logp_BC, ref_logp_BCK, weight=weight_BK, pair_loss=losses.kto
+    )
+    want = losses.mrpo(
+      policy_logp_BC,
+      ref_logp_BCK,
+      weight=weight_BK,
+      epsilon_max=None,
+      pair_loss=losses.kto,
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+  policy_logp_BC, ref_logp_BCK = pairs(rng, B=3, K=2)
+  got = losses.multi_dpo(policy_logp_BC, ref_logp_BCK, pair_loss=losses.kto)
+  assert got.shape == (3, 2)
+
+
 def test_another_pair_loss_meets_the_virtual_reference():
   virtual_BC = losses.virtual_reference(REF, p=1, epsilon_max=None)
   got = losses.mrpo(
