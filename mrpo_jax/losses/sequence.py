@@ -55,6 +55,8 @@ def sequence_logp(
     raise ValueError(
       f"`targets_BT` must be token ids, integers, got {targets_BT.dtype}"
     )
+  if targets_BT.dtype.itemsize < 4:  # V may be none of these
+    targets_BT = targets_BT.astype(jnp.int32)
   mask_BT = widen(mask_BT)
   known_BT = (targets_BT >= 0) & (targets_BT < logits_BTV.shape[-1])
   logp_BT = _token_logp(logits_BTV, jnp.where(known_BT, targets_BT, 0))

@@ -92,6 +92,19 @@ def test_a_mask_may_weigh_tokens(rng):
   np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.uint32])
+def test_targets_of_fewer_bits_than_the_vocabulary(rng, dtype):
+  # 256 is no uint8, nor 128 an int8: they must not pass for 0 and -128.
+  logits_BTV = jnp.asarray(rng.normal(size=(1, 2, 300)), np.float32)
+  call = jax.value_and_grad(
+    lambda x, ids: losses.sequence_logp(x, ids, jnp.ones((1, 2))).sum()
+  )
+  value, grad = call(logits_BTV, jnp.array([[0, 100]], dtype))
+  want, want_grad = call(logits_BTV, jnp.array([[0, 100]]))
+  assert value == want
+  np.testing.assert_array_equal(grad, want_grad)
+
+
 def test_targets_are_integers(rng):
   logits_BTV, targets_BT, mask_BT = inputs(rng)
   with pytest.raises(ValueError, match="`targets_BT` must be token ids"):
