@@ -147,6 +147,14 @@ def test_one_key_is_one_draw():
   np.testing.assert_array_equal(one, raw)
 
 
+def test_the_draw_does_not_depend_on_jax_enable_x64():
+  one = losses.down_sample(jax.random.key(3), *PADDED)
+  with jax.enable_x64(True):
+    two = losses.down_sample(jax.random.key(3), *PADDED)
+  assert two.dtype == jnp.float32
+  np.testing.assert_array_equal(one, two)
+
+
 def test_keeping_all_and_keeping_none():
   index, length, _ = (jnp.asarray(x) for x in PADDED)
   key = jax.random.key(0)
