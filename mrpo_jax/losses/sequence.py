@@ -86,8 +86,9 @@ def _backward(kept, grad_BT):
   tokens_V = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
   is_target_BTV = tokens_V[None, None] == targets_BT[..., None]
   share_BTV = jnp.exp(widen(logits_BTV) - total_BT[..., None])
+  slope_BTV = is_target_BTV.astype(share_BTV.dtype) - share_BTV
   # A place that does not count may hold nan; 0 * nan would not be 0.
-  grad_BTV = jnp.where(grad_BT1 != 0, grad_BT1 * (is_target_BTV - share_BTV), 0)
+  grad_BTV = jnp.where(grad_BT1 != 0, grad_BT1 * slope_BTV, 0)
   return grad_BTV.astype(logits_BTV.dtype), None
 
 

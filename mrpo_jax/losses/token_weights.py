@@ -41,9 +41,9 @@ def temporal_decay(
   >>> temporal_decay(jnp.arange(3), gamma=0.5).tolist()
   [1.0, 0.5, 0.25]
   """
-  return jnp.power(
-    jnp.asarray(gamma, widen(index).dtype), widen(index) + offset
-  )
+  index = widen(index)
+  offset = jnp.asarray(offset, index.dtype)
+  return jnp.power(jnp.asarray(gamma, index.dtype), index + offset)
 
 
 @checked

@@ -60,6 +60,14 @@ def test_bfloat16_logits_are_summed_in_float32(rng):
   assert grad.dtype == jnp.bfloat16
 
 
+def test_types_are_cast_by_hand_alone(rng):
+  logits_BTV, *given = inputs(rng)
+  call = jax.value_and_grad(lambda x: losses.sequence_logp(x, *given).sum())
+  with jax.numpy_dtype_promotion("strict"):
+    for one in jax.eval_shape(call, logits_BTV):
+      assert one.dtype == jnp.float32
+
+
 def test_what_the_mask_leaves_out_reaches_nothing(rng):
   logits_BTV, targets_BT, mask_BT = inputs(rng)
   out_BT = mask_BT == 0
