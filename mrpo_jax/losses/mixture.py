@@ -229,14 +229,23 @@ def virtual_reference(
   if weight is None:
     weight = adaptive_weights(ref_logp_BCK)
   if official_weights:
-    if ref_logp_BCK.shape[-1] != 2:
-      raise ValueError(
-        "official_weights is defined for K=2 references, got "
-        f"K={ref_logp_BCK.shape[-1]}"
-      )
-    weight = jnp.flip(jnp.asarray(weight), axis=-1)
+    weight = swapped(weight, ref_logp_BCK)
   if epsilon_max is not None:
     ref_logp_BCK = trust_region(
       ref_logp_BCK, epsilon_max=epsilon_max, adaptive=adaptive_epsilon
     )
   return power_mean(ref_logp_BCK, weight, p=p)
+
+
+def swapped(weight, ref_logp_BCK):
+  """A weight with its two columns exchanged, as MRPO's released code has it.
+
+  Raises:
+    ValueError: K != 2.
+  """
+  if ref_logp_BCK.shape[-1] != 2:
+    raise ValueError(
+      "official_weights is defined for K=2 references, got "
+      f"K={ref_logp_BCK.shape[-1]}"
+    )
+  return jnp.flip(jnp.asarray(weight), axis=-1)

@@ -75,6 +75,20 @@ def test_official_weights_pass_through():
   np.testing.assert_allclose(got, [0.51019285], atol=1e-6)
 
 
+def test_official_weights_are_those_that_metrics_show():
+  method = losses.build(
+    "mrpo", weights=(0.2, 0.8), official_weights=True, clip=None
+  )
+  ref_logp_BCK = REF[..., :2]
+  weight, _ = method.mixing.shares(method.init(2), ref_logp_BCK)
+  np.testing.assert_allclose(weight, [0.8, 0.2])
+  want = losses.harmonic(ref_logp_BCK, weight)
+  np.testing.assert_allclose(method.virtual(ref_logp_BCK), want)
+  method = losses.build("mrpo", official_weights=True)
+  with pytest.raises(ValueError, match="K=2.*K=3"):
+    method(POLICY, REF)
+
+
 def test_hyper_parameters_of_the_pair_loss_pass_through():
   got = losses.build("dpo", label_smoothing=0.2, beta=0.7)(POLICY, REF[..., :1])
   want = losses.dpo(POLICY - REF[..., 0], label_smoothing=0.2, beta=0.7)
@@ -811,6 +825,11 @@ def test_references_get_no_gradient():
     (dict(name="mrpo", clip=dict(epsilon_max=-1)), "from 0 up, got -1"),
     (dict(name="mrpo", clip=dict(adaptive=3)), "adaptive must be True or"),
     (dict(name="mrpo", official_weights=1), "True or False, got 1"),
+    (
+      dict(name="multi_dpo", official_weights=True),
+      "official_weights are of a mixture by a power, and mixture is 'multi'",
+    ),
+    (dict(name="dpo", official_weights=True), "and mixture is None"),
     (dict(name="dpo", token_weight=3), "unknown token_weight 3; known"),
   ],
 )

@@ -77,11 +77,11 @@ def build(
       `auxiliary.Auxiliary`.
     **hyper: keywords of the loss, `beta` first; `betas`, one per reference:
       the objective sum_k w_k beta_k KL(policy || r_k) has beta = sum_k w_k
-      beta_k, and mixes by w_k beta_k; `official_weights`, see
-      `virtual_reference`; `adaptive_beta`, strength of beta-DPO's beta, with
-      `running`, momentum of its running margin (also of `alpha_dpo`);
-      `losses` and `loss_weights` of "combine"; `win_rate` of "sppo" and `phi`
-      of "mallows_phi", one number for all pairs.
+      beta_k, and mixes by w_k beta_k; `official_weights` of a mixture by a
+      power, see `virtual_reference`; `adaptive_beta`, strength of beta-DPO's
+      beta, with `running`, momentum of its running margin (also of
+      `alpha_dpo`); `losses` and `loss_weights` of "combine"; `win_rate` of
+      "sppo" and `phi` of "mallows_phi", one number for all pairs.
 
   Returns:
     f(policy_logp_BC, ref_logp_BCK) -> loss_B; see `Method` for what some
@@ -269,14 +269,21 @@ def _mixing(name, given, asked):
       "mixture"
     )
   rule, called = choices.rule(given.get("weights", USUAL["weights"]))
+  p = choices.power(mixture)
+  official = given.get("official_weights", USUAL["official_weights"])
+  if official and p is None:
+    raise ValueError(
+      f"{_called(name)}: official_weights are of a mixture by a power, and "
+      f"mixture is {mixture!r}"
+    )
   return Mixing(
     loss=name,
-    p=choices.power(mixture),
+    p=p,
     single=mixture is None and not any(one.all_references for one in asked),
     rule=rule,
     learns=called == "thompson",
     by_pair=called == "by_pair",
-    official_weights=given.get("official_weights", USUAL["official_weights"]),
+    official_weights=official,
     betas=betas,
     **choices.trust_region(given.get("clip")),
   )
