@@ -150,8 +150,9 @@ def dr_dpo(
   check(logratio_BC=logratio_BC)
   valid_B = _valid(valid_B, logratio_BC=logratio_BC)
   # Before the loss: nan in padding would reach the gradient as 0 * nan.
-  loss_B = dpo(jnp.where(valid_B[:, None], logratio_BC, 0.0), beta=beta)
-  count = jnp.sum(valid_B)
+  logratio_BC = jnp.where(valid_B[:, None], widen(logratio_BC), 0.0)
+  loss_B = dpo(logratio_BC, beta=beta)
+  count = jnp.sum(valid_B).astype(loss_B.dtype)
   # Without a valid pair the sum runs over all, so that its gradient exists.
   term_B = jnp.where(valid_B | (count == 0), -loss_B / beta_prime, -jnp.inf)
   total = jax.nn.logsumexp(term_B) - jnp.log(jnp.maximum(count, 1))

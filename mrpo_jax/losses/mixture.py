@@ -14,6 +14,8 @@ from mrpo_jax.losses.arguments import Weights, checked
 from mrpo_jax.losses.weighting import adaptive_weights, normalised_weight
 from mrpo_jax.shapes import check, widen
 
+SMALL_POWER = 0.01  # below, log-sum-exp / p rounds by more than 1e-5 nats
+
 
 @checked
 def power_mean(
@@ -40,7 +42,8 @@ def power_mean(
 
   Source: MRPO, arXiv:2405.16388, for p = -1; Aminian et al.,
   arXiv:2502.01203, for p = 0.
-  Numerics: one log-sum-exp over K; finite at +-1e4 nats.  A reference of
+  Numerics: one log-sum-exp over K; finite at +-1e4 nats; about p = 0 from the
+  distances to the geometric mean, which p does not magnify.  A reference of
   weight 0 may hold any value, -inf included.
 
   >>> import jax.numpy as jnp
@@ -53,15 +56,24 @@ def power_mean(
   weight_B1K = normalised_weight(weight_BK, ref_logp_BCK)[:, None, :]
   kept_BCK = jnp.broadcast_to(weight_B1K > 0, ref_logp_BCK.shape)
   safe_BCK = jnp.where(kept_BCK, ref_logp_BCK, 0.0)
-  if p == 0:
-    return jnp.sum(weight_B1K * safe_BCK, axis=-1)
+  geometric_BC = jnp.sum(weight_B1K * safe_BCK, axis=-1)
+  if abs(p) < jnp.finfo(safe_BCK.dtype).tiny:
+    return geometric_BC
   if p == math.inf:
     return jnp.max(safe_BCK, axis=-1, where=kept_BCK, initial=-jnp.inf)
   if p == -math.inf:
     return jnp.min(safe_BCK, axis=-1, where=kept_BCK, initial=jnp.inf)
   log_weight_B1K = jnp.log(jnp.where(weight_B1K > 0, weight_B1K, 1.0))
   term_BCK = jnp.where(kept_BCK, log_weight_B1K + p * safe_BCK, -jnp.inf)
-  return jax.nn.logsumexp(term_BCK, axis=-1) / p
+  mixed_BC = jax.nn.logsumexp(term_BCK, axis=-1) / p
+  if abs(p) >= SMALL_POWER:
+    return mixed_BC
+  apart_BCK = p * (safe_BCK - geometric_BC[..., None])
+  is_near_BCK = kept_BCK & (jnp.abs(apart_BCK) < 1.0)
+  grown_BCK = jnp.expm1(jnp.where(is_near_BCK, apart_BCK, 0.0))
+  more_BC = jnp.log1p(jnp.sum(weight_B1K * grown_BCK, axis=-1)) / p
+  is_near_BC = jnp.all(is_near_BCK | ~kept_BCK, axis=-1)
+  return jnp.where(is_near_BC, geometric_BC + more_BC, mixed_BC)
 
 
 @checked
@@ -217,14 +229,23 @@ def virtual_reference(
   if weight is None:
     weight = adaptive_weights(ref_logp_BCK)
   if official_weights:
-    if ref_logp_BCK.shape[-1] != 2:
-      raise ValueError(
-        "official_weights is defined for K=2 references, got "
-        f"K={ref_logp_BCK.shape[-1]}"
-      )
-    weight = jnp.flip(jnp.asarray(weight), axis=-1)
+    weight = swapped(weight, ref_logp_BCK)
   if epsilon_max is not None:
     ref_logp_BCK = trust_region(
       ref_logp_BCK, epsilon_max=epsilon_max, adaptive=adaptive_epsilon
     )
   return power_mean(ref_logp_BCK, weight, p=p)
+
+
+def swapped(weight, ref_logp_BCK):
+  """A weight with its two columns exchanged, as MRPO's released code has it.
+
+  Raises:
+    ValueError: K != 2.
+  """
+  if ref_logp_BCK.shape[-1] != 2:
+    raise ValueError(
+      "official_weights is defined for K=2 references, got "
+      f"K={ref_logp_BCK.shape[-1]}"
+    )
+  return jnp.flip(jnp.asarray(weight), axis=-1)

@@ -108,7 +108,8 @@ def multi_dpo(
     pair_loss: called as `pair_loss(logratio_BC, beta=beta)`.
 
   Returns:
-    loss_B: nats, float32 or better; gradient only through the policy.
+    loss_B: nats, float32 or better; gradient only through the policy.  Of a
+    pair loss with a value for each response, as `kto`, it is loss_BC.
 
   Source: the Multi-DPO baseline of MRPO, arXiv:2405.16388; whether the paper's
   is uniform and unclipped is unverified.
@@ -144,7 +145,8 @@ def weighted_losses(
   """sum_k w_k * loss_against(log r_k), the references clipped before.
 
   Args:
-    loss_against: ref_logp_BC -> loss_B; with betas (ref_logp_BC, beta).
+    loss_against: ref_logp_BC -> loss_B, a scalar or loss_BC; with betas
+      (ref_logp_BC, beta).
     ref_logp_BCK: nats; no gradient.
     weight: [K] or [B, K], non-negative, normalised to sum 1.
     epsilon_max: see `trust_region`; None means no clipping.
@@ -152,7 +154,7 @@ def weighted_losses(
     betas: one number per reference, or None.
 
   Returns:
-    loss_B.
+    loss_B; loss_BC of a loss with a value for each response.
   """
   ref_logp_BCK = jax.lax.stop_gradient(widen(ref_logp_BCK))
   weight_BK = normalised_weight(weight, ref_logp_BCK)
@@ -166,6 +168,8 @@ def weighted_losses(
   if betas is not None:
     given, axes = (ref_logp_BCK, jnp.asarray(betas)), (-1, 0)
   loss_BK = jax.vmap(loss_against, in_axes=axes, out_axes=-1)(*given)
+  if loss_BK.ndim == 3:  # [B, C, K], one of each response
+    weight_BK = weight_BK[:, None]
   return jnp.sum(weight_BK * loss_BK, axis=-1)
 
 

@@ -58,8 +58,8 @@ def bco(
   Args:
     logratio_BC: policy minus reference log-probability; nats.
     beta: inverse temperature, per nat; the authors use 0.01.
-    shift: subtracted from both rewards; the paper's delta is a running mean
-      of the rewards, TRL 1.16 uses 0.
+    shift: subtracted from both rewards, no gradient; the paper's delta is a
+      running mean of the rewards, TRL 1.16 uses 0.
 
   Returns:
     loss_B: nats, float32 or better.
@@ -71,6 +71,7 @@ def bco(
   True
   """
   chosen_B, rejected_B = columns(logratio_BC)
+  shift = jax.lax.stop_gradient(shift)
   return -(
     jax.nn.log_sigmoid(beta * chosen_B - shift)
     + jax.nn.log_sigmoid(shift - beta * rejected_B)

@@ -55,6 +55,8 @@ def sequence_logp(
     raise ValueError(
       f"`targets_BT` must be token ids, integers, got {targets_BT.dtype}"
     )
+  if targets_BT.dtype.itemsize < 4:  # V may be none of these
+    targets_BT = targets_BT.astype(jnp.int32)
   mask_BT = widen(mask_BT)
   known_BT = (targets_BT >= 0) & (targets_BT < logits_BTV.shape[-1])
   logp_BT = _token_logp(logits_BTV, jnp.where(known_BT, targets_BT, 0))
@@ -84,8 +86,9 @@ def _backward(kept, grad_BT):
   tokens_V = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
   is_target_BTV = tokens_V[None, None] == targets_BT[..., None]
   share_BTV = jnp.exp(widen(logits_BTV) - total_BT[..., None])
+  slope_BTV = is_target_BTV.astype(share_BTV.dtype) - share_BTV
   # A place that does not count may hold nan; 0 * nan would not be 0.
-  grad_BTV = jnp.where(grad_BT1 != 0, grad_BT1 * (is_target_BTV - share_BTV), 0)
+  grad_BTV = jnp.where(grad_BT1 != 0, grad_BT1 * slope_BTV, 0)
   return grad_BTV.astype(logits_BTV.dtype), None
 
 

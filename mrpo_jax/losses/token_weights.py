@@ -41,9 +41,9 @@ def temporal_decay(
   >>> temporal_decay(jnp.arange(3), gamma=0.5).tolist()
   [1.0, 0.5, 0.25]
   """
-  return jnp.power(
-    jnp.asarray(gamma, widen(index).dtype), widen(index) + offset
-  )
+  index = widen(index)
+  offset = jnp.asarray(offset, index.dtype)
+  return jnp.power(jnp.asarray(gamma, index.dtype), index + offset)
 
 
 @checked
@@ -110,7 +110,7 @@ def down_sample(
     for x in (index, length, keep)
   )
   response = jnp.cumsum(index == 0)
-  draw = jax.random.uniform(key, index.shape)
+  draw = jax.random.uniform(key, index.shape, jnp.float32)
   draw = jnp.where(index < length, draw, 2.0)  # padding comes last
   place = jnp.arange(index.size)
   by_response, _, order = jax.lax.sort((response, draw, place), num_keys=2)

@@ -65,17 +65,42 @@ def fit(
 
   Returns:
     policy_XY: probabilities, a NumPy array in float64.
+
+  Raises:
+    ValueError: wrong axes, a place that is not on X or Y, steps or average
+      below 1.
   """
+  for name, number in dict(steps=steps, average=average).items():
+    if number < 1:
+      raise ValueError(f"{name} must be from 1 up, got {number}")
   with jax.enable_x64(True):
     if weight_B is None:
       weight_B = np.full(len(prompt_B), 1.0 / len(prompt_B))
-    arrays = (ref_logp_XYK, prompt_B, response_BC, weight_B)
-    task = Task(loss, *map(jnp.asarray, arrays))
+    task = Task(
+      loss,
+      jnp.asarray(ref_logp_XYK, float),
+      jnp.asarray(prompt_B),
+      jnp.asarray(response_BC),
+      jnp.asarray(weight_B, float),
+    )
+    state = start(task)
+    prompts, responses, _ = task.ref_logp_XYK.shape
+    _check_places("prompt_B", prompt_B, prompts)
+    _check_places("response_BC", response_BC, responses)
     average = min(average, steps)
     walk = jax.jit(
       functools.partial(descend, task, lr=lr, average_from=steps - average)
     )
-    return np.asarray(walk(start(task), 0, steps).policy_XY / average)
+    return np.asarray(walk(state, 0, steps).policy_XY / average)
+
+
+def _check_places(name, places, size):
+  """A ValueError for a place off its axis, which JAX would move onto it."""
+  for place in np.unique(places):
+    if not 0 <= place < size:
+      raise ValueError(
+        f"`{name}` holds {place}, but its places are from 0 to {size - 1}"
+      )
 
 
 def start(task):

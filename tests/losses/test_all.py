@@ -342,11 +342,12 @@ def test_float64_stays_and_float32_is_close_to_it(case):
   np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_types_are_cast_by_hand_alone(case):
+def test_types_are_cast_by_hand_alone(case, x64):
   function = CASES[case]
-  with jax.numpy_dtype_promotion("strict"):
-    for dtype in (jnp.bfloat16, jnp.float32):
+  with jax.numpy_dtype_promotion("strict"), jax.enable_x64(x64):
+    for dtype in (jnp.bfloat16, jnp.float32, jnp.int32):
       arrays = arguments(function, dtype)
       assert jax.eval_shape(function, *arrays).dtype == jnp.float32
       if case in SCALED:

@@ -75,6 +75,20 @@ def test_official_weights_pass_through():
   np.testing.assert_allclose(got, [0.51019285], atol=1e-6)
 
 
+def test_official_weights_are_those_that_metrics_show():
+  method = losses.build(
+    "mrpo", weights=(0.2, 0.8), official_weights=True, clip=None
+  )
+  ref_logp_BCK = REF[..., :2]
+  weight, _ = method.mixing.shares(method.init(2), ref_logp_BCK)
+  np.testing.assert_allclose(weight, [0.8, 0.2])
+  want = losses.harmonic(ref_logp_BCK, weight)
+  np.testing.assert_allclose(method.virtual(ref_logp_BCK), want)
+  method = losses.build("mrpo", official_weights=True)
+  with pytest.raises(ValueError, match="K=2.*K=3"):
+    method(POLICY, REF)
+
+
 def test_hyper_parameters_of_the_pair_loss_pass_through():
   got = losses.build("dpo", label_smoothing=0.2, beta=0.7)(POLICY, REF[..., :1])
   want = losses.dpo(POLICY - REF[..., 0], label_smoothing=0.2, beta=0.7)
@@ -315,6 +329,7 @@ WITH = {
   ("alpha_dpo", "running"): dict(running=0.9),
 }
 MIXED = ("mixture", "clip", "weights", "official_weights", "betas")
+OF_A_BATCH = ("aot", "aot_unpaired", "dr_dpo")
 
 
 def keywords_of(name):
@@ -331,6 +346,8 @@ CASES = [
   for name in NAMES
   if name not in OF_TOKENS
   for keyword in keywords_of(name)
+  # The other token weight, WPO's, is of a pair: these have no loss of one.
+  if keyword != "token_weight" or name not in OF_A_BATCH
 ]
 
 
@@ -636,6 +653,12 @@ def test_what_compares_two_responses_is_refused_of_single_ones(given, match):
     losses.build("combine", losses=("kto_unpaired",), loss_weights=(1.0,))
 
 
+def test_single_responses_keep_their_own_weights_in_a_batch():
+  # Unlike `aot`, which looks across the batch too, each has its own loss.
+  given = dict(mixture="multi", weights="by_pair")
+  assert losses.build("kto_unpaired", **given).coupled
+
+
 # What it says of itself.
 
 
@@ -734,6 +757,16 @@ def test_references_get_no_gradient():
     (dict(name="dpo", scale_B=2.0), "does not take 'scale_B'"),
     (dict(name="aot", valid_B=None), "does not take 'valid_B'"),
     (
+      dict(name="aot", token_weight="wpo"),
+      "'aot' has no loss of a single pair for token_weight 'wpo' to multiply",
+    ),
+    (dict(name="dr_dpo", token_weight=dict(name="wpo")), "no loss of a single"),
+    (
+      dict(name="aot_unpaired", mixture="multi", weights="adaptive"),
+      "'aot_unpaired' has no .* pair for weights 'adaptive' to multiply",
+    ),
+    (dict(name="aot", mixture="multi", weights="by_pair"), "'by_pair' to mul"),
+    (
       dict(name="dpo", scale="max"),
       "unknown scale 'max'; known: sum, mean, character, zscore",
     ),
@@ -792,6 +825,11 @@ def test_references_get_no_gradient():
     (dict(name="mrpo", clip=dict(epsilon_max=-1)), "from 0 up, got -1"),
     (dict(name="mrpo", clip=dict(adaptive=3)), "adaptive must be True or"),
     (dict(name="mrpo", official_weights=1), "True or False, got 1"),
+    (
+      dict(name="multi_dpo", official_weights=True),
+      "official_weights are of a mixture by a power, and mixture is 'multi'",
+    ),
+    (dict(name="dpo", official_weights=True), "and mixture is None"),
     (dict(name="dpo", token_weight=3), "unknown token_weight 3; known"),
   ],
 )

@@ -171,6 +171,24 @@ def test_power_mean_is_continuous_at_zero(rng):
   np.testing.assert_allclose(near, at, atol=1e-4)
 
 
+@pytest.mark.parametrize("p", [1e-2, 1e-4, -1e-6, 1e-9, -1e-42])
+def test_a_small_power_is_right_in_float32(rng, p):
+  _, ref_logp_BCK = pairs(rng)
+  ref_logp_BCK = jnp.concatenate([ref_logp_BCK, 1e3 * ref_logp_BCK])
+  ref_logp_BCK = ref_logp_BCK.at[..., 2].set(jnp.nan)  # dropped
+  weight_K = np.array([0.3, 0.7, 0.0])
+  # By a sum whose mean is taken out, in float64.
+  wide_BCK = np.asarray(ref_logp_BCK, np.float64)[..., :2]
+  mean_BC1 = (wide_BCK @ weight_K[:2])[..., None]
+  term_BCK = p * (wide_BCK - mean_BC1)
+  top_BC1 = np.maximum(term_BCK.max(-1, keepdims=True), 0.0)
+  grown_BCK = np.expm1(term_BCK - top_BC1)
+  more_BC = top_BC1[..., 0] + np.log1p(grown_BCK @ weight_K[:2])
+  want = mean_BC1[..., 0] + more_BC / p
+  got = losses.power_mean(ref_logp_BCK, jnp.asarray(weight_K), p=p)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 def test_no_band_is_dpo_on_reference_zero(rng):
   policy_logp_BC, ref_logp_BCK = pairs(rng)
   want = losses.dpo(policy_logp_BC - ref_logp_BCK[..., 0])
@@ -439,6 +457,26 @@ def test_multi_dpo_sums_one_loss_for_each_reference(rng):
       pair_loss=pair_loss,
     )
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_multi_dpo_of_a_loss_of_each_response(rng):
+  # Two pairs, each of which trusts another reference.
+  policy_logp_BC, ref_logp_BCK = pairs(rng, B=2, K=2)
+  for weight_BK in (jnp.eye(2), jnp.eye(2)[::-1]):
+    got = losses.multi_dpo(
+      policy_logp_BC, ref_logp_BCK, weight=weight_BK, pair_loss=losses.kto
+    )
+    want = losses.mrpo(
+      policy_logp_BC,
+      ref_logp_BCK,
+      weight=weight_BK,
+      epsilon_max=None,
+      pair_loss=losses.kto,
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+  policy_logp_BC, ref_logp_BCK = pairs(rng, B=3, K=2)
+  got = losses.multi_dpo(policy_logp_BC, ref_logp_BCK, pair_loss=losses.kto)
+  assert got.shape == (3, 2)
 
 
 def test_another_pair_loss_meets_the_virtual_reference():

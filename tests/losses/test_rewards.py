@@ -99,6 +99,14 @@ def test_bco_is_the_sum_over_its_responses():
   close(got, losses.bco(LOGRATIO, **given))
 
 
+def test_the_shift_of_bco_has_no_gradient():
+  # The running mean of the rewards, this batch included, follows the policy.
+  def total(shift):
+    return losses.bco(LOGRATIO, shift=shift).sum()
+
+  assert jax.grad(total)(0.3) == 0.0
+
+
 def test_the_shift_of_bco_of_single_responses_has_no_gradient():
   def total(shift):
     good_B = jnp.ones(4, bool)

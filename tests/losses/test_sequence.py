@@ -60,6 +60,14 @@ def test_bfloat16_logits_are_summed_in_float32(rng):
   assert grad.dtype == jnp.bfloat16
 
 
+def test_types_are_cast_by_hand_alone(rng):
+  logits_BTV, *given = inputs(rng)
+  call = jax.value_and_grad(lambda x: losses.sequence_logp(x, *given).sum())
+  with jax.numpy_dtype_promotion("strict"):
+    for one in jax.eval_shape(call, logits_BTV):
+      assert one.dtype == jnp.float32
+
+
 def test_what_the_mask_leaves_out_reaches_nothing(rng):
   logits_BTV, targets_BT, mask_BT = inputs(rng)
   out_BT = mask_BT == 0
@@ -90,6 +98,19 @@ def test_a_mask_may_weigh_tokens(rng):
   got = losses.sequence_logp(logits_BTV, targets_BT, weight_BT)
   want = 0.25 * losses.sequence_logp(logits_BTV, targets_BT, mask_BT)
   np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.uint32])
+def test_targets_of_fewer_bits_than_the_vocabulary(rng, dtype):
+  # 256 is no uint8, nor 128 an int8: they must not pass for 0 and -128.
+  logits_BTV = jnp.asarray(rng.normal(size=(1, 2, 300)), np.float32)
+  call = jax.value_and_grad(
+    lambda x, ids: losses.sequence_logp(x, ids, jnp.ones((1, 2))).sum()
+  )
+  value, grad = call(logits_BTV, jnp.array([[0, 100]], dtype))
+  want, want_grad = call(logits_BTV, jnp.array([[0, 100]]))
+  assert value == want
+  np.testing.assert_array_equal(grad, want_grad)
 
 
 def test_targets_are_integers(rng):

@@ -32,6 +32,14 @@ def test_decay_may_start_at_each_prompts_own_length():
   np.testing.assert_allclose(got, [[1 / 8, 1 / 16], [0.5, 0.25]], rtol=1e-6)
 
 
+def test_the_decays_offset_is_cast_by_hand():
+  index = jnp.arange(3)
+  with jax.numpy_dtype_promotion("strict"):
+    for offset in (index, jnp.float32(2.0), 1):
+      call = functools.partial(losses.temporal_decay, offset=offset)
+      assert jax.eval_shape(call, index).dtype == jnp.float32
+
+
 def test_default_decay():
   got = losses.temporal_decay(jnp.array([0, 1, 10, 10_000]))
   want = losses.temporal_decay(
@@ -145,6 +153,14 @@ def test_one_key_is_one_draw():
   assert (one != losses.down_sample(jax.random.key(4), *given)).any()
   raw = losses.down_sample(jax.random.PRNGKey(3), *given)
   np.testing.assert_array_equal(one, raw)
+
+
+def test_the_draw_does_not_depend_on_jax_enable_x64():
+  one = losses.down_sample(jax.random.key(3), *PADDED)
+  with jax.enable_x64(True):
+    two = losses.down_sample(jax.random.key(3), *PADDED)
+  assert two.dtype == jnp.float32
+  np.testing.assert_array_equal(one, two)
 
 
 def test_keeping_all_and_keeping_none():

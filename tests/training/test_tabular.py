@@ -94,6 +94,40 @@ def test_a_wrong_axis_is_named():
     )
 
 
+def test_float32_references_are_computed_in_float64():
+  ref_logp_XYK = np.float32(REF_LOGP_XYK[..., :1])
+  loss = losses.build("dpo", beta=BETA)
+  got = fit(loss, ref_logp_XYK, steps=50)
+  assert got.dtype == np.float64
+  want = fit(loss, np.float64(ref_logp_XYK), steps=50)
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+  "given,match",
+  [
+    (dict(prompt_B=[0, 1]), "`prompt_B` holds 1, .* from 0 to 0"),
+    # As the paper counts its arms.
+    (dict(response_BC=[[1, 2], [2, 3]]), "`response_BC` holds 3, .* 0 to 2"),
+    (dict(response_BC=[[0, -1], [1, 2]]), "`response_BC` holds -1, .* 0 to 2"),
+    (dict(steps=0), "steps must be from 1 up, got 0"),
+    (dict(average=0), "average must be from 1 up, got 0"),
+  ],
+)
+def test_what_fit_cannot_do_is_refused(given, match):
+  good = dict(
+    ref_logp_XYK=np.log(np.full((1, 3, 1), 1 / 3)),
+    prompt_B=[0, 0],
+    response_BC=[[0, 1], [1, 2]],
+    steps=2,
+    average=1,
+  )
+  given = {key: np.asarray(value) for key, value in {**good, **given}.items()}
+  numbers = {key: int(given.pop(key)) for key in ("steps", "average")}
+  with pytest.raises(ValueError, match=match):
+    tabular.fit(losses.build("dpo"), **given, **numbers, lr=0.1)
+
+
 def test_dpo_tilts_its_reference():
   ref_XYK = REF_LOGP_XYK[..., :1]
   got = fit(losses.build("dpo", beta=BETA), ref_XYK)

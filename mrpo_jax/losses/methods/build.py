@@ -77,11 +77,11 @@ def build(
       `auxiliary.Auxiliary`.
     **hyper: keywords of the loss, `beta` first; `betas`, one per reference:
       the objective sum_k w_k beta_k KL(policy || r_k) has beta = sum_k w_k
-      beta_k, and mixes by w_k beta_k; `official_weights`, see
-      `virtual_reference`; `adaptive_beta`, strength of beta-DPO's beta, with
-      `running`, momentum of its running margin (also of `alpha_dpo`);
-      `losses` and `loss_weights` of "combine"; `win_rate` of "sppo" and `phi`
-      of "mallows_phi", one number for all pairs.
+      beta_k, and mixes by w_k beta_k; `official_weights` of a mixture by a
+      power, see `virtual_reference`; `adaptive_beta`, strength of beta-DPO's
+      beta, with `running`, momentum of its running margin (also of
+      `alpha_dpo`); `losses` and `loss_weights` of "combine"; `win_rate` of
+      "sppo" and `phi` of "mallows_phi", one number for all pairs.
 
   Returns:
     f(policy_logp_BC, ref_logp_BCK) -> loss_B; see `Method` for what some
@@ -131,6 +131,8 @@ def _method(name, loss, given):
   check_numbers(_called(name), {**given, **numbers}, defaults)
   if _is_unpaired(loss):
     _refuse_comparing(name, given)
+  elif "valid_B" in keywords:
+    _refuse_by_pair(name, given)
   strength = given.get("adaptive_beta")
   token_weight, token_arrays, pair_weight = choices.token_weight(
     given.get("token_weight")
@@ -240,6 +242,24 @@ def _refuse_comparing(name, given):
     )
 
 
+def _refuse_by_pair(name, given):
+  """A ValueError for what multiplies the loss of each pair, where none has one.
+
+  `aot` gives its values in sorted order, `dr_dpo` one of all pairs.
+  """
+  _, _, pair_weight = choices.token_weight(given.get("token_weight"))
+  _, called = choices.rule(given.get("weights", USUAL["weights"]))
+  factor = None
+  if pair_weight is not None:
+    factor = "token_weight 'wpo'"
+  elif given.get("mixture") == "multi" and called in ("adaptive", "by_pair"):
+    factor = f"weights {called!r}"
+  if factor is not None:
+    raise ValueError(
+      f"{_called(name)} has no loss of a single pair for {factor} to multiply"
+    )
+
+
 def _mixing(name, given, asked):
   """The mixing of a loss's references."""
   mixture, betas = given.get("mixture"), choices.betas(given.get("betas"))
@@ -249,14 +269,21 @@ def _mixing(name, given, asked):
       "mixture"
     )
   rule, called = choices.rule(given.get("weights", USUAL["weights"]))
+  p = choices.power(mixture)
+  official = given.get("official_weights", USUAL["official_weights"])
+  if official and p is None:
+    raise ValueError(
+      f"{_called(name)}: official_weights are of a mixture by a power, and "
+      f"mixture is {mixture!r}"
+    )
   return Mixing(
     loss=name,
-    p=choices.power(mixture),
+    p=p,
     single=mixture is None and not any(one.all_references for one in asked),
     rule=rule,
     learns=called == "thompson",
     by_pair=called == "by_pair",
-    official_weights=given.get("official_weights", USUAL["official_weights"]),
+    official_weights=official,
     betas=betas,
     **choices.trust_region(given.get("clip")),
   )

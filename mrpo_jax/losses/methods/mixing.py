@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mrpo_jax.losses.mixture import virtual_reference
+from mrpo_jax.losses.mixture import swapped, virtual_reference
 from mrpo_jax.losses.multi import weighted_losses
 from mrpo_jax.losses.weighting import (
   WeightRule,
@@ -142,14 +142,15 @@ class Mixing:
     return {**state, "weights": weights, "accuracy": accuracy}
 
   def weights(self, state, ref_BCK):
-    """[K] or [B, K]: how much each reference is trusted."""
+    """[K] or [B, K]: how much each reference weighs in the mixture."""
     K = ref_BCK.shape[-1]
     if self.single and K != 1:
       raise ValueError(
         f"loss {self.loss!r} takes one reference, got K={K}; "
         "name a mixture: harmonic, geometric, arithmetic, multi, ..."
       )
-    return self.rule.weights(state["weights"], ref_BCK)
+    weight = self.rule.weights(state["weights"], ref_BCK)
+    return swapped(weight, ref_BCK) if self.official_weights else weight
 
   def shares(self, state, ref_BCK):
     """(what the mixture weighs by, beta_B or None where there is one beta).
@@ -175,12 +176,7 @@ class Mixing:
     reward is the weighted mean of the K rewards.
     """
     weight, _ = self.shares(state, ref_BCK)
-    return virtual_reference(
-      ref_BCK,
-      weight=weight,
-      official_weights=self.official_weights,
-      **self.mean,
-    )
+    return virtual_reference(ref_BCK, weight=weight, **self.mean)
 
   def mixed(self, loss_against, state, ref_BCK):
     """`loss_against(ref_BC, beta)` of the mixture, or the weighted sum over K.
