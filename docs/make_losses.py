@@ -14,7 +14,7 @@ from mrpo_jax.losses.arguments import arrays_of, keywords_of
 from mrpo_jax.losses.methods.auxiliary import Auxiliary
 from mrpo_jax.losses.methods.build import FOUND
 from mrpo_jax.losses.methods.catalogue import (
-  LIKELIHOOD,
+  LEFT_OUT,
   PER_TOKEN,
   PUBLISHED,
   TRL_NAMES,
@@ -54,7 +54,7 @@ keyword, with the losses that take it.
 
 def page():
   """The whole text."""
-  return HEAD + table() + likelihood() + theirs()
+  return HEAD + table() + left_out() + theirs()
 
 
 def public():
@@ -84,14 +84,15 @@ def table():
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def likelihood():
-  """What papers add to losses that are, by name, the preference term alone."""
-  added = ", ".join(
-    f"`{name}` (`nll={weight:g}`)" for name, weight in LIKELIHOOD.items()
+def left_out():
+  """What papers have that losses by their name are without."""
+  papers = "; that ".join(
+    f"of `{name}` {what} (`{keyword}={value:g}`)"
+    for name, (keyword, value, what) in LEFT_OUT.items()
   )
   text = (
-    f"By name {added} are the preference term alone; in brackets what their "
-    "papers add, of which a run that does not mention `nll` is warned."
+    "Some losses by their name are without what their papers have.  That "
+    f"{papers}.  A run that does not mention the keyword is warned."
   )
   return f"\n{textwrap.fill(text, 80, break_on_hyphens=False)}\n"
 

@@ -25,6 +25,10 @@ POSITIVE |= {"cap", "prior", "window", "vocab_size", "lam", "cliprange"}
 NOT_NEGATIVE = {"desirable_weight", "undesirable_weight", "epsilon_max"}
 NOT_NEGATIVE |= {"value_weight"}
 SHARES = {"label_smoothing", "win_rate", "phi", "mixing", "rate", "tau"}
+# Of names that mean other things elsewhere, of one function alone.
+POSITIVE |= {"temporal_decay.gamma"}
+NOT_NEGATIVE |= {"focal_dpo.gamma"}
+SHARES |= {"length_desensitized.alpha"}
 INFINITE = {"p"}  # may be
 OPTIONAL = {"adaptive_beta", "running"}
 # What functions of arrays call a choice -> its name in a config.
@@ -75,7 +79,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
   @functools.wraps(function)
   def call(*args: P.args, **given: P.kwargs) -> R:
     named = {**dict(zip(arrays, args, strict=False)), **given}
-    check_numbers(function.__name__, named, defaults, {"epsilon_max"})
+    name = function.__name__
+    check_numbers(name, named, defaults, {"epsilon_max"}, of=name)
     return called(*args, **given)
 
   return call
@@ -111,10 +116,18 @@ def check_numbers(
   given: dict[str, Any],
   defaults: dict[str, Any],
   optional: Collection[str] = OPTIONAL,
+  of: str = "",
 ) -> None:
   """A ValueError that names the first value which its keyword cannot be.
 
   What is a number by default, or is known here alone, has to be one.
+
+  Args:
+    what: whose keywords they are, in words.
+    given: {keyword: value}.
+    defaults: {keyword: default}.
+    optional: keywords that may be None.
+    of: name of the function that takes them, which may have ranges of its own.
   """
   for key, value in given.items():
     default = defaults.get(key, inspect.Parameter.empty)
@@ -128,18 +141,19 @@ def check_numbers(
         check(**{key: value})
       if value is None or isinstance(value, bool | str | dict | list | tuple):
         raise ValueError(f"{what}: {key} must be a number, got {value!r}")
-      _check_range(what, key, value)
+      _check_range(what, of, key, value)
 
 
-def _check_range(what, key, value):
+def _check_range(what, of, key, value):
   """Refuses a number out of its range; arrays and traced ones pass."""
   if isinstance(value, jax.core.Tracer) or jnp.ndim(value):
     return
-  if key in POSITIVE and not value > 0:
+  names = {key, f"{of}.{key}"}
+  if names & POSITIVE and not value > 0:
     raise ValueError(f"{what}: {key} must be positive, got {value!r}")
-  if key in NOT_NEGATIVE and not value >= 0:
+  if names & NOT_NEGATIVE and not value >= 0:
     raise ValueError(f"{what}: {key} must be from 0 up, got {value!r}")
-  if key in SHARES and not 0 <= value <= 1:
+  if names & SHARES and not 0 <= value <= 1:
     raise ValueError(f"{what}: {key} must be from 0 to 1, got {value!r}")
   if key not in INFINITE and not math.isfinite(value):
     raise ValueError(f"{what}: {key} must be a finite number, got {value!r}")

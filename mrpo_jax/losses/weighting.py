@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from mrpo_jax.losses.arguments import Weights, checked
@@ -29,14 +30,31 @@ def check_weight(weight: Weights, **references: ArrayLike) -> jax.Array:
 
 
 def normalised_weight(weight: Weights, ref_logp_BCK: ArrayLike) -> jax.Array:
-  """[K] or [B, K] non-negative weights as weight_BK that sum to 1 over K."""
+  """[K] or [B, K] non-negative weights as weight_BK that sum to 1 over K.
+
+  Raises:
+    ValueError: [K] weights that are known are negative, or all of them 0.
+  """
   weight = widen(check_weight(weight, ref_logp_BCK=ref_logp_BCK))
   weight = jax.lax.stop_gradient(weight)
   if weight.ndim == 1:
+    _refuse_weights(weight)
     weight = weight[None, :]
   weight_BK = weight / jnp.sum(weight, axis=-1, keepdims=True)
   pairs, _, references = ref_logp_BCK.shape
   return jnp.broadcast_to(weight_BK, (pairs, references))
+
+
+def _refuse_weights(weight_K):
+  """A ValueError for known weights that no share can be made of."""
+  if isinstance(weight_K, jax.core.Tracer):
+    return
+  known_K = np.asarray(weight_K)
+  if not (np.all(np.isfinite(known_K)) and known_K.min() >= 0 < known_K.sum()):
+    raise ValueError(
+      "weights must be from 0 up, finite, and one of them positive, got "
+      f"{known_K.tolist()}"
+    )
 
 
 @checked

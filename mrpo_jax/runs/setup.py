@@ -21,7 +21,7 @@ from mrpo_jax.runs.config import BEST, Config
 from mrpo_jax.runs.config.method import (
   check_best,
   chosen_method,
-  say_likelihood,
+  say_left_out,
 )
 from mrpo_jax.runs.data import (
   Tokenizers,
@@ -85,7 +85,7 @@ def set_up(config, workdir, *, allow_changed=False):
   check_length(workdir, config)
   method = chosen_method(config)
   check_best(config, method)
-  say_likelihood(config)
+  say_left_out(config)
   check_streaming(config, method)
   rewards = rewards_of(config)
   mesh = mesh_of(config)

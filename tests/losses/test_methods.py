@@ -794,6 +794,16 @@ def test_references_get_no_gradient():
     (dict(name="focal_dpo", detach_weight=1), "must be True or False, got 1"),
     (dict(name="discopop", temperature=0.0), "temperature must be positive"),
     (dict(name="mnpo", eta=-1.0), "eta must be positive, got -1.0"),
+    # Of names that are free elsewhere.
+    (dict(name="focal_dpo", gamma=-1.0), "gamma must be from 0 up, got -1.0"),
+    (
+      dict(name="d2po", token_weight=dict(name="temporal_decay", gamma=-0.5)),
+      "'temporal_decay': gamma must be positive, got -0.5",
+    ),
+    (
+      dict(name="dpo", token_weight=dict(name="length_desensitized", alpha=2)),
+      "'length_desensitized': alpha must be from 0 to 1, got 2",
+    ),
     (dict(name="hinge", beta=None), "beta must be a number, got None"),
     (dict(name="hinge", nll="1"), "nll must be a number"),
     (dict(name="sppo", win_rate=2), "win_rate must be from 0 to 1"),

@@ -372,3 +372,16 @@ def test_a_prior_must_be_positive():
       ValueError, match="K has size 2 in .*, but 3 in `won_K`"
     ):
       function(state, jnp.zeros((1, 2, 2)))
+
+
+@pytest.mark.parametrize("weight", [[0.0, 0.0], [-1.0, 2.0], [np.inf, 1.0]])
+def test_weights_that_are_no_shares_are_refused(weight):
+  policy_BC, ref_BCK = jnp.zeros((1, 2)), jnp.zeros((1, 2, 2))
+  for call in (
+    lambda weight: losses.mrpo(policy_BC, ref_BCK, weight=weight),
+    lambda weight: losses.multi_dpo(policy_BC, ref_BCK, weight=weight),
+    lambda weight: losses.power_mean(ref_BCK, weight, p=-1),
+  ):
+    for given in (weight, jnp.array(weight)):
+      with pytest.raises(ValueError, match="from 0 up, finite, and one of"):
+        call(given)

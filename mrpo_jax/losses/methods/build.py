@@ -67,7 +67,8 @@ def build(
       keywords).  `temporal_decay` takes offset="prompt" too.
     dispersion: None, or the mean of -log dispersion over the data set, a
       number or dict(mean=...): MallowsPO's factor on each pair's margin.
-    nll: weight of the chosen response's `nll`, added to the loss.
+    nll: weight of the chosen response's `nll`, added to the loss; with a
+      token weight it is of the weighted tokens, over the whole length.
     scale: the unit of log-probabilities, before anything else: "sum";
       "mean", per response token, each model by its own count; "character",
       per response character; "zscore", references by `scale_factors` of the
@@ -128,7 +129,8 @@ def _method(name, loss, given):
   numbers = {key: given.pop(key, number) for key, number in numbers.items()}
   choices.refuse(_called(name), given, _taken(loss, given), numbers)
   defaults = {"official_weights": False, **keywords}
-  check_numbers(_called(name), {**given, **numbers}, defaults)
+  called = getattr(loss, "__name__", "")
+  check_numbers(_called(name), {**given, **numbers}, defaults, of=called)
   if _is_unpaired(loss):
     _refuse_comparing(name, given)
   elif "valid_B" in keywords:

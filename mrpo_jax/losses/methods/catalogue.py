@@ -77,9 +77,15 @@ PUBLISHED = {
   ),
   "hpo": dict(loss="kto", auxiliary="hpo"),
 }
-# Of losses that are, by name, a preference term alone: the `nll` that the paper
-# adds to it.
-LIKELIHOOD = {"orpo": 1.0, "cpo": 1.0, "slic": 0.1}
+# What a loss by its name is without, and its paper has: a keyword of `build`,
+# its value there, and what it does.
+_ADDED = "adds the likelihood of chosen responses"
+LEFT_OUT = {
+  "orpo": ("nll", 1.0, _ADDED),
+  "cpo": ("nll", 1.0, _ADDED),
+  "slic": ("nll", 0.1, _ADDED),
+  "alpha_dpo": ("running", 0.9, "standardises M by its running moments"),
+}
 # TRL's loss_type, and what LLaMA-Factory and Axolotl make of it -> ours; * on
 # means per token: scale="mean".
 TRL_NAMES = {

@@ -125,7 +125,7 @@ def token_weight(given):
   what = f"token_weight {function.__name__!r}"
   refuse(what, keywords, defaults)
   numbers = {k: v for k, v in keywords.items() if not is_word(v, "prompt")}
-  check_numbers(what, numbers, defaults)
+  check_numbers(what, numbers, defaults, of=function.__name__)
   if function is token_weights.wpo_weight:
     return None, (), functools.partial(function, **keywords)
   weigh = functools.partial(_weigh_tokens, function, keywords)

@@ -6,7 +6,7 @@ import logging
 from mrpo_jax import losses
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.losses.methods.build import taken
-from mrpo_jax.losses.methods.catalogue import LIKELIHOOD
+from mrpo_jax.losses.methods.catalogue import LEFT_OUT
 from mrpo_jax.runs.config.online import Rollouts
 
 logger = logging.getLogger(__name__)
@@ -178,12 +178,12 @@ def check_best(config, method):
     raise InputError(f"{key}: {method.name!r} takes no reference")
 
 
-def say_likelihood(config):
-  """Warns where the paper of a loss adds what the config does not mention."""
-  weight = LIKELIHOOD.get(config.loss.name)
-  if weight is not None and "nll" not in config.loss.keywords:
+def say_left_out(config):
+  """Warns where the paper of a loss has what the config does not mention."""
+  name = config.loss.name
+  keyword, value, what = LEFT_OUT.get(name, ("", 0, ""))
+  if keyword and keyword not in config.loss.keywords:
     logger.warning(
-      f"warning: config.loss.name={config.loss.name!r} is the preference term "
-      "alone; its paper adds the likelihood of chosen responses: "
-      f"config.loss.nll={weight:g}, or 0 if it is left out on purpose"
+      f"warning: config.loss.name={name!r}: its paper {what}: "
+      f"config.loss.{keyword}={value:g}; this run does not"
     )
