@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of references: how much each is trusted, rules with a memory."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from mrpo_jax.losses.arguments import Weights, checked
@@ -49,11 +49,11 @@ def _refuse_weights(weight_K):
   """A ValueError for known weights that no share can be made of."""
   if isinstance(weight_K, jax.core.Tracer):
     return
-  known_K = np.asarray(weight_K)
-  if not (np.all(np.isfinite(known_K)) and known_K.min() >= 0 < known_K.sum()):
+  known = weight_K.tolist()
+  if min(known) < 0 or not 0 < sum(known) < math.inf:
     raise ValueError(
       "weights must be from 0 up, finite, and one of them positive, got "
-      f"{known_K.tolist()}"
+      f"{known}"
     )
 
 
