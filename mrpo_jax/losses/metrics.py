@@ -25,7 +25,7 @@ def preference_metrics(
   Args:
     policy_logp_BC: nats, summed over response tokens.
     ref_logp_BC: the same under one reference, or zeros for none.
-    beta: inverse temperature, per nat.
+    beta: inverse temperature, per nat; a number, or [B, 1] of each pair's.
 
   Returns:
     dict of value_B under TRL's names: `rewards/chosen`, `rewards/rejected`,

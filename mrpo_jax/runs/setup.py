@@ -37,9 +37,9 @@ from mrpo_jax.runs.models import check_folders, check_ids, describe_models
 from mrpo_jax.runs.rounds.labels import Labels
 from mrpo_jax.runs.streaming import Streaming, check_streaming
 from mrpo_jax.runs.workdir import (
-  FIXED,
   check_length,
   differences,
+  fixed_of,
   known_run,
   refuse_other,
 )
@@ -78,9 +78,7 @@ class Setup:
 
 def set_up(config, workdir, *, allow_changed=False):
   """The Setup of a run, or InputError; writes nothing."""
-  content, fixed = config.to_dict(), FIXED
-  if config.rounds.count > 1 or config.online.prompts:
-    fixed = (*FIXED, "steps", "online.rounds")  # a round is a share of them
+  content, fixed = config.to_dict(), fixed_of(config)
   known = known_run(workdir, content, allow_changed=allow_changed, fixed=fixed)
   check_length(workdir, config)
   method = chosen_method(config)

@@ -8,6 +8,7 @@ import typing
 
 from mrpo_jax import files, processes
 from mrpo_jax.errors import InputError, blames
+from mrpo_jax.losses.methods.catalogue import OF_TOKENS
 from mrpo_jax.runs.config import read, renamed, yaml_text
 from mrpo_jax.training import checkpoints
 
@@ -46,6 +47,18 @@ FIXED = (
   *("policy.adapter", "identity.policy"),
   *("data.streaming", "data.shuffle_buffer"),
 )
+
+
+def fixed_of(config):
+  """FIXED, and from what the rounds of a Config have their length and place.
+
+  A round of an online run begins after all prompts of those before.
+  """
+  if config.online.prompts:
+    found = (*FIXED, "steps", "online.rounds", "online.passes")
+    is_of_tokens = config.loss.name in OF_TOKENS
+    return (*found, "online.samples") if is_of_tokens else found
+  return (*FIXED, "steps") if config.rounds.count > 1 else FIXED
 
 
 class Difference(typing.NamedTuple):

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks at runs that other processes have
 AGAIN = 30.0  # seconds until a run is tried again that was another process's
+LAST = 2**20  # bytes of a log in which its error is looked for
 CHILD = "mrpo_jax.sweeps.child"
 
 
@@ -159,9 +160,12 @@ class Child:
 
 
 def _last_error(path, start):
-  """The last line of an error in a log from that byte on; "" for none."""
+  """The last line of an error in a log from that byte on; "" for none.
+
+  It is among the last things that were said, so no more is read.
+  """
   with open(path, "rb") as log:
-    log.seek(start)
+    log.seek(max(start, log.seek(0, os.SEEK_END) - LAST))
     lines = log.read().decode("utf-8", "replace").splitlines()
   found = [line for line in lines if line.startswith("error: ")]
   return found[-1].removeprefix("error: ") if found else ""

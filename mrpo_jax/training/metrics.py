@@ -21,7 +21,8 @@ def pair_metrics(objective, state, figures, fixed):
 
   Plain names are against reference 0, or against none where there is none;
   `virtual/` is against what stands for all K, in the method's unit (sums, or
-  means per token); `policy/` against none, `policy_mean/` against none per
+  means per token), times the weighted mean of the betas where each reference
+  has its own; `policy/` against none, `policy_mean/` against none per
   token.  Log-probabilities are those of all tokens alike, whatever the loss
   weighs them by.  A scalar head has rewards alone, by their plain names, and
   rollouts the figures of their tokens.  Single responses have no pairs: see
@@ -54,7 +55,11 @@ def pair_metrics(objective, state, figures, fixed):
     return values | against(logp_BC, zero_BC)
   values |= against(logp_BC, ref_logp_BCK[..., 0])
   state, policy_BC, ref_BCK = _in_unit(objective, state, figures, fixed)
-  rewards = against(policy_BC, method.virtual(ref_BCK, state))
+  rewards = losses.preference_metrics(
+    policy_BC,
+    method.virtual(ref_BCK, state),
+    beta=_virtual_beta(method, state, ref_BCK),
+  )
   values |= _rewards("virtual", rewards)
   values |= losses.gradient_metrics(rewards["rewards/margins"])
   values |= _of_each_reference(objective, state, ref_BCK)
@@ -75,6 +80,12 @@ def _in_unit(objective, state, figures, fixed):
   return method.mixing.of_pairs(state, fixed.weight_BK), policy_BC, ref_BCK
 
 
+def _virtual_beta(method, state, ref_BCK):
+  """beta_B1 against the mixture; the loss's own where it has one for all."""
+  _, beta_B = method.mixing.shares(state, ref_BCK)
+  return method.beta if beta_B is None else beta_B[:, None]
+
+
 def _of_feedback(objective, state, figures, fixed):
   """dict of value_B of single responses, each with a label.
 
@@ -89,9 +100,10 @@ def _of_feedback(objective, state, figures, fixed):
   ref_logp_BCK = reference_logps(figures, fixed)
   state, policy_BC, ref_BCK = _in_unit(objective, state, figures, fixed)
   logratio_BC = policy_BC - method.virtual(ref_BCK, state)
+  virtual_BC = _virtual_beta(method, state, ref_BCK) * logratio_BC
   for prefix, reward_B in (
     ("", method.beta * (logp_BC - ref_logp_BCK[..., 0])[:, 0]),
-    ("virtual/", method.beta * logratio_BC[:, 0]),
+    ("virtual/", virtual_BC[:, 0]),
   ):
     values |= _of_labels(f"{prefix}rewards", reward_B, good_B)
     is_right_B = jnp.where(good_B, reward_B, -reward_B) > 0

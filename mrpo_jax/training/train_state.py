@@ -11,6 +11,7 @@ import optax
 
 from mrpo_jax import losses, parallel
 from mrpo_jax.models import lora, parameters
+from mrpo_jax.training import value
 
 
 @flax.struct.dataclass
@@ -103,7 +104,7 @@ class ReferenceMoves:
 
     Source: TR-DPO, arXiv:2404.09656; APO, arXiv:2410.06293, equation 3.7: the
     next round's policy and reference are the extrapolated outcome, and its
-    optimizer starts anew.
+    optimizer starts anew, with that of a value network, whose weights stay.
     """
     is_first = state.step == 0
 
@@ -120,6 +121,7 @@ class ReferenceMoves:
       return state.replace(
         params=params,
         opt_state=transformation.init(params),
+        method_state=value.restarted(transformation, state.method_state),
         moving={"reference": params, "previous": state.params},
       )
 

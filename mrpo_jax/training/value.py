@@ -89,3 +89,12 @@ def updated(objective, transformation, state, mean_loss):
   updates = jax.tree.map(lambda update: rate * update, updates)
   params = optax.apply_updates(here["params"], updates)
   return {**state, STATE: {"params": params, "opt_state": opt_state}}
+
+
+def restarted(transformation, state):
+  """The method's state with V's optimizer as it starts, its schedule too."""
+  if STATE not in state:
+    return state
+  here = state[STATE]
+  opt_state = transformation.init(here["params"])
+  return {**state, STATE: {**here, "opt_state": opt_state}}

@@ -213,6 +213,7 @@ def test_a_descent_that_diverges_is_stopped(capsys, tmp_path):
     ("bandit.links.dpo.name=beta_dpo", "'beta_dpo' weighs tokens or rememb"),
     ("bandit.links.dpo.gamma=1.0", "config.bandit.links.dpo: loss 'dpo' does"),
     ("bandit.links.dpo.beta=1.0", "dpo.beta belongs into config.bandit.betas"),
+    ("bandit.links.dpo.betas=(1.0,)", "betas belongs into config.bandit.betas"),
     ("bandit.links.phi_raw.phi=nan", "phi_raw.phi must be a finite number"),
   ],
 )

@@ -5,6 +5,7 @@ import pytest
 
 from mrpo_jax.losses.methods.catalogue import LEFT_OUT
 from mrpo_jax.runs.config import read
+from mrpo_jax.runs.config.method import log_odds_beta
 from mrpo_jax.runs.setup import set_up
 from tests.material.config import get_config
 
@@ -35,3 +36,22 @@ def test_what_a_paper_has_and_the_run_does_not_is_said(name, said):
 @pytest.mark.usefixtures("one_device")
 def test_what_is_left_out_on_purpose_is_not_said(said):
   assert not said("orpo", nll=0.0) and not said("dpo")
+
+
+@pytest.mark.parametrize(
+  "loss,own,want",
+  [
+    (dict(name="dpo", beta=0.3), 0.0, 0.3),
+    (dict(name="dpo", beta=0.3), 0.2, None),  # it is not read then
+    (dict(name="dpo", betas=(0.2,)), 0.0, None),
+    (dict(name="dpo", beta=2.0, scale="mean"), 0.0, None),
+    (dict(name="simpo", beta=2.0), 0.0, None),
+  ],
+)
+def test_a_beta_that_makes_log_odds_is_of_sums_against_a_reference(
+  loss, own, want, inputs
+):
+  values = get_config(f"inputs={inputs},run=dpo").to_dict()
+  values["loss"] = loss
+  values["references"][values["references"]["names"][0]]["beta"] = own
+  assert log_odds_beta(read(values)) == want

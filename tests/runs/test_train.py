@@ -7,11 +7,13 @@ import jax
 import optax
 import pytest
 
-from configs import quickstart
+from configs import apa, online_dpo, quickstart
 from mrpo_jax import files
+from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 from mrpo_jax.models.config import VALUED, ModelConfig
 from mrpo_jax.runs.config import read
+from mrpo_jax.runs.setup import set_up
 from mrpo_jax.runs.train import _logged, _saving
 from mrpo_jax.training import checkpoints, train_state
 
@@ -32,6 +34,25 @@ def test_which_steps_had_a_line_follows_from_the_configs_of_then(tmp_path):
   (tmp_path / "config-8.json").write_text("{")
   had = _logged(tmp_path, config_of(log_every=1))
   assert [n for n in range(1, 13) if had(n)] == [1, 2, 4, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize(
+  "of,key,value",
+  [
+    (online_dpo, "rounds", 100),
+    (online_dpo, "passes", 2),
+    (apa, "passes", 1),
+    (apa, "samples", 2),
+  ],
+)
+def test_where_a_round_has_its_prompts_from_never_changes(
+  tmp_path, of, key, value
+):
+  values = of.get_config().to_dict()
+  files.write_json(tmp_path / "config.json", read(values).to_dict())
+  values["online"][key] = value
+  with pytest.raises(InputError, match=f"online.{key} cannot change within"):
+    set_up(read(values), tmp_path, allow_changed=True)
 
 
 @pytest.mark.parametrize("head", ["tokens", VALUED])

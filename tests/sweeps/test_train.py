@@ -169,6 +169,12 @@ def test_the_error_of_a_run_is_that_of_its_log(sweep, monkeypatch):
   assert why == f"exit code 2, see {sweep.log(sweep.runs[0])}"
 
 
+def test_no_more_of_a_log_is_read_than_its_end(sweep, monkeypatch):
+  monkeypatch.setattr(train, "LAST", 4)
+  why = told(sweep, monkeypatch, "inspect", "/none")
+  assert why == f"exit code 2, see {sweep.log(sweep.runs[0])}"
+
+
 def test_a_run_that_was_stopped_has_not_succeeded(sweep, monkeypatch):
   assert told(sweep, monkeypatch, "--version") == "stopped at step 0"
 

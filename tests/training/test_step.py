@@ -23,7 +23,13 @@ from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.rows import micro_batch
 from mrpo_jax.training import optimizer, train_state
-from mrpo_jax.training.figures import FixedFigures, policy_figures, policy_parts
+from mrpo_jax.training.figures import (
+  FixedFigures,
+  PolicyFigures,
+  policy_figures,
+  policy_parts,
+)
+from mrpo_jax.training.metrics import pair_metrics
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import (
   accumulated_gradient,
@@ -401,3 +407,37 @@ def test_the_page_about_a_loop_of_ones_own_runs(inputs, tmp_path, monkeypatch):
     0, abs=1e-5
   )
   assert names["params"]["blocks"].keys() == names["start"]["blocks"].keys()
+
+
+@pytest.mark.parametrize("mixture", ["harmonic", "multi"])
+def test_rewards_against_the_mixture_have_the_betas_of_its_references(mixture):
+  betas, weights = (0.5, 0.2), (0.75, 0.25)
+  objective = objective_of(
+    K=2, mixture=mixture, betas=betas, weights=weights, beta=0.1
+  )
+  logp_BC = jnp.array([[-10.0, -14.0], [-9.0, -8.0]])
+  ref_logp_BCK = jnp.array(
+    [[[-11.0, -13.0], [-12.0, -11.0]], [[-9.0, -9.5], [-7.0, -8.0]]]
+  )
+  method = objective.method
+  values = pair_metrics(
+    objective,
+    method.init(2),
+    PolicyFigures(logp_BC=logp_BC),
+    FixedFigures(
+      jnp.ones((2, 2)),
+      jnp.ones(2, bool),
+      ref_length_BCK=jnp.ones((2, 2, 2)),
+      ref_logp_BCK=ref_logp_BCK,
+    ),
+  )
+  margin_B = values["virtual/rewards/margins"]
+  np.testing.assert_allclose(
+    values["gradient_scale"], jax.nn.sigmoid(-margin_B), rtol=1e-6
+  )
+  if mixture == "harmonic":  # the loss is that of this margin
+    want_B = -np.log(np.expm1(method(logp_BC, ref_logp_BCK)))
+  else:  # the weighted mean of the rewards against each
+    rewards_BCK = np.array(betas) * np.array(logp_BC[..., None] - ref_logp_BCK)
+    want_B = (rewards_BCK[:, 0] - rewards_BCK[:, 1]) @ np.array(weights)
+  np.testing.assert_allclose(margin_B, want_B, rtol=1e-5)

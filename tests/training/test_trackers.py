@@ -15,6 +15,7 @@ from tests.material.logged import logged
 
 HEADER, BLOCK, FULL, FIRST, LAST = 7, 2**15, 1, 2, 4
 CONFIG = {"seed": 3, "loss": {"name": "dpo", "betas": [0.1, 0.2]}}
+CONFIG |= {"references": {"names": ["a+b"], "a+b": {"path": "policy"}}}
 NONE = {"tensorboard": False, "wandb": "", "trackio": "", "mlflow": ""}
 SAMPLE = {"index": 0, "prompt": "Hi", "response": "Yes", "tokens": 2}
 SAMPLE |= {"finish": "stop"}
@@ -23,6 +24,7 @@ TWICE = {  # of a run that was killed after step 3 and goes on from step 2
   ("loss", 2): [0.25],
   ("eval/rewards/accuracies", 2): [0.75],
   ("loss/spread", 2): [2.0],
+  ("eval/arc_easy/acc,none", 2): [0.375],
   ("loss", 3): [0.125, 0.125],
 }
 
@@ -37,6 +39,7 @@ def run(workdir, first, last, config=CONFIG, fails=False, **tracking):
       figures = {"loss": 0.5**step}
       if step == 2:
         figures |= {"eval/rewards/accuracies": 0.75, "loss/spread": 2.0}
+        figures |= {"eval/arc_easy/acc,none": 0.375}
         figures["samples"] = [SAMPLE]
       metrics.write(step, figures)
     if fails:
@@ -158,7 +161,7 @@ def test_mlflow_has_the_lines_of_one_run(tmp_path, mlflow_folder):
   (kept,) = client.search_runs([number])
   found = {}
   for name in NAMES:
-    kind = name.replace("/", ".")
+    kind = name.replace("/", ".").replace(",", ".")
     for one in client.get_metric_history(kept.info.run_id, kind):
       found.setdefault((name, one.step), []).append(one.value)
   assert found == TWICE
@@ -167,6 +170,8 @@ def test_mlflow_has_the_lines_of_one_run(tmp_path, mlflow_folder):
     "seed": "3",
     "loss.name": "dpo",
     "loss.betas": "[0.1, 0.2]",
+    "references.names": "['a+b']",
+    "references.a.b.path": "policy",
   }
   files = {one.path for one in client.list_artifacts(kept.info.run_id)}
   assert files == {"config.json", "samples"}

@@ -14,7 +14,7 @@ from mrpo_jax.data import pack
 from mrpo_jax.models import transformer
 from mrpo_jax.models.attention.layout import RowLayout
 from mrpo_jax.rows import micro_batch
-from mrpo_jax.training import train_state, value
+from mrpo_jax.training import optimizer, train_state, value
 from mrpo_jax.training.figures import policy_figures
 from mrpo_jax.training.objective import Model, Objective
 from mrpo_jax.training.step import train_step
@@ -170,6 +170,38 @@ def test_its_rate_is_a_share_of_the_policys():
     strict=True,
   ):
     np.testing.assert_allclose(10 * (a - c), b - c, rtol=1e-3, atol=1e-6)
+
+
+def test_its_rate_begins_again_with_a_round():
+  transformation, _ = optimizer.make(peak_lr=0.1, steps=2, warmup=0.0)
+  network = value.init(KEY, 4, 8)
+  own = {"params": network, "opt_state": transformation.init(network)}
+  state = train_state.create(
+    {"weight": jnp.ones((2, 2))},
+    transformation,
+    {value.STATE: own},
+    moving=("reference", "previous"),
+  )
+
+  def stepped(state):
+    method_state = value.updated(
+      objective_of(), transformation, state.method_state, squares_of
+    )
+    return state.replace(step=state.step + 1, method_state=method_state)
+
+  outcome = stepped(stepped(state))  # of a round
+  moves = train_state.ReferenceMoves(round=2)
+  first = stepped(moves(outcome, transformation))
+  before, now = (
+    one.method_state[value.STATE]["params"]["layer_0"]["weight"]
+    for one in (outcome, first)
+  )
+  np.testing.assert_allclose(jnp.abs(now - before), 0.1, rtol=1e-3)
+
+
+def squares_of(state):
+  tree = state[value.STATE]["params"]
+  return sum(jnp.sum(one**2) for one in jax.tree.leaves(tree))
 
 
 def test_other_methods_have_none():

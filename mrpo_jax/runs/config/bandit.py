@@ -98,8 +98,10 @@ def _check_links(links):
   if not links.names:
     raise InputError("config.bandit.links.names is empty: name a loss")
   for name, link in links.items():
-    if "beta" in link.keywords:
-      raise InputError(
-        f"config.bandit.links.{name}.beta belongs into config.bandit.betas"
-      )
+    # One that has `betas` reads no other.
+    for own in ("beta", "betas"):
+      if own in link.keywords:
+        raise InputError(
+          f"config.bandit.links.{name}.{own} belongs into config.bandit.betas"
+        )
     link.check(f"config.bandit.links.{name}")

@@ -20,6 +20,20 @@ def reward_beta(loss):
     return losses.build(**loss).beta
 
 
+def log_odds_beta(config):
+  """The beta that makes log-odds of a log-ratio in nats; None without one.
+
+  Such a beta has no loss that reads no reference or means over tokens, and none
+  whose references have betas of their own.
+  """
+  with blames("config.loss", (TypeError, ValueError)):
+    method = losses.build(config.loss.name, **config.loss.keywords)
+  own = any(one.beta for _, one in config.references.items())
+  if not method.takes_reference or method.unit.needs:
+    return None
+  return None if own or method.mixing.betas else method.beta
+
+
 def chosen_method(config):
   """The Method of a config, its loss with all its choices."""
   name, keywords = config.loss.name, _loss_keywords(config)

@@ -23,7 +23,7 @@ from mrpo_jax.models.attention import kernels
 from mrpo_jax.models.packed import Computation
 from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.references import score
-from mrpo_jax.runs.config.method import reward_beta
+from mrpo_jax.runs.config.method import log_odds_beta
 from mrpo_jax.runs.evaluation import RESULTS
 from mrpo_jax.runs.evaluation.pair_records import (
   LIMITS,
@@ -100,7 +100,7 @@ def evaluate_pairs(
       trained with, or half of what the models take.
     max_response: the same of a response, which loses its end.
     beta: of the loss, for the calibration against a reference.  None: that of
-      the run.
+      the run, if it is per nat of a log-ratio; see `log_odds_beta`.
 
   Returns:
     The table, on every process.
@@ -191,9 +191,12 @@ def _limits(source, models, max_prompt, max_response):
 
 
 def _beta(source, beta):
-  """The beta that is given, or of the run; None of a folder."""
+  """The beta that is given, or of the run; None where there is none.
+
+  See `log_odds_beta`.
+  """
   if beta is None and source.workdir:
-    return reward_beta(_config_of(source).to_dict()["loss"])
+    return log_odds_beta(_config_of(source))
   return beta
 
 

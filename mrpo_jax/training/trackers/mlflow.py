@@ -2,11 +2,13 @@
 """MLflow: the lines of a run in an experiment on its tracking server."""
 
 import collections
+import re
 import time
 
 from mrpo_jax.training.trackers.samples import SAMPLES, markdown
 
 TAG = "mrpo_jax.id"
+REFUSED = re.compile(r"[^\w.\- ]")  # in names, on some system; and the slash
 PARAMETERS = 100  # in one request, at most
 LETTERS = 6_000  # of a parameter, at most
 PENDING = 100  # lines on their way, at most; then the run waits for them
@@ -17,7 +19,8 @@ class MLflow:
 
   Where the server is, and who asks, is MLflow's own affair:
   MLFLOW_TRACKING_URI and its kin.  Its names have . for /, since its files
-  cannot have a metric `seconds` beside one of `seconds/input`.
+  cannot have a metric `seconds` beside one of `seconds/input`, and for what it
+  refuses, as the comma of a benchmark's.
   """
 
   def __init__(self, experiment, run):
@@ -48,7 +51,8 @@ class MLflow:
       made = self._client.create_run(number, run_name=run.name, tags=tags)
       self._id = made.info.run_id
       given = [
-        Param(key, str(value)[:LETTERS]) for key, value in _flat(run.config)
+        Param(_named(key), str(value)[:LETTERS])
+        for key, value in _flat(run.config)
       ]
       for first in range(0, len(given), PARAMETERS):
         some = given[first : first + PARAMETERS]
@@ -60,7 +64,7 @@ class MLflow:
     """Logs a line, its samples as an artifact, samples/step-N.md."""
     now = int(time.time() * 1000)
     metrics = [
-      self._metric(name.replace("/", "."), value, now, step)
+      self._metric(_named(name), value, now, step)
       for name, value in values.items()
       if name != SAMPLES
     ]
@@ -82,6 +86,10 @@ class MLflow:
   def _await(self, left):
     while len(self._pending) > left:
       self._pending.popleft().wait()
+
+
+def _named(name):
+  return REFUSED.sub(".", name)
 
 
 def _flat(values, where=""):
