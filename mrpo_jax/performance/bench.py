@@ -3,7 +3,6 @@
 
 import contextlib
 import datetime
-import json
 import logging
 import os
 import pathlib
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrpo_jax import parallel
+from mrpo_jax import files, parallel
 from mrpo_jax.data.batches import training_batches
 from mrpo_jax.errors import InputError
 from mrpo_jax.performance import flops
@@ -301,8 +300,10 @@ def text(figures):
 
 def run(config, workdir, *, steps, warmup, store="", to="", trace=""):
   """The command: measures, says a table, and writes JSON to the file `to`."""
+  if to:  # before what takes long
+    files.make_folder(pathlib.Path(to).parent)
   bench = Bench(bench_setup(config, workdir), store=store)
   figures = measure(bench, steps=steps, warmup=warmup, trace=trace)
   logger.info(text(figures))
   if to:
-    pathlib.Path(to).write_text(json.dumps(figures, indent=2) + "\n")
+    files.write_json(to, figures, sort_keys=False)

@@ -8,12 +8,12 @@ data.
 
 import datetime
 import importlib.metadata
-import json
 import logging
 import pathlib
 
 import numpy as np
 
+from mrpo_jax import files
 from mrpo_jax.errors import InputError
 from mrpo_jax.models.attention import kernels
 from mrpo_jax.performance import flops, nvidia, plan_text, tune
@@ -228,6 +228,8 @@ def run(
     raise InputError("--fit and --tune: what is fastest fits, so give one")
   if fastest:
     tune.check(target)
+  if to:  # before what takes long
+    files.make_folder(pathlib.Path(to).parent)
   lengths = lengths or usual_lengths(config)
   found = plan(config, target, lengths, keep)
   for line in plan_text.lines(found):
@@ -244,4 +246,4 @@ def run(
   elif found["fits"] is False:
     logger.info("does not fit; --fit tries what would")
   if to:
-    pathlib.Path(to).write_text(json.dumps(found, indent=2) + "\n")
+    files.write_json(to, found, sort_keys=False)
