@@ -208,5 +208,8 @@ def tokenizer_fingerprint(tokenizer):
   parts |= {"truncation": None, "padding": None}
   parts["ends"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
   parts["chat_template"] = templates.chat_template(tokenizer)
+  # No part of the backend.  Where it is off, marks are those of before.
+  if tokenizer.split_special_tokens:
+    parts["split_special_tokens"] = True
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
