@@ -287,3 +287,8 @@ class Feed:
       f"epochs), {position.truncated:,} pairs truncated"
       + (f"; dropped: {why}" if why else "")
     )
+    if position.without:
+      logger.info(
+        f"train: {position.without:,} of these rows prefer no response: all "
+        "that they have are equally good, or there are not two"
+      )

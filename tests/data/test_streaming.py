@@ -372,6 +372,18 @@ def test_what_is_left_out_is_counted_and_batches_stay_full(tmp_path, tokenizer):
   assert 0 < last.truncated < 2 * kept
 
 
+def test_rows_that_prefer_no_response_are_counted(tmp_path, tokenizer):
+  path = tmp_path / "a.jsonl"
+  rows = mixed_rows()
+  write_lines(path, rows)
+  order = taken(stream_of(path).order, 0, 240)
+  for _, last in batches(path, tokenizer, 40, size=5):
+    reached = [rows[row] for _, row in order[: last.rows]]
+    ties = sum(row.get("scores") == [1, 1] for row in reached)
+    assert last.without == ties
+  assert ties > 6
+
+
 def test_encodings_are_those_of_the_table_in_memory(tmp_path, tokenizer):
   from mrpo_jax.data.table import encode_table
 

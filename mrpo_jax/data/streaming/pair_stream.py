@@ -29,6 +29,7 @@ class Position:
   pairs: int = 0  # of the next row, which may rank several responses
   dropped: dict = dataclasses.field(default_factory=dict)  # reason: pairs
   truncated: int = 0  # pairs used of which something was cut
+  without: int = 0  # rows until that of the last pair that prefer no response
 
   def to_json(self):
     return dataclasses.asdict(self)
@@ -128,7 +129,11 @@ class PairStream:
     """Endless iterator over (Items of a batch, Position after it)."""
     rows, dropped = position.rows, collections.Counter(position.dropped)
     kept, truncated = [], position.truncated
+    reached, without = position.rows, position.without
     for item in self._items(encoder, position):
+      # Rows between that of the item before and its own have no pair.
+      without += item.rows - (not item.pairs) - reached
+      reached = item.rows
       if item.reason is None:
         kept.append(item)
         rows = item.rows
@@ -137,8 +142,8 @@ class PairStream:
         dropped[item.reason] += 1
         self._refuse_empty(item.rows - rows, dropped)
       if len(kept) == size:
-        found = Position(item.rows, item.pairs, dict(dropped), truncated)
-        yield kept, found
+        counts = dict(dropped), truncated, without
+        yield kept, Position(item.rows, item.pairs, *counts)
         kept = []
 
   def _refuse_empty(self, rows, dropped):
