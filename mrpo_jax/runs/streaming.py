@@ -24,6 +24,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.progress import stage
 from mrpo_jax.references.score import known_of
 from mrpo_jax.runs.config import key_of
+from mrpo_jax.runs.config.data import BUFFER
 from mrpo_jax.runs.data import Tokenizers, weight_column
 from mrpo_jax.runs.models import larger_tokenizers, refuse_ids
 from mrpo_jax.training import checkpoints
@@ -34,7 +35,15 @@ PLACE = "stream"  # of the Position, in the JSON beside a checkpoint
 
 
 def check_streaming(config, method):
-  """Raises InputError where a run needs all its pairs before the first step."""
+  """Raises InputError where a run needs all its pairs before the first step.
+
+  Also where it does not stream, but says how.
+  """
+  if not config.data.streaming and config.data.shuffle_buffer != BUFFER:
+    raise InputError(
+      f"config.data.shuffle_buffer={config.data.shuffle_buffer} is of "
+      "config.data.streaming alone: set that, or leave it out"
+    )
   if config.data.streaming:
     for why in _refusals(config, method):
       raise InputError(
