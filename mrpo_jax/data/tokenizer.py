@@ -6,6 +6,7 @@ takes seconds; calling it does.
 """
 
 import copy
+import datetime
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ WRONG_PATTERN = (
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SUFFIXES = (".json", ".model", ".txt", ".jinja")
+DAY = datetime.date(2024, 7, 26)  # which Llama's templates have for want of one
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -191,6 +193,21 @@ def with_date(tokenizer, date):
   changed = copy.copy(tokenizer)
   changed.chat_template = templates.dated(template, date)
   return changed
+
+
+def load_judges_tokenizer(folder):
+  """`load_tokenizer`; a template that writes the day writes DAY on every day.
+
+  Of models that judge texts: their numbers are kept, and are the same tomorrow.
+  """
+  tokenizer = load_tokenizer(folder)
+  dated = with_date(tokenizer, DAY)
+  if dated is not tokenizer:
+    logger.info(
+      f"{folder}: its chat template writes the day; for a model that judges "
+      f"texts it is always {DAY}"
+    )
+  return dated
 
 
 def id_count(tokenizer):
