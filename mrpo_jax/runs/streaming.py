@@ -182,21 +182,36 @@ def _known(items, method, K):
 def _sampled(pairs, encoder, tokenizers, name):
   """data.table.Table of a few pairs; says what `encode_table` says of them.
 
+  They are of the first block that has one to train on among a few of its rows.
+
   Raises:
-    InputError: none of them can be trained on.
+    InputError: there is none where the run begins.
   """
   found, counts = [], oddities.Counts()
-  for where, some in pairs.sample():
-    found += [(where, pair) for pair in encoder.taken(where, some)]
+  for rows in pairs.samples():
+    some = [
+      (where, pair)
+      for where, given in rows
+      for pair in encoder.taken(where, given)
+    ]
+    found = some or found
+    coded = encoder([pair for _, pair in some])
+    if any(reason is None for _, reason in coded):
+      break
+  if not found:
+    raise InputError(
+      f"{name}: no row of a few prefers a response; give unequal scores, or "
+      "shuffle the rows"
+    )
   for _, pair in found:
     counts.add(pair)
   counts.say(f"{name}, of a few")
-  places, some = zip(*found, strict=True) if found else ((), ())
+  places, some = zip(*found, strict=True)
   table = encode_table(
     "train, a few of all",
     [*some],
     tokenizers,
-    origin=name,
+    origin=f"{name}, of a few",
     row_length=encoder.row_length,
     places=places,
     chosen_only=encoder.chosen_only,

@@ -18,6 +18,7 @@ from mrpo_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 ROWS = 128  # that are encoded together
+BLOCKS = 64  # that are looked at, at most, for a pair to train on
 STEPS = 4  # that are ready, or in the making, before they are asked for
 
 
@@ -117,13 +118,18 @@ class PairStream:
     marks = "".join(one.mark for one in sources)
     self.mark = hashlib.sha256(marks.encode()).hexdigest()
 
-  def sample(self):
-    """(place in words, pairs) of rows of the block that a run begins with."""
-    window = next(self.order.windows())
-    block = window.blocks[0]
-    source, stored = self._read(block)
-    count = min(int(self.order.counts[block]), ROWS)
-    return [source.pairs(stored[row]) for row in range(count)]
+  def samples(self):
+    """(place in words, pairs) of at most ROWS rows, evenly over a block.
+
+    A list for each of the blocks that a run begins with, at most BLOCKS.
+    """
+    windows = self.order.windows()
+    blocks = itertools.chain.from_iterable(one.blocks for one in windows)
+    for block in itertools.islice(blocks, min(len(self.order.counts), BLOCKS)):
+      source, stored = self._read(block)
+      count = int(self.order.counts[block])
+      rows = range(0, count, -(-count // ROWS))
+      yield [source.pairs(stored[row]) for row in rows]
 
   def batches(self, encoder, size, position=START):
     """Endless iterator over (Items of a batch, Position after it)."""
