@@ -218,13 +218,21 @@ def id_count(tokenizer):
 def tokenizer_fingerprint(tokenizer):
   """SHA-256 of all that decides the ids of a text: equal ones encode alike.
 
-  Names and folders do not count, nor the pad token, lengths and padding,
-  which `encode` does not use.
+  Names and folders do not count, nor lengths, padding and the pad token, which
+  `encode` does not use unless the chat template writes it.
   """
   parts = _parts(tokenizer)
   parts |= {"truncation": None, "padding": None}
   parts["ends"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-  parts["chat_template"] = templates.chat_template(tokenizer)
+  template = templates.chat_template(tokenizer)
+  parts["chat_template"] = template
+  others = {
+    name: str(token)
+    for name, token in tokenizer.special_tokens_map.items()
+    if name in template and name not in ("bos_token", "eos_token")
+  }
+  if others:
+    parts["tokens of the template"] = others
   # No part of the backend.  Where it is off, marks are those of before.
   if tokenizer.split_special_tokens:
     parts["split_special_tokens"] = True

@@ -149,6 +149,15 @@ def test_a_fingerprint_tells_what_encodes_differently(tokenizer):
   )
 
 
+def test_a_fingerprint_tells_which_token_a_template_writes(tokenizer):
+  marks = set()
+  for token in ("<bos>", "<eos>"):
+    one = copy.deepcopy(tokenizer)
+    one.chat_template, one.sep_token = "{{ messages }}{{ sep_token }}", token
+    marks.add(tokenizer_fingerprint(one))
+  assert len(marks) == 2
+
+
 def test_a_named_template_is_set_and_goes_into_the_fingerprint(
   tokenizer, tmp_path
 ):
