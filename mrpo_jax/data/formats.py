@@ -396,16 +396,17 @@ def pairs_of_rows(rows, where, weights=None):
   """Iterates over the pairs of (place, row); `where` is named if there is none.
 
   With a WeightColumn `weights` they have the weights of their row.  How many
-  rows prefer no response is said at the end; also how many pairs are
-  `oddities`.
+  rows prefer no response is said at the end; also how many say the same of two,
+  and how many pairs are `oddities`.
   """
-  count = pairs = without = 0
+  count = pairs = without = ties = 0
   counts = oddities.Counts()
   for place, row in rows:
     found = pairs_of(row, place)
     count += 1
     pairs += len(found)
     without += not found
+    ties += rankings.is_tie(row)
     for pair in found:
       counts.add(pair)
     if weights is not None and found:
@@ -422,6 +423,12 @@ def pairs_of_rows(rows, where, weights=None):
     logger.info(
       f"{where}: {without} of {count} rows prefer no response: all that they "
       "have are equally good, or there are not two"
+    )
+  if ties:
+    logger.info(
+      f"{where}: {ties} of {count} rows give the chosen and the rejected "
+      "response the same score, and are trained on as they stand; leave them "
+      "out, if ties are not meant so"
     )
   counts.say(where)
 

@@ -6,6 +6,7 @@ takes seconds; calling it does.
 """
 
 import copy
+import datetime
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ WRONG_PATTERN = (
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SUFFIXES = (".json", ".model", ".txt", ".jinja")
+DAY = datetime.date(2024, 7, 26)  # which Llama's templates have for want of one
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -193,6 +195,21 @@ def with_date(tokenizer, date):
   return changed
 
 
+def load_judges_tokenizer(folder):
+  """`load_tokenizer`; a template that writes the day writes DAY on every day.
+
+  Of models that judge texts: their numbers are kept, and are the same tomorrow.
+  """
+  tokenizer = load_tokenizer(folder)
+  dated = with_date(tokenizer, DAY)
+  if dated is not tokenizer:
+    logger.info(
+      f"{folder}: its chat template writes the day; for a model that judges "
+      f"texts it is always {DAY}"
+    )
+  return dated
+
+
 def id_count(tokenizer):
   """One more than the largest id; ids may have holes, `len` counts tokens."""
   return max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -201,12 +218,23 @@ def id_count(tokenizer):
 def tokenizer_fingerprint(tokenizer):
   """SHA-256 of all that decides the ids of a text: equal ones encode alike.
 
-  Names and folders do not count, nor the pad token, lengths and padding,
-  which `encode` does not use.
+  Names and folders do not count, nor lengths, padding and the pad token, which
+  `encode` does not use unless the chat template writes it.
   """
   parts = _parts(tokenizer)
   parts |= {"truncation": None, "padding": None}
   parts["ends"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-  parts["chat_template"] = templates.chat_template(tokenizer)
+  template = templates.chat_template(tokenizer)
+  parts["chat_template"] = template
+  others = {
+    name: str(token)
+    for name, token in tokenizer.special_tokens_map.items()
+    if name in template and name not in ("bos_token", "eos_token")
+  }
+  if others:
+    parts["tokens of the template"] = others
+  # No part of the backend.  Where it is off, marks are those of before.
+  if tokenizer.split_special_tokens:
+    parts["split_special_tokens"] = True
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

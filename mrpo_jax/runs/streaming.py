@@ -24,6 +24,7 @@ from mrpo_jax.errors import InputError
 from mrpo_jax.progress import stage
 from mrpo_jax.references.score import known_of
 from mrpo_jax.runs.config import key_of
+from mrpo_jax.runs.config.data import BUFFER
 from mrpo_jax.runs.data import Tokenizers, weight_column
 from mrpo_jax.runs.models import larger_tokenizers, refuse_ids
 from mrpo_jax.training import checkpoints
@@ -34,7 +35,15 @@ PLACE = "stream"  # of the Position, in the JSON beside a checkpoint
 
 
 def check_streaming(config, method):
-  """Raises InputError where a run needs all its pairs before the first step."""
+  """Raises InputError where a run needs all its pairs before the first step.
+
+  Also where it does not stream, but says how.
+  """
+  if not config.data.streaming and config.data.shuffle_buffer != BUFFER:
+    raise InputError(
+      f"config.data.shuffle_buffer={config.data.shuffle_buffer} is of "
+      "config.data.streaming alone: set that, or leave it out"
+    )
   if config.data.streaming:
     for why in _refusals(config, method):
       raise InputError(
@@ -173,21 +182,36 @@ def _known(items, method, K):
 def _sampled(pairs, encoder, tokenizers, name):
   """data.table.Table of a few pairs; says what `encode_table` says of them.
 
+  They are of the first block that has one to train on among a few of its rows.
+
   Raises:
-    InputError: none of them can be trained on.
+    InputError: there is none where the run begins.
   """
   found, counts = [], oddities.Counts()
-  for where, some in pairs.sample():
-    found += [(where, pair) for pair in encoder.taken(where, some)]
+  for rows in pairs.samples():
+    some = [
+      (where, pair)
+      for where, given in rows
+      for pair in encoder.taken(where, given)
+    ]
+    found = some or found
+    coded = encoder([pair for _, pair in some])
+    if any(reason is None for _, reason in coded):
+      break
+  if not found:
+    raise InputError(
+      f"{name}: no row of a few prefers a response; give unequal scores, or "
+      "shuffle the rows"
+    )
   for _, pair in found:
     counts.add(pair)
   counts.say(f"{name}, of a few")
-  places, some = zip(*found, strict=True) if found else ((), ())
+  places, some = zip(*found, strict=True)
   table = encode_table(
     "train, a few of all",
     [*some],
     tokenizers,
-    origin=name,
+    origin=f"{name}, of a few",
     row_length=encoder.row_length,
     places=places,
     chosen_only=encoder.chosen_only,
@@ -287,3 +311,8 @@ class Feed:
       f"epochs), {position.truncated:,} pairs truncated"
       + (f"; dropped: {why}" if why else "")
     )
+    if position.without:
+      logger.info(
+        f"train: {position.without:,} of these rows prefer no response: all "
+        "that they have are equally good, or there are not two"
+      )

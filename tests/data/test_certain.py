@@ -819,6 +819,23 @@ def test_a_verdict_against_the_columns_is_refused(tmp_path, better, worse):
     list(formats.read(path))
 
 
+def test_pairs_of_equal_scores_are_counted(caplog):
+  caplog.set_level("INFO")
+  row = {"prompt": HOW} | SIDES
+  tied = {"score_chosen": 7, "score_rejected": 7.0}
+  rows = [
+    row | tied,
+    row | {"chosen-rating": "4", "rejected-rating": 4},
+    row | tied | {"reward_chosen": 2, "reward_rejected": 1},  # that decides
+    row | {"score_chosen": 7},
+    row,
+  ]
+  placed = [(f"line {n}", one) for n, one in enumerate(rows, 1)]
+  assert len(list(formats.pairs_of_rows(placed, "a.jsonl"))) == len(rows)
+  (line,) = caplog.messages
+  assert line.startswith("a.jsonl: 2 of 5 rows give the chosen and the")
+
+
 def test_a_key_that_stands_twice_in_tools_is_refused():
   tools = '[{"function": {"name": "a", "name": "b"}}]'
   row = {"prompt": [Q], "chosen": [OWL], "rejected": [CAT], "tools": tools}

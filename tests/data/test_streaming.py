@@ -372,6 +372,39 @@ def test_what_is_left_out_is_counted_and_batches_stay_full(tmp_path, tokenizer):
   assert 0 < last.truncated < 2 * kept
 
 
+def test_rows_that_prefer_no_response_are_counted(tmp_path, tokenizer):
+  path = tmp_path / "a.jsonl"
+  rows = mixed_rows()
+  write_lines(path, rows)
+  order = taken(stream_of(path).order, 0, 240)
+  for _, last in batches(path, tokenizer, 40, size=5):
+    reached = [rows[row] for _, row in order[: last.rows]]
+    ties = sum(row.get("scores") == [1, 1] for row in reached)
+    assert last.without == ties
+  assert ties > 6
+
+
+@pytest.mark.parametrize("count, more", [(200, 72), (256, 0), (2560, 72)])
+def test_a_run_begins_where_some_rows_cannot_be_used(
+  tmp_path, tokenizer, count, more
+):
+  from mrpo_jax.runs.data import Tokenizers
+  from mrpo_jax.runs.streaming import _sampled
+
+  path = tmp_path / "a.jsonl"
+  tie = dict(prompt="Say it.", responses=["a", "b"], scores=[1, 1])
+  same = dict(prompt="Say it.", chosen="a", rejected="a")
+  tokenizers = Tokenizers([tokenizer], {"policy": 0}, {}, {})
+  for useless, why in ((tie, "no row of a few prefers"), (same, "equal resp")):
+    write_lines(path, [useless] * (count - more) + rows_of(more))
+    given = stream_of(path), encoder_of(tokenizer), tokenizers, "a.jsonl"
+    if more:
+      assert 0 < len(_sampled(*given).views[0]) <= more
+    else:
+      with pytest.raises(InputError, match=f"a.jsonl.*: .*{why}"):
+        _sampled(*given)
+
+
 def test_encodings_are_those_of_the_table_in_memory(tmp_path, tokenizer):
   from mrpo_jax.data.table import encode_table
 

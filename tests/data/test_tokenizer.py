@@ -138,14 +138,24 @@ def test_a_fingerprint_survives_saving_and_what_encode_ignores(
 def test_a_fingerprint_tells_what_encodes_differently(tokenizer):
   from tokenizers import processors
 
-  others = [copy.deepcopy(tokenizer) for _ in range(3)]
+  others = [copy.deepcopy(tokenizer) for _ in range(4)]
   others[0].chat_template = "{{ messages }}"
   others[1].eos_token = "<pad>"
   others[2].backend_tokenizer.post_processor = processors.ByteLevel()
+  others[3].split_special_tokens = True  # "<eos>" in a text is five letters
   others.append(train_tokenizer(TEXTS[:2], 300))
   assert (
-    len({tokenizer_fingerprint(other) for other in [tokenizer, *others]}) == 5
+    len({tokenizer_fingerprint(other) for other in [tokenizer, *others]}) == 6
   )
+
+
+def test_a_fingerprint_tells_which_token_a_template_writes(tokenizer):
+  marks = set()
+  for token in ("<bos>", "<eos>"):
+    one = copy.deepcopy(tokenizer)
+    one.chat_template, one.sep_token = "{{ messages }}{{ sep_token }}", token
+    marks.add(tokenizer_fingerprint(one))
+  assert len(marks) == 2
 
 
 def test_a_named_template_is_set_and_goes_into_the_fingerprint(

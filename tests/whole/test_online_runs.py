@@ -367,6 +367,8 @@ def test_what_rollouts_cannot_do_is_refused(tmp_path, capsys, override, match):
     ("--config.online.rounds=4", "rounds=4 does not divide config.steps=6"),
     ("--config.online.passes=3", "passes=3 does not divide the 2 steps"),
     ("--config.data.train=a.jsonl", "config.data.train is of given pairs"),
+    ("--config.data.weights=1,2", "config.data.weights is of given pairs"),
+    ("--config.data.unpair=True", "config.data.unpair is of given pairs"),
     ("--config.references.base.mode=scored", "has no scores; set it to"),
     ("--config.data.max_prompt=2", "none of its 428 prompts has at most"),
     ("--config.data.row_length=64", "are more than a row of"),

@@ -104,9 +104,7 @@ def ordered(responses, scores, where):
 
 def refuse_verdict(row, where):
   """InputError where a column says that the rejected response is better."""
-  for key in SIDES:
-    other = key.replace("chosen", "rejected")
-    chosen, rejected = (_worth(row.get(one)) for one in (key, other))
+  for key, other, chosen, rejected in _worths(row):
     if (rejected < chosen) if "rank" in key else (chosen < rejected):
       raise InputError(
         f"{where}: {key} is {row[key]} and {other} is {row[other]}: the "
@@ -119,6 +117,19 @@ def refuse_verdict(row, where):
         f"{where}: {key!r} says that the rejected response is the better one; "
         "swap them, or leave the column out"
       )
+
+
+def is_tie(row):
+  """Do all columns that judge both responses say that they are equally good?"""
+  found = [(a, b) for _, _, a, b in _worths(row) if a == a and b == b]
+  return bool(found) and all(a == b for a, b in found)
+
+
+def _worths(row):
+  """(its column, the other's, what the chosen and the rejected one is worth)"""
+  for key in SIDES:
+    other = key.replace("chosen", "rejected")
+    yield key, other, _worth(row.get(key)), _worth(row.get(other))
 
 
 def _worth(value):

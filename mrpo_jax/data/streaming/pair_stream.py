@@ -18,6 +18,7 @@ from mrpo_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 ROWS = 128  # that are encoded together
+BLOCKS = 64  # that are looked at, at most, for a pair to train on
 STEPS = 4  # that are ready, or in the making, before they are asked for
 
 
@@ -29,6 +30,7 @@ class Position:
   pairs: int = 0  # of the next row, which may rank several responses
   dropped: dict = dataclasses.field(default_factory=dict)  # reason: pairs
   truncated: int = 0  # pairs used of which something was cut
+  without: int = 0  # rows until that of the last pair that prefer no response
 
   def to_json(self):
     return dataclasses.asdict(self)
@@ -116,19 +118,28 @@ class PairStream:
     marks = "".join(one.mark for one in sources)
     self.mark = hashlib.sha256(marks.encode()).hexdigest()
 
-  def sample(self):
-    """(place in words, pairs) of rows of the block that a run begins with."""
-    window = next(self.order.windows())
-    block = window.blocks[0]
-    source, stored = self._read(block)
-    count = min(int(self.order.counts[block]), ROWS)
-    return [source.pairs(stored[row]) for row in range(count)]
+  def samples(self):
+    """(place in words, pairs) of at most ROWS rows, evenly over a block.
+
+    A list for each of the blocks that a run begins with, at most BLOCKS.
+    """
+    windows = self.order.windows()
+    blocks = itertools.chain.from_iterable(one.blocks for one in windows)
+    for block in itertools.islice(blocks, min(len(self.order.counts), BLOCKS)):
+      source, stored = self._read(block)
+      count = int(self.order.counts[block])
+      rows = range(0, count, -(-count // ROWS))
+      yield [source.pairs(stored[row]) for row in rows]
 
   def batches(self, encoder, size, position=START):
     """Endless iterator over (Items of a batch, Position after it)."""
     rows, dropped = position.rows, collections.Counter(position.dropped)
     kept, truncated = [], position.truncated
+    reached, without = position.rows, position.without
     for item in self._items(encoder, position):
+      # Rows between that of the item before and its own have no pair.
+      without += item.rows - (not item.pairs) - reached
+      reached = item.rows
       if item.reason is None:
         kept.append(item)
         rows = item.rows
@@ -137,8 +148,8 @@ class PairStream:
         dropped[item.reason] += 1
         self._refuse_empty(item.rows - rows, dropped)
       if len(kept) == size:
-        found = Position(item.rows, item.pairs, dict(dropped), truncated)
-        yield kept, found
+        counts = dict(dropped), truncated, without
+        yield kept, Position(item.rows, item.pairs, *counts)
         kept = []
 
   def _refuse_empty(self, rows, dropped):

@@ -121,7 +121,8 @@ def check_online(config):
     raise InputError(
       "config.online.reward is empty: name what says which response is better"
     )
-  for name in ("train", "validation", "reference_weights"):
+  of_pairs = ("train", "validation", "reference_weights", "weights", "unpair")
+  for name in of_pairs:
     if getattr(data, name):
       raise InputError(
         f"config.data.{name} is of given pairs; config.online makes its own: "

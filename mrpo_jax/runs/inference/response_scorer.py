@@ -15,7 +15,10 @@ from mrpo_jax.data.chat.sandbox import sandbox
 from mrpo_jax.data.encode import Encoded, encode_all
 from mrpo_jax.data.formats import PreferencePair
 from mrpo_jax.data.prompts import encode_prompts, turn_end
-from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from mrpo_jax.data.tokenizer import (
+  load_judges_tokenizer,
+  tokenizer_fingerprint,
+)
 from mrpo_jax.errors import InputError
 from mrpo_jax.rows import micro_batch, micro_batches
 
@@ -146,7 +149,7 @@ class ResponseScorer:
   @functools.cached_property
   def tokenizer(self):
     """The tokenizer of the folder."""
-    return load_tokenizer(self._folder)
+    return load_judges_tokenizer(self._folder)
 
   @functools.cached_property
   def _texts(self):

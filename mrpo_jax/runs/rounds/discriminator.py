@@ -10,7 +10,10 @@ import numpy as np
 
 from mrpo_jax import hub, losses, parallel, processes
 from mrpo_jax.data.batches import Packing
-from mrpo_jax.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from mrpo_jax.data.tokenizer import (
+  load_judges_tokenizer,
+  tokenizer_fingerprint,
+)
 from mrpo_jax.errors import InputError, blames
 from mrpo_jax.models import packed, parameters
 from mrpo_jax.models.attention import kernels
@@ -189,7 +192,7 @@ def _start(path, policy, tokenizer):
       f"{key}={path}: its model has no scalar head; name a reward model, or "
       f"{POLICY!r} for the policy's start with a head of zeros"
     )
-  tokenizer = load_tokenizer(path)
+  tokenizer = load_judges_tokenizer(path)
   fingerprint = f"{hub.fingerprint(path)} {tokenizer_fingerprint(tokenizer)}"
   return path, Folder(path), model, tokenizer, fingerprint
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The difference of two models' log-probabilities as a reward of responses."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +119,16 @@ def test_a_response_that_says_nothing_is_its_end(inputs):
     logp_TV = jax.nn.log_softmax(transformer.apply(config, params, ids))[0]
     wants.append(float(logp_TV[-2, ids[0, -1]]))
   np.testing.assert_allclose(found, [wants[0] - wants[1]] * 2, atol=1e-5)
+
+
+def test_a_reward_is_the_same_on_every_day(inputs, tmp_path, caplog):
+  folder = shutil.copytree(inputs / "base", tmp_path / "base")
+  tokenizer = load_tokenizer(folder)
+  tokenizer.chat_template = "{{ strftime_now('%F') }}{{ messages }}"
+  tokenizer.save_pretrained(folder)
+  caplog.set_level("INFO", "mrpo_jax")
+  reward = LikelihoodDifference(folder, inputs / "base")
+  (scorer, _) = reward._scorers
+  said = scorer.tokenizer.apply_chat_template([{}], tokenize=False)
+  assert said.startswith("2024-07-26")
+  assert "the day; for a model that judges texts it is always" in caplog.text
