@@ -113,7 +113,7 @@ def _dropped(x, leaf):
   if leaf.key is None:
     return x
   keep = 1.0 - leaf.dropout
-  kept = jax.random.bernoulli(leaf.key, keep, x.shape)
+  kept = jax.random.bernoulli(leaf.key, np.float32(keep), x.shape)
   return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
 
