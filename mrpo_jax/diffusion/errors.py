@@ -18,8 +18,9 @@ def draw(config, key):
   """(time, noise_HWX) of one draw."""
   kind = schedule.SCHEDULES[config.schedule]
   time_key, noise_key = jax.random.split(key)
-  time = jax.random.uniform(time_key, minval=kind.first, maxval=kind.last)
-  return time, jax.random.normal(noise_key, config.image)
+  ends = dict(minval=kind.first, maxval=kind.last)
+  time = jax.random.uniform(time_key, dtype=jnp.float32, **ends)
+  return time, jax.random.normal(noise_key, config.image, jnp.float32)
 
 
 def draws(config, key, count):

@@ -119,7 +119,8 @@ def first_noise(config, key, number_B):
   """noise_BHWX of the images of these numbers."""
 
   def one(number):
-    return jax.random.normal(jax.random.fold_in(key, number), config.image)
+    own = jax.random.fold_in(key, number)
+    return jax.random.normal(own, config.image, jnp.float32)
 
   return jax.vmap(one)(number_B)
 

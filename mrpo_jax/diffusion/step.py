@@ -154,7 +154,8 @@ def denoising_step(state, batch, *, config, transformation, without_class=0.1):
   draw_key, class_key = jax.random.split(key)
   B = batch.class_B.shape[0]
   drawn = draws(config, draw_key, B)
-  hidden_B = jax.random.uniform(class_key, (B,)) < without_class
+  uniform_B = jax.random.uniform(class_key, (B,), jnp.float32)
+  hidden_B = uniform_B < without_class
   class_B = jnp.where(hidden_B, config.classes, batch.class_B)
 
   def loss_of(params):

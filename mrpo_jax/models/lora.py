@@ -143,7 +143,7 @@ def init_adapters(table, key):
     # Without its dtype it would be weakly typed, and the step compile twice.
     jnp.full(spec.shape, spec.start, jnp.float32)
     if spec.scale is None
-    else jax.random.uniform(key, spec.shape, minval=-1.0) * spec.scale
+    else jax.random.uniform(key, spec.shape, jnp.float32, -1.0) * spec.scale
     for spec, key in zip(table, keys, strict=True)
   ]
   return jax.tree.unflatten(treedef, arrays)

@@ -201,10 +201,15 @@ def init_table(specs, key, dtype=jnp.float32):
   """The same of a tree of ArraySpec."""
   specs, treedef = jax.tree.flatten(specs, is_leaf=is_spec)
   keys = jax.random.split(key, len(specs))
+
+  def random(spec, key):
+    normal = jax.random.normal(key, spec.shape, jnp.float32)
+    return (spec.scale * normal).astype(dtype)
+
   arrays = [
     jnp.full(spec.shape, spec.start, dtype)
     if spec.scale is None
-    else (spec.scale * jax.random.normal(key, spec.shape)).astype(dtype)
+    else random(spec, key)
     for spec, key in zip(specs, keys, strict=True)
   ]
   return jax.tree.unflatten(treedef, arrays)

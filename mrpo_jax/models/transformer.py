@@ -14,7 +14,7 @@ from mrpo_jax.models.attention import cudnn, kernels
 from mrpo_jax.models.attention.layout import SAVED, RowLayout, capped
 from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.models.rope import rotary, rotate
-from mrpo_jax.models.weights import Summed, dense, project, rows_of
+from mrpo_jax.models.weights import Summed, dense, project, rows_of, scaled
 from mrpo_jax.shapes import check, widen
 
 
@@ -121,7 +121,7 @@ def block(
   """One layer: attention and MLP, each a branch that is added to x."""
 
   def add(x_RTD, y_RTD):
-    return x_RTD + jnp.asarray(config.residual_scale, x_RTD.dtype) * y_RTD
+    return x_RTD + scaled(y_RTD, config.residual_scale)
 
   with jax.named_scope("attention"):
     y_RTD = norm(config, x_RTD, weights, "attention_norm")
@@ -213,7 +213,7 @@ def hidden(
     ]
     x_RTD, _ = jax.lax.scan(layer, x_RTD, (params["blocks"], *per_layer))
   x_RTD = norm(config, x_RTD, params, "norm")
-  x_RTD *= jnp.asarray(config.logits_scale, dtype)
+  x_RTD = scaled(x_RTD, config.logits_scale)
   return partition.apart(x_RTD, layout.positions.shape)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import qwix
 
 from mrpo_jax.models.parameters import ROUTER
+from mrpo_jax.shapes import widen
 
 KINDS = ("int8", "int4")
 GROUP = 32  # weights that share a scale in int4
@@ -64,10 +65,9 @@ def project(x, leaf, einsum):
     into, out_of = _through_rank(einsum)
     narrow = _dense_product(_dropped(x, leaf), leaf.a, into)
     change = _dense_product(narrow, leaf.b, out_of)
-    scale = leaf.scale
-    if leaf.scales is not None:  # of this layer: a scan has sliced it
-      scale = leaf.scales.astype(change.dtype)
-    return project(x, leaf.base, einsum) + scale * change
+    # Those of this layer: a scan has sliced them.
+    scale = leaf.scale if leaf.scales is None else leaf.scales
+    return project(x, leaf.base, einsum) + scaled(change, scale)
   if isinstance(leaf, qwix.QArray):
     # The backward pass keeps the integers: kept as floats, the weights of all
     # layers would stand in memory at once.
@@ -76,6 +76,14 @@ def project(x, leaf, einsum):
     )
     return product(x, leaf, einsum)
   return _dense_product(x, leaf, einsum)
+
+
+def scaled(x, factor):
+  """x times a number, which the dtype of x does not round before."""
+  if isinstance(factor, float) and factor == 1.0:
+    return x
+  wide = widen(x)
+  return (wide * jnp.asarray(factor, wide.dtype)).astype(x.dtype)
 
 
 def _dense_product(x, leaf, einsum):
@@ -113,8 +121,8 @@ def _dropped(x, leaf):
   if leaf.key is None:
     return x
   keep = 1.0 - leaf.dropout
-  kept = jax.random.bernoulli(leaf.key, keep, x.shape)
-  return jnp.where(kept, x / keep, jnp.zeros_like(x))
+  kept = jax.random.bernoulli(leaf.key, np.float32(keep), x.shape)
+  return jnp.where(kept, scaled(x, 1.0 / keep), jnp.zeros_like(x))
 
 
 def dense(leaf, dtype):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mrpo_jax.diffusion import denoiser, errors
+from mrpo_jax.diffusion.sampling import first_noise
 from mrpo_jax.errors import InputError
 from mrpo_jax.models import parameters
 
@@ -42,6 +43,20 @@ def test_a_new_one_predicts_nothing(golden):
   noisy = jax.random.normal(jax.random.key(1), (2, *golden.config.image))
   found = denoiser.predict(golden.config, params, noisy, jnp.array([0.2, 0.9]))
   assert not np.any(found)
+
+
+def test_draws_do_not_depend_on_jax_enable_x64(golden):
+  place_B, key = jnp.arange(2), jax.random.key(1)
+
+  def draws():
+    time_B, noise_BHWX = errors.fixed_draws(golden.config, 5, place_B, place_B)
+    return time_B, noise_BHWX, first_noise(golden.config, key, place_B)
+
+  with jax.enable_x64(True):
+    found = draws()
+  for one, two in zip(draws(), found, strict=True):
+    assert two.dtype == jnp.float32
+    np.testing.assert_array_equal(one, two)
 
 
 def test_patches_are_put_back(golden):

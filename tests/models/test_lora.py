@@ -49,6 +49,16 @@ def test_a_new_adapter_has_the_type_of_a_trained_one():
   assert not any(array.weak_type for array in jax.tree.leaves(new))
 
 
+def test_a_new_adapter_does_not_depend_on_jax_enable_x64():
+  want = adapters_of(trained=False)
+  with jax.enable_x64(True):
+    for a, b in zip(
+      *map(jax.tree.leaves, (adapters_of(trained=False), want)), strict=True
+    ):
+      assert a.dtype == b.dtype == jnp.float32
+      np.testing.assert_array_equal(a, b)
+
+
 def test_off_is_the_same_arrays():
   params = params_of()
   stripped = lora.strip(adapted(params=params))
@@ -145,6 +155,8 @@ def test_dropout_draws_for_each_layer_and_matrix_and_is_off_without_a_key():
   dropped = weights._dropped(x, layer)
   assert set(np.unique(dropped)) == {0.0, 2.0}
   assert np.mean(np.asarray(dropped) > 0) == pytest.approx(0.5, abs=0.02)
+  with jax.enable_x64(True):
+    np.testing.assert_array_equal(weights._dropped(x, layer), dropped)
   off = lora.join(frozen, trained)
   np.testing.assert_array_equal(weights._dropped(x, off["blocks"]["gate"]), x)
   assert np.any(logits(params, TOKENS_BT) != logits(off, TOKENS_BT))

@@ -110,6 +110,14 @@ def test_every_leaf_starts_as_it_says():
   assert shapes == jax.tree.map(lambda x: x.shape, parameters.abstract(config))
 
 
+def test_the_start_does_not_depend_on_jax_enable_x64():
+  specs = {"embed": parameters.ArraySpec((3, 4), (None, None), scale=0.02)}
+  one = parameters.init_table(specs, jax.random.key(0))
+  with jax.enable_x64(True):
+    two = parameters.init_table(specs, jax.random.key(0))
+  np.testing.assert_array_equal(one["embed"], two["embed"])
+
+
 def test_the_parameters_of_llama_2_are_counted():
   llama = ModelConfig(
     vocab_size=32000,

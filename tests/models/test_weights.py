@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leaves that are more than an array: products with adapters and integers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ import qwix
 
 from mrpo_jax import parallel
 from mrpo_jax.models import lora, transformer, weights
+from mrpo_jax.models.partition import WHOLE
 from tests.material.adapted import (
   CONFIG,
   TABLE,
@@ -19,6 +21,50 @@ from tests.material.adapted import (
   logits,
   params_of,
 )
+
+# What a product with the rounded number gives half a unit away in places.
+HALF = jnp.arange(128.0, 256.0, dtype=jnp.bfloat16)
+
+
+def times(x, factor):
+  """The product in float32, rounded once, as torch multiplies by a number."""
+  return (np.asarray(x, np.float32) * np.float32(factor)).astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("own", [None, jnp.float32(4 / 3)])
+def test_half_precision_does_not_round_the_scale_of_an_adapter(own):
+  one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
+  leaf = weights.LoRA(zero, one, one, scale=4 / 3, scales=own)
+  found = weights.project(HALF[None, :, None], leaf, "RTD,DF->RTF")
+  np.testing.assert_array_equal(found[0, :, 0], times(HALF, 4 / 3))
+
+
+def test_half_precision_does_not_round_what_dropout_keeps():
+  key = jax.random.key(0)
+  leaf = weights.LoRA(None, None, None, scale=1.0, key=key, dropout=0.1)
+  found = weights._dropped(HALF, leaf)
+  kept = np.asarray(found) != 0
+  assert 0.8 < kept.mean() < 1
+  want = times(HALF, 1 / 0.9)
+  np.testing.assert_array_equal(np.asarray(found)[kept], want[kept])
+
+
+def test_half_precision_does_not_round_the_scale_of_a_branch():
+  config = dataclasses.replace(CONFIG, residual_scale=0.22)
+  params = params_of(dtype=jnp.bfloat16)
+  layer = jax.tree.map(lambda array: array[0], params["blocks"])
+  layer["down"] *= 64
+  x = jax.random.normal(jax.random.key(1), (1, 32, 32), jnp.bfloat16)
+
+  def unseen(query, *_, **__):
+    return jnp.zeros_like(query)
+
+  still = jnp.ones((1, 32, 1, 4)), jnp.zeros((1, 32, 1, 4))
+  given = config, unseen, WHOLE, x, layer, *still, None, None
+  branch = transformer.norm(config, x, layer, "mlp_norm")
+  branch = transformer.mlp(config, branch, layer, None, WHOLE)
+  want = x + times(branch, 0.22)
+  np.testing.assert_array_equal(transformer.block(*given), want)
 
 
 @pytest.mark.parametrize(

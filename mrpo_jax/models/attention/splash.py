@@ -13,6 +13,7 @@ from mrpo_jax.models.attention.expansion import (
   folded,
 )
 from mrpo_jax.models.attention.layout import SAVED
+from mrpo_jax.models.weights import scaled
 
 
 def splash(
@@ -46,7 +47,7 @@ def splash(
     wide = ((0, 0), (0, 0), (0, 0), (0, -E % LANES))
     return jnp.pad(expanded(array_RTHE, made), wide).swapaxes(1, 2)
 
-  query_RHXE = expand(query_RTHE * jnp.asarray(scale, query_RTHE.dtype))
+  query_RHXE = expand(scaled(query_RTHE, scale))
   query_RGMXE = query_RHXE.reshape(-1, G, H // G, X, query_RHXE.shape[-1])
   key_RGXE, value_RGXE = expand(key_RSGE), expand(value_RSGE)
 

@@ -116,6 +116,7 @@ READERS = {  # kind -> what a value must be
     lambda v: type(v) is int and 0 < v <= MOST,
   ),
   "size": ("a positive integer", lambda v: type(v) is int and v > 0),
+  "count": ("an integer from 0 up", lambda v: type(v) is int and v >= 0),
   "number": (
     "a positive number",
     lambda v: type(v) in (int, float) and 0 < v < 1e38,  # float32 later

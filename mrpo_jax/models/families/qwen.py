@@ -18,7 +18,7 @@ def qwen2(values, fields):
   window = None
   if values.flag("use_sliding_window"):
     window = values.optional("size", "sliding_window")
-  first = values.read("size", "max_window_layers", 28) if window else 0
+  first = values.read("count", "max_window_layers", 28) if window else 0
   return dict(
     qkv_bias=True,
     layer_windows=windows(values, fields, window, lambda i: i >= first),

@@ -166,6 +166,17 @@ def test_transformers_reads_what_is_written():
     (dict(quantization_config=None), "width", 32),
     (dict(architectures=None), "width", 32),
     (dict(architectures=["LlamaModel"]), "width", 32),
+    (  # so many layers from the first see all: here none does
+      dict(
+        model_type="qwen2",
+        use_sliding_window=True,
+        sliding_window=6,
+        max_window_layers=0,
+        num_key_value_heads=4,
+      ),
+      "layer_windows",
+      (6, 6),
+    ),
   ],
   ids=str,
 )
