@@ -22,7 +22,7 @@ from mrpo_jax.training.objective import Objective
 
 # Of what a step computes: with another one, a run that goes on gives other
 # numbers than one that was never stopped.
-VERSION = 2
+VERSION = 3
 DROPOUT = 1  # tells its draws from the method's, which use the key itself
 
 

@@ -25,10 +25,9 @@ def init(key, width, hidden):
   for n, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
     key, own = jax.random.split(key)
     scale = 0.0 if n == 2 else (2.0 / fan_in) ** 0.5
-    params[f"layer_{n}"] = {
-      "weight": scale * jax.random.normal(own, (fan_in, fan_out)),
-      "bias": jnp.zeros(fan_out),
-    }
+    normal = jax.random.normal(own, (fan_in, fan_out), jnp.float32)
+    bias = jnp.zeros(fan_out, jnp.float32)
+    params[f"layer_{n}"] = {"weight": scale * normal, "bias": bias}
   return params
 
 
