@@ -33,7 +33,8 @@ def normalised_weight(weight: Weights, ref_logp_BCK: ArrayLike) -> jax.Array:
   """[K] or [B, K] non-negative weights as weight_BK that sum to 1 over K.
 
   Raises:
-    ValueError: [K] weights that are known are negative, or all of them 0.
+    ValueError: [K] weights whose values are known are negative, not finite, or
+      all 0.
   """
   weight = widen(check_weight(weight, ref_logp_BCK=ref_logp_BCK))
   weight = jax.lax.stop_gradient(weight)
