@@ -300,8 +300,6 @@ def text(figures):
 
 def run(config, workdir, *, steps, warmup, store="", to="", trace=""):
   """The command: measures, says a table, and writes JSON to the file `to`."""
-  if to:  # before what takes long
-    files.make_folder(pathlib.Path(to).parent)
   bench = Bench(bench_setup(config, workdir), store=store)
   figures = measure(bench, steps=steps, warmup=warmup, trace=trace)
   logger.info(text(figures))

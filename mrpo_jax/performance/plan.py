@@ -9,7 +9,6 @@ data.
 import datetime
 import importlib.metadata
 import logging
-import pathlib
 
 import numpy as np
 
@@ -228,8 +227,6 @@ def run(
     raise InputError("--fit and --tune: what is fastest fits, so give one")
   if fastest:
     tune.check(target)
-  if to:  # before what takes long
-    files.make_folder(pathlib.Path(to).parent)
   lengths = lengths or usual_lengths(config)
   found = plan(config, target, lengths, keep)
   for line in plan_text.lines(found):

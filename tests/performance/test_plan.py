@@ -57,7 +57,7 @@ PARAMETERS = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
   """The JSON and the lines of one plan."""
-  to = tmp_path_factory.mktemp("plan") / "new" / "plan.json"
+  to = tmp_path_factory.mktemp("plan") / "plan.json"
   config = _config("sft-base,debug", {"mesh.data": 4, "mesh.fsdp": 2})
   with logged() as lines:
     plan.run(config, "cpu:8", hbm=2**30, to=str(to))
