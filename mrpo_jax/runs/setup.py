@@ -22,6 +22,7 @@ from mrpo_jax.runs.config.method import (
   check_best,
   chosen_method,
   say_left_out,
+  say_unread,
 )
 from mrpo_jax.runs.data import (
   Tokenizers,
@@ -84,6 +85,7 @@ def set_up(config, workdir, *, allow_changed=False):
   method = chosen_method(config)
   check_best(config, method)
   say_left_out(config)
+  say_unread(config, method)
   check_streaming(config, method)
   rewards = rewards_of(config)
   mesh = mesh_of(config)

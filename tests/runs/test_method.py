@@ -11,17 +11,27 @@ from tests.material.config import get_config
 
 
 @pytest.fixture
-def said(inputs, tmp_path, caplog):
-  """The lines about what a loss is without, of a run that is set up."""
+def lines(inputs, tmp_path, caplog):
+  """What a run says as it is set up."""
 
-  def lines(name, **loss):
+  def lines(name, loss, **data):
     caplog.clear()
+    caplog.set_level("INFO", "mrpo_jax")
     values = get_config(f"inputs={inputs},run={name}").to_dict()
     values["loss"] = dict(name=name, **loss)
+    values["data"].update(data)
     set_up(read(values), tmp_path)
-    return [one for one in caplog.messages if "its paper" in one]
+    return caplog.messages
 
   return lines
+
+
+@pytest.fixture
+def said(lines):
+  """The lines about what a loss is without."""
+  return lambda name, **loss: [
+    one for one in lines(name, loss) if "its paper" in one
+  ]
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
@@ -36,6 +46,26 @@ def test_what_a_paper_has_and_the_run_does_not_is_said(name, said):
 @pytest.mark.usefixtures("one_device")
 def test_what_is_left_out_on_purpose_is_not_said(said):
   assert not said("orpo", nll=0.0) and not said("dpo")
+
+
+@pytest.mark.parametrize(
+  "weights,named,want",
+  [
+    ("uniform", True, True),
+    ("uniform", False, False),
+    ("discrimination", True, False),
+  ],
+)
+@pytest.mark.usefixtures("one_device")
+def test_pairs_that_no_weight_measures_are_said_to_be_unread(
+  weights, named, want, inputs, lines
+):
+  found = lines(
+    "mrpo",
+    dict(weights=weights),
+    validation=str(inputs / "pairs.jsonl") if named else "",
+  )
+  assert any("data.validation is not read" in one for one in found) == want
 
 
 @pytest.mark.parametrize(

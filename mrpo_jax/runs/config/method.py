@@ -192,6 +192,15 @@ def check_best(config, method):
     raise InputError(f"{key}: {method.name!r} takes no reference")
 
 
+def say_unread(config, method):
+  """Says it where a config names held-out pairs that nothing measures."""
+  if config.data.validation and "validation" not in method.measures:
+    logger.info(
+      "config.data.validation is not read: config.loss.weights measures no "
+      "pairs; config.data.eval names those to evaluate on"
+    )
+
+
 def say_left_out(config):
   """Warns where the paper of a loss has what the config does not mention."""
   name = config.loss.name
