@@ -17,7 +17,8 @@ from docs.studies.which_reference.results import (
   statements,
 )
 
-MARKERS = {"uniform": ("^", "0.5"), "adaptive": ("o", "0.0")}
+# Of each kind of weights: marker, grey, and where it stands beside its tick.
+MARKERS = {"uniform": ("^", "0.5", -0.1), "adaptive": ("o", "0.0", 0.1)}
 
 
 def page(grid, results, marks):
@@ -144,47 +145,43 @@ def warnings(grid, result):
 
 
 def draw(grid, results, to):
-  """The lead over DPO against the reference's accuracy on training pairs."""
-  with drawing.panels(results, to, width=5, height=3.8) as (figure, axes):
+  """The lead over DPO; references in the order of their accuracy."""
+  with drawing.panels(results, to, width=5.5, height=3.8) as (figure, axes):
     for axis, result in zip(axes, results, strict=True):
       axis.axhline(0, color="0.8", linewidth=1)
-      for variant in mixed(grid):
-        draw_one(axis, result, variant)
-      axis.set_xlabel("accuracy of the reference on training pairs")
+      draw_set(axis, grid, result)
+      axis.set_xlabel("reference, with its accuracy on training pairs")
     axes[0].set_ylabel("held-out accuracy less that of dpo")
     handles, labels = axes[0].get_legend_handles_labels()
-    drawn = dict(zip(labels, handles, strict=True))
     figure.legend(
-      drawn.values(), drawn, loc="outside lower center", ncols=2, frameon=False
+      handles, labels, loc="outside lower center", ncols=2, frameon=False
     )
 
 
-def draw_one(axis, result, variant):
-  name, method = variant
-  x = result.training(*variant, name=f"references/{name}/accuracy")
-  one = lead(result, variant)
-  low, high = result.interval(one)
-  marker, color = MARKERS[method]
-  axis.errorbar(
-    [x],
-    [one.mean()],
-    [[one.mean() - low], [high - one.mean()]],
-    fmt=marker,
-    color=color,
-    markersize=4,
-    linewidth=1,
-    capsize=2,
-    label=method,
-  )
-  if method == "uniform":
-    axis.annotate(
-      name,
-      (x, high),
-      xytext=(0, 3),
-      textcoords="offset points",
-      ha="center",
-      fontsize=7,
+def draw_set(axis, grid, result):
+  accuracy = {
+    name: result.training(name, method, name=f"references/{name}/accuracy")
+    for name, method in mixed(grid)
+  }
+  order = sorted(accuracy, key=accuracy.get)
+  for method, (marker, color, beside) in MARKERS.items():
+    some = [name for name in order if (name, method) in grid.variants]
+    leads = [lead(result, (name, method)) for name in some]
+    means = np.array([one.mean() for one in leads])
+    ends = np.array([result.interval(one) for one in leads])
+    axis.errorbar(
+      [order.index(name) + beside for name in some],
+      means,
+      [means - ends[:, 0], ends[:, 1] - means],
+      fmt=marker,
+      color=color,
+      markersize=4,
+      linewidth=1,
+      capsize=2,
+      label=method,
     )
+  names = [f"{name}\n{accuracy[name]:.3f}" for name in order]
+  axis.set_xticks(range(len(order)), names, fontsize=7)
 
 
 TEMPLATE = """\
@@ -214,7 +211,7 @@ Does MRPO lead with that second reference?
 
 {leads}
 
-![lead over the accuracy of the reference](which_reference.svg)
+![lead of MRPO with each second reference](which_reference.svg)
 
 ## Setting
 
