@@ -385,6 +385,22 @@ def test_repetition_by_hand():
   assert found == dict(tokens=3.0, characters=3.0, repetition=0.0, ended=0.5)
 
 
+def test_answers_stand_below_the_prompt_that_they_answer(tmp_path):
+  make_study(tmp_path, seeds=1)
+  path = tmp_path / "loss.name=mrpo,seed=0" / "metrics.jsonl"
+  lines = files.read_lines(path)
+  for one in (one for line in lines for one in line.get("samples", ())):
+    one["prompt"] = f"Another file's prompt {one['index']}"
+  files.write_lines(path, lines)
+  text = pages.page("study", compared(tmp_path))
+  articles = re.findall("<article.*?</article>", text, re.DOTALL)
+  assert len(articles) == 6
+  for article in articles:
+    is_other = "Another file" in article
+    assert ("loss.name=mrpo,seed=0, " in article) == is_other
+    assert ("loss.name=dpo,seed=0, " in article) != is_other
+
+
 @pytest.mark.parametrize(
   "interval,words",
   [
