@@ -401,6 +401,18 @@ def test_answers_stand_below_the_prompt_that_they_answer(tmp_path):
     assert ("loss.name=dpo,seed=0, " in article) != is_other
 
 
+def test_a_run_without_others_is_compared_with_none(tmp_path):
+  make_study(tmp_path, seeds=1)
+  alone = Page(pages.page("run", compared(tmp_path / "loss.name=dpo,seed=0")))
+  assert not alone.shows("the others are compared with this one")
+  path = tmp_path / "loss.name=mrpo,seed=0" / "config.json"
+  config = files.read_json(path)
+  files.write_json(path, config | {"identity": {"data.eval": "y"}})
+  apart = Page(pages.page("study", compared(tmp_path)))
+  assert not apart.shows("the others are compared with this one")
+  assert "nothing is compared with this one" in apart.text
+
+
 @pytest.mark.parametrize(
   "interval,words",
   [

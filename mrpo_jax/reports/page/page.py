@@ -91,7 +91,7 @@ def _size(comparison):
 
 def _summary(comparison):
   """A card for each series: accuracy, margin, and how it differs."""
-  cards = []
+  cards, firsts = [], comparison.differences()
   for n, label in enumerate(comparison.series):
     one = comparison.results[label]
     difference = one.get("difference")
@@ -100,17 +100,16 @@ def _summary(comparison):
         "li",
         tag("h3", swatch(n, "summary"), " ", breakable(label)),
         *_main_figures(one),
-        tag("p", verdict(difference), class_="verdict"),
+        tag("p", verdict(difference, label in firsts), class_="verdict"),
       )
     )
   note = (
     "In brackets: 95 % intervals of the difference on the same held-out pairs, "
     "by paired bootstrap; n and tests stand under Differences."
   )
-  several = any("difference" in one for one in comparison.results.values())
   return [
     tag("ul", cards, class_="cards"),
-    tag("p", note, class_="note") if several else "",
+    tag("p", note, class_="note") if firsts else "",
   ]
 
 
@@ -128,10 +127,12 @@ def _main_figures(one):
     yield tag("p", number, f" {about}")
 
 
-def verdict(difference):
+def verdict(difference, is_first=False):
   """A sentence on how a series differs from the first, by paired intervals."""
-  if difference is None:
+  if is_first:
     return "the others are compared with this one"
+  if difference is None:
+    return "nothing is compared with this one"
   if share := difference.get("reference_apart"):
     return (
       f"not compared with {difference['to']}: reference 0 scores {share:.0%} "
