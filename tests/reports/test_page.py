@@ -24,6 +24,7 @@ from mrpo_jax.reports.page.samples import figures_of, repetition
 from tests.material.reported import ODD, make_study
 
 ODD_REFERENCE = "eval/references/a,b/margin"
+STDERR = "eval/a/acc_stderr,none"
 
 
 class Page(html.parser.HTMLParser):
@@ -237,13 +238,16 @@ def test_a_benchmark_has_its_standard_error_beside_it(tmp_path):
   make_study(tmp_path, seeds=1)
   (first, second), _ = gather(tmp_path)
   for run, error in ((first, 0.02), (second, 0.04)):
-    run.lines[:] = [
-      {"step": 3, "eval/a/acc,none": 0.5, "eval/a/acc_stderr,none": error}
-    ]
+    run.lines[:] = [{"step": 3, "eval/a/acc,none": 0.5, STDERR: error}]
   (row,) = shown({"x": [first]}).rows()
   assert row == ["x", "a/acc,none", "", "0.500 ±0.020 step 3"]
   (row,) = shown({"x": [first, second]}).rows()
   assert row[3] == "0.500 ±0.030 [0.500, 0.500] step 3"
+  # One document has none; evaluation.limit may change within a run.
+  steps = ({"step": 0}, *({"step": s, STDERR: s / 100} for s in (5, 6)))
+  first.lines[:] = [{**one, "eval/a/acc,none": 0.5} for one in steps]
+  (row,) = shown({"x": [first]}).rows()
+  assert row[2:] == ["0.500 before training", "0.500 ±0.060 step 6"]
 
 
 def test_benchmarks_say_what_was_asked_of_whom(tmp_path):
