@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -497,6 +498,17 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
   monkeypatch.setitem(COMMANDS, "report", fail)
   with pytest.raises(RuntimeError, match="a bug"):
     cli.main(["report", "--workdir=W"])
+
+
+def test_the_command_that_scores_can_be_typed(monkeypatch, tmp_path):
+  found = {}
+  monkeypatch.setattr(
+    "mrpo_jax.runs.train.train_run", lambda *_, **given: found.update(given)
+  )
+  words = [DEBUG, f"--workdir={tmp_path}/a run", f"--store={tmp_path}/a store"]
+  words.append("--config.loss.weights=(0.2, 0.8)")
+  assert cli.main(["train", *words]) == 0
+  assert shlex.split(found["command"]) == words
 
 
 def test_a_workdir_without_permission(capsys, tmp_path, monkeypatch):

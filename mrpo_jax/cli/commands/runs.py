@@ -2,6 +2,7 @@
 """Commands on configs and runs: train, score, sweep, time, plan, report."""
 
 import functools
+import shlex
 import tempfile
 
 from mrpo_jax.buckets import is_bucket
@@ -56,7 +57,7 @@ def train(given):
     given.workdir,
     store=given.store,
     autoscore=not given.no_autoscore,
-    command=" ".join([*same, *given.rest]),
+    command=shlex.join([*same, *given.rest]),
     allow_changed=given.allow_changed,
   )
 
