@@ -428,7 +428,24 @@ def test_a_run_without_others_is_compared_with_none(tmp_path):
 )
 def test_a_verdict_is_by_the_interval_of_the_difference(interval, words):
   one = {"difference": sum(interval) / 2, "interval": interval}
-  assert pages.verdict({"to": "dpo", "accuracy": one}).startswith(words)
+  found = {"to": "dpo", "pairs": 60, "prompts": 40, "accuracy": one}
+  assert pages.verdict(found).startswith(words)
+
+
+@pytest.mark.parametrize(
+  "pairs,prompts,words",
+  [
+    (1, None, "too few to compare with dpo (1 pair): accuracy +1.000 [+1.000"),
+    (40, 5, "too few to compare with dpo (5 prompts): accuracy +1.000 "),
+    (40, 6, "better than dpo: "),
+    (6, None, "better than dpo: "),
+  ],
+)
+def test_of_few_prompts_there_is_no_verdict(pairs, prompts, words):
+  # Where all of five lead one way, no draw of them holds 0; p is 1/16.
+  one = {"difference": 1.0, "interval": [1.0, 1.0]}
+  found = {"to": "dpo", "pairs": pairs, "prompts": prompts, "accuracy": one}
+  assert pages.verdict(found).startswith(words)
 
 
 def test_groups_are_named_by_what_their_seeds_have_in_common(tmp_path):
@@ -470,5 +487,6 @@ def test_what_cannot_be_compared_has_no_verdict():
   assert found.startswith("not compared with dpo: reference 0 scores 70%")
   assert "no yardstick" in pages.verdict({"to": "dpo"})
   one = {"difference": 0.1, "interval": [0.05, 0.2]}
-  found = pages.verdict({"to": "dpo", "policy_accuracy": one})
+  size = {"pairs": 60, "prompts": 40}
+  found = pages.verdict({"to": "dpo", **size, "policy_accuracy": one})
   assert found.startswith("better than dpo: accuracy of the policy alone")

@@ -17,6 +17,9 @@ from mrpo_jax.reports.page.style import STYLE
 from mrpo_jax.text import counted, with_interval
 
 FILE = "report.html"
+# Of fewer, all lead the same way by chance in more than one case of twenty, and
+# no bootstrap of them holds 0 then.
+FEWEST = 6
 # The page may load nothing, whatever stands in a sample or a config.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -144,12 +147,25 @@ def verdict(difference, is_first=False):
   low, high = difference[key]["interval"]
   what = "accuracy" if key == "accuracy" else "accuracy of the policy alone"
   value = with_interval(difference[key]["difference"], (low, high), "+.3f")
+  size = _prompts(difference)
+  if size[0] < FEWEST:
+    return (
+      f"too few to compare with {difference['to']} ({counted(*size)}): {what} "
+      f"{value}"
+    )
   said = f"{difference['to']}: {what} {value}"
   if low > 0:
     return f"better than {said}"
   if high < 0:
     return f"worse than {said}"
   return f"not told apart from {said}"
+
+
+def _prompts(difference):
+  """(how many are drawn, "prompt"); pairs where prompts are not known."""
+  if difference["prompts"] is None:
+    return difference["pairs"], "pair"
+  return difference["prompts"], "prompt"
 
 
 def _curves(series):
