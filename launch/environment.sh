@@ -32,6 +32,11 @@ if ! grep -qsF -e "=$venv" -e "=\"$venv" -e "='$venv" .venv/bin/activate; then
   }
   "$python" -m venv --clear .venv
 fi
+if [ -L .venv/bin/python ] && [ ! -e .venv/bin/python ]; then
+  # Not made anew: on a disk that machines share others may have that Python.
+  echo "error: the Python of $venv is not here any more; remove that folder" >&2
+  exit 2
+fi
 mark=.venv/installed-$1
 constraints=${CONSTRAINTS-launch/constraints.txt}
 if ! cat setup.py ${constraints:+"$constraints"} | cmp -s - "$mark"; then

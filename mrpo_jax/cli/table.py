@@ -45,6 +45,17 @@ class Command(NamedTuple):
   actions: tuple = ()  # of which the first word is one
 
 
+def first_given(given, names):
+  """The first flag of these names that is not as it was; "" for none."""
+  for flag in FLAGS[given.subcommand].flags:
+    # A switch has no value, and is False unless given.
+    default = [] if flag.many else flag.default if flag.value else False
+    value = getattr(given, flag.name.replace("-", "_"))
+    if flag.name in names and value != default:
+      return f"--{flag.name}"
+  return ""
+
+
 # Flags.
 
 CONFIG = Flag(

@@ -220,14 +220,21 @@ def groups_of(runs):
     if len(seeds) < 2:
       continue
     (seed, first), *_ = seeds.items()
-    parts = [part for part in first.split(",") if part != f"seed={seed}"]
-    labels = [
-      f"{name} ({len(seeds)} seeds)" for name in (",".join(parts), first)
-    ]
-    is_taken = not parts or labels[0] in taken
+    shared = _without_seed(first, seed)
+    labels = [f"{name} ({len(seeds)} seeds)" for name in (shared, first)]
+    is_taken = not shared or labels[0] in taken
     found[labels[is_taken]] = [*seeds.values()]
     taken.add(labels[is_taken])
   return found
+
+
+def _without_seed(name, seed):
+  """The name of a run, of folders of key=value,..., without its seed."""
+  folders = [
+    ",".join(part for part in folder.split(",") if part != f"seed={seed}")
+    for folder in name.split("/")
+  ]
+  return "/".join(filter(None, folders))
 
 
 def repeated(runs):

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -88,6 +89,49 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
   monkeypatch.chdir(tmp_path)
   assert match in refused(capsys, *argv)
   assert not list(tmp_path.iterdir())
+
+
+PAIRS = ("evaluate", "--model=M", "--pairs=P", "--to=X")
+EXPORT = ("export", "--workdir=W", "--to=X", "--discriminator")
+BRIDGE = ("bridge", "--pairs=P", "--to=X.jsonl")
+
+
+@pytest.mark.parametrize(
+  "argv,match",
+  [
+    (["train", BANDIT, "--workdir=W", "--allow-changed"], "--allow-changed: a"),
+    (["train", BANDIT, "--workdir=W", "--no-autoscore"], "--no-autoscore: a"),
+    (["train", BANDIT, "--workdir=W", "--store=S"], "--store: a bandit's run"),
+    (
+      ["score", DEBUG, "--workdir=W", "--reward_timeout=9"],
+      "--reward_timeout is of --reward; a config has data.reward_timeout",
+    ),
+    (
+      ["score", "--reward=a:b", "--pairs=P", "--store=S", "--allow-changed"],
+      "--allow-changed is of a run; --reward has none",
+    ),
+    (["store", "ls", "abc", "--store=S"], "mrpo store ls takes no key"),
+    (
+      ["store", "verify", "--store=S", "--to=F"],
+      "--to is of mrpo store export",
+    ),
+    ([*EXPORT, "--merge-adapters"], "--merge-adapters: a discriminator"),
+    ([*BRIDGE, "--command=cat", "--top_k=3"], "--top_k is of a model"),
+    ([*BRIDGE, "--command=cat", "--stop=x"], "--stop is of a model"),
+    ([*BRIDGE, "--command=cat", "--instructions=F"], "--instructions is of a"),
+    (
+      [*BRIDGE, "--model=M", "--command_timeout=9"],
+      "--command_timeout is of --command; a model has none",
+    ),
+    ([*PAIRS, "--beta=0.1"], "--beta is of --reference=DIR"),
+  ],
+)
+def test_a_flag_that_would_not_count_is_refused(
+  capsys, tmp_path, monkeypatch, argv, match
+):
+  monkeypatch.chdir(tmp_path)
+  assert match in refused(capsys, *argv)
+  assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -454,6 +498,17 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
   monkeypatch.setitem(COMMANDS, "report", fail)
   with pytest.raises(RuntimeError, match="a bug"):
     cli.main(["report", "--workdir=W"])
+
+
+def test_the_command_that_scores_can_be_typed(monkeypatch, tmp_path):
+  found = {}
+  monkeypatch.setattr(
+    "mrpo_jax.runs.train.train_run", lambda *_, **given: found.update(given)
+  )
+  words = [DEBUG, f"--workdir={tmp_path}/a run", f"--store={tmp_path}/a store"]
+  words.append("--config.loss.weights=(0.2, 0.8)")
+  assert cli.main(["train", *words]) == 0
+  assert shlex.split(found["command"]) == words
 
 
 def test_a_workdir_without_permission(capsys, tmp_path, monkeypatch):

@@ -167,6 +167,22 @@ def test_seeds_of_one_config_are_grouped(tmp_path):
   assert results["a1"]["seed"] == 1 and "group" not in results["b"]
 
 
+@pytest.mark.parametrize(
+  "names,label",
+  [
+    (["dpo/seed=0", "dpo/seed=1"], "dpo (2 seeds)"),
+    (["a/seed=0,x=1", "a/seed=1,x=1"], "a/x=1 (2 seeds)"),
+    (["seed=0/x=1", "seed=1/x=1"], "x=1 (2 seeds)"),
+    (["seed=0", "seed=1"], "seed=0 (2 seeds)"),
+  ],
+)
+def test_a_group_in_folders_is_not_named_by_a_seed(tmp_path, names, label):
+  for seed, name in enumerate(names):
+    make_run(tmp_path / name, [1.0, -1.0], seed=seed)
+  _, rows, _ = reported(tmp_path)
+  assert [*rows] == [label, *names]
+
+
 def test_what_cannot_be_compared_is_said(tmp_path):
   make_run(tmp_path / "a", [1.0, 1.0, -1.0], identity={"data.eval": "x"})
   make_run(tmp_path / "b", [1.0, 1.0], identity={"data.eval": "x"})

@@ -24,6 +24,7 @@ from mrpo_jax.reports.page.samples import figures_of, repetition
 from tests.material.reported import ODD, make_study
 
 ODD_REFERENCE = "eval/references/a,b/margin"
+STDERR = "eval/a/acc_stderr,none"
 
 
 class Page(html.parser.HTMLParser):
@@ -237,13 +238,16 @@ def test_a_benchmark_has_its_standard_error_beside_it(tmp_path):
   make_study(tmp_path, seeds=1)
   (first, second), _ = gather(tmp_path)
   for run, error in ((first, 0.02), (second, 0.04)):
-    run.lines[:] = [
-      {"step": 3, "eval/a/acc,none": 0.5, "eval/a/acc_stderr,none": error}
-    ]
+    run.lines[:] = [{"step": 3, "eval/a/acc,none": 0.5, STDERR: error}]
   (row,) = shown({"x": [first]}).rows()
   assert row == ["x", "a/acc,none", "", "0.500 ±0.020 step 3"]
   (row,) = shown({"x": [first, second]}).rows()
   assert row[3] == "0.500 ±0.030 [0.500, 0.500] step 3"
+  # One document has none; evaluation.limit may change within a run.
+  steps = ({"step": 0}, *({"step": s, STDERR: s / 100} for s in (5, 6)))
+  first.lines[:] = [{**one, "eval/a/acc,none": 0.5} for one in steps]
+  (row,) = shown({"x": [first]}).rows()
+  assert row[2:] == ["0.500 before training", "0.500 ±0.060 step 6"]
 
 
 def test_benchmarks_say_what_was_asked_of_whom(tmp_path):
@@ -385,6 +389,34 @@ def test_repetition_by_hand():
   assert found == dict(tokens=3.0, characters=3.0, repetition=0.0, ended=0.5)
 
 
+def test_answers_stand_below_the_prompt_that_they_answer(tmp_path):
+  make_study(tmp_path, seeds=1)
+  path = tmp_path / "loss.name=mrpo,seed=0" / "metrics.jsonl"
+  lines = files.read_lines(path)
+  for one in (one for line in lines for one in line.get("samples", ())):
+    one["prompt"] = f"Another file's prompt {one['index']}"
+  files.write_lines(path, lines)
+  text = pages.page("study", compared(tmp_path))
+  articles = re.findall("<article.*?</article>", text, re.DOTALL)
+  assert len(articles) == 6
+  for article in articles:
+    is_other = "Another file" in article
+    assert ("loss.name=mrpo,seed=0, " in article) == is_other
+    assert ("loss.name=dpo,seed=0, " in article) != is_other
+
+
+def test_a_run_without_others_is_compared_with_none(tmp_path):
+  make_study(tmp_path, seeds=1)
+  alone = Page(pages.page("run", compared(tmp_path / "loss.name=dpo,seed=0")))
+  assert not alone.shows("the others are compared with this one")
+  path = tmp_path / "loss.name=mrpo,seed=0" / "config.json"
+  config = files.read_json(path)
+  files.write_json(path, config | {"identity": {"data.eval": "y"}})
+  apart = Page(pages.page("study", compared(tmp_path)))
+  assert not apart.shows("the others are compared with this one")
+  assert "nothing is compared with this one" in apart.text
+
+
 @pytest.mark.parametrize(
   "interval,words",
   [
@@ -396,7 +428,24 @@ def test_repetition_by_hand():
 )
 def test_a_verdict_is_by_the_interval_of_the_difference(interval, words):
   one = {"difference": sum(interval) / 2, "interval": interval}
-  assert pages.verdict({"to": "dpo", "accuracy": one}).startswith(words)
+  found = {"to": "dpo", "pairs": 60, "prompts": 40, "accuracy": one}
+  assert pages.verdict(found).startswith(words)
+
+
+@pytest.mark.parametrize(
+  "pairs,prompts,words",
+  [
+    (1, None, "too few to compare with dpo (1 pair): accuracy +1.000 [+1.000"),
+    (40, 5, "too few to compare with dpo (5 prompts): accuracy +1.000 "),
+    (40, 6, "better than dpo: "),
+    (6, None, "better than dpo: "),
+  ],
+)
+def test_of_few_prompts_there_is_no_verdict(pairs, prompts, words):
+  # Where all of five lead one way, no draw of them holds 0; p is 1/16.
+  one = {"difference": 1.0, "interval": [1.0, 1.0]}
+  found = {"to": "dpo", "pairs": pairs, "prompts": prompts, "accuracy": one}
+  assert pages.verdict(found).startswith(words)
 
 
 def test_groups_are_named_by_what_their_seeds_have_in_common(tmp_path):
@@ -438,5 +487,6 @@ def test_what_cannot_be_compared_has_no_verdict():
   assert found.startswith("not compared with dpo: reference 0 scores 70%")
   assert "no yardstick" in pages.verdict({"to": "dpo"})
   one = {"difference": 0.1, "interval": [0.05, 0.2]}
-  found = pages.verdict({"to": "dpo", "policy_accuracy": one})
+  size = {"pairs": 60, "prompts": 40}
+  found = pages.verdict({"to": "dpo", **size, "policy_accuracy": one})
   assert found.startswith("better than dpo: accuracy of the policy alone")

@@ -571,6 +571,18 @@ def test_an_environment_that_is_not_whole_is_made_again(machine):
   assert (machine.repository / ".venv/made").exists()
 
 
+def test_an_environment_whose_python_is_gone_is_said(machine):
+  assert environment(machine)[0] == 0
+  python = machine.repository / ".venv/bin/python"
+  python.symlink_to("/no/python3.11")  # the system has a newer one now
+  assert environment(machine) == (
+    *(2, ""),
+    f"error: the Python of {machine.repository}/.venv is not here any more; "
+    "remove that folder\n",
+  )
+  assert (machine.repository / ".venv/made").exists()  # others may use it
+
+
 def test_a_copied_repository_gets_its_own_environment(machine):
   assert environment(machine)[0] == 0
   copy = machine.root / "repository"

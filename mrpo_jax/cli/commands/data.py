@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands on data: preference rows, and stores of reference scores."""
 
+from mrpo_jax.cli.table import SAMPLING, SOURCE, first_given
 from mrpo_jax.errors import InputError
+
+# Of a bridge: a command has none of them.
+OF_MODEL = {one.name for one in (*SOURCE, *SAMPLING)} | {
+  "instructions",
+  "slots",
+}
 
 
 def prepare(given):
@@ -28,6 +35,10 @@ def bridge(given):
   """
   if [given.command, given.model, given.workdir].count("") != 2:
     raise InputError("give one of --command, --model and --workdir")
+  if given.command and (flag := first_given(given, OF_MODEL)):
+    raise InputError(f"{flag} is of a model; --command has none")
+  if not given.command and (flag := first_given(given, ["command_timeout"])):
+    raise InputError(f"{flag} is of --command; a model has none")
   from mrpo_jax.online import bridge
 
   editor = given.command or _model_editor(given)
@@ -64,6 +75,12 @@ def store(given):
   start of a key will do.
   """
   action, *keys = given.rest
+  if action == "ls" and keys:
+    raise InputError(
+      f"{keys[0]}: mrpo store ls takes no key: it lists them all"
+    )
+  if action != "export" and given.to:
+    raise InputError("--to is of mrpo store export")
   from mrpo_jax.references import maintenance
   from mrpo_jax.reports.store import stored, verified
 

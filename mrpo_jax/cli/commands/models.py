@@ -3,6 +3,7 @@
 
 import logging
 
+from mrpo_jax.cli.table import first_given
 from mrpo_jax.cli.values import mesh_sizes
 from mrpo_jax.errors import InputError
 from mrpo_jax.files import at_home
@@ -116,18 +117,17 @@ def evaluate(given):
 
 def _refuse_flags_of_other(given):
   """InputError where a flag is given that counts for the other kind alone."""
-  from mrpo_jax.cli.table import FLAGS
-
   of_pairs = ("reference", "against", "beta", "max_prompt", "max_response")
   of_tasks = ("data", "limit", "num_fewshot", "slots")
   of_tasks += ("apply_chat_template", "log_samples")
   there, other = ("pairs", "tasks") if given.pairs else ("tasks", "pairs")
   names = of_tasks if given.pairs else of_pairs
-  for flag in FLAGS["evaluate"].flags:
-    # A switch has no value, and is False unless given.
-    default = flag.default if flag.value else False
-    if flag.name in names and getattr(given, flag.name) != default:
-      raise InputError(f"--{flag.name} is of --{other}; --{there} has none")
+  if flag := first_given(given, names):
+    raise InputError(f"{flag} is of --{other}; --{there} has none")
+  if given.beta is not None and not given.reference:
+    raise InputError(
+      "--beta is of --reference=DIR: without one there is no calibration"
+    )
 
 
 def compare(given):

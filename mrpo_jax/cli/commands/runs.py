@@ -2,9 +2,11 @@
 """Commands on configs and runs: train, score, sweep, time, plan, report."""
 
 import functools
+import shlex
 import tempfile
 
 from mrpo_jax.buckets import is_bucket
+from mrpo_jax.cli.table import first_given
 from mrpo_jax.errors import InputError
 
 
@@ -29,6 +31,10 @@ def train(given):
   if isinstance(config, BanditConfig):
     if processes.several():
       raise InputError("a bandit runs in one process")
+    if flag := first_given(given, ("store", "no-autoscore", "allow-changed")):
+      raise InputError(
+        f"{flag}: a bandit's run scores nothing, and never goes on"
+      )
     return bandit.train_run(config, given.workdir)
   if isinstance(config, DiffusionConfig):
     from mrpo_jax.runs import diffusion
@@ -51,7 +57,7 @@ def train(given):
     given.workdir,
     store=given.store,
     autoscore=not given.no_autoscore,
-    command=" ".join([*same, *given.rest]),
+    command=shlex.join([*same, *given.rest]),
     allow_changed=given.allow_changed,
   )
 
@@ -77,6 +83,8 @@ def score(given):
     return
   if given.pairs:
     raise InputError("--pairs goes with --reward; see mrpo score --help")
+  if flag := first_given(given, ["reward_timeout"]):
+    raise InputError(f"{flag} is of --reward; a config has data.reward_timeout")
   for flag in ("config", "workdir"):
     if not getattr(given, flag):
       raise InputError(f"--{flag} is missing; see mrpo score --help")
@@ -96,6 +104,8 @@ def _score_reward(given):
   """One reward over the files of --pairs, or of --config."""
   if bool(given.pairs) == bool(given.config):
     raise InputError("give --reward one of --pairs=FILE and --config=FILE")
+  if given.allow_changed:
+    raise InputError("--allow-changed is of a run; --reward has none")
   if given.pairs and given.rest:
     raise InputError(f"{given.rest[0]}: --pairs has no config")
   store = given.store or given.workdir and f"{given.workdir}/store"
@@ -191,6 +201,10 @@ def export(given):
 
   if given.public and not given.push:
     raise InputError("--public is of --push=ORG/NAME; give that, too")
+  if given.discriminator and given.merge_adapters:
+    raise InputError(
+      "--merge-adapters: a discriminator has none; it is whole as it is"
+    )
   if given.push and is_bucket(given.to):
     raise InputError(
       f"--push={given.push} uploads a folder of a disk, and --to={given.to} is "

@@ -79,9 +79,17 @@ def _asked(config):
 
 
 def _scores(runs, name, place):
-  """[(step, value)] of each run: its first or its last; an only one is last."""
-  found = [[*run.by_step(name).items()] for run in runs]
-  return [one[place] for one in found if len(one) > (place == 0)]
+  """[(step, value, its standard error or None)] of each run.
+
+  It is the run's first one or its last; an only one is last.
+  """
+  found = []
+  for run in runs:
+    values, errors = run.by_step(name), run.by_step(error_of(name))
+    if len(values) > (place == 0):
+      step = [*values][place]
+      found.append((step, values[step], errors.get(step)))
+  return found
 
 
 def _cell(runs, name, place):
@@ -89,10 +97,10 @@ def _cell(runs, name, place):
   scores = _scores(runs, name, place)
   if not scores:
     return None
-  steps, values = zip(*scores, strict=True)
+  steps, values, errors = zip(*scores, strict=True)
   text, notes = f"{np.mean(values):.3f}", []
-  if errors := _scores(runs, error_of(name), place):
-    notes.append(f"±{np.mean([error for _, error in errors]):.3f}")
+  if errors := [error for error in errors if error is not None]:
+    notes.append(f"±{np.mean(errors):.3f}")
   if len(values) > 1:
     notes.append(bracketed((min(values), max(values)), ".3f"))
   notes.append(when(sorted({*steps})))

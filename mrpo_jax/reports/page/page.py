@@ -17,6 +17,9 @@ from mrpo_jax.reports.page.style import STYLE
 from mrpo_jax.text import counted, with_interval
 
 FILE = "report.html"
+# Of fewer, all lead the same way by chance in more than one case of twenty, and
+# no bootstrap of them holds 0 then.
+FEWEST = 6
 # The page may load nothing, whatever stands in a sample or a config.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -91,7 +94,7 @@ def _size(comparison):
 
 def _summary(comparison):
   """A card for each series: accuracy, margin, and how it differs."""
-  cards = []
+  cards, firsts = [], comparison.differences()
   for n, label in enumerate(comparison.series):
     one = comparison.results[label]
     difference = one.get("difference")
@@ -100,17 +103,16 @@ def _summary(comparison):
         "li",
         tag("h3", swatch(n, "summary"), " ", breakable(label)),
         *_main_figures(one),
-        tag("p", verdict(difference), class_="verdict"),
+        tag("p", verdict(difference, label in firsts), class_="verdict"),
       )
     )
   note = (
     "In brackets: 95 % intervals of the difference on the same held-out pairs, "
     "by paired bootstrap; n and tests stand under Differences."
   )
-  several = any("difference" in one for one in comparison.results.values())
   return [
     tag("ul", cards, class_="cards"),
-    tag("p", note, class_="note") if several else "",
+    tag("p", note, class_="note") if firsts else "",
   ]
 
 
@@ -128,10 +130,12 @@ def _main_figures(one):
     yield tag("p", number, f" {about}")
 
 
-def verdict(difference):
+def verdict(difference, is_first=False):
   """A sentence on how a series differs from the first, by paired intervals."""
-  if difference is None:
+  if is_first:
     return "the others are compared with this one"
+  if difference is None:
+    return "nothing is compared with this one"
   if share := difference.get("reference_apart"):
     return (
       f"not compared with {difference['to']}: reference 0 scores {share:.0%} "
@@ -143,12 +147,25 @@ def verdict(difference):
   low, high = difference[key]["interval"]
   what = "accuracy" if key == "accuracy" else "accuracy of the policy alone"
   value = with_interval(difference[key]["difference"], (low, high), "+.3f")
+  size = _prompts(difference)
+  if size[0] < FEWEST:
+    return (
+      f"too few to compare with {difference['to']} ({counted(*size)}): {what} "
+      f"{value}"
+    )
   said = f"{difference['to']}: {what} {value}"
   if low > 0:
     return f"better than {said}"
   if high < 0:
     return f"worse than {said}"
   return f"not told apart from {said}"
+
+
+def _prompts(difference):
+  """(how many are drawn, "prompt"); pairs where prompts are not known."""
+  if difference["prompts"] is None:
+    return difference["pairs"], "pair"
+  return difference["prompts"], "prompt"
 
 
 def _curves(series):

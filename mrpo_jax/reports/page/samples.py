@@ -147,17 +147,19 @@ def texts(sampled):
     label: next(run for run in runs if run.samples)
     for label, runs in sampled.items()
   }
-  prompts = {}
-  for run in firsts.values():
-    for _, some in run.samples:
-      for place, one in enumerate(some):
-        prompts.setdefault(_index(one, place), _prompt(one))
-  for index in sorted(prompts)[:PROMPTS]:
+  # Runs may have files of prompts of their own, and change theirs.
+  asked = {
+    one
+    for run in firsts.values()
+    for place in (0, -1)
+    for one in _by_prompt(run.samples[place][1])
+  }
+  for place_and_prompt in sorted(asked)[:PROMPTS]:
     parts = [
       tag(
         "p",
         tag("b", "prompt "),
-        _cut(prompts[index]),
+        _cut(place_and_prompt[1]),
         class_="prompt",
         dir="auto",
       )
@@ -165,11 +167,11 @@ def texts(sampled):
     for label, run in firsts.items():
       for place in (0, -1) if len(run.samples) > 1 else (-1,):
         step, some = run.samples[place]
-        said = {_index(one, n): one for n, one in enumerate(some)}.get(index)
+        said = _by_prompt(some).get(place_and_prompt)
         if said is not None:
           parts.append(_said(label, step, said, place == -1))
     yield tag("article", parts, class_="sample")
-  left = len(prompts) - PROMPTS
+  left = len(asked) - PROMPTS
   if left > 0:
     yield tag(
       "p", f"{left} more prompts stand in metrics.jsonl.", class_="note"
@@ -183,6 +185,13 @@ def _said(label, step, one, is_last):
     tag("p", _cut(one["response"]) or tag("i", "nothing"), dir="auto"),
     class_="said after" if is_last else "said",
   )
+
+
+def _by_prompt(samples):
+  """{(index, prompt): sample} of the samples of one step."""
+  return {
+    (_index(one, place), _prompt(one)): one for place, one in enumerate(samples)
+  }
 
 
 def _index(one, place):

@@ -36,7 +36,6 @@ from mrpo_jax.runs.evaluation.pair_records import (
 )
 from mrpo_jax.runs.evaluation.pairs_text import text
 from mrpo_jax.runs.inference.model import find_model
-from mrpo_jax.runs.workdir import CONFIG, recorded_config
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +111,8 @@ def evaluate_pairs(
   is_first = processes.is_first()
   with files.new_folder(to) if is_first else contextlib.nullcontext() as folder:
     models = _models(source, reference)
-    beta = _beta(source, beta) if reference else None
-    margin = _margin(models, _limits(source, models, max_prompt, max_response))
+    beta = _beta(models["model"].run, beta) if reference else None
+    margin = _margin(models, _limits(models, max_prompt, max_response))
     other = against and read_records(against, margin)
     found = rows_source.load(pairs, conversations=models["model"].conversations)
     table, encoded = _encoded(models, found, pairs, margin)
@@ -170,15 +169,14 @@ def _margin(models, limits):
   return {"reference_identity": identity, **limits}
 
 
-def _limits(source, models, max_prompt, max_response):
+def _limits(models, max_prompt, max_response):
   """Tokens of a prompt and of a response that are kept."""
   most = min(
     one.config.longest or one.config.max_positions for one in models.values()
   )
   prompt, response = most - most // 2, most // 2
-  if source.workdir:
-    data = _config_of(source).data
-    prompt, response = data.max_prompt, data.max_response
+  if run := models["model"].run:
+    prompt, response = run.data.max_prompt, run.data.max_response
   limits = dict(
     max_prompt=max_prompt or prompt, max_response=max_response or response
   )
@@ -190,19 +188,14 @@ def _limits(source, models, max_prompt, max_response):
   return limits
 
 
-def _beta(source, beta):
+def _beta(run, beta):
   """The beta that is given, or of the run; None where there is none.
 
   See `log_odds_beta`.
   """
-  if beta is None and source.workdir:
-    return log_odds_beta(_config_of(source))
+  if beta is None and run:
+    return log_odds_beta(run)
   return beta
-
-
-def _config_of(source):
-  path = files.path_of(source.workdir) / CONFIG
-  return recorded_config(path, files.read_json(path))
 
 
 def _encoded(models, pairs, origin, margin):

@@ -27,6 +27,7 @@ from mrpo_jax.models import experts, lora, parameters, weights
 from mrpo_jax.models.config import ModelConfig
 from mrpo_jax.models.partition import WHOLE
 from mrpo_jax.runs import memory
+from mrpo_jax.runs.config import Config
 from mrpo_jax.runs.inference.policy import (
   adapted_params,
   read_checkpoint,
@@ -60,6 +61,7 @@ class InferenceModel:
   conversations: str  # of plain prompts, as `config.data.conversations`
   forward: dict  # arguments of `generation.Decoder`
   load: Callable  # () -> its parameters
+  run: Config | None = None  # that of a run's step; None of a folder
 
 
 def find_model(source, date=None):
@@ -168,6 +170,7 @@ def _of_run(source, mesh, date):
     conversations=found.config.data.conversations,
     forward=forward | {"dtype": compute},
     load=functools.partial(_policy, source, found, base, mesh, rules),
+    run=found.config,
   )
 
 

@@ -13,6 +13,7 @@ from mrpo_jax.data.encode import encode
 from mrpo_jax.data.source import prompt_id
 from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
+from mrpo_jax.runs.config.method import log_odds_beta
 from mrpo_jax.runs.evaluation.pair_records import read_records
 from mrpo_jax.runs.evaluation.pairs import evaluate_pairs
 from mrpo_jax.runs.inference.model import Source
@@ -137,6 +138,25 @@ def test_prompts_are_known_as_in_a_run(evaluated):
   lines = files.read_lines(evaluated / "alone/pairs.jsonl")
   table = [prompt_id(pair) for pair in formats.read(evaluated / "pairs.jsonl")]
   assert [one["prompt"] for one in lines] == [one[:16] for one in table]
+
+
+def test_limits_and_beta_are_those_of_the_step_and_not_of_now(inputs, tmp_path):
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  run_of(workdir, inputs / "base")
+  config = read_checkpoint(workdir, "newest").config
+  now = files.read_json(workdir / "config.json")  # after --allow-changed
+  now["data"]["max_prompt"], now["loss"]["beta"] = 7, 7.0
+  files.write_json(workdir / "config.json", now)
+  evaluate_pairs(
+    Source(workdir=str(workdir), step="1"),
+    inputs / "few.jsonl",
+    tmp_path / "to",
+    reference=str(inputs / "base"),
+  )
+  found = results(tmp_path / "to")
+  assert found["max_prompt"] == config.data.max_prompt != 7
+  assert found["beta"] == log_odds_beta(config) != 7.0
 
 
 @pytest.mark.slow
