@@ -3,6 +3,8 @@
 
 import contextlib
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def panels(results, to, *, width, height):
@@ -47,6 +49,29 @@ def row(titles, to, *, width, height, sharey=False):
   yield figure, axes[0]
   figure.savefig(to, metadata={"Date": None})
   pyplot.close(figure)
+
+
+def leads(axis, places, result, lead_LRN, **style):
+  """A mark at each place: the mean of a lead, and its interval.
+
+  Args:
+    axis: axis of a panel.
+    places: L numbers along x.
+    result: grid.results.Results, which the leads are of.
+    lead_LRN: leads by seed and held-out pair.
+    style: of `errorbar`.
+  """
+  means = np.array([lead_RN.mean() for lead_RN in lead_LRN])
+  ends = np.array([result.interval(lead_RN) for lead_RN in lead_LRN])
+  axis.errorbar(
+    places,
+    means,
+    [means - ends[:, 0], ends[:, 1] - means],
+    markersize=4,
+    linewidth=1,
+    capsize=2,
+    **style,
+  )
 
 
 def seeds(axis, place, value_RN, mean, interval):

@@ -171,21 +171,10 @@ def draw_set(grid, axis, result):
   for place, method in enumerate(methods):
     color, line, marker = LINES[method]
     leads = [Leads(grid, result).of(fraction, method) for fraction in fractions]
-    ends = np.array([result.interval(lead) for lead in leads])
-    means = np.array([lead.mean() for lead in leads])
     apart = 1.1 ** (place - (len(methods) - 1) / 2)  # so that bars are seen
-    axis.errorbar(
-      np.array(fractions) * apart,
-      means,
-      [means - ends[:, 0], ends[:, 1] - means],
-      color=color,
-      linestyle=line,
-      marker=marker,
-      markersize=4,
-      linewidth=1,
-      capsize=2,
-      label=method,
-    )
+    places = np.array(fractions) * apart
+    style = dict(color=color, linestyle=line, marker=marker, label=method)
+    drawing.leads(axis, places, result, leads, **style)
   axis.set_xscale("log")
   axis.set_xticks(fractions, [f"{one:.0%}" for one in fractions])
   axis.minorticks_off()

@@ -167,19 +167,9 @@ def draw_set(axis, grid, result):
   for method, (marker, color, beside) in MARKERS.items():
     some = [name for name in order if (name, method) in grid.variants]
     leads = [lead(result, (name, method)) for name in some]
-    means = np.array([one.mean() for one in leads])
-    ends = np.array([result.interval(one) for one in leads])
-    axis.errorbar(
-      [order.index(name) + beside for name in some],
-      means,
-      [means - ends[:, 0], ends[:, 1] - means],
-      fmt=marker,
-      color=color,
-      markersize=4,
-      linewidth=1,
-      capsize=2,
-      label=method,
-    )
+    places = [order.index(name) + beside for name in some]
+    style = dict(fmt=marker, color=color, label=method)
+    drawing.leads(axis, places, result, leads, **style)
   names = [f"{name}\n{accuracy[name]:.3f}" for name in order]
   axis.set_xticks(range(len(order)), names, fontsize=7)
 
