@@ -39,6 +39,7 @@ def test_repetition_by_hand(text, share):
   [
     ([1, 1, 1, 1], [0, 0, 0, 0], "**holds**"),
     ([0, 0, 0, 0], [1, 1, 1, 1], "**does not hold**"),
+    ([0, 1, 0, 1], [0, 1, 0, 1], "**cannot be told at this size**"),
     ([1, 0, 1, 0], [0, 1, 0, 1], "**cannot be told at this size**"),
     ([0, 0, 0, 0], [0, 0, 0, 0], page.FLOOR),
   ],

@@ -60,7 +60,9 @@ def verdict(values, small):
   _, (low, high) = gain(values, "mrpo", "dpo")
   if low > 0:
     return HOLDS
-  return FAILS if high < small else OPEN
+  # Where all documents agree the interval has no width, however few they are.
+  differ = np.any(values["mrpo"] != values["dpo"])
+  return FAILS if differ and high < small else OPEN
 
 
 def verdict_table(found):
@@ -98,9 +100,10 @@ better on GSM8K and TruthfulQA than one trained by DPO.
 By a rule from before the numbers.  A statement *holds* where the 95 % interval
 of MRPO's figure less DPO's, over documents, lies above 0; it *does not hold*
 where the interval ends below {small} (of the log-likelihood: {nats} nats a
-document); else it *cannot be told at this size*.  Where no model is right on a
-single document, a figure says nothing.  The bound on the log-likelihood was set
-after a trial of two documents of each task.
+document); else it *cannot be told at this size*, as where no document tells the
+two apart: its interval has no width, however few documents there are.  Where no
+model is right on a single document, a figure says nothing.  The bound on the
+log-likelihood was set after a trial of two documents of each task.
 
 {verdict}
 
