@@ -68,6 +68,7 @@ class PreferencePair:
   tools: list | None = None  # descriptions of what may be called
   desirable: bool | None = None  # the label of a single response
   reference_weights: tuple | None = None  # K that sum to 1; see WeightColumn
+  is_tie: bool = False  # does the row score both responses the same?
 
 
 def read(path):
@@ -114,6 +115,7 @@ def pairs_of(row, where):
       prompt=messages.plain(pair.prompt),
       tools=tools,
       desirable=label,
+      is_tie=rankings.is_tie(row),
     )
     for pair in pairs
   ]
@@ -396,17 +398,15 @@ def pairs_of_rows(rows, where, weights=None):
   """Iterates over the pairs of (place, row); `where` is named if there is none.
 
   With a WeightColumn `weights` they have the weights of their row.  How many
-  rows prefer no response is said at the end; also how many say the same of two,
-  and how many pairs are `oddities`.
+  rows prefer no response is said at the end, and how many pairs are `oddities`.
   """
-  count = pairs = without = ties = 0
+  count = pairs = without = 0
   counts = oddities.Counts()
   for place, row in rows:
     found = pairs_of(row, place)
     count += 1
     pairs += len(found)
     without += not found
-    ties += rankings.is_tie(row)
     for pair in found:
       counts.add(pair)
     if weights is not None and found:
@@ -423,12 +423,6 @@ def pairs_of_rows(rows, where, weights=None):
     logger.info(
       f"{where}: {without} of {count} rows prefer no response: all that they "
       "have are equally good, or there are not two"
-    )
-  if ties:
-    logger.info(
-      f"{where}: {ties} of {count} rows give the chosen and the rejected "
-      "response the same score, and are trained on as they stand; leave them "
-      "out, if ties are not meant so"
     )
   counts.say(where)
 

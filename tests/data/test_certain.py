@@ -833,7 +833,7 @@ def test_pairs_of_equal_scores_are_counted(caplog):
   placed = [(f"line {n}", one) for n, one in enumerate(rows, 1)]
   assert len(list(formats.pairs_of_rows(placed, "a.jsonl"))) == len(rows)
   (line,) = caplog.messages
-  assert line.startswith("a.jsonl: 2 of 5 rows give the chosen and the")
+  assert line.startswith("a.jsonl: 2 of 5 pairs give the chosen and the")
 
 
 def test_a_key_that_stands_twice_in_tools_is_refused():

@@ -405,6 +405,23 @@ def test_a_run_begins_where_some_rows_cannot_be_used(
         _sampled(*given)
 
 
+def test_what_is_odd_is_counted_where_a_run_begins(tmp_path, tokenizer, caplog):
+  from mrpo_jax.runs.data import Tokenizers
+  from mrpo_jax.runs.streaming import _sampled
+
+  caplog.set_level("INFO")
+  path = tmp_path / "a.jsonl"
+  tied = dict(score_chosen=3, score_rejected=3)
+  first, second, *others = rows_of(9)
+  write_lines(path, [first | tied, second | tied, *others])
+  tokenizers = Tokenizers([tokenizer], {"policy": 0}, {}, {})
+  _sampled(stream_of(path), encoder_of(tokenizer), tokenizers, "a.jsonl")
+  assert (
+    "a.jsonl, of a few: 2 of 9 pairs give the chosen and the rejected"
+    in caplog.text
+  )
+
+
 def test_encodings_are_those_of_the_table_in_memory(tmp_path, tokenizer):
   from mrpo_jax.data.table import encode_table
 

@@ -13,17 +13,24 @@ class Counts:
   """How many pairs have which oddity."""
 
   def __init__(self):
-    self._pairs = self._asking = self._repeating = 0
+    self._pairs = self._ties = self._asking = self._repeating = 0
 
   def add(self, pair):
     """Looks at a PreferencePair."""
     self._pairs += 1
+    self._ties += pair.is_tie
     sides = pair.chosen, pair.rejected or ""
     self._asking += any(map(dialogues.asks_again, sides))
     self._repeating += _one_repeats(pair)
 
   def say(self, where):
     """Says what there was, if anything."""
+    if self._ties:
+      logger.info(
+        f"{where}: {self._ties} of {self._pairs} pairs give the chosen and the "
+        "rejected response the same score, and are trained on as they stand; "
+        "leave them out, if ties are not meant so"
+      )
     if self._asking:
       logger.info(
         f"{where}: {self._asking} of {self._pairs} pairs have a turn of the "
