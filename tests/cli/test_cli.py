@@ -93,6 +93,8 @@ def test_wrong_commands(capsys, tmp_path, monkeypatch, argv, match):
 
 PAIRS = ("evaluate", "--model=M", "--pairs=P", "--to=X")
 EXPORT = ("export", "--workdir=W", "--to=X", "--discriminator")
+COMPARE = ("compare", "--responses=A", "--responses=B", "--prompts=P")
+COMPARE += ("--judge=J", "--to=T")
 BRIDGE = ("bridge", "--pairs=P", "--to=X.jsonl")
 
 
@@ -110,6 +112,13 @@ BRIDGE = ("bridge", "--pairs=P", "--to=X.jsonl")
       ["score", "--reward=a:b", "--pairs=P", "--store=S", "--allow-changed"],
       "--allow-changed is of a run; --reward has none",
     ),
+    (
+      ["score", "--reward=a:b", "--pairs=P", "--store=S", "--workdir=W"],
+      "--reward writes into --store, or below --workdir; give one",
+    ),
+    ([*COMPARE, "--temperature=0"], "--temperature is of a model that answers"),
+    ([*COMPARE, "--slots=2"], "--slots is of a model that answers"),
+    ([*COMPARE, "--step=best"], "--step is of a model that answers"),
     (["store", "ls", "abc", "--store=S"], "mrpo store ls takes no key"),
     (
       ["store", "verify", "--store=S", "--to=F"],

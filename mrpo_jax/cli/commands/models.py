@@ -3,12 +3,16 @@
 
 import logging
 
-from mrpo_jax.cli.table import first_given
+from mrpo_jax.cli.table import SAMPLING, SOURCE, first_given
 from mrpo_jax.cli.values import mesh_sizes
 from mrpo_jax.errors import InputError
 from mrpo_jax.files import at_home
 
 ONE_DEVICE = mesh_sizes("")
+# Of a comparison: files of responses have none of them.  The seed is of the
+# intervals, too.
+OF_ANSWERS = {one.name for one in (*SOURCE, *SAMPLING)} - {"seed"}
+OF_ANSWERS |= {"samples", "slots"}
 
 
 def generate(given):
@@ -152,6 +156,11 @@ def compare(given):
   from mrpo_jax.runs.inference.model import Source
 
   held = ("step", "template", "dtype", "quantize", "mesh")
+  if not given.model and not given.workdir:
+    if flag := first_given(given, OF_ANSWERS):
+      raise InputError(
+        f"{flag} is of a model that answers; --responses has answers"
+      )
   table = compare.compare(
     given.model,
     given.prompts,

@@ -108,6 +108,10 @@ def _score_reward(given):
     raise InputError("--allow-changed is of a run; --reward has none")
   if given.pairs and given.rest:
     raise InputError(f"{given.rest[0]}: --pairs has no config")
+  if given.store and given.workdir:
+    raise InputError(
+      "--reward writes into --store, or below --workdir; give one of them"
+    )
   store = given.store or given.workdir and f"{given.workdir}/store"
   if not store:
     raise InputError("--store is missing: the folder for the rewards")
