@@ -41,6 +41,7 @@ import pytest  # noqa: E402
 from tests.material import inputs as material  # noqa: E402
 from tests.material.runs import on_one_device  # noqa: E402
 
+SHARED = {}  # {folder of `shared`: what `written` told when it was filled}
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -70,10 +71,29 @@ def shared(tmp_path_factory):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         fill(folder)
-        filled.touch()
+        filled.write_text(written(folder))
+      SHARED[folder] = filled.read_text()
     return folder
 
   return folder_of
+
+
+def written(folder):
+  """When a name was last made or removed in it and in each folder below."""
+  stamps = [(path, os.stat(path).st_mtime_ns) for path, *_ in os.walk(folder)]
+  return repr(sorted(stamps))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_read():
+  """What workers share stays as it was, also for a moment.
+
+  A run's lease in it, say, is copied by the test beside, whose copy then looks
+  like a run that lives.
+  """
+  yield
+  for folder, stamps in SHARED.items():
+    assert written(folder) == stamps, f"{folder} was written to; take a copy"
 
 
 @pytest.fixture(scope="session")

@@ -68,12 +68,15 @@ def done(shared):
     ),
   ],
 )
-def test_a_workdir_of_another_config_is_refused(done, capsys, override, match):
-  before = files_of(done)
-  assert train(done, *override) == 2
+def test_a_workdir_of_another_config_is_refused(
+  done, tmp_path, capsys, override, match
+):
+  workdir = copy_of(done, tmp_path)
+  before = files_of(workdir)
+  assert train(workdir, *override) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and match in error
-  assert files_of(done) == before
+  assert files_of(workdir) == before
 
 
 def test_other_data_in_the_same_place_is_refused(done, tmp_path, capsys):
@@ -94,11 +97,13 @@ def test_a_step_that_computes_something_else_is_refused(
   assert f"identity.code.steps: {VERSION} -> 0; --allow" in said
 
 
-def test_what_changes_no_number_is_no_other_run(done, capsys):
-  before = files_of(done)
-  assert train(done, "--config.log_every=2", "--config.checkpoints.keep=1") == 0
+def test_what_changes_no_number_is_no_other_run(done, tmp_path, capsys):
+  workdir = copy_of(done, tmp_path)
+  before = files_of(workdir)
+  unread = ("--config.log_every=2", "--config.checkpoints.keep=1")
+  assert train(workdir, *unread) == 0
   assert "finished before" in capsys.readouterr().out
-  assert files_of(done) == before
+  assert files_of(workdir) == before
 
 
 def test_a_damaged_tokenizer_is_not_exported_and_is_made_again(

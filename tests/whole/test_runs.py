@@ -115,10 +115,13 @@ def test_a_checkpoint_restores_without_a_target(finished):
   assert state["params"]["embed"].shape[1] == 32
 
 
-def test_a_finished_run_started_again_changes_nothing(train, finished, capsys):
-  before = files_of(finished)
-  assert train(finished) == 0
-  assert files_of(finished) == before
+def test_a_finished_run_started_again_changes_nothing(
+  train, finished, tmp_path, capsys
+):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  before = files_of(workdir)
+  assert train(workdir) == 0
+  assert files_of(workdir) == before
   assert "finished before" in capsys.readouterr().out
 
 
