@@ -6,7 +6,7 @@
     --real=/tmp/mrpo_real --second=helpful.jsonl.gz \
     --source="hh-rlhf, helpful-base, test.jsonl.gz"
 
-writes `scarcity_pretrained.md` and its figure one folder up, from 12 runs for
+writes `scarcity_pretrained.md` and its figure one folder up, from 8 runs for
 each of two pair sets: the embedded one, and a file of pairs that is named; of
 that folder it takes the models alone.  A run takes minutes on two cores.
 Without a second set there is no verdict.  Started again, it goes on where it
@@ -26,9 +26,11 @@ from mrpo_jax.runs.config import read
 ABOUT = __doc__.split("\n")[0]
 POLICY, SECOND = "smollm2", "gemma3"  # folders of launch/real.sh
 GRID = Grid(
-  fractions=(0.03, 0.3),
+  fractions=(0.02, 0.2),
   methods=("dpo", "mrpo_adaptive"),
-  seeds=(0, 1, 2),
+  seeds=(0, 1),
+  batch=8,
+  least_steps=24,  # those of launch/real.sh
   max_tokens=96,
   row_length=1024,
 )
