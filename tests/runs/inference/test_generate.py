@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 import types
 
@@ -56,6 +57,12 @@ def said(inputs, prompts, shared):
 
   to = shared("said", run) / "to.jsonl"
   return to, files.read_lines(to)
+
+
+def copy_of(said, folder):
+  """The finished file with what stands beside it, to write to."""
+  shutil.copy(f"{said[0]}.run.json", folder)
+  return pathlib.Path(shutil.copy(said[0], folder))
 
 
 def test_a_line_is_the_row_and_what_was_said(said, inputs):
@@ -126,8 +133,10 @@ def test_the_same_command_goes_on(said, inputs, prompts, tmp_path, cut, caplog):
     (dict(source=dict(model="second")), "model: "),
   ],
 )
-def test_another_command_is_refused(said, inputs, prompts, change, match):
-  to, before = said[0], said[0].read_bytes()
+def test_another_command_is_refused(
+  said, inputs, prompts, tmp_path, change, match
+):
+  to, before = copy_of(said, tmp_path), said[0].read_bytes()
   changed = dict(change.pop("source", {}))
   model = inputs / changed.pop("model", "base")
   with pytest.raises(InputError, match=f"is of another command: .*{match}"):
@@ -139,7 +148,7 @@ def test_other_prompts_are_refused(said, inputs, tmp_path):
   other = tmp_path / "prompts.jsonl"
   files.write_lines(other, PROMPTS[:2])
   with pytest.raises(InputError, match="another command: prompts: "):
-    say(Source(model=str(inputs / "base")), other, said[0])
+    say(Source(model=str(inputs / "base")), other, copy_of(said, tmp_path))
 
 
 def test_a_file_of_something_else_is_left_alone(inputs, prompts, tmp_path):
@@ -463,8 +472,7 @@ def test_what_the_devices_cannot_hold_is_refused_before(
 
 
 def test_a_record_that_was_changed_is_refused(said, inputs, prompts, tmp_path):
-  to = tmp_path / "to.jsonl"
-  shutil.copy(said[0], to)
+  to = copy_of(said, tmp_path)
   files.write_json(tmp_path / "to.jsonl.run.json", {"date": 5})
   with pytest.raises(InputError, match="run.json is not as it was written"):
     say(Source(f"{inputs}/base"), prompts, to)
