@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain text for people: aligned columns, numbers with prefixes."""
 
+import math
+
 
 def aligned(rows):
   """Rows of text as lines whose columns stand below each other."""
@@ -16,7 +18,13 @@ def counted(number, noun):
 
 
 def bracketed(interval, form):
-  """ "[0.515, 0.609]" of the ends of an interval."""
+  """ "[0.515, 0.609]" of the ends of an interval.
+
+  "[all agree]" where it has no width: of items that are all the same bootstrap
+  draws the same mean, however few they are.
+  """
+  if math.isclose(*interval, rel_tol=1e-9):  # the mean is itself rounded
+    return "[all agree]"
   return f"[{', '.join(format(end, form) for end in interval)}]"
 
 

@@ -242,7 +242,7 @@ def test_a_benchmark_has_its_standard_error_beside_it(tmp_path):
   (row,) = shown({"x": [first]}).rows()
   assert row == ["x", "a/acc,none", "", "0.500 ±0.020 step 3"]
   (row,) = shown({"x": [first, second]}).rows()
-  assert row[3] == "0.500 ±0.030 [0.500, 0.500] step 3"
+  assert row[3] == "0.500 ±0.030 [all agree] step 3"
   # One document has none; evaluation.limit may change within a run.
   steps = ({"step": 0}, *({"step": s, STDERR: s / 100} for s in (5, 6)))
   first.lines[:] = [{**one, "eval/a/acc,none": 0.5} for one in steps]
