@@ -435,7 +435,7 @@ def test_a_verdict_is_by_the_interval_of_the_difference(interval, words):
 @pytest.mark.parametrize(
   "pairs,prompts,words",
   [
-    (1, None, "too few to compare with dpo (1 pair): accuracy +1.000 [+1.000"),
+    (1, None, "too few to compare with dpo (1 pair): accuracy +1.000 [all"),
     (40, 5, "too few to compare with dpo (5 prompts): accuracy +1.000 "),
     (40, 6, "better than dpo: "),
     (6, None, "better than dpo: "),
