@@ -105,9 +105,7 @@ def test_the_page_has_what_the_models_said(finished):
   ]
   assert rows["tokens"][1:3] == ["3", f"{np.mean(tokens):.3f}"]
   assert rows["gsm8k strict-match"][2] == "0.000"
-  assert f"| gsm8k strict-match | +0.000 [all agree] | {page.FLOOR}" in (
-    text
-  )
+  assert f"| gsm8k strict-match | +0.000 [all agree] | {page.FLOOR}" in text
 
 
 @pytest.mark.slow
