@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from docs.studies.downstream import measure, page, study
-from mrpo_jax import files
+from mrpo_jax import files, hub
+from mrpo_jax.data.tokenizer import load_tokenizer
 from mrpo_jax.errors import InputError
 from tests.material import config as material
 from tests.material.runs import files_of, mrpo, on_one_device
@@ -60,9 +61,13 @@ def finished(tmp_path_factory, programs, inputs):
   real = tmp_path_factory.mktemp("real")
   workdir = tmp_path_factory.mktemp("downstream")
   to = workdir / "page"
-  for folder in (to, real / "models"):
-    folder.mkdir()
-  (real / "models" / "smollm2").symlink_to(inputs / "base")
+  to.mkdir()
+  hub.save(  # in what launch/real.sh leaves it
+    real / "models" / "smollm2",
+    *hub.load(inputs / "base"),
+    tokenizer=load_tokenizer(inputs / "base"),
+    dtype="bfloat16",
+  )
   with on_one_device():
     for name in ("dpo", "mrpo"):
       config = f"--config={material.CONFIG}:{name},inputs={inputs}"
@@ -106,6 +111,14 @@ def test_the_page_has_what_the_models_said(finished):
   assert rows["tokens"][1:3] == ["3", f"{np.mean(tokens):.3f}"]
   assert rows["gsm8k strict-match"][2] == "0.000"
   assert f"| gsm8k strict-match | +0.000 [all agree] | {page.FLOOR}" in text
+
+
+@pytest.mark.slow
+def test_all_models_compute_in_one_dtype(finished):
+  _, workdir, _ = finished
+  for name in measure.MODELS:
+    said = files.read_json(workdir / name / "gsm8k" / "results.json")
+    assert said["config"]["model_dtype"] == "float32", name
 
 
 @pytest.mark.slow

@@ -18,10 +18,13 @@ from mrpo_jax.runs.inference.model import Source, find_model
 from mrpo_jax.runs.workdir import differences
 
 START = "start"
+# That of the runs.  The start's folder is bfloat16, which moves answers as much
+# as training does.
+DTYPE = "float32"
 MODELS = {  # where each is, below the folder of launch/real.sh
-  START: Source(model="models/smollm2"),
-  "dpo": Source(workdir="dpo"),
-  "mrpo": Source(workdir="mrpo"),
+  START: Source(model="models/smollm2", dtype=DTYPE),
+  "dpo": Source(workdir="dpo", dtype=DTYPE),
+  "mrpo": Source(workdir="mrpo", dtype=DTYPE),
 }
 SOLUTION = "gsm8k_solution"
 TASKS = ("truthfulqa_mc1", "truthfulqa_mc2", "gsm8k", SOLUTION)
@@ -97,6 +100,7 @@ def _claim(workdir, models, prompts, asked):
   paths = [local.path_of(asked.data, name) for name in sorted(files_of)]
   content = {
     "models": {name: find_model(one).identity for name, one in models.items()},
+    "dtype": DTYPE,
     "data": {
       path.name: files.sha256_of(path) for path in paths if path is not None
     },
