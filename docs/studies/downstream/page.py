@@ -132,10 +132,12 @@ of at most {max_new_tokens} tokens:
 
 ## Setting
 
-`launch/real.sh`, as its [config](../../configs/real.py) has it:
+`launch/real.sh`, as its config (`configs/real.py`) has it:
 SmolLM2-135M-Instruct (4-bit weights, read to float32), LoRA, 24 steps of 16
 pairs of HH harmless; `dpo` against its own start, `mrpo` against it and Gemma 3
-270M.  Its numbers are not those of the published models.
+270M: harmonic and clipped as published, with equal weights, which read no
+label, and references on one scale by z-scores, since their tokens differ.  Its
+numbers are not those of the published models.
 
 Not varied: seed, pairs, steps, learning rate, second reference, prompts.
 """.replace("{solution}", SOLUTION)
