@@ -283,6 +283,13 @@ def test_wrong_chats(here, monkeypatch, capsys, flags, match):
   assert match in capsys.readouterr().err
 
 
+def test_a_chat_has_no_answer_of_more_than_a_quarter(here, capsys):
+  chat = ["chat", "--model=M", "--max_length=64", "--min_new_tokens=17"]
+  said = refused(capsys, *chat)
+  assert "--min_new_tokens=17 is more than an answer has, 16 tokens" in said
+  assert "leaves no room" in refused(capsys, *chat, "--max_new_tokens=64")
+
+
 def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):
   from mrpo_jax.runs.inference import chat as module
 

@@ -53,6 +53,12 @@ class Chat:
     self._sampling = sampling_of(given, found, generation_config)
     most = self.max_length // 4 or 1
     if not given.get("max_new_tokens") and self._sampling.max_new_tokens > most:
+      if self._sampling.min_new_tokens > most:
+        raise InputError(
+          f"--min_new_tokens={self._sampling.min_new_tokens} is more than an "
+          f"answer has, {most} tokens, a quarter of the chat; give "
+          "--max_new_tokens, or a larger --max_length"
+        )
       self._sampling = dataclasses.replace(self._sampling, max_new_tokens=most)
       logger.info(
         f"an answer has at most {most} tokens, a quarter of the chat; "
