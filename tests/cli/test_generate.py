@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,25 @@ def test_a_chat_answers_every_line(here, monkeypatch, capsys):
     answer = line["response"].removeprefix(" ")
     turns.append({"role": "assistant", "content": answer})
   assert said.out == "".join(f"{answer}\n" for answer in answers)
+
+
+def test_a_chat_shows_no_end_token_that_has_a_text(here, monkeypatch, capsys):
+  """generation_config.json may end answers with one that is not special."""
+  files.write_lines(here / "p.jsonl", [{"prompt": [user("One")]}])
+  argv = [*GENERATE[:3], "--temperature=0", "--max_new_tokens=5"]
+  assert cli.main([*argv, "--to=whole.jsonl"]) == 0
+  (whole,) = files.read_lines(here / "whole.jsonl")
+  base = (here / "M").resolve()
+  (here / "M").unlink()
+  shutil.copytree(base, here / "M")
+  end = {"eos_token_id": whole["ids"][2]}
+  files.write_json(here / "M" / "generation_config.json", end)
+  assert cli.main([*argv, "--to=o.jsonl"]) == 0
+  (line,) = files.read_lines(here / "o.jsonl")
+  assert line["finish"] == "stop" and line["response"]
+  capsys.readouterr()
+  assert chat(monkeypatch, "One") == 0
+  assert capsys.readouterr().out == f"{line['response']}\n"
 
 
 def test_a_chat_has_commands(here, monkeypatch, capsys):

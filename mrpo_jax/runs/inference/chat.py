@@ -142,12 +142,13 @@ class Chat:
     """The answer to turns, taken with them, also where Ctrl-C ends it."""
     ids = self._ids(turns)
     stops, stream = Stops(self._stops, self._text_of), Stream(self._stops, show)
+    ends = self._decoder.stop_ids
 
     def ended(request, said):
       interrupt()
       count = stops.ended(request, said)
-      if count is None:
-        stream.take(self._text_of(said))
+      if count is None:  # its end token may have a text
+        stream.take(self._text_of(said[:-1] if said[-1] in ends else said))
       return count
 
     number = len(turns)  # another one for each turn: so are the samples
@@ -160,7 +161,7 @@ class Chat:
         ) as found,
       ):
         ((_, sample),) = found
-      ends, stopped = self._decoder.stop_ids, stops.text(request)
+      stopped = stops.text(request)
       stream.end(model.said_text(sample, stopped, ends, self._text_of))
     finally:
       # Templates that end in "Assistant:" write this space themselves.
