@@ -24,7 +24,7 @@ class Sampling:
   min_p: float = 0.0  # a token's least share of the likeliest one's
   repetition_penalty: float = 1.0  # of tokens that stand there already
   max_new_tokens: int = 256
-  min_new_tokens: int = 0  # before them nothing ends
+  min_new_tokens: int = 0  # before them no end token comes
   samples: int = 1  # of each prompt
 
   def __post_init__(self):

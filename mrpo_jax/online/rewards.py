@@ -116,9 +116,11 @@ def _check_options(
     signature.bind(*given, **options)
   except TypeError as error:
     known = [
-      name
-      for name, one in signature.parameters.items()
-      if one.kind is inspect.Parameter.KEYWORD_ONLY
+      one.name
+      for place, one in enumerate(signature.parameters.values())
+      if one.kind is one.KEYWORD_ONLY
+      or one.kind is one.POSITIONAL_OR_KEYWORD
+      and place >= len(given)
     ]
     near = "".join(did_you_mean(one, known) for one in options)
     raise InputError(

@@ -26,10 +26,10 @@ def collected(prompts, responses, *, words=COLLECTED, repeats=False):
   """
   if isinstance(words, str):
     raise InputError(f"words={words!r} is one text; give a list of words")
+  for word in words:
+    if not isinstance(word, str) or not WORD.fullmatch(word.casefold()):
+      raise InputError(f"words={word!r} is no run of letters")
   wanted = {word.casefold() for word in words}
-  wrong = [word for word in wanted if not WORD.fullmatch(word)]
-  if wrong:
-    raise InputError(f"words={min(wrong)!r} is no run of letters")
   kind = list if repeats else set
   return [
     len([one for one in kind(letters(text)) if one in wanted])

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import time
 
@@ -34,6 +35,8 @@ from mrpo_jax.references.store import (
   read_tables,
   shard_paths,
 )
+
+logger = logging.getLogger(__name__)
 
 DAY = 86_400.0  # seconds
 
@@ -121,6 +124,10 @@ def _as_lines(table):
 
 def _as_csv(table):
   names = [name for name in table.column_names if not name.startswith(TOKENS)]
+  if len(names) < table.num_columns:
+    logger.warning(
+      "warning: .csv holds no log-probabilities of single tokens; the others do"
+    )
   text = io.StringIO()
   writer = csv.DictWriter(text, names, lineterminator="\n")
   writer.writeheader()

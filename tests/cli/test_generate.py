@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,25 @@ def test_a_chat_answers_every_line(here, monkeypatch, capsys):
   assert said.out == "".join(f"{answer}\n" for answer in answers)
 
 
+def test_a_chat_shows_no_end_token_that_has_a_text(here, monkeypatch, capsys):
+  """generation_config.json may end answers with one that is not special."""
+  files.write_lines(here / "p.jsonl", [{"prompt": [user("One")]}])
+  argv = [*GENERATE[:3], "--temperature=0", "--max_new_tokens=5"]
+  assert cli.main([*argv, "--to=whole.jsonl"]) == 0
+  (whole,) = files.read_lines(here / "whole.jsonl")
+  base = (here / "M").resolve()
+  (here / "M").unlink()
+  shutil.copytree(base, here / "M")
+  end = {"eos_token_id": whole["ids"][2]}
+  files.write_json(here / "M" / "generation_config.json", end)
+  assert cli.main([*argv, "--to=o.jsonl"]) == 0
+  (line,) = files.read_lines(here / "o.jsonl")
+  assert line["finish"] == "stop" and line["response"]
+  capsys.readouterr()
+  assert chat(monkeypatch, "One") == 0
+  assert capsys.readouterr().out == f"{line['response']}\n"
+
+
 def test_a_chat_has_commands(here, monkeypatch, capsys):
   lines = ["/retry", "One", "/reset", "One", "/nothing", "/system S", "One"]
   more = ["--temperature=1"]
@@ -281,6 +301,13 @@ def test_a_chat_that_is_too_long_says_what_to_do(here, monkeypatch, capsys):
 def test_wrong_chats(here, monkeypatch, capsys, flags, match):
   assert chat(monkeypatch, "One", more=flags) == 2
   assert match in capsys.readouterr().err
+
+
+def test_a_chat_has_no_answer_of_more_than_a_quarter(here, capsys):
+  chat = ["chat", "--model=M", "--max_length=64", "--min_new_tokens=17"]
+  said = refused(capsys, *chat)
+  assert "--min_new_tokens=17 is more than an answer has, 16 tokens" in said
+  assert "leaves no room" in refused(capsys, *chat, "--max_new_tokens=64")
 
 
 def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(here, monkeypatch, capsys):

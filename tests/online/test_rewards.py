@@ -170,6 +170,12 @@ def test_what_is_no_reward_is_refused_before_it_is_asked(text, options, match):
     reward_of(text, options=options)
 
 
+def test_options_that_a_function_has_are_named(function):
+  match = "argument 'scael'; it has scale, cap did you mean scale"
+  with pytest.raises(InputError, match=match):
+    function("return []", ", scale=1, *, cap=2", options={"scael": 3})
+
+
 def test_a_folder_is_read_by_the_callers_function(tmp_path):
   def of_folder(path, scale=1):
     assert path == str(tmp_path)

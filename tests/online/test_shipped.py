@@ -31,6 +31,8 @@ def test_another_list_of_words_is_collected():
   ]
   with pytest.raises(InputError, match="words='two words' is no run of letter"):
     of(words.collected, "a", words=["two words"])
+  with pytest.raises(InputError, match="words=1 is no run of letters"):
+    of(words.collected, "a", words=[1])
 
 
 def test_length_is_in_words_or_characters_up_to_a_cap():

@@ -659,13 +659,14 @@ def test_lines_hold_each_pair_once_and_its_tokens(exported):
   assert (row["logp_chosen"], row["characters_rejected"]) == (-4.5, 5)
 
 
-def test_csv_holds_no_lists(exported):
+def test_csv_holds_no_tokens_and_says_so(exported, caplog):
   with open(exported(".csv"), newline="") as file:
     rows = list(csv.DictReader(file))
   assert [row["pair"] for row in rows] == sorted(names([1, 2]))
   lists = {f"token_logps_{choice}" for choice in store.CHOICES}
   assert set(rows[0]) == set(store.COLUMNS) - lists
   assert {row["entropy_chosen"] for row in rows} == {"1.125", "2.125"}
+  assert "no log-probabilities of single tokens" in caplog.text
 
 
 def test_parquet_holds_the_columns_and_types_of_the_store(exported):

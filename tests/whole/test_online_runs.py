@@ -177,6 +177,12 @@ def test_the_discriminator_is_bought_gold_and_learns(discriminated):
   assert labels[2].count("discriminator") > 5
 
 
+def test_gold_that_is_named_as_the_discriminator_is_refused(tmp_path, capsys):
+  """It could not be told from it, so that the discriminator never learned."""
+  assert train(tmp_path, "--config.online.reward=discriminator", name="d2po")
+  assert "name the folder ./discriminator" in capsys.readouterr().err
+
+
 def test_the_discriminator_is_exported_as_a_reward_model(
   discriminated, done, tmp_path, capsys
 ):

@@ -60,8 +60,8 @@ class Online(Section):
     "",
   )
   reward: str = key(
-    "what says which response is better: module:name, command:WORDS or the "
-    "folder of a reward model",
+    "what says which response is better: module:name, command:WORDS, the "
+    "folder of a reward model, or difference:DIR,DIR",
     "",
   )
   reward_options: dict[str, Any] = key(

@@ -53,6 +53,12 @@ class Chat:
     self._sampling = sampling_of(given, found, generation_config)
     most = self.max_length // 4 or 1
     if not given.get("max_new_tokens") and self._sampling.max_new_tokens > most:
+      if self._sampling.min_new_tokens > most:
+        raise InputError(
+          f"--min_new_tokens={self._sampling.min_new_tokens} is more than an "
+          f"answer has, {most} tokens, a quarter of the chat; give "
+          "--max_new_tokens, or a larger --max_length"
+        )
       self._sampling = dataclasses.replace(self._sampling, max_new_tokens=most)
       logger.info(
         f"an answer has at most {most} tokens, a quarter of the chat; "
@@ -136,12 +142,13 @@ class Chat:
     """The answer to turns, taken with them, also where Ctrl-C ends it."""
     ids = self._ids(turns)
     stops, stream = Stops(self._stops, self._text_of), Stream(self._stops, show)
+    ends = self._decoder.stop_ids
 
     def ended(request, said):
       interrupt()
       count = stops.ended(request, said)
-      if count is None:
-        stream.take(self._text_of(said))
+      if count is None:  # its end token may have a text
+        stream.take(self._text_of(said[:-1] if said[-1] in ends else said))
       return count
 
     number = len(turns)  # another one for each turn: so are the samples
@@ -154,7 +161,7 @@ class Chat:
         ) as found,
       ):
         ((_, sample),) = found
-      ends, stopped = self._decoder.stop_ids, stops.text(request)
+      stopped = stops.text(request)
       stream.end(model.said_text(sample, stopped, ends, self._text_of))
     finally:
       # Templates that end in "Assistant:" write this space themselves.

@@ -117,6 +117,8 @@ class ModelEditor:
         these, so that a part gives what the whole gave.
       todo: those that are asked for.
     """
+    if not todo:
+      return
     model.say_ends(self._model, self._ends, self._stops)
     prompts = [self._prompt(one) for one in requests]
     ids = prompt_ids(self._model, prompts, self._sampling.max_new_tokens)

@@ -181,6 +181,8 @@ def _done(to, known, record, work):
   Raises:
     InputError: they are of another command, or are not its first lines.
   """
+  # Earlier code did not record the weights of runs.
+  known = {"weights": record.get("weights"), **known}
   found = [str(one) for one in differences(record, known)]
   if found:
     raise InputError(

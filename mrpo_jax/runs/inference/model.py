@@ -155,6 +155,7 @@ def _of_run(source, mesh, date):
     tokenizer = with_template(tokenizer_of(found), source.template)
   tokenizer, identity = _on_day(tokenizer, date or found.identity.get("date"))
   identity |= {"workdir": os.path.abspath(source.workdir), "step": found.step}
+  identity["weights"] = found.mark  # a run may be made anew in its place
   rules = _rules(found.model, mesh, dict(found.section.base.rules))
   compute = None if source.dtype else found.config.policy.compute or None
   base, forward = _base(source, found.section.base), _forward(mesh, rules)

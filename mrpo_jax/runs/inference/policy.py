@@ -2,6 +2,8 @@
 """The policy of a checkpoint: its weights and the tokenizer it had."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 import pathlib
 
@@ -32,6 +34,7 @@ class Checkpoint:
   model: ModelConfig
   params: dict  # of the adapter, where one was trained
   adapter: lora.Adapter | None
+  mark: str  # by which the parameters are known
 
   @property
   def section(self) -> ModelSection:
@@ -71,7 +74,12 @@ def read_checkpoint(workdir, step):
   params, model, adapter, meta = checkpoints.policy(workdir, step)
   content = meta["config"]
   config = recorded_config(f"{workdir} step {step}", content)
-  return Checkpoint(workdir, step, content, config, model, params, adapter)
+  start = content.get("identity", {}).get("policy")
+  text = json.dumps([start, meta["checksum"]["params"]])
+  mark = hashlib.sha256(text.encode()).hexdigest()
+  return Checkpoint(
+    workdir, step, content, config, model, params, adapter, mark
+  )
 
 
 def tokenizer_of(checkpoint):

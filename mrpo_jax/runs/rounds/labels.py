@@ -53,6 +53,11 @@ class Labels:
     with blames("config.online.prompts", InputError):
       check_file(given.prompts)
     self._seed, self._mesh, self._scales = config.seed, mesh, scales
+    if given.discriminates and given.reward == SILVER:
+      raise InputError(
+        f"config.online.reward={SILVER!r} is how pairs are marked that the "
+        f"discriminator labels; name the folder ./{SILVER}"
+      )
     self.reward = named_reward(
       given.reward,
       options=given.reward_options,

@@ -88,6 +88,16 @@ def test_a_bridge_goes_on_where_it_was_killed(editor_of, tmp_path, said):
     bridge(pairs, editor_of(seed=1), to)
 
 
+def test_a_model_that_is_asked_for_nothing_is_not_read(editor_of, tmp_path):
+  turns = [{"role": "assistant", "content": "A"}, {"role": "user"}] * 2
+  turns = [{"content": "B", **one} for one in turns[:3]]
+  rows = [{"prompt": "Q", "chosen": turns, "rejected": turns[:1]}]
+  files.write_lines(tmp_path / "p.jsonl", rows)
+  match = "no rewrite is left: {'more than one turn of text': 1}"
+  with pytest.raises(InputError, match=match):
+    bridge(tmp_path / "p.jsonl", editor_of(), tmp_path / "o.jsonl")
+
+
 def test_a_rewrite_that_is_cut_off_makes_no_pair(editor_of, tmp_path):
   files.write_lines(tmp_path / "pairs.jsonl", ROWS)
   cut = editor_of(given={"max_new_tokens": 1}, stops=())

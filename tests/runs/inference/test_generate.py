@@ -431,6 +431,24 @@ def test_a_run_says_what_its_policy_says(inputs, prompts, tmp_path):
   assert record["workdir"] == str(workdir) and record["step"] == 1
 
 
+def test_a_run_that_is_made_anew_is_another_model(inputs, prompts, tmp_path):
+  workdir, to = tmp_path / "run", tmp_path / "to.jsonl"
+  workdir.mkdir()
+  run_of(workdir, inputs / "base", moved=0.3)
+  command = Source(workdir=str(workdir)), prompts, to, 1
+  found = say(*command)
+  shutil.rmtree(workdir)
+  workdir.mkdir()
+  run_of(workdir, inputs / "base", moved=0.2)
+  with pytest.raises(InputError, match="is of another command: weights: "):
+    say(*command)
+  # Files of earlier code, which did not ask, are still gone on with.
+  record = files.read_json(tmp_path / "to.jsonl.run.json")
+  del record["weights"]
+  files.write_json(tmp_path / "to.jsonl.run.json", record)
+  assert say(*command) == found
+
+
 @pytest.mark.parametrize("adapter", [None, dict(rank=2, alpha=4.0)])
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_the_weights_of_a_run_are_held_as_asked(
