@@ -111,6 +111,11 @@ def _requests(pairs, where):
   for index, pair in enumerate(pairs):
     if pair.rejected is None:
       raise InputError(f"{where}: pair {index} has no rejected answer")
+    if pair.tools:
+      raise InputError(
+        f"{where}: pair {index} has tools, which editors are not told of; "
+        "leave such pairs out"
+      )
     chosen = messages.one_text(pair.chosen)
     rejected = messages.one_text(pair.rejected)
     if chosen is None or rejected is None:
@@ -204,8 +209,6 @@ def _rows(pairs, requests, rewrites, dropped):
     else:
       chosen = [{**pair.chosen[0], "content": rewrite}]
     row = {"prompt": pair.prompt, "chosen": chosen, "rejected": pair.rejected}
-    if pair.tools:
-      row["tools"] = pair.tools
     rows.append(row | {"guide": request["chosen"], "index": index})
     kept.append((request["chosen"], rejected, rewrite))
   return rows, statistics(len(pairs), kept, dropped)

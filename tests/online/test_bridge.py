@@ -93,6 +93,18 @@ def test_conversations_stay_conversations(tmp_path):
   assert about["dropped"] == {"more than one turn of text": 1}
 
 
+def test_pairs_with_tools_are_refused(tmp_path):
+  answer = [{"role": "assistant", "content": "Sunny."}]
+  row = {"prompt": [{"role": "user", "content": "And in Lima?"}]}
+  row |= {"chosen": answer, "rejected": [answer[0] | {"content": "No."}]}
+  tool = {"type": "function", "function": {"name": "weather"}}
+  files.write_lines(tmp_path / "a.jsonl", [row, row | {"tools": [tool]}])
+  match = "a.jsonl: pair 1 has tools, which editors are not told of"
+  with pytest.raises(InputError, match=match):
+    bridge(tmp_path / "a.jsonl", LAST, tmp_path / "new.jsonl")
+  assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 @pytest.mark.parametrize(
   ("text", "reason"),
   [
