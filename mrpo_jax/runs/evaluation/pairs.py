@@ -10,6 +10,7 @@ import functools
 import logging
 
 import jax
+import jax.numpy as jnp
 
 from mrpo_jax import files, parallel, processes
 from mrpo_jax.data import pack
@@ -243,13 +244,31 @@ def _check_ids(model, table, encoded):
 def _scores(models, table, encoded):
   """{name of a model: {fingerprint: what `_scored` gives}}."""
   longest = max(pack.size(pair) for view in table.views for pair in view)
-  return {
-    name: _scored(name, one, table, encoded[name], longest)
-    for name, one in models.items()
-  }
+  found, dtypes = {}, {}
+  for name, one in models.items():
+    params = one.load()
+    dtypes[name] = jnp.dtype(one.forward.get("dtype") or params["norm"].dtype)
+    _warn_of_dtypes(dtypes)
+    found[name] = _scored(name, one, params, table, encoded[name], longest)
+    del params  # one model is in memory at a time
+  return found
 
 
-def _scored(name, model, table, encoded, longest):
+def _warn_of_dtypes(dtypes):
+  """A folder's model and a run's are each as they are, unless --dtype is given.
+
+  Args:
+    dtypes: {name of a model: what it computes in}.
+  """
+  if len({*dtypes.values()}) > 1:
+    logger.warning(
+      f"warning: the model computes in {dtypes['model']}, the reference in "
+      f"{dtypes['reference']}: margins have the rounding of the coarser one; "
+      "--dtype gives both the same"
+    )
+
+
+def _scored(name, model, params, table, encoded, longest):
   """{fingerprint: (log-probabilities, tokens) of both responses}."""
   partition = model.forward.get("partition")
   mesh = partition.mesh if partition else None
@@ -261,7 +280,7 @@ def _scored(name, model, table, encoded, longest):
     table.fingerprints,
     encoded,
     _step(model.config, packing.batch, computation),
-    model.load(),
+    params,
     packing=packing,
     place=functools.partial(_placed, mesh),
     title=f"scoring under the {name}:",

@@ -52,6 +52,25 @@ def evaluated(inputs, shared):
   return shared("evaluated", run)
 
 
+@pytest.mark.parametrize("dtype,times", [(None, 1), ("bfloat16", 0)])
+def test_models_that_compute_in_other_dtypes_are_said(
+  inputs, tmp_path, caplog, dtype, times
+):
+  files.write_lines(tmp_path / "pairs.jsonl", PAIRS[:2])
+  hub.save(
+    *(tmp_path / "half", *hub.load(inputs / "base")),
+    tokenizer=load_tokenizer(inputs / "base"),
+    dtype="bfloat16",
+  )
+  evaluate_pairs(
+    Source(model=str(inputs / "base"), dtype=dtype),
+    *(tmp_path / "pairs.jsonl", tmp_path / "to"),
+    reference=str(tmp_path / "half"),
+  )
+  said = "the model computes in float32, the reference in bfloat16"
+  assert caplog.text.count(said) == times
+
+
 def results(folder):
   return json.loads((folder / "results.json").read_text())
 
