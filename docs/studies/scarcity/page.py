@@ -30,6 +30,7 @@ LINES = {  # told apart without colour
 class Told(NamedTuple):
   """What the page says of the models, which the grid does not know."""
 
+  title: str
   study: str  # name of its module, its page and its figure
   flags: str  # of its command, beside those of every study
   models: str  # which, and what each is
@@ -202,7 +203,7 @@ METHOD_TEXT = {
 }
 USED = ("batch", "least_steps", "beta", "max_tokens")
 TEMPLATE = """\
-# Scarce pairs
+# {title}
 
 {made_by}
 
@@ -239,8 +240,8 @@ References are scored once, and all runs read the same scores.
 {methods}
 
 A run makes one pass over its share of the pairs, as published, in batches of
-{batch}, but at least {least_steps} steps: one pass over 1 % of the pairs would
-be a single step, after which no method has moved.  So small shares are passed
+{batch}, but at least {least_steps} steps: one pass over a small share would be
+a step or a few, after which no method has moved.  So small shares are passed
 over more often, by all methods alike.  There is no early stopping: it would
 need held-out pairs that scarce data does not have.  {seeds} seeds, each of
 which draws its own share of the pairs (a smaller one lies in a larger one) and

@@ -36,6 +36,7 @@ METHODS = {
 }
 
 TOLD = Told(
+  title="Scarce pairs",
   study="scarcity",
   flags="",
   models="""\

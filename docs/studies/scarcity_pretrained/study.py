@@ -35,6 +35,7 @@ GRID = Grid(
   row_length=1024,
 )
 TOLD = Told(
+  title="Scarce pairs on pretrained models",
   study="scarcity_pretrained",
   flags=" --real=DIR",
   models="""\
