@@ -59,6 +59,8 @@ def find_target(topology, hbm=None):
   if topology == "local":
     devices = jax.devices()
     chip = chips.of_kind(devices[0].device_kind)
+    if devices[0].platform == "tpu":  # of a tpu7x each of the two cores
+      share = 1.0 / (1 + max(one.core_on_chip for one in devices))
   elif topology.startswith("cpu:") and topology[4:].isdecimal():
     devices = _cpu_devices(int(topology[4:]))
   elif kind in TPUS:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -318,6 +319,23 @@ def test_chips_are_found_by_what_jax_calls_them():
   assert chips.of_kind("TPU v5 lite") == "v5e"
   assert chips.of_kind("TPU v5") == "v5p"
   assert chips.of_kind("cpu") is None
+
+
+@pytest.mark.parametrize("kind, cores", [("TPU7x", 2), ("TPU v5", 1)])
+def test_a_device_that_is_here_may_be_a_part_of_a_chip(
+  monkeypatch, kind, cores
+):
+  def device(core):
+    return types.SimpleNamespace(
+      device_kind=kind, platform="tpu", core_on_chip=core
+    )
+
+  here = [device(core) for _ in range(4) for core in range(cores)]
+  monkeypatch.setattr(jax, "devices", lambda: here)
+  target = find_target("local")
+  chip = chips.CHIPS[chips.of_kind(kind)]
+  assert target.memory == chip.memory / cores
+  assert target.peak.flops == chip.flops / cores
 
 
 def test_what_is_given_twice_is_there_once():
