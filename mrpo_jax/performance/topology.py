@@ -56,6 +56,9 @@ def find_target(topology, hbm=None):
   found = TOPOLOGY.fullmatch(topology)
   kind = found.group(1) if found else None
   sizes = [int(n) for n in found.group(2).split("x")] if found else []
+  if 0 in sizes and kind not in nvidia.DESCRIPTIONS:
+    # jax does not start with no device, and libtpu ends the process.
+    raise InputError(f"--topology={topology}: want no size of 0")
   if topology == "local":
     devices = jax.devices()
     chip = chips.of_kind(devices[0].device_kind)

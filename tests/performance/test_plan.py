@@ -185,6 +185,8 @@ def test_changes_come_in_order():
   [
     (["--topology=v9:2x2"], "want local, cpu:8, a TPU slice like v5p"),
     (["--topology=v5p"], "--topology=v5p: not known"),
+    (["--topology=v5p:0x1x1"], "v5p:0x1x1: want no size of 0"),
+    (["--topology=cpu:0"], "cpu:0: want no size of 0"),
     (["--topology=cpu:9"], "cpu:9: this process has 8 CPU devices"),
     (["--topology=cpu:8", "--hbm=-1"], "--hbm: '-1'; want a positive number"),
     (["--topology=cpu:8", "--lengths=3"], "--lengths: '3'; want like 256,256"),
