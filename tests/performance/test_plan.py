@@ -320,6 +320,8 @@ def test_chips_are_found_by_what_jax_calls_them():
   assert chips.of_kind("NVIDIA H100 80GB HBM3") == "H100"
   assert chips.of_kind("TPU v5 lite") == "v5e"
   assert chips.of_kind("TPU v5") == "v5p"
+  for name in ("v5e", "v5p", "v6e"):  # as jax may spell them, too
+    assert chips.of_kind(f"TPU {name}") == name
   assert chips.of_kind("cpu") is None
 
 
