@@ -47,6 +47,9 @@ def parse_arg(arg, **defaults):
 
   A bare name sets a boolean, or, where `run` is among the defaults, the run.
   Values take the type of their default.
+
+  Raises:
+    ValueError: an argument has no default, or a value is not of its type.
   """
   values = dict(defaults)
   for item in filter(None, arg.split(",")):
@@ -56,11 +59,21 @@ def parse_arg(arg, **defaults):
     elif not equals and "run" in defaults:
       values["run"] = name
     elif equals and name in defaults:
-      values[name] = type(defaults[name])(value)
+      values[name] = _typed(item, value, type(defaults[name]))
     else:
       known = ", ".join(defaults)
       raise ValueError(f"unknown config argument {item!r}; known: {known}")
   return types.SimpleNamespace(**values)
+
+
+def _typed(item, value, kind):
+  try:
+    if kind is bool:
+      return {"true": True, "false": False}[value.lower()]
+    return kind(value)
+  except (KeyError, ValueError):
+    want = "true or false" if kind is bool else kind.__name__
+    raise ValueError(f"config argument {item!r}: want {want}") from None
 
 
 def shrink(c):

@@ -2,6 +2,7 @@
 """Users' own programs that answer requests: commands, functions of Python."""
 
 import contextlib
+import hashlib
 import importlib
 import json
 import math
@@ -80,12 +81,21 @@ class Command:
     """SHA-256 of the program that the command names; None where it has none.
 
     It is the first of its words that is a file of text: what follows may be
-    files that it writes, and what stands before runs it.
+    files that it writes, and what stands before runs it.  A program that is
+    found by its name may be one of text and run the next all the same, as
+    pyenv's python does: then both count.
     """
-    for word in [shutil.which(self._words[0]), *self._words[1:]]:
-      if _can_be_read(word) and _is_text(word):
-        return files.sha256_of(word)
-    return None
+    program = shutil.which(self._words[0])
+    texts = [
+      word
+      for word in (program, *self._words[1:])
+      if _can_be_read(word) and _is_text(word)
+    ]
+    by_name = texts[:1] == [program] != self._words[:1]
+    hashes = [files.sha256_of(one) for one in texts[: 2 if by_name else 1]]
+    if len(hashes) > 1:
+      return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return hashes[0] if hashes else None
 
   def __call__(self, requests, *, read, where):
     """Yields what each request is answered.

@@ -285,9 +285,13 @@ def create(path, content):
   if buckets.is_bucket(path):
     return buckets.create(path, content.encode())
   with open(path, "x", encoding="utf-8") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    except BaseException:
+      os.unlink(path)
+      raise
 
 
 def read_stamped(path):

@@ -201,3 +201,18 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch, room):
   room = 9
   files.write_together(dict.fromkeys(paths, "after"))
   assert [path.read_text() for path in paths] == ["after"] * 2
+
+
+def test_a_full_disk_leaves_no_half_of_a_new_file(tmp_path, monkeypatch):
+  def fsync(_):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as full:
+    full.setattr(files.os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space"):
+      files.create(tmp_path / "owner-1.json", "mine")
+  assert not list(tmp_path.iterdir())
+  files.create(tmp_path / "owner-1.json", "mine")
+  with pytest.raises(FileExistsError):
+    files.create(tmp_path / "owner-1.json", "another's")
+  assert (tmp_path / "owner-1.json").read_text() == "mine"

@@ -31,11 +31,18 @@ def save(path, config, params, *, classes=()):
     classes: the names of its classes, in order.
 
   Raises:
-    InputError: the folder is taken, or a number is not finite.
+    InputError: the folder is taken, the classes or parameters do not fit the
+      config, or a number is not finite.
   """
-  arrays = {
-    name: finite(name, np.asarray(leaf)) for name, leaf in named(params).items()
-  }
+  _check_classes(path, config, [*classes])
+  specs, arrays = named(table(config)), {}
+  for name, leaf in named(params).items():
+    array, shape = np.asarray(leaf), specs[name].shape
+    if array.shape != shape or array.dtype != np.float32:
+      raise InputError(
+        f"{name} is {array.dtype}{array.shape}; want float32{shape}"
+      )
+    arrays[name] = finite(name, array)
   values = {"model_type": TYPE, **dataclasses.asdict(config)}
   with files.new_folder(path) as partial:
     about = partial / "config.json"
@@ -68,14 +75,18 @@ def read_config(path):
     raise InputError(f"{file}: image is no height, width and channels")
   with blames(file, InputError):
     config = DenoiserConfig(**values)
+  _check_classes(file, config, names)
+  return config, tuple(names)
+
+
+def _check_classes(where, config, names):
   texts = isinstance(names, list) and all(isinstance(x, str) for x in names)
   if not texts or len({*names}) < len(names):
-    raise InputError(f"{file}: class_names is no list of distinct texts")
+    raise InputError(f"{where}: class_names is no list of distinct texts")
   if len(names) != config.classes:
     raise InputError(
-      f"{file}: {len(names)} class_names, but {config.classes} classes"
+      f"{where}: {len(names)} class_names, but {config.classes} classes"
     )
-  return config, tuple(names)
 
 
 def load(path):

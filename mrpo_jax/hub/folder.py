@@ -30,7 +30,8 @@ def fingerprint(path):
 
   The same for a copy elsewhere; another for any changed byte or file name.
   """
-  return _joined({one.name: files.sha256_of(one) for one in _marked(path)})
+  found = _marked(path)
+  return _joined({name: files.sha256_of(one) for name, one in found.items()})
 
 
 def fingerprint_together(path):
@@ -43,21 +44,26 @@ def fingerprint_together(path):
     InputError: they have not; on all of them.
   """
   found = _marked(path)
-  marks = processes.gather([_sampled(one) for one in found])
+  marks = processes.gather({name: _sampled(one) for name, one in found.items()})
   others = [number for number, one in enumerate(marks) if one != marks[0]]
   if others:
     raise InputError(
       f"{path}: process {others[0]} finds other files there than process 0; "
       "give all of them one folder, or copies of one"
     )
-  mine = found[jax.process_index() :: jax.process_count()]
-  parts = processes.gather({one.name: files.sha256_of(one) for one in mine})
+  mine = [*found][jax.process_index() :: jax.process_count()]
+  parts = processes.gather(
+    {name: files.sha256_of(found[name]) for name in mine}
+  )
   hashes = {name: text for part in parts for name, text in part.items()}
-  return _joined({one.name: hashes[one.name] for one in found})
+  return _joined({name: hashes[name] for name in found})
 
 
 def _marked(path):
-  return [config_file(path), *weight_files(path)]
+  """{name within the folder: file} of config.json and the weights."""
+  config = config_file(path)
+  found = [config, *weight_files(path)]
+  return {one.relative_to(config.parent).as_posix(): one for one in found}
 
 
 def _joined(hashes):
@@ -66,7 +72,7 @@ def _joined(hashes):
 
 
 def _sampled(path):
-  """[name, size, SHA-256 of bytes that lie evenly over it] of a file.
+  """[size, SHA-256 of bytes that lie evenly over it] of a file.
 
   Two models that differ by an adapter alone have the same ends.
   """
@@ -75,7 +81,7 @@ def _sampled(path):
     for number in range(SAMPLES):
       file.seek(max(0, size - SAMPLE) * number // (SAMPLES - 1))
       found.update(file.read(SAMPLE))
-  return [path.name, size, found.hexdigest()]
+  return [size, found.hexdigest()]
 
 
 # Files.

@@ -52,12 +52,17 @@ CHIPS = {
 }
 
 
-# What jax calls them: an H100 PCIe, an H200 NVL, a GB200 are others.
+# What jax calls them, which knows two names of some
+# (jax/_src/pallas/mosaic/tpu_info.py): an H100 PCIe, an H200 NVL, a GB200 are
+# others.
 KINDS = {
   "TPU v4": "v4",
   "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
   "TPU v5": "v5p",
+  "TPU v5p": "v5p",
   "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
   "TPU7x": "tpu7x",
   "NVIDIA A100-SXM4-80GB": "A100",
   "NVIDIA H100 80GB HBM3": "H100",

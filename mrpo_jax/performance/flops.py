@@ -18,7 +18,9 @@ FORMULA = (
   " of the ones that a token is sent to)"
   " + sum over layers of 4 x heads x head_dim x visible keys"
   " + scored tokens (of a scalar head: responses) x 2 x width x vocabulary"
-  " (of a scalar head: 1; a value head: 1 more); policy x 3, references x 1"
+  " (of a scalar head: 1; a value head: 1 more); policy x 3 (with an adapter"
+  " blocks and head x 2, and tokens x 6 x its parameters), references that are"
+  " not scored x 1"
 )
 
 

@@ -9,6 +9,7 @@ itself while it runs is not known.
 
 import dataclasses
 import importlib.metadata
+import math
 import os
 
 import jax
@@ -159,10 +160,15 @@ def usable_bytes(memory):
   Three quarters, unless XLA_CLIENT_MEM_FRACTION says otherwise, to jax too.
   """
   names = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
-  given = next(filter(None, map(os.environ.get, names)), FRACTION)
+  name = next(filter(os.environ.get, names), None)
+  if name is None:
+    return FRACTION * memory
   try:
-    return float(given) * memory
+    share = float(os.environ[name])
   except ValueError:
+    share = math.nan
+  if not 0 < share <= 1:
     raise InputError(
-      f"{names[0]}={given}: want a number like 0.9, of a GPU's memory"
-    ) from None
+      f"{name}={os.environ[name]}: want a number like 0.9, of a GPU's memory"
+    )
+  return share * memory

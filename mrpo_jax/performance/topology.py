@@ -56,9 +56,14 @@ def find_target(topology, hbm=None):
   found = TOPOLOGY.fullmatch(topology)
   kind = found.group(1) if found else None
   sizes = [int(n) for n in found.group(2).split("x")] if found else []
+  if 0 in sizes and kind not in nvidia.DESCRIPTIONS:
+    # jax does not start with no device, and libtpu ends the process.
+    raise InputError(f"--topology={topology}: want no size of 0")
   if topology == "local":
     devices = jax.devices()
     chip = chips.of_kind(devices[0].device_kind)
+    if devices[0].platform == "tpu":  # of a tpu7x each of the two cores
+      share = 1.0 / (1 + max(one.core_on_chip for one in devices))
   elif topology.startswith("cpu:") and topology[4:].isdecimal():
     devices = _cpu_devices(int(topology[4:]))
   elif kind in TPUS:

@@ -92,3 +92,18 @@ def test_what_is_not_finite_is_refused(golden, saved, tmp_path):
 def test_a_taken_folder_is_refused(golden, saved):
   with pytest.raises(InputError, match="exists"):
     folder.save(saved, golden.config, golden.params(), classes=NAMES)
+
+
+def test_what_would_not_be_read_is_not_written(golden, tmp_path):
+  params = golden.params()
+  half = {**params, "pixels": params["pixels"].astype(np.float16)}
+  other = {**params, "pixels": params["pixels"][:, :-1]}
+  for given, classes, message in (
+    (params, (), "0 class_names, but 3 classes"),
+    (params, ("a", "a", "b"), "class_names is no list of distinct texts"),
+    (half, NAMES, r"pixels is float16\(.*; want float32"),
+    (other, NAMES, r"pixels is float32\(.*; want float32"),
+  ):
+    with pytest.raises(InputError, match=message):
+      folder.save(tmp_path / "n", golden.config, given, classes=classes)
+    assert not (tmp_path / "n").exists()

@@ -256,3 +256,22 @@ def test_the_script_of_a_command_is_its_first_file_of_text(
     want = name and files.sha256_of(tmp_path / name)
     assert judge_of(command).script == want, command
   assert judge_of("sys:getsizeof").script is None  # a module without a file
+
+
+def test_a_program_found_by_its_name_hides_no_script(tmp_path, monkeypatch):
+  """pyenv's python is a script of the shell, torchrun one of Python."""
+  python, judge = tmp_path / "bin" / "python", tmp_path / "judge.py"
+  python.parent.mkdir()
+  monkeypatch.setenv("PATH", str(python.parent), prepend=os.pathsep)
+
+  def script(command, *texts):
+    for path, text in zip((python, judge), texts, strict=True):
+      path.write_text(f"#!/bin/sh\n{text}\n")
+    python.chmod(0o755)
+    return judge_of(command).script
+
+  command = f"python {judge}"
+  found = [script(command, *texts) for texts in ("aa", "ab", "ba")]
+  assert len({*found}) == 3 and script(command, *"aa") == found[0]
+  assert script("python -m judge", *"aa") == files.sha256_of(python)
+  assert script(f"{python} {judge}", *"aa") == files.sha256_of(python)

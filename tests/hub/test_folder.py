@@ -107,6 +107,27 @@ def test_every_shard_counts_in_the_fingerprint(folder):
   assert len(seen) == 3
 
 
+@pytest.mark.parametrize("of", [hub.fingerprint, hub.fingerprint_together])
+def test_shards_of_one_name_in_two_folders_count_both(folder, of):
+  moved = {f"{name}.safetensors": f"{name}/x.safetensors" for name in "ab"}
+
+  def move(index):
+    for file, to in moved.items():
+      (folder / to).parent.mkdir()
+      (folder / file).rename(folder / to)
+    names = index["weight_map"].items()
+    return {"weight_map": {name: moved[file] for name, file in names}}
+
+  shard(folder, move)
+  seen = {of(folder)}
+  for file in moved.values():
+    content = bytearray((folder / file).read_bytes())
+    content[-1] ^= 1
+    (folder / file).write_bytes(content)
+    seen.add(of(folder))
+  assert len(seen) == 3
+
+
 def test_no_fingerprint_without_a_model(tmp_path):
   with pytest.raises(InputError, match=r"no config\.json"):
     hub.fingerprint(tmp_path)

@@ -107,8 +107,14 @@ def test_a_gpu_has_what_jax_takes_of_it(monkeypatch):
   assert nvidia.usable_bytes(80e9) == 60e9
   monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
   assert nvidia.usable_bytes(80e9) == pytest.approx(72e9)
-  monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "most")
-  with pytest.raises(InputError, match="XLA_CLIENT_MEM_FRACTION=most: want"):
+  for wrong in ("most", "90", "0", "-0.5", "nan"):
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", wrong)
+    match = f"XLA_CLIENT_MEM_FRACTION={wrong}: want"
+    with pytest.raises(InputError, match=match):
+      nvidia.usable_bytes(80e9)
+  monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "90")
+  with pytest.raises(InputError, match="XLA_PYTHON_CLIENT_MEM_FRACTION=90"):
     nvidia.usable_bytes(80e9)
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,8 @@ def test_changes_come_in_order():
   [
     (["--topology=v9:2x2"], "want local, cpu:8, a TPU slice like v5p"),
     (["--topology=v5p"], "--topology=v5p: not known"),
+    (["--topology=v5p:0x1x1"], "v5p:0x1x1: want no size of 0"),
+    (["--topology=cpu:0"], "cpu:0: want no size of 0"),
     (["--topology=cpu:9"], "cpu:9: this process has 8 CPU devices"),
     (["--topology=cpu:8", "--hbm=-1"], "--hbm: '-1'; want a positive number"),
     (["--topology=cpu:8", "--lengths=3"], "--lengths: '3'; want like 256,256"),
@@ -317,7 +320,26 @@ def test_chips_are_found_by_what_jax_calls_them():
   assert chips.of_kind("NVIDIA H100 80GB HBM3") == "H100"
   assert chips.of_kind("TPU v5 lite") == "v5e"
   assert chips.of_kind("TPU v5") == "v5p"
+  for name in ("v5e", "v5p", "v6e"):  # as jax may spell them, too
+    assert chips.of_kind(f"TPU {name}") == name
   assert chips.of_kind("cpu") is None
+
+
+@pytest.mark.parametrize("kind, cores", [("TPU7x", 2), ("TPU v5", 1)])
+def test_a_device_that_is_here_may_be_a_part_of_a_chip(
+  monkeypatch, kind, cores
+):
+  def device(core):
+    return types.SimpleNamespace(
+      device_kind=kind, platform="tpu", core_on_chip=core
+    )
+
+  here = [device(core) for _ in range(4) for core in range(cores)]
+  monkeypatch.setattr(jax, "devices", lambda: here)
+  target = find_target("local")
+  chip = chips.CHIPS[chips.of_kind(kind)]
+  assert target.memory == chip.memory / cores
+  assert target.peak.flops == chip.flops / cores
 
 
 def test_what_is_given_twice_is_there_once():

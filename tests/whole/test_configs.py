@@ -105,6 +105,22 @@ def test_arguments_take_the_type_of_their_default():
     configs.parse_arg("fast", p=1.0)
 
 
+@pytest.mark.parametrize("said", ["true", "True", "false", "False"])
+def test_an_argument_may_say_that_it_is_false(said):
+  assert configs.parse_arg(f"p={said}", p=False).p is (said[0] in "tT")
+  assert configs.parse_arg(f"p={said}", p=True).p is (said[0] in "tT")
+
+
+@pytest.mark.parametrize(
+  "arg, default, kind",
+  [("p=no", False, "true or false"), ("p=", True, "true or false")]
+  + [("p=two", 1, "int"), ("p=0.5", 1, "int"), ("p=x", 1.0, "float")],
+)
+def test_an_argument_of_another_type_is_named(arg, default, kind):
+  with pytest.raises(ValueError, match=f"config argument '{arg}': want {kind}"):
+    configs.parse_arg(arg, p=default)
+
+
 @pytest.fixture
 def outside(tmp_path):
   """outside(code): run where this package is found, the repository not."""
