@@ -20,8 +20,8 @@ def counted(number, noun):
 def bracketed(interval, form):
   """ "[0.515, 0.609]" of the ends of an interval.
 
-  "[all agree]" where it has no width: of items that are all the same bootstrap
-  draws the same mean, however few they are.
+  "[all agree]" where it has no width: where each item, or prompt, has the same
+  mean, the bootstrap draws nothing else, however few there are.
   """
   if math.isclose(*interval, rel_tol=1e-9):  # the mean is itself rounded
     return "[all agree]"

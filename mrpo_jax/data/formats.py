@@ -97,6 +97,7 @@ def pairs_of(row, where):
   tools = messages.tools(row.get("tools"), f"{where}: tools")
   is_single = any(pair.rejected is None for pair in pairs)
   label = labels.label(row, where) if is_single else None
+  is_tie = rankings.is_tie(row)
   for pair in pairs[:1]:
     if not dialogues.says_nothing(pair.chosen):  # else it is dropped
       prompts.refuse_unasked(row, pair.prompt, where)
@@ -115,7 +116,7 @@ def pairs_of(row, where):
       prompt=messages.plain(pair.prompt),
       tools=tools,
       desirable=label,
-      is_tie=rankings.is_tie(row),
+      is_tie=is_tie,
     )
     for pair in pairs
   ]

@@ -125,8 +125,8 @@ LEGEND = """\
 differences are of the same pairs: intervals by paired bootstrap of prompts, or
 of pairs where prompts are not known, and of seeds; p: exact sign test of
 prompts (of pairs where none repeats or they are not known, which is McNemar's
-test), of each seed, from the least to the largest.  All agree: no two of the
-pairs differ, of which no interval follows.  Margins are in nats; nll is
+test), of each seed, from the least to the largest.  [all agree]: each prompt
+has the same mean, of which no interval follows.  Margins are in nats; nll is
 compared under one tokenizer alone."""
 
 

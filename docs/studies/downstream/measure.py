@@ -18,8 +18,8 @@ from mrpo_jax.runs.inference.model import Source, find_model
 from mrpo_jax.runs.workdir import differences
 
 START = "start"
-# That of the runs.  The start's folder is bfloat16, which moves answers as much
-# as training does.
+# That of the runs.  The start's folder is bfloat16, which by itself changes an
+# answer here and there.
 DTYPE = "float32"
 MODELS = {  # where each is, below the folder of launch/real.sh
   START: Source(model="models/smollm2", dtype=DTYPE),

@@ -30,8 +30,8 @@ that run alone, by bootstrap of prompts: it says how far a run's own figure can
 be trusted, and ranks nothing; for that see the differences.  Accuracy: share of
 pairs whose log-ratio against reference 0 is larger for the chosen response;
 x beta: the margin times the run's own beta; alone, per token: the same share by
-the policy's own log-probability; nll: of chosen responses, nats per token.  All
-agree: no two of the pairs differ, of which no interval follows.
+the policy's own log-probability; nll: of chosen responses, nats per token.
+[all agree]: each prompt has the same mean, of which no interval follows.
 """
 DIFFERENCES = """
 Difference to {first} on the same held-out pairs, run minus {first}, with 95 %

@@ -27,7 +27,7 @@ from mrpo_jax.runs.inference.generate import OWN, generate
 from mrpo_jax.runs.inference.policy import find_step
 from mrpo_jax.runs.inference.prompts import read_prompts
 from mrpo_jax.runs.inference.reward import RewardModel
-from mrpo_jax.text import aligned
+from mrpo_jax.text import aligned, bracketed
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ n: answers of each model; win rate: of the second model, a tie is a half;
 length-controlled: as if answers were equally long (AlpacaEval's minimal form);
 order bias: how much more often than not the answer wins that stands first,
 flips: pairs whose other answer wins in the other order; p: exact two-sided sign
-test on prompts that are no tie.  Intervals: bootstrap over prompts."""
+test on prompts that are no tie.  Intervals: bootstrap over prompts; [all
+agree]: each has the same mean, of which no interval follows."""
 
 
 def compare(
@@ -215,5 +216,5 @@ def text(results):
 def _share(value, interval=()):
   if value is None:
     return "-"
-  ends = ", ".join(f"{100 * end:.1f}" for end in interval)
-  return f"{100 * value:.1f}%" + (f" [{ends}]" if ends else "")
+  ends = [100 * end for end in interval]
+  return f"{100 * value:.1f}%" + (f" {bracketed(ends, '.1f')}" if ends else "")

@@ -11,7 +11,7 @@ LEGEND = """\
 accuracy: share of pairs whose margin is above 0; margin: log-probability{ratio}
 of the chosen response less that of the rejected one; length-normalised: the
 accuracy of each response's mean over its tokens.  Intervals: bootstrap over
-prompts."""
+prompts; [all agree]: each has the same mean, of which no interval follows."""
 
 
 def text(results):
