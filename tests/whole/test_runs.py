@@ -339,9 +339,10 @@ def test_export_takes_the_step_or_the_best(finished, tmp_path, capsys):
   assert "--step 5: no such checkpoint" in capsys.readouterr().err
 
 
-def test_report_reads_the_runs_of_a_folder(finished, capsys):
-  assert mrpo("report", f"--workdir={finished.parent}") == 0
-  results = json.loads((finished.parent / "results.json").read_text())
+def test_report_reads_the_runs_of_a_folder(finished, tmp_path, capsys):
+  shutil.copytree(finished, tmp_path / "mrpo")
+  assert mrpo("report", f"--workdir={tmp_path}") == 0
+  results = json.loads((tmp_path / "results.json").read_text())
   last = lines_of(finished)[-1]
   assert results["mrpo"]["accuracy"] == pytest.approx(
     last["eval/rewards/accuracies"]
