@@ -45,7 +45,8 @@ def norm(config, x, weights, name, axes=(-1,)):
   """The norm of that name over the last axes; x where the model has none."""
   if name not in weights:
     return x
-  wide = widen(x)
+  # Without an axis of one: over it XLA's CPU backend sums gradients slowly.
+  wide = widen(x[0] if x.shape[0] == 1 else x)
   if config.norm == "layer":
     wide = wide - jnp.mean(wide, axis=axes, keepdims=True)
   square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
@@ -53,13 +54,12 @@ def norm(config, x, weights, name, axes=(-1,)):
   wide = wide * (config.norm_shift + _wide_like(weights[name], wide))
   if f"{name}_bias" in weights:
     wide = wide + _wide_like(weights[f"{name}_bias"], wide)
-  return wide.astype(x.dtype)
+  return wide.astype(x.dtype).reshape(x.shape)
 
 
 def _wide_like(weight, x):
-  """In the dtype of x, with axes of one in front."""
-  ones = (1,) * (x.ndim - weight.ndim)
-  return weight.astype(x.dtype).reshape(ones + weight.shape)
+  """In the dtype and the shape of x."""
+  return jnp.broadcast_to(weight.astype(x.dtype), x.shape)
 
 
 def affine(x, weights, name, einsum):

@@ -198,7 +198,13 @@ def _forward(scale, softcap, query, key, value, layout, window):
 def _backward(scale, softcap, kept, grad_out):
   query, key, value, plan, out, norm_NRGQ = kept
   wide = norm_NRGQ.dtype
-  pull_NRGQ = jnp.sum(grad_out.astype(wide) * out.astype(wide), axis=-1)
+  # Not a sum of products, which XLA's CPU backend takes apart where R is 1.
+  pull_NRGQ = jnp.einsum(
+    "NRGQE,NRGQE->NRGQ",
+    grad_out.astype(wide),
+    out.astype(wide),
+    precision="highest",
+  )
 
   def one_block(i, grads):
     grad_query, grad_key, grad_value = grads
